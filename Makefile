@@ -1,0 +1,35 @@
+# `make demo` and `make test` each do all their own set-up, in a virtual environment under $(VENV).
+VENV ?= .venv
+PYTHON ?= python3
+
+RUN = $(VENV)/bin
+INSTALL = $(RUN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.demo-installed
+	$(RUN)/trivium demo
+
+test: $(VENV)/.test-installed
+	$(RUN)/python -m pytest
+
+lint: $(VENV)/.test-installed
+	$(RUN)/ruff check
+	$(RUN)/ruff format --check
+	$(RUN)/pyright --pythonpath $(RUN)/python
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
+	find trivium tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.demo-installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(INSTALL) --editable .
+	touch $@
+
+$(VENV)/.test-installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[test]'
+	touch $@ $(VENV)/.demo-installed
