@@ -1,0 +1,16 @@
+"""Fixtures that every test file may use."""
+
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The folder of real checkpoints and data beside the repository; skips where there is none."""
+    for candidate in (REPOSITORY.parent / "shared", REPOSITORY / "shared"):
+        if (candidate / "checkpoints").is_dir() and (candidate / "datasets").is_dir():
+            return candidate
+    pytest.skip("no shared/ folder with real checkpoints and data beside the repository")
