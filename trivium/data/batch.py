@@ -1,0 +1,173 @@
+"""Groups and batches: one prompt's tokens once, its responses end to end, nothing padded.
+
+A group is one prompt and its n ≥ 1 responses. A batch lays the tokens of several groups on one
+line, each prompt followed by its responses, and records where everything is. What a model is fed,
+and how attention keeps the responses apart, is ``models.attention``'s business.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain, groupby
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from trivium.maths.ragged import segment_ids, segment_starts, spread
+
+
+@dataclass(frozen=True)
+class Group:
+    """One prompt and its responses, as token ids."""
+
+    prompt: list[int]
+    responses: list[list[int]]
+
+    def __post_init__(self) -> None:
+        if not self.prompt:
+            raise ValueError("a group's prompt is empty: no position could predict the first token")
+        if not self.responses or not all(self.responses):
+            raise ValueError("a group needs at least one response, and every response a token")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Groups on one line of L tokens, with the maps between the line and the flat responses.
+
+    Attributes:
+        tokens_L, positions_L: token ids and position ids; each response continues its prompt's.
+        prompt_lengths_G, sizes_G: tokens of each prompt, responses of each group.
+        lengths_N: tokens of each response.
+        prompt_starts_G, starts_N: where each prompt and each response begins on the line.
+        targets_T: the response tokens, flat.
+        tokens_at_T: where each response token lies on the line.
+        predictors_T: the position on the line that predicts each response token: the prompt's
+            last token for the first, the previous response token for the others.
+    """
+
+    tokens_L: Tensor
+    positions_L: Tensor
+    prompt_lengths_G: Tensor
+    sizes_G: Tensor
+    lengths_N: Tensor
+    prompt_starts_G: Tensor
+    starts_N: Tensor
+    targets_T: Tensor
+    tokens_at_T: Tensor
+    predictors_T: Tensor
+
+    @classmethod
+    def of(cls, groups: Sequence[Group]) -> Batch:
+        """Lay ``groups`` out on one line (CPU tensors)."""
+        if not groups:
+            raise ValueError("a batch needs at least one group")
+        prompt_lengths_G = torch.tensor([len(g.prompt) for g in groups])
+        sizes_G = torch.tensor([len(g.responses) for g in groups])
+        lengths_N = torch.tensor([len(r) for g in groups for r in g.responses])
+        segments = [s for g in groups for s in (g.prompt, *g.responses)]
+        segment_lengths = torch.tensor([len(s) for s in segments])
+        starts = segment_starts(segment_lengths)
+        prompt_at_G = segment_starts(sizes_G + 1)
+        is_response = torch.ones(len(segments), dtype=torch.bool)
+        is_response[prompt_at_G] = False
+        prompt_starts_G, starts_N = starts[prompt_at_G], starts[is_response]
+
+        tokens_L = torch.tensor(list(chain.from_iterable(segments)))
+        first_position = torch.zeros(len(segments), dtype=torch.long)
+        first_position[is_response] = spread(prompt_lengths_G, sizes_G)
+        positions_L = torch.arange(len(tokens_L)) + spread(first_position - starts, segment_lengths)
+        response_starts_T = segment_starts(lengths_N)
+        offset_T = torch.arange(int(lengths_N.sum())) - spread(response_starts_T, lengths_N)
+        tokens_at_T = spread(starts_N, lengths_N) + offset_T
+        predictors_T = tokens_at_T - 1
+        predictors_T[response_starts_T] = spread(prompt_starts_G + prompt_lengths_G - 1, sizes_G)
+        return cls(
+            tokens_L=tokens_L,
+            positions_L=positions_L,
+            prompt_lengths_G=prompt_lengths_G,
+            sizes_G=sizes_G,
+            lengths_N=lengths_N,
+            prompt_starts_G=prompt_starts_G,
+            starts_N=starts_N,
+            targets_T=tokens_L[tokens_at_T],
+            tokens_at_T=tokens_at_T,
+            predictors_T=predictors_T,
+        )
+
+    @property
+    def last_tokens_N(self) -> Tensor:
+        """Where each response's last token lies on the line, ``[N]``."""
+        return self.starts_N + self.lengths_N - 1
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch with its tensors on ``device``."""
+        moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
+        return replace(self, **moved)
+
+
+@dataclass(frozen=True)
+class Grouped:
+    """Groups and the tensors that belong to their responses; subclasses add the tensors.
+
+    A field whose name ends in ``_N`` holds one entry per response, one that ends in ``_T`` one per
+    response token, and ``select`` cuts all of them alike.
+    """
+
+    groups: list[Group]
+
+    @property
+    def sizes_G(self) -> Tensor:
+        return torch.tensor([len(g.responses) for g in self.groups])
+
+    @property
+    def lengths_N(self) -> Tensor:
+        return torch.tensor([len(r) for g in self.groups for r in g.responses])
+
+    def select(self, responses: Sequence[int]) -> Self:
+        """Only these responses (flat indices, ascending), with the prompts they need."""
+        group_of = segment_ids(self.sizes_G).tolist()
+        flat = [r for g in self.groups for r in g.responses]
+        groups = [
+            Group(self.groups[g].prompt, [flat[i] for i in members])
+            for g, members in groupby(responses, key=group_of.__getitem__)
+        ]
+        index_N = torch.as_tensor(responses, dtype=torch.long)
+        index_T = token_index(self.lengths_N, index_N)
+        cut = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "groups"}
+        for name, tensor in cut.items():
+            if tensor is not None:
+                index = index_T if name.endswith("_T") else index_N
+                cut[name] = tensor.index_select(0, index.to(tensor.device))
+        return replace(self, groups=groups, **cut)
+
+    def split(self, max_tokens: int, *, whole_groups: bool = False) -> list[list[int]]:
+        """Cut into micro-batches of at most ``max_tokens`` on the line: response indices of each.
+
+        Groups of similar length go together. A group that does not fit is divided (its prompt is
+        then repeated), unless ``whole_groups``; a single response may exceed the limit.
+        """
+        first_G = segment_starts(self.sizes_G).tolist()
+        longest = [max(map(len, g.responses)) + len(g.prompt) for g in self.groups]
+        parts: list[list[int]] = []
+        used = 0
+        for g in sorted(range(len(self.groups)), key=lambda g: (longest[g], g)):
+            group = self.groups[g]
+            members = [first_G[g] + j for j in range(len(group.responses))]
+            for unit in [members] if whole_groups else [[m] for m in members]:
+                responses = sum(len(group.responses[m - first_G[g]]) for m in unit)
+                prompt = 0 if parts and parts[-1][-1] in members else len(group.prompt)
+                if not parts or used + prompt + responses > max_tokens:
+                    parts.append([])
+                    used, prompt = 0, len(group.prompt)
+                parts[-1] += unit
+                used += prompt + responses
+        return [sorted(part) for part in parts]
+
+
+def token_index(lengths_N: Tensor, responses: Tensor) -> Tensor:
+    """The flat token positions of these responses, in their order."""
+    lengths = lengths_N[responses]
+    start = segment_starts(lengths_N)[responses] - segment_starts(lengths)
+    return torch.arange(int(lengths.sum())) + spread(start, lengths)

@@ -1,0 +1,176 @@
+"""Advantages: how much better a token was than expected.
+
+PPO reads them from a critic through GAE; GRPO from the rewards of one prompt's group of responses,
+for whole responses (outcome) or reasoning steps (process). Nothing here carries gradient: callers
+detach the results and keep them fixed while a rollout batch is reused.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from trivium.maths.ragged import (
+    require_lengths,
+    require_same_shape,
+    segment_ids,
+    segment_mean,
+    segment_starts,
+    segment_sum,
+    spread,
+    suffix_sum,
+)
+
+Baseline = Literal["group_mean", "leave_one_out"]
+Scale = Literal["sample_std", "population_std", "batch_std", "none"]
+
+
+def gae(
+    rewards_T: Tensor,
+    values_T: Tensor,
+    lengths_N: Tensor,
+    *,
+    gamma: float,
+    lam: float,
+    bootstrap_N: Tensor | None = None,
+) -> Tensor:
+    """Generalised advantage estimates, ``[T]`` (Schulman et al. 2016, eq. 16).
+
+    ``δ_t = r_t + γ V(s_{t+1}) − V(s_t)`` and ``Â_t = Σ_k (γλ)^k δ_{t+k}``, where ``values_T[t]`` is
+    V(s_t), read at the position that predicts token t. After a response's last token V is
+    ``bootstrap_N`` (0 by default: the response ended and its score is final).
+    """
+    if not (0 <= gamma <= 1 and 0 <= lam <= 1):
+        raise ValueError(f"gamma and lam must be in [0, 1], got {gamma} and {lam}")
+    require_same_shape(rewards_T=rewards_T, values_T=values_T)
+    require_lengths(lengths_N, len(rewards_T))
+    if bootstrap_N is None:
+        bootstrap_N = values_T.new_zeros(len(lengths_N))
+    require_same_shape(bootstrap_N=bootstrap_N, lengths_N=lengths_N)
+    next_values_T = torch.cat([values_T[1:], values_T.new_zeros(min(1, len(values_T)))])
+    held_N = lengths_N > 0
+    last_N = (segment_starts(lengths_N) + lengths_N - 1)[held_N]
+    next_values_T = next_values_T.index_copy(0, last_N, bootstrap_N[held_N].to(values_T.dtype))
+    delta_T = rewards_T + gamma * next_values_T - values_T
+    return suffix_sum(delta_T, lengths_N, gamma * lam)
+
+
+def return_targets(values_T: Tensor, advantages_T: Tensor) -> Tensor:
+    """``Target_t = V_old(s_t) + Â_t``: the λ-return that the critic regresses to, ``[T]``."""
+    require_same_shape(values_T=values_T, advantages_T=advantages_T)
+    return values_T + advantages_T
+
+
+def group_advantages(
+    rewards_N: Tensor,
+    sizes_G: Tensor,
+    *,
+    baseline: Baseline = "group_mean",
+    scale: Scale = "sample_std",
+) -> Tensor:
+    """One advantage per response from its group's rewards, ``[N]``.
+
+    ``Â_i = (r_i − mean(r)) / std(r)`` (Shao et al. 2024, section 4.1.2). ``baseline``:
+    ``leave_one_out`` compares with the mean of the *other* responses (RLOO, Ahmadian et al. 2024).
+    ``scale``: sample (n − 1) or population (n) standard deviation of the group, that of the whole
+    batch's centred rewards (REINFORCE++-baseline, Hu et al. 2025), or none (Dr. GRPO).
+
+    A group whose rewards are all equal has advantage exactly 0. A group of one is an error.
+    """
+    if baseline not in ("group_mean", "leave_one_out"):
+        raise ValueError(f"unknown baseline {baseline!r}: group_mean or leave_one_out")
+    require_lengths(sizes_G, len(rewards_N))
+    if len(sizes_G) and int(sizes_G.min()) < 2:
+        raise ValueError(
+            "a group of one response has nothing to be compared with: "
+            f"sample at least 2 responses per prompt, got {int(sizes_G.min())}"
+        )
+    sizes_N = spread(sizes_G, sizes_G).to(rewards_N.dtype)
+    centred_N = rewards_N - spread(segment_mean(rewards_N, sizes_G), sizes_G)
+    centred_N = torch.where(spread(equal_groups(rewards_N, sizes_G), sizes_G), 0.0, centred_N)
+    spread_N = _deviation(centred_N, sizes_G, scale)
+    if baseline == "leave_one_out":
+        centred_N = centred_N * sizes_N / (sizes_N - 1)
+    return torch.where(centred_N == 0, 0.0, centred_N / spread_N)
+
+
+def equal_groups(rewards_N: Tensor, sizes_G: Tensor) -> Tensor:
+    """Which groups' rewards are all equal, ``[G]`` bool: they carry no signal.
+
+    Equal to within rounding (8 units in the last place): 0.1 + 0.2 equals 0.3, or dividing by the
+    standard deviation would turn that difference into advantages of ±1. A NaN equals nothing.
+    """
+    require_lengths(sizes_G, len(rewards_N))
+    x_N = rewards_N if rewards_N.is_floating_point() else rewards_N.to(torch.float64)
+    group_N = segment_ids(sizes_G)
+    largest_G = x_N.new_full((len(sizes_G),), -torch.inf).scatter_reduce(0, group_N, x_N, "amax")
+    smallest_G = x_N.new_full((len(sizes_G),), torch.inf).scatter_reduce(0, group_N, x_N, "amin")
+    rounding_G = 8 * torch.finfo(x_N.dtype).eps * torch.maximum(largest_G, -smallest_G)
+    alike_G = (largest_G == smallest_G) | (largest_G - smallest_G < rounding_G)
+    return alike_G | (sizes_G == 0)
+
+
+def step_advantages(
+    rewards_S: Tensor,
+    ends_S: Tensor,
+    steps_N: Tensor,
+    lengths_N: Tensor,
+    sizes_G: Tensor,
+    *,
+    scale: Scale = "sample_std",
+) -> Tensor:
+    """Process supervision: one advantage per token from its group's step rewards, ``[T]``.
+
+    The step rewards of all responses of a group form one pool,
+    ``r̃_{i,j} = (r_{i,j} − mean(pool)) / std(pool)``; a token of step j gets ``Σ_{k ≥ j} r̃_{i,k}``
+    (Shao et al. 2024, section 4.1.3). ``ends_S`` is the index *inside its response* of each step's
+    last token, increasing within a response; ``steps_N`` counts each response's steps. Tokens
+    behind the last step get 0. A pool of fewer than two steps carries no signal: advantage 0.
+    """
+    require_same_shape(rewards_S=rewards_S, ends_S=ends_S)
+    require_lengths(steps_N, len(rewards_S))
+    require_same_shape(steps_N=steps_N, lengths_N=lengths_N)
+    require_lengths(sizes_G, len(lengths_N))
+    limit_S = spread(lengths_N, steps_N)
+    if bool(((ends_S < 0) | (ends_S >= limit_S)).any()):
+        raise ValueError("a step ends outside its response")
+    pool_G = segment_sum(steps_N, sizes_G)
+    centred_S = rewards_S - spread(segment_mean(rewards_S, pool_G), pool_G)
+    same_S = spread(equal_groups(rewards_S, pool_G), pool_G)
+    centred_S = torch.where(same_S, 0.0, centred_S)
+    normalised_S = torch.where(same_S, 0.0, centred_S / _deviation(centred_S, pool_G, scale))
+    token_S = spread(segment_starts(lengths_N), steps_N) + ends_S
+    placed_T = normalised_S.new_zeros(int(lengths_N.sum())).index_add(0, token_S, normalised_S)
+    return suffix_sum(placed_T, lengths_N)
+
+
+def whiten(x_T: Tensor, selected_T: Tensor | None = None, *, epsilon: float = 1e-8) -> Tensor:
+    """Shift and scale to mean 0 and (population) variance 1 over the selected tokens.
+
+    The statistics are of the whole rollout batch, never of a micro-batch. Tokens outside the
+    selection become 0. Fewer than two selected tokens are returned centred only.
+    """
+    require_same_shape(x_T=x_T, selected_T=selected_T)
+    kept_T = torch.ones_like(x_T, dtype=torch.bool) if selected_T is None else selected_T.bool()
+    count = kept_T.sum().clamp(min=1)
+    mean = torch.where(kept_T, x_T, 0.0).sum() / count
+    centred_T = torch.where(kept_T, x_T - mean, 0.0)
+    if count < 2:
+        return centred_T
+    return centred_T / (centred_T.square().sum() / count + epsilon).sqrt()
+
+
+def _deviation(centred_N: Tensor, sizes_G: Tensor, scale: Scale) -> Tensor:
+    """The standard deviation that divides each centred reward, ``[N]``."""
+    if scale == "none":
+        return torch.ones_like(centred_N)
+    if scale == "batch_std":
+        deviation = centred_N.square().mean().sqrt() if len(centred_N) else centred_N.sum()
+        return torch.full_like(centred_N, float(deviation))
+    if scale not in ("sample_std", "population_std"):
+        raise ValueError(f"unknown scale {scale!r}: sample_std, population_std, batch_std or none")
+    correction = 1 if scale == "sample_std" else 0
+    degrees_G = (sizes_G - correction).clamp(min=1).to(centred_N.dtype)
+    return spread((segment_sum(centred_N.square(), sizes_G) / degrees_G).sqrt(), sizes_G)

@@ -1,0 +1,227 @@
+"""The losses, each as its paper writes it: per token or per pair, unreduced.
+
+The caller multiplies by the weights of ``maths.weights`` and sums. In every policy loss gradient
+flows through ``logprobs_T`` alone; advantages, old log-probs and return targets are constants of
+the rollout batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trivium.maths.ragged import require_same_shape, segment_mean, spread
+
+
+def importance_ratio(logprobs_T: Tensor, old_logprobs_T: Tensor) -> Tensor:
+    """``ρ_t = π_θ(o_t) / π_old(o_t)``, ``[T]``."""
+    require_same_shape(logprobs_T=logprobs_T, old_logprobs_T=old_logprobs_T)
+    return torch.exp(logprobs_T - old_logprobs_T)
+
+
+def clipped_surrogate(
+    logprobs_T: Tensor,
+    old_logprobs_T: Tensor,
+    advantages_T: Tensor,
+    lengths_N: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Tensor:
+    """``−min(ρ Â, clip(ρ, 1−ε_low, 1+ε_high) Â)``, ``[T]`` (Schulman et al. 2017, eq. 7).
+
+    Asymmetric when ``clip_high > clip_low`` (DAPO, Yu et al. 2025, eq. 10).
+    """
+    require_same_shape(logprobs_T=logprobs_T, advantages_T=advantages_T)
+    _require_clip(clip_low, clip_high)
+    ratio_T = importance_ratio(logprobs_T, old_logprobs_T)
+    clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
+
+
+def sequence_surrogate(
+    logprobs_T: Tensor,
+    old_logprobs_T: Tensor,
+    advantages_T: Tensor,
+    lengths_N: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Tensor:
+    """GSPO: the clipped surrogate of the sequence ratio ``s_i = (π_θ(o_i)/π_old(o_i))^{1/|o_i|}``.
+
+    Written per token as ``s_i · π_θ(o_t)/sg[π_θ(o_t)]`` (Zheng et al. 2025, eq. 14), whose value is
+    s_i and whose weighted sum under ``sequence_mean`` has the gradient of s_i, ``[T]``.
+    """
+    require_same_shape(
+        logprobs_T=logprobs_T, old_logprobs_T=old_logprobs_T, advantages_T=advantages_T
+    )
+    _require_clip(clip_low, clip_high)
+    mean_log_ratio_N = segment_mean((logprobs_T - old_logprobs_T).detach(), lengths_N)
+    own_T = torch.exp(logprobs_T - logprobs_T.detach())
+    ratio_T = spread(mean_log_ratio_N.exp(), lengths_N) * own_T
+    clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
+    return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
+
+
+def clipped_weight_surrogate(
+    logprobs_T: Tensor,
+    old_logprobs_T: Tensor,
+    advantages_T: Tensor,
+    lengths_N: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+) -> Tensor:
+    """CISPO: ``−sg[clip(ρ, 1−ε_low, 1+ε_high)] Â log π_θ``, ``[T]`` (MiniMax 2025, eq. 4).
+
+    The clipped ratio only weighs the token, so no token loses its gradient.
+    """
+    require_same_shape(logprobs_T=logprobs_T, advantages_T=advantages_T)
+    _require_clip(clip_low, clip_high)
+    ratio_T = importance_ratio(logprobs_T, old_logprobs_T).detach()
+    return -ratio_T.clamp(1 - clip_low, 1 + clip_high) * advantages_T * logprobs_T
+
+
+SURROGATES: dict[str, Callable[..., Tensor]] = {
+    "clipped": clipped_surrogate,
+    "gspo": sequence_surrogate,
+    "cispo": clipped_weight_surrogate,
+}
+
+
+def truncated_importance(logprobs_T: Tensor, sampler_logprobs_T: Tensor, *, limit: float) -> Tensor:
+    """``min(π_trainer/π_sampler, C)``, detached, ``[T]``: corrects for a sampler whose log-probs
+    differ from the trainer's by numerics or staleness (Yao et al. 2025)."""
+    if limit <= 0:
+        raise ValueError(f"the limit of the importance weight must be positive, got {limit}")
+    return importance_ratio(logprobs_T, sampler_logprobs_T).detach().clamp(max=limit)
+
+
+def value_loss(
+    values_T: Tensor,
+    targets_T: Tensor,
+    *,
+    old_values_T: Tensor | None = None,
+    clip: float | None = None,
+) -> Tensor:
+    """``(V − Target)²``, ``[T]``; gradient flows through ``values_T`` alone.
+
+    With ``clip = ε``: ``max((V − Target)², (V_old + clip(V − V_old, ±ε) − Target)²)``, the
+    pessimistic clipping of the PPO reference implementation.
+    """
+    require_same_shape(values_T=values_T, targets_T=targets_T, old_values_T=old_values_T)
+    error_T = (values_T - targets_T).square()
+    if clip is None:
+        return error_T
+    if clip <= 0 or old_values_T is None:
+        raise ValueError(f"value clipping needs old_values_T and a clip > 0, got {clip}")
+    near_T = old_values_T + (values_T - old_values_T).clamp(-clip, clip)
+    return torch.maximum(error_T, (near_T - targets_T).square())
+
+
+def token_nll(logprobs_T: Tensor) -> Tensor:
+    """``−log π_θ(o_t)``, ``[T]``: supervised fine-tuning."""
+    return -logprobs_T
+
+
+def bradley_terry_loss(
+    chosen_P: Tensor, rejected_P: Tensor, *, margin_P: Tensor | None = None
+) -> Tensor:
+    """``−log σ(s_w − s_l − margin)``, ``[P]`` (Ouyang et al. 2022, eq. 1; Llama 2, eq. 2)."""
+    require_same_shape(chosen_P=chosen_P, rejected_P=rejected_P, margin_P=margin_P)
+    difference_P = chosen_P - rejected_P
+    return -F.logsigmoid(difference_P if margin_P is None else difference_P - margin_P)
+
+
+def step_loss(scores_S: Tensor, labels_S: Tensor) -> Tensor:
+    """Binary cross-entropy of a step's logit with its label in [0, 1], ``[S]``
+    (process reward model, Lightman et al. 2024)."""
+    require_same_shape(scores_S=scores_S, labels_S=labels_S)
+    return F.binary_cross_entropy_with_logits(scores_S, labels_S, reduction="none")
+
+
+def dpo_loss(
+    margins_P: Tensor, *, beta: float, label_smoothing: float = 0.0, target_margin: float = 0.0
+) -> Tensor:
+    """``−log σ(β h − γ)``, ``[P]`` (Rafailov et al. 2023, eq. 7).
+
+    ``margins_P`` is ``h = log π(y_w)/π_ref(y_w) − log π(y_l)/π_ref(y_l)``, before β. With
+    ``label_smoothing = ε`` (cDPO, Mitchell 2023) the labels are taken to be flipped with
+    probability ε: ``−(1−ε) log σ(βh) − ε log σ(−βh)``. ``target_margin`` γ is SimPO's (Meng et al.
+    2024, eq. 6), there with h the difference of length-normalised log-probs without a reference.
+    """
+    _require_beta(beta)
+    if not 0 <= label_smoothing < 0.5:
+        raise ValueError(f"label_smoothing must be in [0, 0.5), got {label_smoothing}")
+    logit_P = beta * margins_P - target_margin
+    return -(1 - label_smoothing) * F.logsigmoid(logit_P) - label_smoothing * F.logsigmoid(-logit_P)
+
+
+def ipo_loss(
+    margins_P: Tensor, *, beta: float, label_smoothing: float = 0.0, target_margin: float = 0.0
+) -> Tensor:
+    """``(h − 1/(2β))²``, ``[P]`` (Azar et al. 2024, eq. 17, with τ = β)."""
+    _require_beta(beta)
+    _require_unused("ipo", label_smoothing, target_margin)
+    return (margins_P - 1 / (2 * beta)).square()
+
+
+def hinge_loss(
+    margins_P: Tensor, *, beta: float, label_smoothing: float = 0.0, target_margin: float = 0.0
+) -> Tensor:
+    """``max(0, 1 − β h)``, ``[P]`` (SLiC, Zhao et al. 2023; on log ratios, Liu et al. 2024)."""
+    _require_beta(beta)
+    _require_unused("hinge", label_smoothing, target_margin)
+    return torch.relu(1 - beta * margins_P)
+
+
+def robust_loss(
+    margins_P: Tensor, *, beta: float, label_smoothing: float = 0.0, target_margin: float = 0.0
+) -> Tensor:
+    """``(−(1−ε) log σ(βh) + ε log σ(−βh)) / (1 − 2ε)``, ``[P]``: unbiased for the DPO loss when a
+    share ε of the labels is flipped (rDPO, Chowdhury et al. 2024)."""
+    _require_beta(beta)
+    _require_unused("robust", 0.0, target_margin)
+    if not 0 < label_smoothing < 0.5:
+        raise ValueError(f"robust needs label_smoothing in (0, 0.5), got {label_smoothing}")
+    logit_P = beta * margins_P
+    kept_P = (1 - label_smoothing) * F.logsigmoid(logit_P)
+    return (label_smoothing * F.logsigmoid(-logit_P) - kept_P) / (1 - 2 * label_smoothing)
+
+
+PREFERENCE_LOSSES: dict[str, Callable[..., Tensor]] = {
+    "sigmoid": dpo_loss,
+    "ipo": ipo_loss,
+    "hinge": hinge_loss,
+    "robust": robust_loss,
+}
+
+
+def preference_gradient_weight(margins_P: Tensor, *, beta: float) -> Tensor:
+    """``σ(r̂_l − r̂_w) = σ(−β h)``, ``[P]``: how strongly DPO corrects a pair, in the
+    gradient ``−β σ(−β h) (∇log π(y_w) − ∇log π(y_l))`` of its loss (Rafailov et al. 2023).
+    """
+    return torch.sigmoid(-beta * margins_P)
+
+
+def _require_clip(clip_low: float, clip_high: float) -> None:
+    if not (0 < clip_low <= 1 and clip_high > 0):
+        raise ValueError(
+            f"clipping needs 0 < clip_low ≤ 1 and clip_high > 0, got {clip_low} and {clip_high}"
+        )
+
+
+def _require_beta(beta: float) -> None:
+    if beta <= 0:
+        raise ValueError(f"beta must be positive, got {beta}")
+
+
+def _require_unused(loss: str, label_smoothing: float, target_margin: float) -> None:
+    if label_smoothing or target_margin:
+        raise ValueError(
+            f"the {loss} loss has no label_smoothing or target_margin: leave them at 0"
+        )
