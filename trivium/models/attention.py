@@ -1,0 +1,315 @@
+"""Attention over groups: responses share their prompt, and nothing is padded outside it.
+
+A model is fed one line of tokens (``data.batch.Batch``) through the attention interface of
+``transformers``: this module registers one attention function, and a *layout* handed along with
+each forward says who may look at whom. ``GroupLayout`` serves training and scoring; the rollout
+engine brings layouts of its own with a key-value cache.
+
+A model family is trusted only after ``use_ragged_attention`` has compared both ways on a few
+tokens; one that fails computes separate rows (``separate_rows``), which is also the reference that
+the tests hold the shared layout to.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from functools import cache, cached_property
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AttentionInterface, PreTrainedModel
+
+from trivium.data.batch import Batch, Group
+from trivium.maths.ragged import segment_ids, spread
+
+logger = logging.getLogger(__name__)
+
+RAGGED = "trivium_ragged"
+NOT_UNDERSTOOD = ("s_aux", "position_bias", "sinks")
+
+
+class UnsupportedAttentionError(Exception):
+    """The model asks attention for something the ragged layouts do not compute."""
+
+
+class Layout(Protocol):
+    """Who attends to whom on the line of one forward pass."""
+
+    def attend(
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+    ) -> Tensor:
+        """Attention output ``[L, heads, width]`` of one layer."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one layer turns scores into weights."""
+
+    scaling: float
+    window: int | None
+    softcap: float | None
+
+
+def ragged_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    layout: Layout | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """The attention function of every model that Trivium drives; ``layout`` does the work."""
+    if layout is None:
+        raise UnsupportedAttentionError("no layout reached the attention function")
+    asked = [name for name in NOT_UNDERSTOOD if kwargs.get(name) is not None]
+    if asked or query.shape[0] != 1 or not getattr(module, "is_causal", True) or dropout:
+        raise UnsupportedAttentionError(f"this attention is not plain causal attention {asked}")
+    rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    lines = (x[0].transpose(0, 1) for x in (query, key, value))
+    return layout.attend(int(module.layer_idx), *lines, rule=rule)[None], None  # type: ignore[arg-type]
+
+
+AttentionInterface.register(RAGGED, ragged_attention)
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, rule: Rule
+) -> Tensor:
+    """Dense attention of rows ``[rows, heads, tokens, width]``; causal where ``visible`` is None.
+
+    Key and value may have fewer heads than the query (grouped-query attention).
+    """
+    repeats = query.shape[1] // key.shape[1]
+    if repeats > 1:
+        key, value = (x.repeat_interleave(repeats, 1) for x in (key, value))
+    if rule.softcap is None:
+        return F.scaled_dot_product_attention(
+            query, key, value, visible, is_causal=visible is None, scale=rule.scaling
+        )
+    scores = query @ key.transpose(-1, -2) * rule.scaling
+    scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    if visible is None:
+        visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value
+
+
+class Rows:
+    """Segments of the line gathered into rows for dense attention, and back.
+
+    Rows are as long as the longest segment; what lies behind a shorter one is never visible to a
+    real query and never scattered back.
+    """
+
+    def __init__(self, starts: Tensor, lengths: Tensor) -> None:
+        self.longest = int(lengths.max())
+        offset = torch.arange(self.longest, device=starts.device)
+        self.held = offset < lengths[:, None]
+        self.index = torch.where(self.held, starts[:, None] + offset, 0)
+        self.count = len(starts)
+
+    def gather(self, line_LHD: Tensor) -> Tensor:
+        """``[L, heads, width] -> [rows, heads, longest, width]``."""
+        rows = line_LHD.index_select(0, self.index.flatten())
+        return rows.unflatten(0, (self.count, self.longest)).transpose(1, 2)
+
+    def flatten(self, rows: Tensor) -> Tensor:
+        """``[rows, heads, longest, width] -> [tokens, heads, width]``, row after row."""
+        return rows.transpose(1, 2)[self.held]
+
+    @cached_property
+    def line_index(self) -> Tensor:
+        """Where each flattened token lies on the line."""
+        return self.index[self.held]
+
+
+class GroupLayout:
+    """Each prompt attends to itself; each response to its group's prompt and to itself."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.prompts = Rows(batch.prompt_starts_G, batch.prompt_lengths_G)
+        self.responses = Rows(batch.starts_N, batch.lengths_N)
+        self.group_of_N = segment_ids(batch.sizes_G)
+        self.prompt_lengths_G = batch.prompt_lengths_G
+        line = torch.cat([self.prompts.line_index, self.responses.line_index])
+        self.to_line = torch.empty_like(line).scatter_(
+            0, line, torch.arange(len(line), device=line.device)
+        )
+        self._visible: dict[int | None, tuple[Tensor | None, Tensor]] = {}
+
+    def attend(
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+    ) -> Tensor:
+        prompt_sees, response_sees = self._masks(rule.window)
+        prompt_keys, prompt_values = self.prompts.gather(key_LHD), self.prompts.gather(value_LHD)
+        prompt_out = attention(
+            self.prompts.gather(query_LHD), prompt_keys, prompt_values, prompt_sees, rule
+        )
+        keys, values = (
+            torch.cat([shared.index_select(0, self.group_of_N), self.responses.gather(own)], 2)
+            for shared, own in ((prompt_keys, key_LHD), (prompt_values, value_LHD))
+        )
+        response_out = attention(
+            self.responses.gather(query_LHD), keys, values, response_sees, rule
+        )
+        out = torch.cat([self.prompts.flatten(prompt_out), self.responses.flatten(response_out)])
+        return out.index_select(0, self.to_line)
+
+    def _masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
+        """What prompts see (None: plainly causal) and what responses see, for one window size."""
+        if window is not None and window >= self.prompts.longest + self.responses.longest:
+            window = None
+        if window not in self._visible:
+            self._visible[window] = self._build_masks(window)
+        return self._visible[window]
+
+    def _build_masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
+        device = self.prompt_lengths_G.device
+        prompt = torch.arange(self.prompts.longest, device=device)
+        own = torch.arange(self.responses.longest, device=device)
+        length_N = self.prompt_lengths_G[self.group_of_N]
+        sees_prompt = (prompt < length_N[:, None])[:, None].expand(-1, len(own), -1)
+        sees_own = (own[:, None] >= own).expand(len(length_N), -1, -1)
+        if window is None:
+            return None, torch.cat([sees_prompt, sees_own], 2)[:, None]
+        behind = length_N[:, None, None] + own[:, None] - prompt
+        sees_prompt = sees_prompt & (behind < window)
+        sees_own = sees_own & (own[:, None] - own < window)
+        distance = prompt[:, None] - prompt
+        prompt_sees = (distance >= 0) & (distance < window)
+        return prompt_sees, torch.cat([sees_prompt, sees_own], 2)[:, None]
+
+
+def hidden_states(backbone: PreTrainedModel, batch: Batch, *, shared: bool = True) -> Tensor:
+    """Final hidden states of every token on the batch's line, ``[L, D]``."""
+    if not shared:
+        return separate_rows(backbone, batch)
+    return _on_line(backbone, batch, GroupLayout(batch))
+
+
+def _on_line(backbone: PreTrainedModel, batch: Batch, layout: Layout) -> Tensor:
+    output = backbone(
+        input_ids=batch.tokens_L[None],
+        position_ids=batch.positions_L[None],
+        use_cache=False,
+        layout=layout,
+    )
+    return output.last_hidden_state[0]
+
+
+def separate_rows(backbone: PreTrainedModel, batch: Batch) -> Tensor:
+    """The same hidden states from one padded row per response: the plain way, and the reference.
+
+    The prompt's states are read from its first response's row.
+    """
+    prompt_of_N = spread(batch.prompt_starts_G, batch.sizes_G)
+    prompt_lengths_N = spread(batch.prompt_lengths_G, batch.sizes_G)
+    total_N = prompt_lengths_N + batch.lengths_N
+    column = torch.arange(int(total_N.max()), device=total_N.device)
+    in_prompt = column < prompt_lengths_N[:, None]
+    held = column < total_N[:, None]
+    own = batch.starts_N[:, None] + column - prompt_lengths_N[:, None]
+    index = torch.where(held, torch.where(in_prompt, prompt_of_N[:, None] + column, own), 0)
+    rows = backbone(
+        input_ids=batch.tokens_L[index],
+        attention_mask=held.long(),
+        position_ids=torch.where(held, column, 0),
+        use_cache=False,
+    ).last_hidden_state
+    first_N = torch.zeros_like(held[:, 0])
+    first_N[torch.cumsum(batch.sizes_G, 0) - batch.sizes_G] = True
+    taken = held & (~in_prompt | first_N[:, None])
+    line = index[taken]
+    order = torch.empty_like(line).scatter_(0, line, torch.arange(len(line), device=line.device))
+    return rows[taken].index_select(0, order)
+
+
+def uses_ragged_attention(model: PreTrainedModel) -> bool:
+    """Whether ``use_ragged_attention`` switched this model."""
+    return model.config._attn_implementation == RAGGED
+
+
+@torch.no_grad()
+def use_ragged_attention(model: PreTrainedModel) -> bool:
+    """Switch ``model`` to the ragged attention if that is exact for it; otherwise leave it be.
+
+    Returns whether prompts are shared. Costs two forward passes over a dozen tokens.
+    """
+    if uses_ragged_attention(model):
+        return True
+    before = model.config._attn_implementation
+    backbone: PreTrainedModel = model.base_model  # type: ignore[assignment]
+    batch = _probe_batch(model)
+    layout = _Recorder(batch)
+    try:
+        expected = _unit_scale(separate_rows(backbone, batch))
+        model.set_attn_implementation(RAGGED)
+        found = _unit_scale(_on_line(backbone, batch, layout))
+        tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
+        exact = torch.allclose(found, expected, rtol=0, atol=tolerance)
+        exact = exact and _windows_arrive(model, layout.windows)
+    except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError, KeyError):
+        exact = False
+    if not exact:
+        model.set_attn_implementation(before)
+        _say_once(type(model).__name__)
+    return exact
+
+
+@cache
+def _say_once(family: str) -> None:
+    logger.warning("%s cannot share a prompt between responses: computing separate rows", family)
+
+
+class _Recorder(GroupLayout):
+    """A layout that notes which window each layer asks for."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch)
+        self.windows: dict[int, int | None] = {}
+
+    def attend(
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+    ) -> Tensor:
+        self.windows[layer] = rule.window
+        return super().attend(layer, query_LHD, key_LHD, value_LHD, rule)
+
+
+def _windows_arrive(model: PreTrainedModel, windows: dict[int, int | None]) -> bool:
+    """Whether every sliding window of the configuration reached the attention function.
+
+    A family that hides it in its mask would agree on a few tokens and be wrong beyond the window.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or None
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        used = getattr(config, "use_sliding_window", True)
+        types = ["sliding_attention" if window and used else "full_attention"] * len(windows)
+    if not set(types) <= {"full_attention", "sliding_attention"}:
+        return False
+    sliding = [layer for layer, kind in enumerate(types) if kind == "sliding_attention"]
+    return all(windows.get(layer) == window for layer in sliding)
+
+
+def _probe_batch(model: PreTrainedModel) -> Batch:
+    top = model.config.get_text_config().vocab_size - 1
+    groups = [
+        Group([1, min(3, top)], [[2, min(5, top)], [min(4, top), 1, 2]]),
+        Group([min(6, top), 1, min(3, top)], [[min(7, top), 2, 1], [1]]),
+    ]
+    return Batch.of(groups).to(model.device)
+
+
+def _unit_scale(states_LD: Tensor) -> Tensor:
+    """The states brought to unit scale, so that one tolerance fits all."""
+    states_LD = states_LD.float()
+    return states_LD / states_LD.abs().mean().clamp(min=1e-12)

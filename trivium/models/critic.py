@@ -1,0 +1,97 @@
+"""The critic: V(s_t), the expected return before each response token.
+
+Either a model of its own (``SeparateCritic``) or a head on the actor's hidden states
+(``SharedCritic``). ``ActorCritic`` hides which: one call gives log-probs, entropies and values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from trivium.data.batch import Batch
+from trivium.models.loading import base_of, trained_parameters
+from trivium.models.policy import Policy
+from trivium.models.reward_model import RewardModel
+
+VALUE_HEAD_FILE = "value_head.safetensors"
+
+
+@dataclass(frozen=True)
+class ActorCriticScores:
+    """Log-probs, entropies and values of the response tokens, ``[T]``."""
+
+    logprobs_T: Tensor
+    entropy_T: Tensor
+    values_T: Tensor
+
+
+class Critic(Protocol):
+    """What the loop asks of a critic."""
+
+    def parameters(self) -> list[nn.Parameter]: ...
+    def score(self, policy: Policy, batch: Batch) -> ActorCriticScores: ...
+    def final_values(self, policy: Policy, batch: Batch) -> Tensor: ...
+    def save(self, directory: Path) -> None: ...
+
+
+class SeparateCritic:
+    """A one-label classifier of its own weights, read where each token is predicted."""
+
+    def __init__(self, model: RewardModel) -> None:
+        self.model = model
+
+    def parameters(self) -> list[nn.Parameter]:
+        return trained_parameters(self.model.model)
+
+    def values(self, batch: Batch) -> Tensor:
+        """V(s_t) at the position that predicts token t, ``[T]``."""
+        return self.model.scores_at(batch, batch.predictors_T)
+
+    def score(self, policy: Policy, batch: Batch) -> ActorCriticScores:
+        scores = policy.score(batch)
+        return ActorCriticScores(scores.logprobs_T, scores.entropy_T, self.values(batch))
+
+    def final_values(self, policy: Policy, batch: Batch) -> Tensor:
+        """V after each response's last token, ``[N]``: what a cut-off response bootstraps from."""
+        return self.model.scores_at(batch, batch.last_tokens_N)
+
+    def save(self, directory: Path) -> None:
+        self.model.save(directory)
+
+
+class SharedCritic:
+    """A linear head on the actor's hidden states, so that one pass serves both."""
+
+    def __init__(self, policy: Policy) -> None:
+        base = base_of(policy.model)
+        width = base.config.get_text_config().hidden_size
+        self.head = nn.Linear(width, 1, device=policy.device, dtype=base.dtype)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.head.parameters())
+
+    def score(self, policy: Policy, batch: Batch) -> ActorCriticScores:
+        hidden_TD = policy.hidden(batch)
+        scores = policy.score_hidden(hidden_TD, batch)
+        values_T = self.head(hidden_TD)[:, 0].to(scores.logprobs_T.dtype)
+        return ActorCriticScores(scores.logprobs_T, scores.entropy_T, values_T)
+
+    def final_values(self, policy: Policy, batch: Batch) -> Tensor:
+        """V after each response's last token, ``[N]``."""
+        return self.head(policy.hidden_at(batch, batch.last_tokens_N))[:, 0]
+
+    def save(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(self.head.state_dict(), directory / VALUE_HEAD_FILE)
+
+    def load(self, directory: Path) -> None:
+        """Take the head's weights from a directory that ``save`` wrote."""
+        self.head.load_state_dict(load_file(directory / VALUE_HEAD_FILE))

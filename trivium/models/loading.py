@@ -1,0 +1,283 @@
+"""Hugging Face checkpoints in and out.
+
+Loads causal language models and one-label sequence classifiers from a local directory or a hub
+name, with LoRA if asked for, and saves what plain ``transformers`` loads again. Safetensors only;
+code that comes with a checkpoint runs only where the user asked for it.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import transformers
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from trivium.config import Configuration
+from trivium.errors import ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
+
+
+class LoraConfig(Configuration):
+    """Train low-rank adapters instead of all weights (Hu et al. 2022), through ``peft``."""
+
+    rank: int = 16
+    """Width of the adapters."""
+    alpha: float = 32.0
+    """Their scale: the update is multiplied by alpha / rank."""
+    targets: str | list[str] = "all-linear"
+    """Names of the linear layers that get adapters, or all-linear."""
+
+
+class ModelConfig(Configuration):
+    """Which checkpoint to load, and how."""
+
+    path: str
+    """A local directory or a hub name."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
+    """Type of the weights and of the arithmetic."""
+    device: str = "auto"
+    """Where the model lives: auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps …"""
+    lora: LoraConfig | None = None
+    """Train adapters instead of all weights."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the checkpoint. Only for sources you trust."""
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``name`` means; ``auto`` is the first GPU, else the CPU."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ModelError(f"model.device is {name!r}, which cannot be used: {reason}") from None
+    return device
+
+
+def load_causal_lm(config: ModelConfig) -> PreTrainedModel:
+    """The causal language model of ``config``, dropout off, with adapters if asked for."""
+    model = _from_pretrained(AutoModelForCausalLM, config, may_be_new=())
+    return _prepare(model, config, task="CAUSAL_LM")
+
+
+def load_scorer(config: ModelConfig) -> PreTrainedModel:
+    """A one-label sequence classifier: a reward model, or a language model with a new zero head."""
+    _require_one_label(config)
+    options = {"num_labels": 1}
+    model = _from_pretrained(AutoModelForSequenceClassification, config, ("score.",), **options)
+    return _prepare(model, config, task="SEQ_CLS")
+
+
+def _require_one_label(config: ModelConfig) -> None:
+    """Refuse a classifier of several classes before its head meets one of another shape."""
+    require_checkpoint(config.path)
+    try:
+        about = AutoConfig.from_pretrained(
+            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"cannot load {config.path}: {_first_line(error)}") from None
+    kind = next(iter(about.architectures or ()), "")
+    if kind.endswith("ForSequenceClassification") and about.num_labels != 1:
+        raise ModelError(
+            f"{config.path} is a {kind} with {about.num_labels} labels: a reward model or critic "
+            "is a sequence classifier with one label, or a language model to start one from"
+        )
+
+
+def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
+    """The checkpoint's tokenizer."""
+    require_checkpoint(config.path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{config.path} has no tokenizer that can be loaded ({_first_line(error)}): "
+            "put tokenizer.json and tokenizer_config.json beside the weights"
+        ) from None
+    if tokenizer.eos_token_id is None:
+        raise ModelError(
+            f"the tokenizer of {config.path} has no EOS token, so no response could ever end: "
+            "set eos_token in its tokenizer_config.json"
+        )
+    return tokenizer
+
+
+def require_checkpoint(path: str) -> None:
+    """Raise unless ``path`` can be a checkpoint: an existing directory or the shape of a hub name."""
+    where = Path(path).expanduser()
+    if where.is_dir():
+        if not (where / "config.json").is_file():
+            raise ModelError(f"{path} is a directory without config.json, so it is no checkpoint")
+        return
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or where.exists()
+    if looks_local:
+        raise ModelError(f"there is no checkpoint directory {path}")
+
+
+def save_checkpoint(
+    directory: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """Write weights, configuration and tokenizer so that plain ``transformers`` loads them.
+
+    Adapters are merged into the weights; on their own they are kept in ``directory/adapter``.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with _quiet_transformers():
+        if is_adapted(model):
+            model.save_pretrained(directory / "adapter")  # type: ignore[operator]
+            model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
+        model.save_pretrained(directory)  # type: ignore[operator]
+        if tokenizer is not None:
+            tokenizer.save_pretrained(directory)
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether ``model`` carries ``peft`` adapters."""
+    return hasattr(model, "peft_config")
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """The ``transformers`` model inside, with or without adapters around it."""
+    return model.get_base_model() if is_adapted(model) else model  # type: ignore[return-value,operator]
+
+
+def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that an optimiser moves."""
+    return [p for p in model.parameters() if p.requires_grad]
+
+
+def _from_pretrained(
+    kind: Any, config: ModelConfig, may_be_new: tuple[str, ...], **options: Any
+) -> PreTrainedModel:
+    require_checkpoint(config.path)
+    try:
+        with _quiet_transformers():
+            model, report = kind.from_pretrained(
+                config.path,
+                revision=config.revision,
+                dtype=DTYPES[config.dtype],
+                trust_remote_code=config.trust_remote_code,
+                use_safetensors=True,
+                output_loading_info=True,
+                **options,
+            )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"cannot load {config.path}: {_first_line(error)}") from None
+    missing = sorted(k for k in report["missing_keys"] if not k.startswith(may_be_new or ("\0",)))
+    if missing:
+        raise ModelError(
+            f"{config.path} lacks {len(missing)} weights of {type(model).__name__} "
+            f"({', '.join(missing[:3])} …): they would be random, so it is not loaded"
+        )
+    if any(k.startswith("score.") for k in report["missing_keys"]):
+        nn.init.zeros_(model.score.weight)
+    return model
+
+
+def _prepare(model: PreTrainedModel, config: ModelConfig, *, task: str) -> PreTrainedModel:
+    model.to(resolve_device(config.device))  # type: ignore[arg-type]
+    _leave_file(model)
+    disable_dropout(model)
+    if config.gradient_checkpointing:
+        _checkpoint_activations(model, config)
+    model.train()
+    return model if config.lora is None else _with_adapters(model, config.lora, task)
+
+
+def _leave_file(model: nn.Module) -> None:
+    """Move weights out of the mapped file into memory of their own.
+
+    There they are aligned as every copy of them is, and the last bits of a matrix product depend on
+    that: a reference must equal the policy it copies, and a reloaded model the one that was saved.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.clone()
+
+
+def _checkpoint_activations(model: PreTrainedModel, config: ModelConfig) -> None:
+    # The method was renamed within transformers 5.
+    name = "activation_checkpointing_enable"
+    enable = getattr(model, name, None) or model.gradient_checkpointing_enable
+    try:
+        enable({"use_reentrant": False})
+    except ValueError as error:
+        raise ModelError(
+            f"model.gradient_checkpointing is not possible with {config.path}: {_first_line(error)}"
+        ) from None
+    model.enable_input_require_grads()
+
+
+def disable_dropout(model: nn.Module) -> None:
+    """Set every dropout probability to 0: π_old and π_θ must be the same function at ρ = 1."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if isinstance(value, float) and ("dropout" in name or "layerdrop" in name):
+                setattr(module, name, 0.0)
+
+
+def _with_adapters(model: PreTrainedModel, lora: LoraConfig, task: str) -> PreTrainedModel:
+    try:
+        import peft
+    except ImportError:
+        raise ModelError("model.lora needs the peft package: pip install 'trivium[lora]'") from None
+    settings = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]
+        target_modules=lora.targets,
+        task_type=task,
+        modules_to_save=["score"] if task == "SEQ_CLS" else None,
+    )
+    try:
+        with warnings.catch_warnings():
+            # peft asks transformers by names that are deprecated there.
+            warnings.simplefilter("ignore", FutureWarning)
+            return peft.get_peft_model(model, settings)  # type: ignore[return-value]
+    except ValueError as error:
+        raise ModelError(f"model.lora.targets is {lora.targets!r}: {_first_line(error)}") from None
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """No bars for reading weights, and no load reports: missing weights are an error of our own.
+
+    The hub's bars stay, for downloads may take long.
+    """
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
+    empty = transformers.logging.EmptyTqdm
+    shown = transformers.logging.set_tqdm_hook(lambda _, args, kwargs: empty(*args, **kwargs))
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.set_tqdm_hook(shown)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

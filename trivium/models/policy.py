@@ -1,0 +1,147 @@
+"""The policy: a causal language model that scores the response tokens of a batch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trivium.data.batch import Batch
+from trivium.errors import ModelError
+from trivium.models.attention import hidden_states, use_ragged_attention, uses_ragged_attention
+from trivium.models.loading import (
+    ModelConfig,
+    base_of,
+    load_causal_lm,
+    load_tokenizer,
+    save_checkpoint,
+)
+from trivium.models.logprobs import Head, token_logprobs
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What a forward pass says of the response tokens: log-probs and entropies, ``[T]``."""
+
+    logprobs_T: Tensor
+    entropy_T: Tensor
+
+
+class Policy:
+    """A causal language model over groups.
+
+    Args:
+        model: any ``transformers`` causal language model, with or without ``peft`` adapters. Its
+            attention is switched to the shared-prompt layout where that is exact.
+        tokenizer: its tokenizer, saved beside it.
+        temperature: π is ``softmax(logits / temperature)`` everywhere: when sampling, in the
+            ratio and in the KL.
+
+    Raises:
+        ModelError: the head is not one that ``token_logprobs`` computes exactly.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        temperature: float = 1.0,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.temperature = temperature
+        base = base_of(model)
+        if not uses_ragged_attention(base):
+            _require_known_head(base)
+        self.shared = use_ragged_attention(base)
+
+    @classmethod
+    def load(
+        cls,
+        config: ModelConfig,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        *,
+        temperature: float = 1.0,
+    ) -> Policy:
+        """The policy of a checkpoint, with the checkpoint's tokenizer unless another is given."""
+        tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
+        return cls(load_causal_lm(config), tokenizer, temperature=temperature)
+
+    @property
+    def device(self) -> torch.device:
+        return base_of(self.model).device
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The transformer without its head."""
+        return base_of(self.model).base_model  # type: ignore[return-value]
+
+    @property
+    def head(self) -> Head:
+        return head_of(base_of(self.model))
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that a prompt and its response may have together."""
+        config = base_of(self.model).config.get_text_config()
+        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+
+    def score(self, batch: Batch) -> TokenScores:
+        """Log-probs and entropies of the batch's response tokens; gradient flows."""
+        return self.score_hidden(self.hidden(batch), batch)
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Final hidden states at the positions that predict response tokens, ``[T, D]``."""
+        return self.hidden_at(batch, batch.predictors_T)
+
+    def hidden_at(self, batch: Batch, line_index: Tensor) -> Tensor:
+        """Final hidden states at positions of the batch's line, one per index."""
+        line_LD = hidden_states(self.backbone, batch.to(self.device), shared=self.shared)
+        return line_LD.index_select(0, line_index.to(self.device))
+
+    def score_hidden(self, hidden_TD: Tensor, batch: Batch) -> TokenScores:
+        """``score`` from hidden states that were computed before."""
+        targets_T = batch.targets_T.to(self.device)
+        logprobs_T, entropy_T = token_logprobs(
+            hidden_TD, self.head, targets_T, temperature=self.temperature
+        )
+        return TokenScores(logprobs_T, entropy_T)
+
+    def save(self, directory: Path) -> None:
+        """Write a checkpoint that plain ``transformers`` loads, adapters merged."""
+        save_checkpoint(directory, self.model, self.tokenizer)
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """The language-model head of ``model``, with the scale and soft cap its family uses."""
+    linear = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    scale = float(getattr(config, "logit_scale", None) or 1.0)
+    scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+    softcap = getattr(config, "final_logit_softcapping", None)
+    return Head(linear.weight, getattr(linear, "bias", None), scale, softcap)
+
+
+@torch.no_grad()
+def _require_known_head(model: PreTrainedModel) -> None:
+    """Compare our head's logits with the model's own on three tokens."""
+    linear = model.get_output_embeddings()
+    if type(linear) is not nn.Linear:
+        kind = type(linear).__name__
+        raise ModelError(
+            f"{type(model).__name__} has a head of type {kind}, which is not a plain linear layer: "
+            "leave the head out of model.lora.targets, or use another checkpoint"
+        )
+    tokens = torch.tensor([[1, 2, 3]], device=model.device)
+    output = model(input_ids=tokens, output_hidden_states=True, use_cache=False)
+    ours = head_of(model).logits(output.hidden_states[-1][0])
+    theirs = output.logits[0].to(ours.dtype)
+    if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max())):
+        raise ModelError(
+            f"the head of {type(model).__name__} does more than a linear map, a scale and a soft "
+            "cap, so its log-probs would be wrong here: use another checkpoint"
+        )

@@ -1,0 +1,67 @@
+"""The reference policy: what the KL divergence is measured from.
+
+A frozen copy of the policy; or, when the policy trains adapters, the same weights with the
+adapters switched off (or, after a refresh, set to the values they had then), which costs no
+second model.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from trivium.data.batch import Batch
+from trivium.models.loading import is_adapted, trained_parameters
+from trivium.models.policy import Policy, TokenScores
+
+
+class Reference:
+    """π_ref: starts as the policy it is made from and moves only on ``refresh``."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+        self._adapters: list[Tensor] | None = None
+        self._copy = None if is_adapted(policy.model) else frozen_copy(policy)
+
+    @torch.no_grad()
+    def score(self, batch: Batch) -> TokenScores:
+        """Log-probs and entropies under π_ref; no gradient."""
+        if self._copy is not None:
+            return self._copy.score(batch)
+        with self._as_reference():
+            return self._policy.score(batch)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """``π_ref ← π_θ``."""
+        if self._copy is None:
+            self._adapters = [p.detach().clone() for p in trained_parameters(self._policy.model)]
+            return
+        current = self._policy.model.state_dict()
+        self._copy.model.load_state_dict(current)
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        if self._adapters is None:
+            with self._policy.model.disable_adapter():  # type: ignore[operator]
+                yield
+            return
+        trained = trained_parameters(self._policy.model)
+        current = [p.data for p in trained]
+        try:
+            for parameter, kept in zip(trained, self._adapters, strict=True):
+                parameter.data = kept
+            yield
+        finally:
+            for parameter, mine in zip(trained, current, strict=True):
+                parameter.data = mine
+
+
+def frozen_copy(policy: Policy) -> Policy:
+    """A copy of ``policy`` whose weights never change."""
+    model = copy.deepcopy(policy.model).requires_grad_(False)
+    return Policy(model, policy.tokenizer, temperature=policy.temperature)

@@ -1,0 +1,101 @@
+"""Learned scores: one number for a response, or one at each step's end.
+
+A scorer is a one-label ``AutoModelForSequenceClassification``, so that others' reward models load
+here and ours load elsewhere. An outcome reward model is read at the response's last token, a
+process reward model at each step's last token, a critic (``models.critic``) before every token.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trivium.data.batch import Batch
+from trivium.errors import ModelError
+from trivium.maths.ragged import spread
+from trivium.models.attention import hidden_states, use_ragged_attention
+from trivium.models.loading import (
+    ModelConfig,
+    base_of,
+    load_scorer,
+    load_tokenizer,
+    save_checkpoint,
+)
+
+
+class RewardModel:
+    """A one-label sequence classifier over groups."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+        base = base_of(model)
+        if base.config.num_labels != 1 or not hasattr(base, "score"):
+            raise ModelError(
+                f"{type(base).__name__} has {base.config.num_labels} labels: a reward model is a "
+                "sequence classifier with one label and a head named score"
+            )
+        self.model = model
+        self.tokenizer = tokenizer
+        if base.config.pad_token_id is None:
+            base.config.pad_token_id = _padding(tokenizer, base.config.vocab_size)
+        self.shared = use_ragged_attention(base)
+
+    @classmethod
+    def load(cls, config: ModelConfig) -> RewardModel:
+        """The reward model of a checkpoint; a language model gets a new head that scores 0."""
+        return cls(load_scorer(config), load_tokenizer(config))
+
+    @property
+    def device(self) -> torch.device:
+        return base_of(self.model).device
+
+    def scores_at(self, batch: Batch, line_index: Tensor) -> Tensor:
+        """The head's output at positions of the batch's line, one per index; gradient flows."""
+        base = base_of(self.model)
+        backbone: PreTrainedModel = base.base_model  # type: ignore[assignment]
+        line_LD = hidden_states(backbone, batch.to(self.device), shared=self.shared)
+        scores = base.score(line_LD.index_select(0, line_index.to(self.device)))[:, 0]
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+
+    def scores(self, batch: Batch) -> Tensor:
+        """One score per response, read at its last token, ``[N]``.
+
+        Where that is the padding token (a checkpoint that pads with its EOS), the score is read one
+        token earlier, which is where ``transformers`` reads it.
+        """
+        padding = base_of(self.model).config.pad_token_id
+        if padding is None:
+            return self.scores_at(batch, batch.last_tokens_N)
+        last_T = torch.cumsum(batch.lengths_N, 0) - 1
+        is_padding_N = batch.targets_T[last_T] == padding
+        before_N = batch.predictors_T[last_T]
+        return self.scores_at(batch, torch.where(is_padding_N, before_N, batch.last_tokens_N))
+
+    def step_scores(self, batch: Batch, ends: list[list[int]]) -> Tensor:
+        """One logit per step, read at its last token, ``[S]``.
+
+        ``ends`` lists, for each response of the batch, the index inside it of each step's end.
+        """
+        counts_N = torch.tensor([len(e) for e in ends])
+        ends_S = torch.tensor([end for e in ends for end in e], dtype=torch.long)
+        return self.scores_at(batch, spread(batch.starts_N.cpu(), counts_N) + ends_S)
+
+    def save(self, directory: Path) -> None:
+        """Write a checkpoint that ``AutoModelForSequenceClassification`` loads, adapters merged."""
+        save_checkpoint(directory, self.model, self.tokenizer)
+
+
+def _padding(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int | None:
+    """A padding token that ends no response, as ``transformers`` never reads a score at padding.
+
+    None where there is no such token: then one sequence at a time can be scored elsewhere.
+    """
+    names = [tokenizer.pad_token, *tokenizer.all_special_tokens]
+    for name in names:
+        number = None if name is None else tokenizer.convert_tokens_to_ids(name)
+        if isinstance(number, int) and number < vocabulary and number != tokenizer.eos_token_id:
+            tokenizer.pad_token = name
+            return number
+    return None
