@@ -1,0 +1,193 @@
+"""Rows of data, and the count of which were used.
+
+Every loader turns rows into items one at a time, and shares what this module holds: the part of a
+configuration that says where the rows are, rows that know where they stand so that every complaint
+names its file and line, and a report of what was kept. What a row means is for its loader.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, ClassVar, TypeVar
+
+from pydantic import Field, model_validator
+
+from trivium.config import Configuration
+from trivium.data.files import nearest, open_records, shortened
+from trivium.errors import DataError
+
+logger = logging.getLogger("trivium")
+
+T = TypeVar("T")
+
+_MOST_FAULTS = 10
+
+
+class RowsConfig(Configuration):
+    """Where rows of data come from, and what their columns are called."""
+
+    path: str
+    """A .jsonl, .json, .csv (each also .gz) or .parquet file, a directory, or a hub name."""
+    subset: str | None = None
+    """The configuration of a hub dataset, such as main for openai/gsm8k."""
+    split: str | None = None
+    """The split of a directory or hub dataset, such as train."""
+    limit: int | None = Field(default=None, ge=1)
+    """Read at most this many rows, from the first."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name for a column: the data's name for it, as in {prompt: question}."""
+
+    known_columns: ClassVar[frozenset[str] | None] = None
+
+    @model_validator(mode="after")
+    def _check_columns(self) -> RowsConfig:
+        known = self.known_columns
+        unknown = [] if known is None else sorted(set(self.columns) - known)
+        if known and unknown:
+            raise ValueError(
+                f"`columns` gives a source for {', '.join(unknown)}, which nothing here reads; "
+                f"it may name {', '.join(sorted(known))}"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row: its columns, its number in the data (from 0), and where it stands."""
+
+    columns: dict[str, Any]
+    index: int
+    where: str
+
+    def has(self, name: str) -> bool:
+        """Whether the row has the column and it is not null."""
+        return self.columns.get(name) is not None
+
+    def column(self, name: str) -> Any:
+        """The column's value; a DataError that lists the columns where it is missing or null."""
+        if self.has(name):
+            return self.columns[name]
+        if name in self.columns:
+            raise DataError(f"column `{name}` is null; give it a value or remove the row")
+        held = nearest(name, self.columns) or next(iter(self.columns), "its_name")
+        raise DataError(
+            f"no column `{name}`; the columns are {self.names()}. If one of them holds it, say so: "
+            f"`columns: {{{name}: {held}}}`"
+        )
+
+    def text(self, name: str) -> str:
+        """The column's value, which must be text."""
+        return checked_text(self.column(name), f"column `{name}`")
+
+    def names(self) -> str:
+        """The columns' names, to be shown."""
+        return ", ".join(map(str, self.columns)) or "(none)"
+
+
+class Dropped(Exception):  # noqa: N818 (a fate, not a fault)
+    """A row that is not used, for a reason that is counted."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """How many rows were read and kept, and why the others were dropped or changed."""
+
+    source: str
+    rows: int
+    kept: int
+    dropped: Mapping[str, int]
+    notes: Mapping[str, int]
+
+    def __str__(self) -> str:
+        parts = [f"{self.source}: {self.rows:,} rows read, {self.kept:,} kept"]
+        parts += [f"{count:,} dropped: {reason}" for reason, count in self.dropped.items()]
+        parts += [f"{count:,} noted: {note}" for note, count in self.notes.items()]
+        return "; ".join(parts)
+
+
+def collect(
+    config: RowsConfig, convert: Callable[[Row, Counter[str]], T]
+) -> tuple[list[T], LoadReport]:
+    """Convert every row, count those that `convert` drops, and log the report.
+
+    `convert` may raise Dropped, or DataError without the place (it is added here), and count its
+    remarks in the counter. Raises one DataError for the first ten faults, or where no row is left.
+    """
+    items: list[T] = []
+    faults: list[str] = []
+    dropped: Counter[str] = Counter()
+    notes: Counter[str] = Counter()
+    rows = 0
+    for row in read_rows(config):
+        rows += 1
+        if isinstance(row, DataError):
+            faults.append(str(row))
+        else:
+            try:
+                items.append(convert(row, notes))
+            except Dropped as reason:
+                dropped[str(reason)] += 1
+            except DataError as error:
+                faults.append(f"{row.where}: {error}")
+        if len(faults) == _MOST_FAULTS:
+            faults.append(f"reading stopped after {_MOST_FAULTS} faulty rows; there may be more")
+            break
+    if faults:
+        raise DataError("\n".join(faults))
+    source = config.path if config.split is None else f"{config.path}[{config.split}]"
+    report = LoadReport(source, rows, len(items), dropped, notes)
+    if not items:
+        raise DataError(f"{report}; nothing is left" if rows else f"{source}: holds no rows")
+    logger.log(logging.WARNING if dropped or notes else logging.INFO, "%s", report)
+    return items, report
+
+
+def read_rows(config: RowsConfig) -> Iterator[Row | DataError]:
+    """Yield the rows in order; a DataError stands in for a row that cannot be read.
+
+    Raises DataError where the data as a whole cannot be read.
+    """
+    records = open_records(config.path, config.subset, config.split)
+    for index, (where, value) in enumerate(islice(records, config.limit)):
+        if isinstance(value, DataError):
+            yield value
+        elif not isinstance(value, dict):
+            yield DataError(
+                f"{where}: holds {shortened(value)}, not a row; write an object, {{column: value}}"
+            )
+        elif any(source not in value for source in config.columns.values()):
+            yield DataError(f"{where}: {_missing_sources(config, value)}")
+        else:
+            named = {name: value[source] for name, source in config.columns.items()}
+            yield Row(value | named, index, where)
+
+
+def _missing_sources(config: RowsConfig, row: dict[str, Any]) -> str:
+    parts = []
+    for name, source in config.columns.items():
+        if source not in row:
+            near = nearest(source, row)
+            guess = f" (did you mean `{near}`?)" if near else ""
+            parts.append(f"no column `{source}`, which `columns` names for {name}{guess}")
+    return f"{'; '.join(parts)}; the columns are {', '.join(map(str, row)) or '(none)'}"
+
+
+def checked_text(value: Any, what: str) -> str:
+    """Return `value` if it is text that has a UTF-8 form; `what` names it in the DataError."""
+    if not isinstance(value, str):
+        raise DataError(
+            f"{what} is {shortened(value)} ({type(value).__name__}), not text; put it in quotes or "
+            "name another column"
+        )
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{what} holds half of a surrogate pair at character {error.start}, which is not text; "
+            "repair the escape (\\ud8.. to \\udf..) in the file"
+        ) from None
+    return value
