@@ -1,0 +1,103 @@
+"""How often the verifiers agree with the labels of GSM8K's example solutions.
+
+    python benchmarks/gsm8k_verifier.py example_model_solutions.jsonl.gz [--reward math]
+    python benchmarks/gsm8k_verifier.py train.jsonl.gz --reward steps
+
+The first file holds, for each test question, four models' solutions with the label `is_correct`;
+the second people's solutions, which are taken as correct. Both are OpenAI's, gzipped
+(https://github.com/openai/grade-school-math). Prints the agreement and every disagreement; for the
+step verifier, every equation that it calls wrong in a solution labelled correct.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from trivium.rewards.math import gsm8k
+from trivium.rewards.math import math as math_verified
+from trivium.rewards.steps import steps
+
+
+class Solution(NamedTuple):
+    """One labelled solution; `question` counts from 0, in the file's order."""
+
+    question: int
+    model: str
+    text: str
+    truth: str
+    label: bool
+
+
+def read_solutions(path: Path) -> Iterator[Solution]:
+    """Yield the labelled solutions of a file as OpenAI published it."""
+    with gzip.open(path, "rt", encoding="utf-8") as lines:
+        for question, line in enumerate(lines):
+            row = json.loads(line)
+            if "answer" in row:
+                yield Solution(question, "people", row["answer"], row["answer"], True)
+            for model, solution in row.items():
+                if isinstance(solution, dict):
+                    text, label = solution["solution"], solution["is_correct"]
+                    yield Solution(question, model, text, row["ground_truth"], label)
+
+
+def verdicts(solutions: list[Solution], reward: str) -> list[bool]:
+    """Return whether the verifier accepts each solution."""
+    texts, truths = [s.text for s in solutions], [s.truth for s in solutions]
+    if reward == "gsm8k":
+        return [score == 1.0 for score in gsm8k(texts, truths)]
+    finals = [truth.rpartition("A:")[2].strip() for truth in truths]
+    return [score == 1.0 for score in math_verified(texts, finals)]
+
+
+def report_answers(solutions: list[Solution], reward: str) -> None:
+    """Print how often a verifier of final answers agrees with the labels, and where it does not."""
+    found = verdicts(solutions, reward)
+    wrong = [(s, v) for s, v in zip(solutions, found, strict=True) if s.label != v]
+    agreed = len(solutions) - len(wrong)
+    print(f"{reward}: agrees with {agreed} of {len(solutions)} labels", end=" ")
+    print(f"({100 * agreed / len(solutions):.2f} %), {len(wrong)} disagreements; ", end="")
+    print(f"{sum(s.label for s in solutions)} are labelled correct, {sum(found)} are accepted")
+    for solution, verdict in wrong:
+        print(f"question {solution.question}, {solution.model}: label {solution.label}, ", end="")
+        print(f"verifier {verdict}; ends {solution.text[-60:]!r}, truth {solution.truth[-30:]!r}")
+
+
+def report_steps(solutions: list[Solution]) -> None:
+    """Print how many steps and solutions hold a wrong equation, and those in correct solutions."""
+    scored = steps([solution.text for solution in solutions])
+    values = [value for of_one in scored for _, value in of_one]
+    print(f"steps: {len(values)} hold an equation, {values.count(0.0)} of them a wrong one")
+    clean = Counter(
+        (s.label, all(v for _, v in of)) for s, of in zip(solutions, scored, strict=True)
+    )
+    for label in (True, False):
+        total = clean[label, True] + clean[label, False]
+        print(f"{clean[label, False]} of {total} solutions labelled {label} have a wrong equation")
+    for solution, of_one in zip(solutions, scored, strict=True):
+        for (start, end), value in of_one:
+            if solution.label and value == 0.0:
+                text = solution.text[start:end].strip()
+                print(f"question {solution.question}, {solution.model}: {text}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Compare the verifiers with GSM8K's labels.")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("--reward", choices=("gsm8k", "math", "steps"), default="gsm8k")
+    arguments = parser.parse_args()
+    solutions = list(read_solutions(arguments.path))
+    if arguments.reward == "steps":
+        report_steps(solutions)
+    else:
+        report_answers(solutions, arguments.reward)
+
+
+if __name__ == "__main__":
+    main()

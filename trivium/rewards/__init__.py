@@ -1,0 +1,1 @@
+"""Rewards: plain functions from responses to numbers, and the built-in ones among them."""

@@ -1,0 +1,270 @@
+"""The border between a reward function and a run: one function's values, checked one by one.
+
+Everything a function returns is checked here, because a NaN or a shifted list would train a policy
+for hours without a word. Each fault names the function and the response; a fallback value, where
+the user chose one, takes the place of what could not be had.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+from trivium.errors import ConfigurationError, RewardError
+from trivium.rewards.functions import Function, PastLimit, call, fit, given, located
+
+if TYPE_CHECKING:
+    from trivium.data.prompts import Prompt
+    from trivium.rewards.reward import RewardConfig
+    from trivium.rollout.engine import Response
+
+Step = tuple[int, float]  # where the step ends in the response's text, and its value
+Value = float | list[Step]
+
+
+@dataclass(frozen=True)
+class _Fault:
+    """Why a response has no value from a function; `whole` where only the batch is at fault."""
+
+    reason: str
+    whole: bool = False
+    cause: BaseException | None = None
+
+
+class _CallFailed(Exception):
+    """A call gave nothing to read; `locatable` where calling one by one can find the culprit."""
+
+    def __init__(self, reason: str, locatable: bool, cause: BaseException | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.locatable, self.cause = reason, locatable, cause
+
+
+# --- Reading what a function returned ------------------------------------------------------------
+
+
+def _number(value: Any) -> float:
+    """Return a finite float, or raise ValueError with the reason why it is none."""
+    if callable(getattr(value, "item", None)) and getattr(value, "ndim", 0) == 0:
+        value = value.item()
+    if not isinstance(value, Real | Decimal):
+        raise ValueError(f"is {type(value).__name__} {value!r:.60}, not a number")
+    try:
+        number = float(value)
+    except (OverflowError, ValueError):
+        raise ValueError("is too large a number") from None
+    if not math.isfinite(number):
+        raise ValueError(f"is {number}, not a finite number")
+    return number
+
+
+def _position(value: Any) -> int:
+    if isinstance(value, bool):
+        raise TypeError
+    return operator.index(value)
+
+
+def _step(entry: Any, previous_end: int, text_length: int) -> tuple[int, float]:
+    """Return where a step ends and its value, or raise ValueError with the reason."""
+    try:
+        (start, end), value = entry
+        start, end = _position(start), _position(end)
+    except (TypeError, ValueError):
+        raise ValueError(f"is {entry!r:.80}, not ((start, end), number)") from None
+    if end <= start:
+        raise ValueError(f"has the span ({start}, {end}), which is empty: end must be after start")
+    if start < 0 or end > text_length:
+        raise ValueError(
+            f"has the span ({start}, {end}), outside the response's {text_length} characters"
+        )
+    if start < previous_end:
+        raise ValueError(
+            f"has the span ({start}, {end}), which begins before the end of the step before it "
+            f"({previous_end}): steps must be in order and must not overlap"
+        )
+    return end, _number(value)
+
+
+def read_value(value: Any, text: str) -> Value:
+    """Return a function's value for one response, checked: a number, or its steps.
+
+    Raises ValueError with the reason, to be read after "response 3 of 8 …".
+    """
+    if not isinstance(value, list | tuple):
+        try:
+            return _number(value)
+        except ValueError as error:
+            raise ValueError(f"its value {error}") from None
+    found: list[Step] = []
+    for index, entry in enumerate(value):
+        try:
+            found.append(_step(entry, found[-1][0] if found else 0, len(text)))
+        except ValueError as error:
+            raise ValueError(f"step {index} {error}") from None
+    return found
+
+
+def _entries(result: Any, count: int) -> list[Any]:
+    """Return a call's result as one entry per response."""
+    if not isinstance(result, list | tuple) and callable(getattr(result, "tolist", None)):
+        result = result.tolist()
+    if not isinstance(result, list | tuple):
+        raise _CallFailed(
+            f"returned {type(result).__name__} {result!r:.60}, not a list of {count} values",
+            locatable=False,
+        )
+    if len(result) != count:
+        values = "value" if len(result) == 1 else "values"
+        raise _CallFailed(f"returned {len(result)} {values} for {count}", locatable=True)
+    return list(result)
+
+
+# --- One reward ----------------------------------------------------------------------------------
+
+
+class Component:
+    """A configured function, and whether it has turned out to be a process reward."""
+
+    def __init__(self, config: RewardConfig, function: Function) -> None:
+        self.config, self.function = config, function
+        self.name = config.name or config.function.rpartition(":")[2]
+        self.process: bool | None = None
+
+    def values(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response]
+    ) -> tuple[list[Value], int]:
+        """Return every response's value, and how many are the fallback."""
+        values = self._consistent(self._scored(prompts, responses))
+        faults = {i: value for i, value in enumerate(values) if isinstance(value, _Fault)}
+        fallback = self.config.fallback
+        if faults and fallback is None:
+            raise self._error(faults, prompts, responses)
+        good = [
+            self._fallback(responses[i].text) if isinstance(value, _Fault) else value
+            for i, value in enumerate(values)
+        ]
+        return good, len(faults)
+
+    def _fallback(self, text: str) -> Value:
+        assert self.config.fallback is not None, "faults without a fallback have been raised"
+        if not self.process:
+            return self.config.fallback
+        return [(len(text), self.config.fallback)] if text else []
+
+    def _call(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], seconds: float | None
+    ) -> list[Any]:
+        try:
+            result = call(self.function, self._keywords(prompts, responses), seconds)
+        except PastLimit:
+            raise _CallFailed(f"ran past its limit of {seconds:g} s", locatable=False) from None
+        except (KeyboardInterrupt, ConfigurationError):
+            raise
+        except BaseException as error:
+            file = getattr(getattr(self.function, "__code__", None), "co_filename", None)
+            reason = f"raised {located(error, lambda frame: frame == file)}"
+            if "main thread" in str(error):
+                reason += "; 'timeout: null' calls it there, without a limit"
+            raise _CallFailed(reason, locatable=True, cause=error) from error
+        return _entries(result, len(responses))
+
+    def _keywords(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> dict[str, Any]:
+        available = {column for prompt in prompts for column in prompt.columns}
+        chosen, faults = fit(self.function, self.config.arguments, self.config.columns, available)
+        if faults:
+            raise ConfigurationError("\n".join(f"reward {self.name!r}: {f}" for f in faults))
+        everything: dict[str, Callable[[], list[Any]]] = {
+            "prompts": lambda: [prompt.text for prompt in prompts],
+            "responses": lambda: [response.text for response in responses],
+            "prompt_tokens": lambda: [list(prompt.tokens) for prompt in prompts],
+            "response_tokens": lambda: [list(response.tokens) for response in responses],
+            "ended": lambda: [response.ended for response in responses],
+        }
+        return {
+            **{name: everything[name]() for name in given(self.function)},
+            **{name: [p.columns.get(column) for p in prompts] for name, column in chosen.items()},
+            **self.config.arguments,
+        }
+
+    def _scored(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response]
+    ) -> list[Value | _Fault]:
+        try:
+            entries = self._call(prompts, responses, self.config.timeout)
+        except _CallFailed as failed:
+            if failed.locatable and len(responses) > 1:
+                return self._one_by_one(failed, prompts, responses)
+            whole = not failed.locatable
+            return [_Fault(failed.reason, whole, failed.cause)] * len(responses)
+        return [self._read(e, r.text) for e, r in zip(entries, responses, strict=True)]
+
+    def _read(self, entry: Any, text: str) -> Value | _Fault:
+        try:
+            return read_value(entry, text)
+        except ValueError as error:
+            return _Fault(str(error))
+
+    def _one_by_one(
+        self, failed: _CallFailed, prompts: Sequence[Prompt], responses: Sequence[Response]
+    ) -> list[Value | _Fault]:
+        """Call again for each response alone, to learn which one made the batch's call fail.
+
+        All these calls share one limit. Without a fallback the first culprit ends the search.
+        """
+        limit = self.config.timeout
+        deadline = None if limit is None else time.monotonic() + limit
+        values: list[Value | _Fault] = []
+        for prompt, response in zip(prompts, responses, strict=True):
+            left = None if deadline is None else max(deadline - time.monotonic(), 1e-3)
+            try:
+                [entry] = self._call([prompt], [response], left)
+                values.append(self._read(entry, response.text))
+            except _CallFailed as alone:
+                values.append(_Fault(alone.reason, cause=alone.cause))
+            if isinstance(values[-1], _Fault) and self.config.fallback is None:
+                return values
+        if any(isinstance(value, _Fault) for value in values):
+            return values
+        reason = f"{failed.reason}; each response alone, in a second call, was scored without error"
+        return [_Fault(reason, whole=True, cause=failed.cause)] * len(responses)
+
+    def _consistent(self, values: list[Value | _Fault]) -> list[Value | _Fault]:
+        """Turn values of the other form, number or steps, into faults; the first value decides."""
+        form = self.process
+        if form is None:
+            form = next((isinstance(v, list) for v in values if not isinstance(v, _Fault)), None)
+        self.process = form
+        reason = "its value is {}, where the first response that was scored got {}: mixed forms"
+        texts = ("a number", "a list of steps") if form else ("a list of steps", "a number")
+        return [
+            value
+            if isinstance(value, _Fault) or isinstance(value, list) == form
+            else _Fault(reason.format(*texts))
+            for value in values
+        ]
+
+    def _error(
+        self, faults: dict[int, _Fault], prompts: Sequence[Prompt], responses: Sequence[Response]
+    ) -> RewardError:
+        index, fault = next(iter(faults.items()))
+        source = self.config.function
+        who = f"reward {self.name!r}" + (f" ({source})" if source != self.name else "")
+        text = responses[index].text
+        quoted = f"{text[:80]!r}{'…' if len(text) > 80 else ''}"
+        if fault.whole:
+            where = f"a batch of {len(responses)} responses (the first is {quoted})"
+        else:
+            row = prompts[index].index
+            where = f"response {index} of {len(responses)} (prompt row {row}), {quoted}"
+        more = "" if fault.whole or len(faults) == 1 else f" ({len(faults) - 1} more fail as well)"
+        error = RewardError(
+            f"{who}, on {where}: {fault.reason}{more}. Correct the function, or set 'fallback' to "
+            "the value that responses it cannot score shall get"
+        )
+        error.__cause__ = fault.cause
+        return error

@@ -1,0 +1,53 @@
+"""Rewards for a response's form: a regular expression, and a soft limit on its length."""
+
+from __future__ import annotations
+
+import regex
+
+
+def format(
+    responses: list[str], pattern: str, whole: bool = True, seconds: float = 1.0
+) -> list[float]:
+    r"""1 where a response matches a regular expression, else 0.
+
+    With `whole` the pattern must match the response from end to end, otherwise anywhere in it;
+    ``.`` matches line breaks too, ``^`` and ``$`` only the response's ends unless ``(?m)`` says
+    otherwise. A match that takes longer than `seconds` on one response (catastrophic backtracking)
+    raises TimeoutError: the standard library's `re` could not be stopped at all.
+    """
+    if not isinstance(pattern, str):
+        raise ValueError(f"pattern must be a text, not {pattern!r}")
+    if not isinstance(whole, bool):
+        raise ValueError(f"whole must be true or false, not {whole!r}")
+    if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
+        raise ValueError(f"seconds must be a positive number, not {seconds!r}")
+    try:
+        compiled = regex.compile(pattern, regex.DOTALL)
+    except regex.error as error:
+        raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+    match = compiled.fullmatch if whole else compiled.search
+    scores = []
+    for response in responses:
+        try:
+            scores.append(float(match(response, timeout=seconds) is not None))
+        except TimeoutError:
+            raise TimeoutError(
+                f"pattern {pattern!r} takes more than {seconds:g} s on this response: write it "
+                "without nested or overlapping repetitions, or give more `seconds`"
+            ) from None
+    return scores
+
+
+def length(response_tokens: list[list[int]], limit: int, buffer: int) -> list[float]:
+    """Soft overlong punishment of DAPO (Yu et al. 2025, eq. 13), in tokens.
+
+    ``0`` for ``|y| ≤ limit − buffer``; ``(limit − buffer − |y|) / buffer`` up to `limit`; ``−1``
+    beyond. Use it beside a task reward, with `limit` at most the length limit of sampling.
+    """
+    for name, value in (("limit", limit), ("buffer", buffer)):
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    if buffer > limit:
+        raise ValueError(f"buffer ({buffer}) must not be above limit ({limit})")
+    free = limit - buffer
+    return [-min(max(len(tokens) - free, 0) / buffer, 1.0) for tokens in response_tokens]

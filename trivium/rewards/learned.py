@@ -1,0 +1,132 @@
+"""Learned rewards: a reward model's score of a response, a process reward model's of its steps.
+
+Used in a configuration as the functions ``reward_model`` and ``process_reward_model`` with
+``arguments: {path: …}``. Tokens go to the model as they were sampled when it shares the policy's
+vocabulary; otherwise the texts are encoded with the model's own tokenizer and chat template.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from trivium.data.batch import Batch, Group, Grouped
+from trivium.data.chat import Encoder, step_ends
+from trivium.models.loading import ModelConfig
+from trivium.models.reward_model import RewardModel
+from trivium.rewards.functions import Function
+from trivium.rewards.reward import RewardConfig
+
+OUTCOME, PROCESS = "reward_model", "process_reward_model"
+TOKENS_PER_PASS = 16384
+
+
+class LearnedRewards:
+    """The reward models that a run's rewards name, loaded once each."""
+
+    def __init__(
+        self, configs: Sequence[RewardConfig], policy_tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self.is_process = any(config.function == PROCESS for config in configs)
+        self.vocabulary = policy_tokenizer.get_vocab()
+        self.models: dict[str, RewardModel] = {}
+        for config in configs:
+            if config.function in (OUTCOME, PROCESS) and "path" in config.arguments:
+                settings = {k: v for k, v in config.arguments.items() if k != "separator"}
+                self.models[settings["path"]] = RewardModel.load(ModelConfig(**settings))
+
+    @property
+    def functions(self) -> dict[str, Function]:
+        """The functions by the names that configurations use."""
+        return {OUTCOME: self.outcome, PROCESS: self.process}
+
+    @torch.no_grad()
+    def outcome(
+        self,
+        prompts: list[Any],
+        responses: list[str],
+        prompt_tokens: list[list[int]],
+        response_tokens: list[list[int]],
+        ended: list[str],
+        *,
+        path: str,
+        dtype: str = "float32",
+        device: str = "auto",
+    ) -> list[float]:
+        """One score per response, read at its last token."""
+        model = self.models[path]
+        groups = self._groups(model, prompts, responses, prompt_tokens, response_tokens, ended)
+        data = Grouped(groups)
+        scores = [0.0] * len(groups)
+        for part in data.split(TOKENS_PER_PASS):
+            values = model.scores(Batch.of(data.select(part).groups)).tolist()
+            for index, value in zip(part, values, strict=True):
+                scores[index] = value
+        return scores
+
+    @torch.no_grad()
+    def process(
+        self,
+        prompts: list[Any],
+        responses: list[str],
+        prompt_tokens: list[list[int]],
+        response_tokens: list[list[int]],
+        ended: list[str],
+        *,
+        path: str,
+        separator: str = "\n",
+        dtype: str = "float32",
+        device: str = "auto",
+    ) -> list[list[tuple[tuple[int, int], float]]]:
+        """The probability that each step is right, for the steps between separators."""
+        model = self.models[path]
+        groups = self._groups(model, prompts, responses, prompt_tokens, response_tokens, ended)
+        spans = [step_spans(text, separator) for text in responses]
+        ends = [
+            step_ends(model.tokenizer, group.responses[0], [end for _, end in found])
+            for group, found in zip(groups, spans, strict=True)
+        ]
+        data = Grouped(groups)
+        values: list[list[float]] = [[] for _ in groups]
+        for part in data.split(TOKENS_PER_PASS):
+            wanted = [ends[i] for i in part]
+            if not any(wanted):
+                continue
+            batch = Batch.of(data.select(part).groups)
+            chances = iter(torch.sigmoid(model.step_scores(batch, wanted)).tolist())
+            for index in part:
+                values[index] = [next(chances) for _ in ends[index]]
+        return [list(zip(found, v, strict=True)) for found, v in zip(spans, values, strict=True)]
+
+    def _groups(
+        self,
+        model: RewardModel,
+        prompts: list[Any],
+        responses: list[str],
+        prompt_tokens: list[list[int]],
+        response_tokens: list[list[int]],
+        ended: list[str],
+    ) -> list[Group]:
+        """Each response with its prompt, in the reward model's tokens."""
+        if model.tokenizer.get_vocab() == self.vocabulary:
+            pairs = zip(prompt_tokens, response_tokens, strict=True)
+            return [Group(prompt, [response]) for prompt, response in pairs]
+        encoder, groups = Encoder(model.tokenizer), []
+        for prompt, text, how in zip(prompts, responses, ended, strict=True):
+            exchange = encoder.exchange(prompt, text)
+            cut_off = how == "length" and len(exchange.response) > 1
+            groups.append(Group(exchange.prompt, [exchange.response[: -1 if cut_off else None]]))
+        return groups
+
+
+def step_spans(text: str, separator: str) -> list[tuple[int, int]]:
+    """Character spans of the non-blank steps between separators."""
+    spans, start = [], 0
+    for piece in text.split(separator):
+        if piece.strip():
+            spans.append((start, start + len(piece)))
+        start += len(piece) + len(separator)
+    return spans

@@ -1,0 +1,190 @@
+"""Verifiers of final answers: GSM8K-style numbers, and mathematics in general.
+
+Both compare the final answer alone; whether the steps lead there is for ``steps`` to say. The
+general verifier is `math-verify`, kept in a process of its own (``math_worker``).
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from fractions import Fraction
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+GSM8K_MARKERS = ("####", "A:")
+_CURRENCY = r"\\?[$€£¥]"
+_NUMBER = re.compile(
+    rf"(?:\*\*)?\s*(?P<sign>[-−+]?)\s*(?:{_CURRENCY}\s*)?(?P<inner>[-−]?)"
+    r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
+    r"(?![.,:/]?[0-9])(?!\s*[+^=×÷])(?!\s*[-−*/x]\s*[0-9(])"
+)
+_LONGEST_NUMBER = 200
+
+
+def read_number(text: str) -> Fraction | None:
+    """Return the number that a text begins with, exactly; None where there is none to trust.
+
+    Signs, currency signs, thousands commas, decimals and what follows (``%``, units, words) are
+    understood; a percentage keeps its figure, ``50% = 50``. A number that goes on as something
+    else is refused, not read in part: ``1,23``, ``18 + 2``, ``1/5``, ``10:30``.
+    """
+    text = text.lstrip()
+    beginning = text[:_LONGEST_NUMBER]
+    match = _NUMBER.match(beginning)
+    if not match or match.end() == len(beginning) < len(text):
+        return None
+    magnitude = Fraction(match["digits"].replace(",", ""))
+    negative = sum(match[part] in ("-", "−") for part in ("sign", "inner"))
+    return -magnitude if negative % 2 else magnitude
+
+
+def final_number(text: str, markers: Sequence[str] = GSM8K_MARKERS) -> Fraction | None:
+    """Return the number after the last marker, which must begin a line or follow a space.
+
+    The number must be on the marker's line.
+    """
+    either = "|".join(re.escape(marker) for marker in markers)
+    ends = [match.end() for match in re.finditer(rf"(?<!\S)(?:{either})", text)]
+    return read_number(text[ends[-1] :].split("\n", 1)[0]) if ends else None
+
+
+def _gold_number(answer: Any, markers: Sequence[str]) -> Fraction:
+    if isinstance(answer, Real) and not isinstance(answer, bool):
+        return Fraction(repr(answer) if isinstance(answer, float) else str(answer))
+    if isinstance(answer, str):
+        found = final_number(answer, markers)
+        found = read_number(answer) if found is None else found
+        if found is not None:
+            return found
+    raise ValueError(
+        f"the data's answer {answer!r:.200} holds no final number: write a number, or a solution "
+        f"that ends in {' or '.join(f'{marker} n' for marker in markers)}"
+    )
+
+
+def gsm8k(
+    responses: list[str], answer: list[Any], markers: Sequence[str] = GSM8K_MARKERS
+) -> list[float]:
+    """1 where a response's final number equals the answer's exactly, else 0 (Cobbe et al. 2021).
+
+    The final number stands after the last marker (``#### 18``, ``A: 18``); a response without one
+    gets 0. `answer` may be a number, its text, or a whole solution with a marker.
+    """
+    listed = isinstance(markers, list | tuple) and len(markers) > 0
+    if not listed or not all(isinstance(marker, str) and marker for marker in markers):
+        raise ValueError(f"markers must be a list of texts such as ['####'], not {markers!r}")
+    return [
+        float(final_number(response, markers) == _gold_number(gold, markers))
+        for response, gold in zip(responses, answer, strict=True)
+    ]
+
+
+class _Worker:
+    """A running verifier process."""
+
+    def __init__(self) -> None:
+        script = Path(__file__).with_name("math_worker.py")
+        self._process = subprocess.Popen(
+            # -P: the script's folder has a math.py, which must not hide the standard library's.
+            [sys.executable, "-P", str(script)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            encoding="utf-8",
+            start_new_session=True,
+        )
+        first = self._read()
+        if first is None or "error" in first:
+            self.close()
+            reason = "it ended at once" if first is None else first["error"]
+            raise RuntimeError(f"the verifier process could not start: {reason}")
+
+    def _read(self) -> dict[str, Any] | None:
+        assert self._process.stdout is not None, "the worker's output is a pipe"
+        line = self._process.stdout.readline()
+        return json.loads(line) if line.endswith("\n") else None
+
+    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+        """Return the reply, or None where the process died or had to be ended after `seconds`."""
+        assert self._process.stdin is not None, "the worker's input is a pipe"
+        timer = threading.Timer(seconds, self._process.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            return self._read()
+        except OSError:
+            return None
+        finally:
+            timer.cancel()
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            try:
+                if pipe is not None:
+                    pipe.close()
+            except OSError:
+                continue
+
+
+_idle: list[_Worker] = []
+
+
+@atexit.register
+def _close_idle() -> None:
+    while _idle:
+        _idle.pop().close()
+
+
+def math(
+    responses: list[str], answer: list[Any], boxed: bool = False, seconds: int = 3
+) -> list[float]:
+    r"""1 where a response's final answer equals `answer` mathematically, else 0, by `math-verify`.
+
+    `answer` is an expression (LaTeX or plain), a number, or a solution that ends in ``#### …`` or
+    ``\boxed{…}``. With `boxed`, only an answer in a ``\boxed{…}`` counts. A response whose answer
+    cannot be read and compared within `seconds` each is not verified: 0, and a logged warning.
+    """
+    if not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 1:
+        raise ValueError(f"seconds must be a whole number of at least 1, not {seconds!r}")
+    if not isinstance(boxed, bool):
+        raise ValueError(f"boxed must be true or false, not {boxed!r}")
+    worker: _Worker | None = None
+    scores = []
+    try:
+        for response, gold in zip(responses, answer, strict=True):
+            worker = worker or (_idle.pop() if _idle else _Worker())
+            request = {"answer": _gold_text(gold), "response": response}
+            reply = worker.ask({**request, "boxed": boxed, "seconds": seconds}, 2 * seconds + 1)
+            if reply is None:
+                worker.close()
+                worker = None
+            if reply is None or reply["out_of_time"]:
+                logger.warning("not verified within its limits, so scored 0: %.200r", response)
+            elif reply["verdict"] is None:
+                raise ValueError(f"math-verify cannot read the data's answer {gold!r:.200}")
+            scores.append(float(reply is not None and reply["verdict"] is True))
+    finally:
+        if worker is not None:
+            _idle.append(worker)
+    return scores
+
+
+def _gold_text(answer: Any) -> str:
+    if isinstance(answer, str) or (isinstance(answer, Real) and not isinstance(answer, bool)):
+        return str(answer)
+    raise ValueError(f"the data's answer {answer!r:.200} is neither text nor a number")

@@ -1,0 +1,234 @@
+"""The key-value cache of growing rows: one copy of each prompt, one strip per row.
+
+``admit`` reads prompts, ``advance`` feeds every row one token, ``keep`` lets rows go. Each returns
+final hidden states, so the caller owns the head and the drawing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trivium.data.batch import Batch, Group
+from trivium.models.attention import Rows, Rule, attention
+from trivium.models.policy import Policy
+
+IDLE_SHARE = 1 / 8
+STRIP = 32
+
+
+@dataclass
+class LayerCache:
+    """Keys and values of one layer: of prompts ``[G, heads, P, width]``, of rows' own tokens."""
+
+    prompt_keys: Tensor
+    prompt_values: Tensor
+    own_keys: Tensor
+    own_values: Tensor
+
+
+class PromptLayout:
+    """Each prompt attends to itself; its keys and values are kept."""
+
+    def __init__(self, starts_G: Tensor, lengths_G: Tensor) -> None:
+        self.rows = Rows(starts_G, lengths_G)
+        order = self.rows.line_index
+        self.to_line = torch.empty_like(order).scatter_(
+            0, order, torch.arange(len(order), device=order.device)
+        )
+        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        keys, values = self.rows.gather(key).contiguous(), self.rows.gather(value).contiguous()
+        self.kept[layer] = keys, values
+        visible = None
+        if rule.window is not None and rule.window < self.rows.longest:
+            at = torch.arange(self.rows.longest, device=query.device)
+            behind = at[:, None] - at
+            visible = (behind >= 0) & (behind < rule.window)
+        out = attention(self.rows.gather(query), keys, values, visible, rule)
+        return self.rows.flatten(out).index_select(0, self.to_line)
+
+
+class RowCache:
+    """Rows that grow one token at a time over shared prompts.
+
+    A row lives in a *slot* of the strips. Slots of rows that left stay idle until an eighth of
+    them is; then all strips are moved together.
+    """
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.device = policy.device
+        self.layers: dict[int, LayerCache] = {}
+        self.prompt_lengths_G = torch.zeros(0, dtype=torch.long, device=self.device)
+        self.group_of_S = torch.zeros(0, dtype=torch.long, device=self.device)
+        self.length_S = torch.zeros(0, dtype=torch.long, device=self.device)
+        self.slot_of_R = torch.zeros(0, dtype=torch.long, device=self.device)
+
+    def admit(self, prompts: list[list[int]], samples: int) -> Tensor:
+        """Read ``prompts``, open ``samples`` rows for each, return their last states ``[G, D]``."""
+        batch = Batch.of([Group(tokens, [[0]]) for tokens in prompts])
+        lengths_G = batch.prompt_lengths_G.to(self.device)
+        starts_G = torch.cumsum(lengths_G, 0) - lengths_G
+        line = torch.tensor([token for tokens in prompts for token in tokens], device=self.device)
+        position_L = torch.arange(len(line), device=self.device) - starts_G.repeat_interleave(
+            lengths_G
+        )
+        layout = PromptLayout(starts_G, lengths_G)
+        hidden_LD = self._forward(line, position_L, layout)
+        self._compact()
+        self._store(layout, samples)
+        groups = len(self.prompt_lengths_G)
+        fresh = torch.arange(groups, groups + len(prompts), device=self.device)
+        self.prompt_lengths_G = torch.cat([self.prompt_lengths_G, lengths_G])
+        self.group_of_S = torch.cat([self.group_of_S, fresh.repeat_interleave(samples)])
+        self.length_S = F.pad(self.length_S, (0, len(prompts) * samples))
+        self.slot_of_R = torch.arange(len(self.group_of_S), device=self.device)
+        return hidden_LD[starts_G + lengths_G - 1]
+
+    def advance(self, tokens_R: Tensor) -> Tensor:
+        """Feed every row its next token; final hidden states ``[R, D]``."""
+        self._lengthen()
+        slot_R = self.slot_of_R
+        position_R = self.prompt_lengths_G[self.group_of_S[slot_R]] + self.length_S[slot_R]
+        hidden_RD = self._forward(tokens_R.to(self.device), position_R, AdvanceLayout(self))
+        self.length_S[slot_R] += 1
+        return hidden_RD
+
+    def keep(self, rows: list[int]) -> None:
+        """Let all rows but these (indices, ascending) go."""
+        self.slot_of_R = self.slot_of_R[torch.tensor(rows, dtype=torch.long, device=self.device)]
+        if len(rows) < (1 - IDLE_SHARE) * len(self.group_of_S):
+            self._compact()
+
+    def _forward(self, tokens_L: Tensor, position_L: Tensor, layout: object) -> Tensor:
+        return self.policy.backbone(
+            input_ids=tokens_L[None], position_ids=position_L[None], use_cache=False, layout=layout
+        ).last_hidden_state[0]
+
+    def _store(self, layout: PromptLayout, samples: int) -> None:
+        """Add prompts' caches and empty strips for their rows."""
+        for index, (keys, values) in layout.kept.items():
+            strips = keys.new_zeros(len(keys) * samples, keys.shape[1], STRIP, keys.shape[3])
+            fresh = LayerCache(keys, values, strips, strips.clone())
+            held = self.layers.get(index)
+            self.layers[index] = fresh if held is None else _joined(held, fresh)
+
+    def _lengthen(self) -> None:
+        """Double the strips when the longest row has filled its own."""
+        longest = int(self.length_S[self.slot_of_R].max())
+        for cache in self.layers.values():
+            capacity = cache.own_keys.shape[2]
+            if longest >= capacity:
+                cache.own_keys = F.pad(cache.own_keys, (0, 0, 0, capacity))
+                cache.own_values = F.pad(cache.own_values, (0, 0, 0, capacity))
+
+    def _compact(self) -> None:
+        """Move the rows' strips together and forget prompts without rows."""
+        if len(self.slot_of_R) == len(self.group_of_S):
+            return
+        slots = self.slot_of_R
+        groups, self.group_of_S = torch.unique(self.group_of_S[slots], return_inverse=True)
+        self.length_S = self.length_S[slots]
+        self.prompt_lengths_G = self.prompt_lengths_G[groups]
+        used = int(self.length_S.max()) if len(slots) else 0
+        for cache in self.layers.values():
+            cache.prompt_keys = cache.prompt_keys[groups]
+            cache.prompt_values = cache.prompt_values[groups]
+            room = cache.own_keys.shape[2] - used
+            cache.own_keys = F.pad(cache.own_keys[slots, :, :used], (0, 0, 0, room))
+            cache.own_values = F.pad(cache.own_values[slots, :, :used], (0, 0, 0, room))
+        self.slot_of_R = torch.arange(len(slots), device=self.device)
+
+
+class AdvanceLayout:
+    """Each row's one new token attends to its prompt and to the row's own tokens."""
+
+    def __init__(self, cache: RowCache) -> None:
+        self.cache = cache
+        self.slot_R = cache.slot_of_R
+        self.length_R = cache.length_S[self.slot_R]
+        self.used = int(self.length_R.max()) + 1
+        slots = len(cache.group_of_S)
+        self.dense = len(self.slot_R) == slots
+        sizes_G = torch.bincount(cache.group_of_S, minlength=len(cache.prompt_lengths_G))
+        self.groups, self.most = len(sizes_G), int(sizes_G.max())
+        self.whole = self.groups * self.most == slots
+        if not self.whole:
+            start_S = (torch.cumsum(sizes_G, 0) - sizes_G)[cache.group_of_S]
+            at_S = torch.arange(slots, device=cache.device)
+            self.place_S = cache.group_of_S * self.most + at_S - start_S
+        self._hidden: dict[int | None, Tensor | None] = {}
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+        cache = self.cache.layers[layer]
+        cache.own_keys[self.slot_R, :, self.length_R] = key
+        cache.own_values[self.slot_R, :, self.length_R] = value
+        own_keys, own_values = (x[:, :, : self.used] for x in (cache.own_keys, cache.own_values))
+        query_S = query if self.dense else self._to_slots(query)
+        query_S = query_S.unflatten(1, (key.shape[1], -1))
+        to_prompt = self._from_groups(
+            self._to_groups(query_S) @ cache.prompt_keys.transpose(-1, -2), query_S.shape[2]
+        )
+        scores = torch.cat([to_prompt, query_S @ own_keys.transpose(-1, -2)], -1) * rule.scaling
+        if rule.softcap is not None:
+            scores = rule.softcap * torch.tanh(scores / rule.softcap)
+        hidden = self._masks(rule.window)
+        weights = (scores if hidden is None else scores.masked_fill(hidden, -torch.inf)).softmax(-1)
+        on_prompt, on_own = weights.split([cache.prompt_keys.shape[2], self.used], -1)
+        read = self._to_groups(on_prompt) @ cache.prompt_values
+        out = self._from_groups(read, query_S.shape[2]) + on_own @ own_values
+        out = out.flatten(1, 2)
+        return out if self.dense else out.index_select(0, self.slot_R)
+
+    def _to_slots(self, x_R: Tensor) -> Tensor:
+        return x_R.new_zeros(len(self.cache.group_of_S), *x_R.shape[1:]).index_copy(
+            0, self.slot_R, x_R
+        )
+
+    def _to_groups(self, x_S: Tensor) -> Tensor:
+        """``[slots, heads, repeats, w] -> [groups, heads, most·repeats, w]``."""
+        if not self.whole:
+            padded = x_S.new_zeros(self.groups * self.most, *x_S.shape[1:])
+            x_S = padded.index_copy(0, self.place_S, x_S)
+        return x_S.unflatten(0, (self.groups, self.most)).transpose(1, 2).flatten(2, 3)
+
+    def _from_groups(self, x_G: Tensor, repeats: int) -> Tensor:
+        """``[groups, heads, most·repeats, w] -> [slots, heads, repeats, w]``."""
+        x_S = x_G.unflatten(2, (self.most, repeats)).transpose(1, 2).flatten(0, 1)
+        return x_S if self.whole else x_S.index_select(0, self.place_S)
+
+    def _masks(self, window: int | None) -> Tensor | None:
+        """What each slot's query must not see, ``[slots, 1, 1, P + used]``; None: it sees all."""
+        if window not in self._hidden:
+            cache = self.cache
+            prompt_S = cache.prompt_lengths_G[cache.group_of_S][:, None]
+            own_S = cache.length_S[:, None]
+            width = next(iter(cache.layers.values())).prompt_keys.shape[2]
+            prompt = torch.arange(width, device=cache.device)
+            own = torch.arange(self.used, device=cache.device)
+            hidden = torch.cat([prompt >= prompt_S, own > own_S], 1)
+            if window is not None:
+                distance = torch.cat([prompt_S + own_S - prompt, own_S - own], 1)
+                hidden = hidden | (distance >= window)
+            self._hidden[window] = hidden[:, None, None] if bool(hidden.any()) else None
+        return self._hidden[window]
+
+
+def _joined(held: LayerCache, fresh: LayerCache) -> LayerCache:
+    """Both caches in one, padded to the longer prompt and the longer strip."""
+
+    def join(a: Tensor, b: Tensor) -> Tensor:
+        longest = max(a.shape[2], b.shape[2])
+        return torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[2])) for x in (a, b)])
+
+    return LayerCache(
+        join(held.prompt_keys, fresh.prompt_keys),
+        join(held.prompt_values, fresh.prompt_values),
+        join(held.own_keys, fresh.own_keys),
+        join(held.own_values, fresh.own_values),
+    )

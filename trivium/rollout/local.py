@@ -1,0 +1,129 @@
+"""Trivium's own rollout engine: shared prompt caches and no idle rows.
+
+Each prompt is read once; its key-value cache is shared by all its samples. Rows that finish leave
+the batch, and waiting prompts take their place. Weights are the policy's own, so there is nothing
+to copy after an update.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from trivium.data.chat import decode_response
+from trivium.data.prompts import Prompt
+from trivium.errors import ModelError
+from trivium.models.policy import Policy
+from trivium.rollout.cache import RowCache
+from trivium.rollout.engine import Ending, Response, Sampling, draw, row_key, uniforms
+from trivium.rollout.separate import SeparateRows
+
+
+class Row:
+    """One response while it grows."""
+
+    def __init__(self, prompt: int, key: int) -> None:
+        self.prompt = prompt
+        self.key = key
+        self.tokens: list[int] = []
+        self.logprobs: list[float] = []
+        self.ended: Ending | None = None
+
+
+class LocalEngine:
+    """Samples from a policy that lives in this process.
+
+    Args:
+        policy: the model and its tokenizer.
+        end_tokens: token ids that end a response (EOS).
+        max_rows: responses that grow at the same time.
+    """
+
+    def __init__(self, policy: Policy, end_tokens: set[int], *, max_rows: int = 512) -> None:
+        self.policy = policy
+        self.end_tokens = end_tokens
+        self.max_rows = max_rows
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Prompt], samples: int, sampling: Sampling, *, seed: int, step: int
+    ) -> list[list[Response]]:
+        """``samples`` responses for each prompt, in order (see ``rollout.engine``)."""
+        self._require_room(prompts, sampling)
+        rows = [
+            [Row(i, row_key(seed, step, prompt.index, j)) for j in range(samples)]
+            for i, prompt in enumerate(prompts)
+        ]
+        waiting = deque(range(len(prompts)))
+        cache = RowCache(self.policy) if self.policy.shared else SeparateRows(self.policy)
+        active: list[Row] = []
+        while waiting or active:
+            admitted = self._admit(waiting, len(active), samples)
+            if admitted:
+                fresh = [row for i in admitted for row in rows[i]]
+                hidden_GD = cache.admit([prompts[i].tokens for i in admitted], samples)
+                self._extend(fresh, hidden_GD.repeat_interleave(samples, 0), sampling)
+                active += fresh
+            active = self._leave(active, cache)
+            if active:
+                tokens_R = torch.tensor([row.tokens[-1] for row in active])
+                self._extend(active, cache.advance(tokens_R), sampling)
+        return [[self._response(row) for row in group] for group in rows]
+
+    def _admit(self, waiting: deque[int], active: int, samples: int) -> list[int]:
+        """The prompts that start now: as many as there is room for, in sizeable helpings."""
+        room = max(1 if not active else 0, (self.max_rows - active) // samples)
+        helping = max(1, self.max_rows // (4 * samples))
+        if active and room < min(helping, len(waiting)):
+            return []
+        return [waiting.popleft() for _ in range(min(room, len(waiting)))]
+
+    def _extend(self, rows: list[Row], hidden_RD: Tensor, sampling: Sampling) -> None:
+        """Draw the next token of every row from its hidden state."""
+        temperature = 1.0 if sampling.greedy else sampling.temperature
+        logits_RV = self.policy.head.logits(hidden_RD, temperature)
+        keys_R = torch.tensor([row.key for row in rows], device=hidden_RD.device)
+        position_R = torch.tensor([len(row.tokens) for row in rows], device=hidden_RD.device)
+        token_R, logprob_R = draw(logits_RV, uniforms(keys_R, position_R), sampling)
+        for row, token, logprob in zip(rows, token_R.tolist(), logprob_R.tolist(), strict=True):
+            row.tokens.append(token)
+            row.logprobs.append(logprob)
+            row.ended = self._ending(row, sampling)
+
+    def _ending(self, row: Row, sampling: Sampling) -> Ending | None:
+        token = row.tokens[-1]
+        if token in self.end_tokens or token in sampling.stop_tokens:
+            return "eos"
+        if sampling.stop and self._stopped(row, sampling):
+            return "stop"
+        return "length" if len(row.tokens) >= sampling.max_tokens else None
+
+    def _stopped(self, row: Row, sampling: Sampling) -> bool:
+        """Whether the last token completed a stop text; only the end of the text is decoded."""
+        recent = row.tokens[-(max(len(text.encode()) for text in sampling.stop) + 8) :]
+        tail = decode_response(self.policy.tokenizer, recent)
+        return any(text in tail for text in sampling.stop)
+
+    def _leave(self, active: list[Row], cache: RowCache | SeparateRows) -> list[Row]:
+        """Drop finished rows."""
+        growing = [i for i, row in enumerate(active) if row.ended is None]
+        if len(growing) < len(active):
+            cache.keep(growing)
+        return [active[i] for i in growing]
+
+    def _response(self, row: Row) -> Response:
+        assert row.ended is not None, "a row left the batch before it ended"
+        text = decode_response(self.policy.tokenizer, row.tokens)
+        return Response(row.tokens, row.logprobs, row.ended, text)
+
+    def _require_room(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+        longest = max((len(p.tokens) for p in prompts), default=0)
+        if longest + sampling.max_tokens > self.policy.context_length:
+            raise ModelError(
+                f"a prompt of {longest} tokens and a response of up to {sampling.max_tokens} do "
+                f"not fit the model's context of {self.policy.context_length} tokens: lower "
+                "sampling.max_tokens or data.max_prompt_tokens"
+            )
