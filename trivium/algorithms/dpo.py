@@ -1,0 +1,301 @@
+"""Direct Preference Optimization (Rafailov et al. 2023), offline and online.
+
+    h    = log π_θ(y_w|x)/π_ref(y_w|x) − log π_θ(y_l|x)/π_ref(y_l|x)
+    L(θ) = −E log σ(β h)
+
+Neither β nor the reference bounds how far the policy moves, so held-out prompts are answered by
+*sampling* while it trains, and KL, length and quality of what it says are reported. Online DPO
+draws its pairs from the current policy and lets a reward rank them.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from trivium.algorithms.experience import epoch_batch, score_all, steps_of
+from trivium.algorithms.observe import update_metrics
+from trivium.algorithms.parts import load_rewards, local_engine
+from trivium.algorithms.update import Optimizer, OptimizerConfig, StepResult
+from trivium.config import Configuration
+from trivium.data.batch import Batch, Group, Grouped
+from trivium.data.preferences import PreferencesConfig, load_preferences
+from trivium.data.prompts import PromptsConfig, load_prompts
+from trivium.maths.objectives import PREFERENCE_LOSSES, preference_gradient_weight
+from trivium.maths.ragged import segment_mean, segment_sum
+from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
+from trivium.models.policy import Policy
+from trivium.models.reference import Reference
+from trivium.rewards.reward import RewardConfig
+from trivium.rollout.engine import Sampling
+from trivium.rollout.rollouts import Rollouts, roll_out
+from trivium.runs.evaluate import EvaluationConfig, Evaluator
+from trivium.runs.progress import Progress
+from trivium.runs.store import Run, RunConfig
+
+
+class OnlinePairsConfig(Configuration):
+    """Pairs sampled from the current policy and ranked by a reward (Guo et al. 2024)."""
+
+    data: PromptsConfig
+    """Prompts to sample from."""
+    rewards: tuple[RewardConfig, ...]
+    """What ranks the responses: the best of a group is chosen, the worst rejected."""
+    responses_per_prompt: int = Field(default=4, ge=2)
+    """Responses per prompt."""
+    sampling: Sampling = Sampling()
+    """How responses are drawn."""
+    steps: int = Field(default=100, ge=1)
+    """Optimiser steps, each on fresh pairs."""
+
+
+class DPOConfig(Configuration):
+    """Everything a DPO run depends on."""
+
+    model: ModelConfig
+    """The policy; the reference is a frozen copy of it."""
+    data: PreferencesConfig | None = None
+    """Preference pairs."""
+    online: OnlinePairsConfig | None = None
+    """Instead of data: sample the pairs while training."""
+    run: RunConfig = RunConfig()
+    """Where the run is written, and its seed."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7, schedule="linear")
+    """The optimiser."""
+    evaluation: EvaluationConfig | None = None
+    """Held-out sampled evaluation: KL, length and quality."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the pairs of data."""
+    pairs_per_step: int = Field(default=32, ge=1)
+    """Pairs (online: prompts) per optimiser step."""
+    tokens_per_micro_batch: int = Field(default=16384, ge=1)
+    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
+
+    beta: float = Field(default=0.1, gt=0)
+    """β: scales the margin."""
+    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
+    """What is made of the margin."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
+    """Share of flipped labels that is assumed (cDPO with sigmoid; robust)."""
+    length_normalised: bool = False
+    """Use mean instead of summed log-probs of a response."""
+    reference_free: bool = False
+    """Leave the reference out of the margin (SimPO, with length_normalised and target_margin)."""
+    target_margin: float = Field(default=0.0, ge=0)
+    """γ of SimPO: how far the chosen response must be ahead, after β."""
+    sft_coefficient: float = Field(default=0.0, ge=0)
+    """Weight of an added −log π(y_w|x)/|y_w|, which keeps the chosen response likely."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DPOConfig:
+        if (self.data is None) == (self.online is None):
+            raise ValueError("give either data (preference pairs) or online (sampled pairs)")
+        if self.target_margin and self.loss != "sigmoid":
+            raise ValueError(f"target_margin goes with loss: sigmoid, not {self.loss}")
+        if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
+            raise ValueError(f"label_smoothing goes with loss: sigmoid or robust, not {self.loss}")
+        if self.loss == "robust" and self.label_smoothing == 0:
+            raise ValueError(
+                "loss: robust needs label_smoothing above 0, the share of flipped labels"
+            )
+        if self.online is not None and self.epochs != 1.0:
+            raise ValueError("epochs counts passes over data: online runs have online.steps")
+        if self.data is not None and self.evaluation is not None and not self.evaluation.rewards:
+            raise ValueError(
+                "evaluation.rewards is empty: say what quality is on sampled responses"
+            )
+        if self.online is not None and self.online.sampling.greedy:
+            raise ValueError("online.sampling.temperature is 0: equal responses make no pairs")
+        return self
+
+    @property
+    def temperature(self) -> float:
+        return self.online.sampling.temperature if self.online is not None else 1.0
+
+
+@dataclass(frozen=True)
+class PairData(Grouped):
+    """Preference pairs: each group holds the chosen and the rejected response, in this order."""
+
+    ref_logprobs_T: Tensor | None = None
+
+    def take(self, pairs: list[int]) -> PairData:
+        """Only these pairs (ascending)."""
+        return self.select([2 * p + side for p in pairs for side in (0, 1)])
+
+
+def train(config: DPOConfig) -> Path:
+    """Run DPO; returns the run's directory, with the policy in ``final``."""
+    source = Offline(config) if config.online is None else Online(config)
+    policy = Policy.load(config.model, temperature=config.temperature)
+    reference = Reference(policy)
+    evaluator = make_evaluator(config, policy, reference)
+    source.prepare(policy, reference)
+    optimizer = Optimizer([(config.optimizer, trained_parameters(policy.model))], source.steps)
+    run = Run.create(config.run, "dpo", config)
+    with Progress("dpo", source.steps) as progress:
+        run.evaluate(0, evaluator)
+        for step in range(1, source.steps + 1):
+            start = time.perf_counter()
+            pairs, about_pairs = source.pairs(step)
+            metrics = {**about_pairs, "time/total": time.perf_counter() - start}
+            if pairs is not None:
+                result = optimizer.step(work(config, policy, pairs))
+                metrics |= step_metrics(config, result)
+                metrics["time/total"] = time.perf_counter() - start
+            run.log(step, metrics)
+            progress.advance(metrics)
+            run.evaluate(step, evaluator)
+        run.evaluate(source.steps, evaluator, last=True)
+    with run.saving("final") as directory:
+        policy.save(directory)
+    return run.path
+
+
+class Offline:
+    """Pairs from a file; the reference scores them once, before training."""
+
+    def __init__(self, config: DPOConfig) -> None:
+        assert config.data is not None, "checked by the configuration"
+        self.config = config
+        preferences = load_preferences(config.data, load_tokenizer(config.model))
+        self.data = PairData([p.group for p in preferences])
+        self.steps = steps_of(config.epochs, len(self.data.groups), config.pairs_per_step)
+
+    def prepare(self, policy: Policy, reference: Reference) -> None:
+        self.data = with_reference(self.config, self.data, reference)
+
+    def pairs(self, step: int) -> tuple[PairData | None, dict[str, float]]:
+        index = epoch_batch(
+            len(self.data.groups),
+            self.config.pairs_per_step,
+            step - 1,
+            seed=self.config.run.seed,
+        )
+        return self.data.take(sorted(set(index))), {}
+
+
+class Online:
+    """Pairs sampled from the policy as it is, ranked by a reward."""
+
+    def __init__(self, config: DPOConfig) -> None:
+        assert config.online is not None, "checked by the configuration"
+        self.config, self.online = config, config.online
+        tokenizer = load_tokenizer(config.model)
+        self.prompts = load_prompts(self.online.data, tokenizer)
+        self.rewards, _ = load_rewards(self.online.rewards, self.prompts, tokenizer)
+        self.steps = self.online.steps
+
+    def prepare(self, policy: Policy, reference: Reference) -> None:
+        self.engine = local_engine(policy)
+        self.reference = reference
+
+    def pairs(self, step: int) -> tuple[PairData | None, dict[str, float]]:
+        seed = self.config.run.seed
+        index = epoch_batch(len(self.prompts), self.config.pairs_per_step, step - 1, seed=seed)
+        rollouts = roll_out(
+            self.engine,
+            self.rewards,
+            [self.prompts[i] for i in index],
+            self.online.responses_per_prompt,
+            self.online.sampling,
+            seed=seed,
+            step=step,
+        )
+        groups = best_and_worst(rollouts)
+        metrics = rollouts.metrics() | {"group/equal_rewards": 1 - len(groups) / len(index)}
+        if not groups:
+            return None, metrics
+        return with_reference(self.config, PairData(groups), self.reference), metrics
+
+
+def best_and_worst(rollouts: Rollouts) -> list[Group]:
+    """The best and the worst response of each group as a pair; ties yield none."""
+    pairs = []
+    for prompt, responses, totals in zip(
+        rollouts.prompts,
+        rollouts.responses,
+        rollouts.totals_N.split(rollouts.sizes_G.tolist()),
+        strict=True,
+    ):
+        best, worst = int(totals.argmax()), int(totals.argmin())
+        if totals[best] > totals[worst]:
+            pairs.append(Group(prompt.tokens, [responses[best].tokens, responses[worst].tokens]))
+    return pairs
+
+
+def with_reference(config: DPOConfig, data: PairData, reference: Reference) -> PairData:
+    """The pairs with the reference's log-probs of every response token."""
+    if config.reference_free:
+        return data
+    parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
+    (ref_T,) = score_all(data, parts, lambda b: (reference.score(b).logprobs_T,))
+    return replace(data, ref_logprobs_T=ref_T)
+
+
+def work(config: DPOConfig, policy: Policy, pairs: PairData) -> list[partial]:
+    """The micro-batches of one optimiser step."""
+    parts = pairs.split(config.tokens_per_micro_batch, whole_groups=True)
+    total = len(pairs.groups)
+    return [partial(loss, config, policy, pairs.select(part), total) for part in parts]
+
+
+def loss(
+    config: DPOConfig, policy: Policy, pairs: PairData, total: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """``1/total Σ_p {−log σ(β h) − c log π(y_w|x)/|y_w|}`` of one micro-batch of pairs."""
+    logprobs_T = policy.score(Batch.of(pairs.groups)).logprobs_T
+    ref_T = pairs.ref_logprobs_T
+    lengths_N = pairs.lengths_N.to(logprobs_T.device)
+    log_ratio_T = logprobs_T if ref_T is None else logprobs_T - ref_T
+    reduce = segment_mean if config.length_normalised else segment_sum
+    chosen_P, rejected_P = reduce(log_ratio_T, lengths_N).view(-1, 2).unbind(1)
+    margins_P = chosen_P - rejected_P
+    loss_P = PREFERENCE_LOSSES[config.loss](
+        margins_P,
+        beta=config.beta,
+        label_smoothing=config.label_smoothing,
+        target_margin=config.target_margin,
+    )
+    if config.sft_coefficient:
+        loss_P = loss_P - config.sft_coefficient * segment_mean(logprobs_T, lengths_N)[0::2]
+    summed_N = segment_sum(logprobs_T.detach(), lengths_N)
+    return loss_P.sum() / total, {
+        "margin_P": margins_P.detach(),
+        "chosen_P": chosen_P.detach(),
+        "rejected_P": rejected_P.detach(),
+        "logprobs_chosen_P": summed_N[0::2],
+        "logprobs_rejected_P": summed_N[1::2],
+    }
+
+
+def step_metrics(config: DPOConfig, result: StepResult) -> dict[str, float]:
+    """Implicit rewards, margin, accuracy, gradient weight, and both log-probs of one step."""
+    seen = result.observed
+    weight_P = preference_gradient_weight(seen["margin_P"], beta=config.beta)
+    return update_metrics([result]) | {
+        "reward/chosen": config.beta * float(seen["chosen_P"].mean()),
+        "reward/rejected": config.beta * float(seen["rejected_P"].mean()),
+        "reward/margin": config.beta * float(seen["margin_P"].mean()),
+        "reward/accuracy": float((seen["margin_P"] > 0).float().mean()),
+        "gradient_weight": float(weight_P.mean()),
+        "logprobs/chosen": float(seen["logprobs_chosen_P"].mean()),
+        "logprobs/rejected": float(seen["logprobs_rejected_P"].mean()),
+    }
+
+
+def make_evaluator(config: DPOConfig, policy: Policy, reference: Reference) -> Evaluator | None:
+    """Held-out prompts and rewards; online runs fall back on the rewards that rank the pairs."""
+    if config.evaluation is None:
+        return None
+    prompts = load_prompts(config.evaluation.data, policy.tokenizer)
+    chosen = config.evaluation.rewards or (config.online.rewards if config.online else ())
+    rewards, _ = load_rewards(chosen, prompts, policy.tokenizer)
+    return Evaluator(config.evaluation, prompts, rewards, local_engine(policy), policy, reference)

@@ -1,0 +1,391 @@
+"""Group Relative Policy Optimization (Shao et al. 2024): rewards compared within a group.
+
+    J(θ) = E 1/G Σ_i 1/|o_i| Σ_t { min(ρ Â, clip(ρ, 1−ε, 1+ε) Â) − β KL[π_θ‖π_ref] }
+
+Three nested loops, all below in ``train``: iterations (the reference is refreshed, and optionally
+the reward model trained further), sampling steps (G responses per prompt, rewards, advantages),
+and updates (μ epochs of minibatches over the fixed batch). Left out: how tokens are drawn
+(``rollout``), what a reward is (``rewards``), how gradients are accumulated (``update``).
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from trivium.algorithms.experience import (
+    Experience,
+    MicroBatches,
+    epoch_batch,
+    first_epoch,
+    plan_updates,
+    score_all,
+)
+from trivium.algorithms.observe import (
+    join_observed,
+    policy_metrics,
+    reference_metrics,
+    update_metrics,
+)
+from trivium.algorithms.parts import OnPolicyParts, assemble
+from trivium.algorithms.reward_update import RewardUpdate, RewardUpdateConfig
+from trivium.algorithms.update import Optimizer, OptimizerConfig, StepResult
+from trivium.config import Configuration
+from trivium.data.batch import Batch, Grouped
+from trivium.data.prompts import PromptsConfig
+from trivium.errors import ConfigurationError, TrainingError
+from trivium.maths.advantages import (
+    Baseline,
+    Scale,
+    equal_groups,
+    group_advantages,
+    step_advantages,
+)
+from trivium.maths.kl import KL_ESTIMATORS
+from trivium.maths.objectives import SURROGATES, importance_ratio, truncated_importance
+from trivium.maths.ragged import spread
+from trivium.maths.weights import Aggregation, weighted_sum
+from trivium.models.loading import ModelConfig, trained_parameters
+from trivium.rewards.reward import RewardConfig
+from trivium.rollout.engine import Sampling
+from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
+from trivium.runs.evaluate import EvaluationConfig
+from trivium.runs.progress import Progress
+from trivium.runs.store import Run, RunConfig
+
+
+class GRPOConfig(Configuration):
+    """Everything a GRPO run depends on."""
+
+    model: ModelConfig
+    """The policy; the reference starts as a copy of it."""
+    data: PromptsConfig
+    """Prompts to sample from."""
+    rewards: tuple[RewardConfig, ...]
+    """What is rewarded: a weighted sum."""
+    run: RunConfig = RunConfig()
+    """Where the run is written, and its seed."""
+    sampling: Sampling = Sampling()
+    """How responses are drawn."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
+    """The policy's optimiser."""
+    evaluation: EvaluationConfig | None = None
+    """Held-out evaluation."""
+
+    supervision: Literal["outcome", "process"] = "outcome"
+    """Compare whole responses, or their steps (needs a reward that scores steps)."""
+    iterations: int = Field(default=1, ge=1)
+    """Outer loop: the reference is refreshed at the start of each iteration but the first."""
+    steps_per_iteration: int = Field(default=100, ge=1)
+    """Middle loop: rollout batches per iteration."""
+    prompts_per_step: int = Field(default=16, ge=1)
+    """Prompts per rollout batch."""
+    responses_per_prompt: int = Field(default=8, ge=2)
+    """Group size G."""
+    epochs: int = Field(default=1, ge=1)
+    """Inner loop: μ, how often a rollout batch is reused."""
+    minibatches: int = Field(default=1, ge=1)
+    """Optimiser steps per epoch."""
+    tokens_per_micro_batch: int = Field(default=16384, ge=1)
+    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
+
+    beta: float = Field(default=0.04, ge=0)
+    """Weight of the KL term in the loss; 0 leaves the reference out."""
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of the KL term."""
+    kl_correction: bool = False
+    """Multiply the KL term by the ratio, so that its gradient is that of KL(π‖π_ref): docs/kl.md."""
+    surrogate: Literal["clipped", "gspo", "cispo"] = "clipped"
+    """Clip each token's ratio, the sequence's (GSPO), or only the token's weight (CISPO)."""
+    clip_low: float = Field(default=0.2, gt=0, le=1)
+    """ε below 1."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """ε above 1 (DAPO: 0.28)."""
+    aggregation: Aggregation = "sequence_mean"
+    """How tokens are averaged: by response, over all tokens (DAPO), by fixed length (Dr. GRPO)."""
+    baseline: Baseline = "group_mean"
+    """What a reward is compared with: the group's mean, or that of the others (RLOO)."""
+    scale: Scale = "sample_std"
+    """What the difference is divided by (Dr. GRPO: none)."""
+    dynamic_sampling: int = Field(default=0, ge=0)
+    """Sample up to so many further batches to replace groups of equal rewards (DAPO)."""
+    drop_cut_off: bool = False
+    """Give responses that were cut off by the length limit no weight (DAPO)."""
+    importance_limit: float | None = Field(default=None, gt=0)
+    """Truncated importance sampling between sampler and trainer: the largest weight."""
+    reward_update: RewardUpdateConfig | None = None
+    """Train the learned reward further after each iteration, on fresh and replayed rollouts."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GRPOConfig:
+        if self.sampling.greedy:
+            raise ValueError(
+                "sampling.temperature is 0: a group of equal responses teaches nothing"
+            )
+        if self.minibatches > self.prompts_per_step:
+            raise ValueError(
+                f"minibatches is {self.minibatches}, more than the {self.prompts_per_step} groups "
+                "of a step: lower it or raise prompts_per_step"
+            )
+        if self.kl_correction and self.beta == 0:
+            raise ValueError("kl_correction needs a KL term: set beta above 0 or leave it out")
+        if self.dynamic_sampling and self.supervision == "process":
+            raise ValueError("dynamic_sampling compares outcomes: use it with supervision: outcome")
+        if self.supervision == "process" and self.baseline != "group_mean":
+            raise ValueError(
+                "baseline leave_one_out compares outcomes: use it with supervision: outcome"
+            )
+        if self.reward_update is not None and self.iterations == 1:
+            raise ValueError(
+                "reward_update trains the reward model between iterations, but iterations is 1: "
+                "raise it or leave reward_update out"
+            )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        return self.iterations * self.steps_per_iteration
+
+
+@dataclass(frozen=True, kw_only=True)
+class GRPOExperience(Experience):
+    """Advantages, and the log-probs of sampler, π_old and π_ref, of one rollout batch.
+
+    Without ``old_logprobs_T`` the update is on-policy: π_old is the policy being updated.
+    """
+
+    sampler_logprobs_T: Tensor | None = None
+    old_logprobs_T: Tensor | None = None
+    ref_logprobs_T: Tensor | None = None
+
+
+def train(config: GRPOConfig) -> Path:
+    """Run GRPO; returns the run's directory, with the trained policy in ``final``."""
+    parts = assemble(
+        config.model,
+        config.data,
+        config.rewards,
+        config.evaluation,
+        temperature=config.sampling.temperature,
+    )
+    updates = config.total_steps * config.epochs * config.minibatches
+    optimizer = Optimizer([(config.optimizer, trained_parameters(parts.policy.model))], updates)
+    reward_update = None
+    if config.reward_update is not None:
+        reward_update = RewardUpdate(config.reward_update, parts, seed=config.run.seed)
+    run = Run.create(config.run, "grpo", config)
+    step = 0
+    with Progress("grpo", config.total_steps) as progress:
+        run.evaluate(0, parts.evaluator)
+        for iteration in range(config.iterations):
+            if iteration > 0:
+                parts.reference.refresh()
+            for _ in range(config.steps_per_iteration):
+                # Stage 1: rollout and scoring.
+                rollouts = sample(config, parts, step)
+                # Stage 2: advantages and old log-probs, fixed from here on.
+                start = time.perf_counter()
+                steps = plan(config, rollouts, step)
+                experience = prepare(config, parts, rollouts, steps)
+                prepared = time.perf_counter()
+                # Stage 3: optimisation.
+                results = update(config, parts, optimizer, experience, steps)
+                step += 1
+                seconds = {
+                    "time/prepare": prepared - start,
+                    "time/update": time.perf_counter() - prepared,
+                }
+                metrics = step_metrics(config, rollouts, experience, results) | seconds
+                run.log(step, metrics)
+                progress.advance(metrics)
+                run.evaluate(step, parts.evaluator)
+                if reward_update is not None:
+                    reward_update.remember(rollouts)
+            if reward_update is not None and iteration + 1 < config.iterations:
+                run.event("reward_update", **reward_update.train())
+        run.evaluate(step, parts.evaluator, last=True)
+    with run.saving("final") as directory:
+        parts.policy.save(directory)
+    return run.path
+
+
+def sample(config: GRPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:
+    """G responses for each of the step's prompts, with their rewards.
+
+    With dynamic sampling, groups of equal rewards are replaced by groups of further prompts, as
+    far as ``config.dynamic_sampling`` extra batches yield them.
+    """
+    rounds = 1 + config.dynamic_sampling
+    batches, wanted = [], config.prompts_per_step
+    for extra in range(rounds):
+        number = step * rounds + extra
+        index = epoch_batch(
+            len(parts.prompts), config.prompts_per_step, number, seed=config.run.seed
+        )
+        batch = roll_out(
+            parts.engine,
+            parts.rewards,
+            [parts.prompts[i] for i in index],
+            config.responses_per_prompt,
+            config.sampling,
+            seed=config.run.seed,
+            step=number,
+        )
+        if rounds == 1:
+            return batch
+        useful = torch.nonzero(~equal_groups(batch.totals_N, batch.sizes_G))[:, 0].tolist()
+        batches.append(chosen_groups(batch, useful[:wanted]))
+        wanted -= len(batches[-1].prompts)
+        if wanted == 0:
+            break
+    kept = [batch for batch in batches if batch.prompts]
+    return joined(kept) if kept else batch
+
+
+def plan(config: GRPOConfig, rollouts: Rollouts, step: int) -> list[MicroBatches]:
+    """The optimiser steps over one rollout batch: μ epochs of minibatches."""
+    return plan_updates(
+        Grouped(rollouts.groups),
+        epochs=config.epochs,
+        minibatches=config.minibatches,
+        max_tokens=config.tokens_per_micro_batch,
+        seed=config.run.seed,
+        step=step,
+    )
+
+
+def prepare(
+    config: GRPOConfig, parts: OnPolicyParts, rollouts: Rollouts, steps: list[MicroBatches]
+) -> GRPOExperience:
+    """Advantages, and the log-probs of π_old and π_ref, of one rollout batch."""
+    data = Grouped(rollouts.groups)
+    micro_batches = first_epoch(steps, len(rollouts.flat))
+    old_T = ref_T = None
+    if len(steps) > 1 or config.importance_limit is not None:
+        (old_T,) = score_all(data, micro_batches, lambda b: (parts.policy.score(b).logprobs_T,))
+    if config.beta > 0:
+        (ref_T,) = score_all(data, micro_batches, lambda b: (parts.reference.score(b).logprobs_T,))
+    return GRPOExperience(
+        groups=rollouts.groups,
+        advantages_T=advantages(config, parts, rollouts),
+        trained_T=trained_tokens(config, rollouts),
+        sampler_logprobs_T=rollouts.sampler_logprobs_T,
+        old_logprobs_T=old_T,
+        ref_logprobs_T=ref_T,
+    )
+
+
+def trained_tokens(config: GRPOConfig, rollouts: Rollouts) -> Tensor:
+    """Which response tokens are learned from, ``[T]``."""
+    if not config.drop_cut_off:
+        return torch.ones(int(rollouts.lengths_N.sum()), dtype=torch.bool)
+    if bool(rollouts.cut_off_N.all()):
+        raise TrainingError(
+            f"every response was cut off at {config.sampling.max_tokens} tokens and drop_cut_off "
+            "leaves none of them: raise sampling.max_tokens"
+        )
+    return spread(~rollouts.cut_off_N, rollouts.lengths_N)
+
+
+def advantages(config: GRPOConfig, parts: OnPolicyParts, rollouts: Rollouts) -> Tensor:
+    """``Â_{i,t}`` of every response token, ``[T]``."""
+    if config.supervision == "outcome":
+        per_response_N = group_advantages(
+            rollouts.totals_N, rollouts.sizes_G, baseline=config.baseline, scale=config.scale
+        )
+        return spread(per_response_N, rollouts.lengths_N)
+    if rollouts.scores.steps is None:
+        raise ConfigurationError(
+            "supervision is process, but no reward scores steps: add one that returns "
+            "((start, end), number) pairs, or set supervision: outcome"
+        )
+    steps = rollouts.steps_with_outcomes(parts.policy.tokenizer)
+    return step_advantages(
+        steps.rewards_S,
+        steps.ends_S,
+        steps.counts_N,
+        rollouts.lengths_N,
+        rollouts.sizes_G,
+        scale=config.scale,
+    )
+
+
+def update(
+    config: GRPOConfig,
+    parts: OnPolicyParts,
+    optimizer: Optimizer,
+    experience: GRPOExperience,
+    steps: list[MicroBatches],
+) -> list[StepResult]:
+    """μ epochs of minibatches over one rollout batch."""
+    results = []
+    for micro_batches in steps:
+        work = experience.for_step(micro_batches, config.aggregation, config.sampling.max_tokens)
+        results.append(optimizer.step([partial(loss, config, parts, part) for part in work]))
+    return results
+
+
+def loss(
+    config: GRPOConfig, parts: OnPolicyParts, part: GRPOExperience
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """``Σ_t w_t { −min(ρ Â, clip(ρ) Â) + β KL }`` of one micro-batch."""
+    scores = parts.policy.score(Batch.of(part.groups))
+    logprobs_T = scores.logprobs_T
+    device = logprobs_T.device
+    # On-policy, π_old is the policy itself: ρ = 1, and no extra forward pass is needed.
+    old_T = logprobs_T.detach() if part.old_logprobs_T is None else part.old_logprobs_T
+    advantages_T = part.advantages_T.to(device)
+    loss_T = SURROGATES[config.surrogate](
+        logprobs_T,
+        old_T,
+        advantages_T,
+        part.lengths_N.to(device),
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
+    )
+    observed = {
+        "logprobs_T": logprobs_T.detach(),
+        "old_logprobs_T": old_T,
+        "entropy_T": scores.entropy_T.detach(),
+        "advantages_T": advantages_T,
+    }
+    if part.ref_logprobs_T is not None:
+        observed["ref_logprobs_T"] = part.ref_logprobs_T
+        kl_T = KL_ESTIMATORS[config.kl](logprobs_T, part.ref_logprobs_T)
+        if config.kl_correction:
+            kl_T = importance_ratio(logprobs_T, old_T) * kl_T
+        loss_T = loss_T + config.beta * kl_T
+    if config.importance_limit is not None and part.sampler_logprobs_T is not None:
+        sampler_T = part.sampler_logprobs_T.to(device)
+        loss_T = loss_T * truncated_importance(old_T, sampler_T, limit=config.importance_limit)
+    return weighted_sum(loss_T, part.weights(loss_T)), observed
+
+
+def step_metrics(
+    config: GRPOConfig, rollouts: Rollouts, experience: GRPOExperience, results: list[StepResult]
+) -> dict[str, float]:
+    """Everything worth watching of one sampling step."""
+    observed = join_observed(results)
+    metrics = rollouts.metrics() | update_metrics(results)
+    metrics |= policy_metrics(observed, clip_low=config.clip_low, clip_high=config.clip_high)
+    metrics["group/equal_rewards"] = float(
+        equal_groups(rollouts.totals_N, rollouts.sizes_G).float().mean()
+    )
+    old_T = (
+        observed["logprobs_T"] if experience.old_logprobs_T is None else experience.old_logprobs_T
+    )
+    if experience.ref_logprobs_T is not None:
+        on_policy = experience.old_logprobs_T is None
+        ref_T = observed["ref_logprobs_T"] if on_policy else experience.ref_logprobs_T
+        metrics |= reference_metrics(old_T, ref_T, len(rollouts.flat))
+    if experience.old_logprobs_T is not None:
+        difference_T = experience.old_logprobs_T.cpu() - rollouts.sampler_logprobs_T
+        metrics["policy/sampler_difference"] = float(difference_T.abs().max())
+    return metrics

@@ -1,0 +1,77 @@
+"""Metrics of a policy update, by their standard names, from flat observations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from trivium.algorithms.update import StepResult
+from trivium.maths.kl import k1, k3
+
+
+def join_observed(results: list[StepResult]) -> dict[str, Tensor]:
+    """The observations of several optimiser steps, one after the other."""
+    names = results[0].observed
+    return {name: torch.cat([r.observed[name] for r in results]) for name in names}
+
+
+def update_metrics(results: list[StepResult]) -> dict[str, float]:
+    """Means over the optimiser steps that reused one rollout batch."""
+    count = len(results)
+    return {
+        "loss": sum(r.loss for r in results) / count,
+        "gradient_norm": sum(r.gradient_norm for r in results) / count,
+        "learning_rate": results[-1].learning_rate,
+        "optimizer_steps": float(count),
+    }
+
+
+def policy_metrics(
+    observed: dict[str, Tensor], *, clip_low: float, clip_high: float
+) -> dict[str, float]:
+    """Entropy, ratio, clipping and distance from π_old, averaged over response tokens.
+
+    ``observed`` holds ``logprobs_T``, ``old_logprobs_T``, ``entropy_T`` and ``advantages_T``. A
+    token counts as clipped where clipping removes its gradient: below with Â < 0, above with Â > 0.
+    """
+    logprobs_T, old_T = observed["logprobs_T"], observed["old_logprobs_T"]
+    advantages_T = observed["advantages_T"]
+    ratio_T = (logprobs_T - old_T).exp()
+    low_T = (ratio_T < 1 - clip_low) & (advantages_T < 0)
+    high_T = (ratio_T > 1 + clip_high) & (advantages_T > 0)
+    return {
+        "policy/entropy": float(observed["entropy_T"].mean()),
+        "policy/ratio_mean": float(ratio_T.mean()),
+        "policy/ratio_min": float(ratio_T.min()),
+        "policy/ratio_max": float(ratio_T.max()),
+        "policy/clip_low": float(low_T.float().mean()),
+        "policy/clip_high": float(high_T.float().mean()),
+        "policy/kl_old": float(k3(old_T, logprobs_T).mean()),
+        "advantage/std": float(advantages_T.std(correction=0)),
+    }
+
+
+def reference_metrics(
+    logprobs_T: Tensor, ref_logprobs_T: Tensor, responses: int
+) -> dict[str, float]:
+    """Distance from the reference on the policy's own samples: per token (k1, k3), per response."""
+    return {
+        "kl/k1": float(k1(logprobs_T, ref_logprobs_T).mean()),
+        "kl/k3": float(k3(logprobs_T, ref_logprobs_T).mean()),
+        "kl/response": float(k1(logprobs_T, ref_logprobs_T).sum()) / responses,
+    }
+
+
+def value_metrics(values_T: Tensor, targets_T: Tensor) -> dict[str, float]:
+    """How well the critic predicted the return targets before the update.
+
+    Explained variance is ``1 − Var(Target − V_old)/Var(Target)``: 1 is perfect, 0 no better than a
+    constant; it is 0 where the targets do not vary.
+    """
+    variance = float(targets_T.var(correction=0))
+    unexplained = float((targets_T - values_T).var(correction=0))
+    return {
+        "value/mean": float(values_T.mean()),
+        "value/target_mean": float(targets_T.mean()),
+        "value/explained_variance": 1 - unexplained / variance if variance > 0 else 0.0,
+    }

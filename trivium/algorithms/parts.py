@@ -1,0 +1,81 @@
+"""What the on-policy loops are assembled from, in the order that finds mistakes earliest.
+
+Configuration first (it has been checked already), then tokenizer, data and rewards, then models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+
+from trivium.data.chat import end_tokens
+from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
+from trivium.errors import ConfigurationError
+from trivium.models.loading import ModelConfig, base_of, load_tokenizer
+from trivium.models.policy import Policy
+from trivium.models.reference import Reference
+from trivium.rewards.learned import LearnedRewards
+from trivium.rewards.reward import RewardConfig, Rewards
+from trivium.rollout.engine import Engine
+from trivium.rollout.local import LocalEngine
+from trivium.runs.evaluate import EvaluationConfig, Evaluator
+
+
+@dataclass(frozen=True)
+class OnPolicyParts:
+    """The policy, what it is held to, and where its experience comes from."""
+
+    prompts: list[Prompt]
+    rewards: Rewards
+    policy: Policy
+    reference: Reference
+    engine: Engine
+    evaluator: Evaluator | None
+    learned: LearnedRewards
+
+
+def assemble(
+    model: ModelConfig,
+    data: PromptsConfig,
+    rewards: Sequence[RewardConfig],
+    evaluation: EvaluationConfig | None,
+    *,
+    temperature: float,
+) -> OnPolicyParts:
+    """Load everything a loop over rollouts needs."""
+    if not rewards:
+        raise ConfigurationError("rewards is empty: name at least one, as file.py:function")
+    tokenizer = load_tokenizer(model)
+    prompts = load_prompts(data, tokenizer)
+    scorers, learned = load_rewards(rewards, prompts, tokenizer)
+    held_out = None if evaluation is None else load_prompts(evaluation.data, tokenizer)
+    policy = Policy.load(model, tokenizer, temperature=temperature)
+    reference = Reference(policy)
+    engine = local_engine(policy)
+    evaluator = None
+    if evaluation is not None and held_out is not None:
+        quality = scorers
+        if evaluation.rewards:
+            quality, _ = load_rewards(evaluation.rewards, held_out, tokenizer)
+        evaluator = Evaluator(evaluation, held_out, quality, engine, policy, reference)
+    return OnPolicyParts(prompts, scorers, policy, reference, engine, evaluator, learned)
+
+
+def load_rewards(
+    configs: Sequence[RewardConfig],
+    prompts: Sequence[Prompt],
+    tokenizer: PreTrainedTokenizerBase,
+) -> tuple[Rewards, LearnedRewards]:
+    """The rewards, checked against the columns that the prompts have; and the learned among them."""
+    learned = LearnedRewards(configs, tokenizer)
+    rewards = Rewards(configs, functions=learned.functions)
+    rewards.check(sorted({column for prompt in prompts for column in prompt.columns}))
+    return rewards, learned
+
+
+def local_engine(policy: Policy) -> LocalEngine:
+    """The engine in this process, which ends responses at any of the checkpoint's end tokens."""
+    generation = getattr(base_of(policy.model), "generation_config", None)
+    return LocalEngine(policy, end_tokens(policy.tokenizer, generation))

@@ -1,0 +1,54 @@
+"""The pretraining mix of PPO-ptx: a language-modelling loss beside the policy's (Ouyang 2022)."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trivium.algorithms.experience import Weighted, epoch_batch
+from trivium.algorithms.update import Work
+from trivium.config import Configuration
+from trivium.data.batch import Batch
+from trivium.data.demonstrations import DemonstrationsConfig, load_demonstrations
+from trivium.maths.objectives import token_nll
+from trivium.maths.weights import weighted_sum
+from trivium.models.policy import Policy
+
+
+class PretrainingMixConfig(Configuration):
+    """Demonstrations or plain text whose likelihood is kept up while PPO runs."""
+
+    data: DemonstrationsConfig
+    """The texts."""
+    coefficient: float = Field(default=1.0, gt=0)
+    """Weight of the loss, a mean over tokens."""
+    examples_per_step: int = Field(default=16, ge=1)
+    """Texts per optimiser step."""
+
+
+class PretrainingMix:
+    """Yields the language-modelling micro-batches of one optimiser step after the other."""
+
+    def __init__(self, config: PretrainingMixConfig, policy: Policy, *, seed: int) -> None:
+        self.config, self.policy, self.seed = config, policy, seed
+        self.texts = load_demonstrations(config.data, policy.tokenizer)
+        self.steps = 0
+
+    def next_step(self, max_tokens: int) -> list[Work]:
+        """The micro-batches of the next optimiser step."""
+        count = self.config.examples_per_step
+        index = epoch_batch(len(self.texts), count, self.steps, seed=self.seed)
+        self.steps += 1
+        chosen = [self.texts[i] for i in index]
+        trained = torch.tensor([t for text in chosen for t in text.trained])
+        batch = Weighted([text.group for text in chosen], trained_T=trained)
+        parts = batch.for_step(batch.split(max_tokens), "token_mean")
+        return [partial(self._loss, part) for part in parts]
+
+    def _loss(self, part: Weighted) -> tuple[Tensor, dict[str, Tensor]]:
+        logprobs_T = self.policy.score(Batch.of(part.groups)).logprobs_T
+        nll = weighted_sum(token_nll(logprobs_T), part.weights(logprobs_T))
+        return self.config.coefficient * nll, {"pretraining_nll_T": -logprobs_T.detach()}

@@ -1,0 +1,185 @@
+"""Reward models: from preference pairs (outcome) or labelled steps (process).
+
+    outcome:  L(φ) = −log σ(r_φ(x, y_w) − r_φ(x, y_l))                    (Ouyang et al. 2022, eq. 1)
+    process:  L(φ) = BCE(r_φ(x, y_≤step), label of the step)             (Lightman et al. 2024)
+
+The model starts as a language model with a new head that scores 0, or as another reward model.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from trivium.algorithms.experience import epoch_batch, steps_of
+from trivium.algorithms.observe import update_metrics
+from trivium.algorithms.reward_training import (
+    LabelledSteps,
+    Pairs,
+    labelled_step_loss,
+    pair_accuracy,
+    pair_loss,
+    step_accuracy,
+)
+from trivium.algorithms.update import Optimizer, OptimizerConfig, Work
+from trivium.config import Configuration
+from trivium.data.batch import Grouped
+from trivium.data.preferences import (
+    PreferencesConfig,
+    StepLabelsConfig,
+    load_preferences,
+    load_step_labels,
+)
+from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
+from trivium.models.reward_model import RewardModel
+from trivium.runs.progress import Progress
+from trivium.runs.statistics import Interval, mean_interval
+from trivium.runs.store import Run, RunConfig
+
+
+class RewardModelConfig(Configuration):
+    """Everything a reward-model run depends on."""
+
+    model: ModelConfig
+    """A language model (it gets a new head) or a reward model."""
+    pairs: PreferencesConfig | None = None
+    """Preference pairs: trains an outcome reward model."""
+    steps: StepLabelsConfig | None = None
+    """Labelled steps: trains a process reward model."""
+    validation_pairs: PreferencesConfig | None = None
+    """Held-out pairs; without them, a share of the pairs is held out."""
+    validation_steps: StepLabelsConfig | None = None
+    """Held-out labelled steps; without them, a share of the steps is held out."""
+    held_out_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the data that is held out when no validation data is named."""
+    run: RunConfig = RunConfig()
+    """Where the run is written, and its seed."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, schedule="cosine")
+    """The optimiser."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data."""
+    examples_per_step: int = Field(default=64, ge=1)
+    """Pairs or labelled responses per optimiser step."""
+    tokens_per_micro_batch: int = Field(default=16384, ge=1)
+    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
+    centre: float = Field(default=0.01, ge=0)
+    """Weight of (s_w + s_l)², which keeps outcome scores around 0 (Eisenstein et al. 2024)."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Held-out accuracy after every so many steps; 0: only at the end."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> RewardModelConfig:
+        if (self.pairs is None) == (self.steps is None):
+            raise ValueError("give either pairs (an outcome model) or steps (a process model)")
+        if self.pairs is None and self.validation_pairs is not None:
+            raise ValueError("validation_pairs goes with pairs; for steps it is validation_steps")
+        if self.steps is None and self.validation_steps is not None:
+            raise ValueError("validation_steps goes with steps; for pairs it is validation_pairs")
+        return self
+
+
+def train(config: RewardModelConfig) -> Path:
+    """Train a reward model; returns the run's directory, with the model in ``final``."""
+    training, held_out = load_data(config)
+    model = RewardModel.load(config.model)
+    examples = len(training.groups)
+    steps = steps_of(config.epochs, examples, config.examples_per_step)
+    optimizer = Optimizer([(config.optimizer, trained_parameters(model.model))], steps)
+    run = Run.create(config.run, "reward-model", config)
+    with Progress("reward-model", steps) as progress:
+        for step in range(1, steps + 1):
+            start = time.perf_counter()
+            index = epoch_batch(examples, config.examples_per_step, step - 1, seed=config.run.seed)
+            result = optimizer.step(work(config, model, take(training, sorted(set(index)))))
+            metrics = update_metrics([result]) | {
+                "accuracy": float(accuracy(result.observed).mean()),
+                "time/update": time.perf_counter() - start,
+            }
+            run.log(step, metrics)
+            progress.advance(metrics)
+            last = step == steps
+            if held_out is not None and (last or is_due(config, step)):
+                run.evaluation(step, validate(config, model, held_out))
+    with run.saving("final") as directory:
+        model.save(directory)
+    return run.path
+
+
+def load_data(config: RewardModelConfig) -> tuple[Grouped, Grouped | None]:
+    """Training data, and held-out data: named, or a share of the data chosen by the run's seed."""
+    tokenizer = load_tokenizer(config.model)
+
+    def pairs(source: PreferencesConfig) -> Grouped:
+        return Pairs.of([p.group for p in load_preferences(source, tokenizer)])
+
+    def steps(source: StepLabelsConfig) -> Grouped:
+        rows = load_step_labels(source, tokenizer)
+        return LabelledSteps.of(
+            [r.group for r in rows], [r.ends for r in rows], [r.labels for r in rows]
+        )
+
+    if config.pairs is not None:
+        data = pairs(config.pairs)
+        named = config.validation_pairs and pairs(config.validation_pairs)
+    else:
+        assert config.steps is not None, "checked by the configuration"
+        data = steps(config.steps)
+        named = config.validation_steps and steps(config.validation_steps)
+    if named is not None or config.held_out_share == 0:
+        return data, named
+    count = len(data.groups)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(config.run.seed)).tolist()
+    kept = max(1, count - math.ceil(config.held_out_share * count))
+    return take(data, sorted(order[:kept])), take(data, sorted(order[kept:]))
+
+
+def take(data: Grouped, groups: list[int]) -> Grouped:
+    """Only these groups (ascending), with all their responses."""
+    size = len(data.groups[0].responses)
+    return data.select([g * size + j for g in groups for j in range(size)])
+
+
+def work(config: RewardModelConfig, model: RewardModel, data: Grouped) -> list[Work]:
+    """The micro-batches of one optimiser step."""
+    parts = [data.select(p) for p in data.split(config.tokens_per_micro_batch, whole_groups=True)]
+    if isinstance(data, LabelledSteps):
+        return [partial(labelled_step_loss, model, part, data.count) for part in parts]
+    return [partial(pair_loss, model, part, len(data.groups), config.centre) for part in parts]
+
+
+def accuracy(observed: dict[str, Tensor]) -> Tensor:
+    """Per pair or per step: is it judged right?"""
+    if "margin_P" in observed:
+        return pair_accuracy(observed["margin_P"])
+    return step_accuracy(observed["logit_S"], observed["label_S"])
+
+
+@torch.no_grad()
+def validate(config: RewardModelConfig, model: RewardModel, held_out: Grouped) -> dict[str, float]:
+    """Held-out loss and accuracy with its 95 % interval."""
+    losses, seen = [], []
+    for micro_batch in work(config, model, held_out):
+        part_loss, observed = micro_batch()
+        losses.append(float(part_loss))
+        seen.append(accuracy(observed))
+    values = torch.cat(seen)
+    interval: Interval = mean_interval(values.tolist())
+    return {
+        "n": len(values),
+        "loss": sum(losses),
+        "accuracy": interval.mean,
+        "accuracy_low": interval.low,
+        "accuracy_high": interval.high,
+    }
+
+
+def is_due(config: RewardModelConfig, step: int) -> bool:
+    """Whether held-out accuracy is wanted after this step."""
+    return config.evaluate_every > 0 and step % config.evaluate_every == 0

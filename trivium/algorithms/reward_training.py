@@ -1,0 +1,86 @@
+"""Losses of reward models over groups: pairs (Bradley-Terry) and labelled steps.
+
+Shared by ``reward_model`` (a run of its own) and ``reward_update`` (inside PPO and GRPO).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from trivium.data.batch import Batch, Group, Grouped
+from trivium.maths.objectives import bradley_terry_loss, step_loss
+from trivium.models.reward_model import RewardModel
+
+
+@dataclass(frozen=True)
+class Pairs(Grouped):
+    """Preference pairs: every group's responses are the chosen and the rejected one."""
+
+    @classmethod
+    def of(cls, groups: Sequence[Group]) -> Pairs:
+        return cls(list(groups))
+
+
+@dataclass(frozen=True)
+class LabelledSteps(Grouped):
+    """Responses whose steps are labelled: ``labels_T`` holds each step's label in [0, 1] at its
+    last token and NaN at every other token."""
+
+    labels_T: Tensor
+
+    @classmethod
+    def of(
+        cls, groups: Sequence[Group], ends: Sequence[list[int]], labels: Sequence[list[float]]
+    ) -> LabelledSteps:
+        """From the token index and label of each response's steps, one response per group."""
+        rows = []
+        for group, at, values in zip(groups, ends, labels, strict=True):
+            row = torch.full((len(group.responses[0]),), torch.nan)
+            row[at] = torch.tensor(values)
+            rows.append(row)
+        return cls(list(groups), torch.cat(rows))
+
+    @property
+    def count(self) -> int:
+        """The number of labelled steps."""
+        return int((~self.labels_T.isnan()).sum())
+
+
+def pair_loss(
+    model: RewardModel, pairs: Pairs, total: int, centre: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """``1/total Σ_p {−log σ(s_w − s_l) + centre·(s_w + s_l)²}`` of one micro-batch of pairs."""
+    scores_P2 = model.scores(Batch.of(pairs.groups)).view(-1, 2)
+    chosen_P, rejected_P = scores_P2.unbind(1)
+    loss_P = bradley_terry_loss(chosen_P, rejected_P) + centre * scores_P2.sum(1).square()
+    observed = {
+        "margin_P": (chosen_P - rejected_P).detach(),
+        "score_P": scores_P2.detach().mean(1),
+    }
+    return loss_P.sum() / total, observed
+
+
+def labelled_step_loss(
+    model: RewardModel, steps: LabelledSteps, total: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """``1/total Σ_s BCE(logit_s, label_s)`` of one micro-batch of labelled responses."""
+    batch = Batch.of(steps.groups)
+    is_end_T = ~steps.labels_T.isnan()
+    logits_S = model.scores_at(batch, batch.tokens_at_T[is_end_T])
+    labels_S = steps.labels_T[is_end_T].to(logits_S)
+    observed = {"logit_S": logits_S.detach(), "label_S": labels_S}
+    return step_loss(logits_S, labels_S).sum() / total, observed
+
+
+def pair_accuracy(margin_P: Tensor) -> Tensor:
+    """1 where the chosen response scores higher, 0.5 where both score the same, ``[P]``."""
+    return (margin_P > 0).float() + 0.5 * (margin_P == 0).float()
+
+
+def step_accuracy(logit_S: Tensor, label_S: Tensor) -> Tensor:
+    """1 where the step's probability is on its label's side of one half, ``[S]``."""
+    return ((logit_S > 0) == (label_S > 0.5)).float()

@@ -1,0 +1,193 @@
+"""Training the learned reward further while the policy moves away from what it was trained on.
+
+The optional step of GRPO's outer loop (Shao et al. 2024, algorithm 1, line 11), and as useful for
+PPO: a judge (for example a verifier) labels the policy's own responses, and the reward model
+learns from them, mixed with a share of earlier ones (replay).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from pydantic import Field, model_validator
+
+from trivium.algorithms.parts import OnPolicyParts
+from trivium.algorithms.reward_training import (
+    LabelledSteps,
+    Pairs,
+    labelled_step_loss,
+    pair_accuracy,
+    pair_loss,
+    step_accuracy,
+)
+from trivium.algorithms.update import Optimizer, OptimizerConfig, StepResult
+from trivium.config import Configuration
+from trivium.data.batch import Group
+from trivium.errors import ConfigurationError
+from trivium.models.loading import trained_parameters
+from trivium.rewards.reward import RewardConfig, Rewards
+from trivium.rollout.rollouts import Rollouts
+
+
+class RewardUpdateConfig(Configuration):
+    """How the learned reward is trained further."""
+
+    judge: RewardConfig
+    """What labels the policy's responses: an outcome for a reward model, steps for a process one."""
+    every: int = Field(default=10, ge=1)
+    """PPO: rollout batches between updates. (GRPO updates once per iteration.)"""
+    examples: int = Field(default=512, ge=1)
+    """Fresh pairs (or step-labelled responses) used per update, at most."""
+    replay: float = Field(default=0.1, ge=0)
+    """Earlier examples that are added, as a share of the fresh ones."""
+    examples_per_step: int = Field(default=64, ge=1)
+    """Examples per optimiser step."""
+    epochs: int = Field(default=1, ge=1)
+    """Passes over each update's examples."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
+    """The reward model's optimiser."""
+    centre: float = Field(default=0.01, ge=0)
+    """Weight of (s_w + s_l)², which keeps outcome scores around 0."""
+    tokens_per_micro_batch: int = Field(default=16384, ge=1)
+    """Memory bound: tokens per forward and backward pass."""
+
+    @model_validator(mode="after")
+    def _constant_rate(self) -> RewardUpdateConfig:
+        if self.optimizer.schedule != "constant":
+            raise ValueError(
+                f"optimizer.schedule is {self.optimizer.schedule}, but how many updates there will "
+                "be is not known beforehand: use constant"
+            )
+        return self
+
+
+@dataclass(frozen=True)
+class Example:
+    """A pair (chosen first), or one response with its labelled step ends."""
+
+    group: Group
+    ends: tuple[int, ...] = ()
+    labels: tuple[float, ...] = ()
+
+
+class RewardUpdate:
+    """Collects labelled examples from rollouts and trains the one learned reward on them."""
+
+    def __init__(self, config: RewardUpdateConfig, parts: OnPolicyParts, *, seed: int) -> None:
+        if len(parts.learned.models) != 1:
+            raise ConfigurationError(
+                f"reward_update trains the learned reward, but rewards names "
+                f"{len(parts.learned.models)} of them: name exactly one with function: "
+                "reward_model or process_reward_model"
+            )
+        self.config = config
+        self.tokenizer = parts.policy.tokenizer
+        (self.model,) = parts.learned.models.values()
+        if self.model.tokenizer.get_vocab() != self.tokenizer.get_vocab():
+            raise ConfigurationError(
+                "reward_update learns from the policy's tokens, but the reward model has another "
+                "vocabulary: train one from the policy's base model"
+            )
+        self.judge = Rewards([config.judge])
+        self.judge.check(sorted({c for prompt in parts.prompts for c in prompt.columns}))
+        parameters = trained_parameters(self.model.model)
+        self.optimizer = Optimizer([(config.optimizer, parameters)], total_steps=1)
+        self.process = parts.learned.is_process
+        self.random = random.Random(seed)
+        self.fresh: list[Example] = []
+        self.archive: list[Example] = []
+
+    def due(self, step: int) -> bool:
+        """Whether PPO updates the reward model after this step."""
+        return step % self.config.every == 0
+
+    def remember(self, rollouts: Rollouts) -> None:
+        """Let the judge label a rollout batch and keep what can be learned from."""
+        repeated = [p for p, g in zip(rollouts.prompts, rollouts.responses, strict=True) for _ in g]
+        scores = self.judge.score(repeated, rollouts.flat)
+        judged = Rollouts(rollouts.prompts, rollouts.responses, scores, {})
+        found = self._labelled(judged) if self.process else contrasts(judged, self.random)
+        self.fresh += found
+
+    def train(self) -> dict[str, float]:
+        """One update on the fresh examples and a replayed share; accuracy is before learning."""
+        self.random.shuffle(self.fresh)
+        fresh = self.fresh[: self.config.examples]
+        replayed = min(len(self.archive), round(self.config.replay * len(fresh)))
+        examples = fresh + self.random.sample(self.archive, replayed)
+        self.archive += fresh
+        self.fresh = []
+        results: list[StepResult] = []
+        for _ in range(self.config.epochs):
+            self.random.shuffle(examples)
+            for at in range(0, len(examples), self.config.examples_per_step):
+                results.append(self._step(examples[at : at + self.config.examples_per_step]))
+        return {
+            "fresh": float(len(fresh)),
+            "replayed": float(replayed),
+            "loss": sum(r.loss for r in results) / max(1, len(results)),
+            "accuracy": self._accuracy(results[:1]),
+        }
+
+    def _step(self, examples: Sequence[Example]) -> StepResult:
+        groups = [e.group for e in examples]
+        if self.process:
+            labelled = LabelledSteps.of(
+                groups, [list(e.ends) for e in examples], [list(e.labels) for e in examples]
+            )
+            cut = labelled.split(self.config.tokens_per_micro_batch)
+            return self.optimizer.step(
+                [
+                    partial(labelled_step_loss, self.model, labelled.select(p), labelled.count)
+                    for p in cut
+                ]
+            )
+        pairs = Pairs.of(groups)
+        cut = pairs.split(self.config.tokens_per_micro_batch, whole_groups=True)
+        return self.optimizer.step(
+            [
+                partial(pair_loss, self.model, pairs.select(p), len(groups), self.config.centre)
+                for p in cut
+            ]
+        )
+
+    def _accuracy(self, results: Sequence[StepResult]) -> float:
+        if not results:
+            return float("nan")
+        seen = results[0].observed
+        if self.process:
+            return float(step_accuracy(seen["logit_S"], seen["label_S"]).mean())
+        return float(pair_accuracy(seen["margin_P"]).mean())
+
+    def _labelled(self, judged: Rollouts) -> list[Example]:
+        """Every response with the judge's label of each of its steps."""
+        if judged.scores.steps is None:
+            raise ConfigurationError(
+                "reward_update.judge scores whole responses, but the learned reward is a process "
+                "reward model: name a judge that returns ((start, end), label) pairs"
+            )
+        steps = judged.steps(self.tokenizer)
+        counts = steps.counts_N.tolist()
+        groups = [Group(g.prompt, [r]) for g in judged.groups for r in g.responses]
+        ends, labels = steps.ends_S.split(counts), steps.rewards_S.split(counts)
+        rows = zip(groups, ends, labels, strict=True)
+        return [Example(g, tuple(e.tolist()), tuple(v.tolist())) for g, e, v in rows if len(e)]
+
+
+def contrasts(judged: Rollouts, rng: random.Random) -> list[Example]:
+    """One random pair of a better and a worse response for each group that has both."""
+    found = []
+    totals_G = judged.totals_N.split(judged.sizes_G.tolist())
+    for group, totals in zip(judged.groups, totals_G, strict=True):
+        best, worst = float(totals.max()), float(totals.min())
+        if best == worst:
+            continue
+        chosen = rng.choice(torch.nonzero(totals == best)[:, 0].tolist())
+        rejected = rng.choice(torch.nonzero(totals == worst)[:, 0].tolist())
+        responses = [group.responses[chosen], group.responses[rejected]]
+        found.append(Example(Group(group.prompt, responses)))
+    return found

@@ -1,0 +1,154 @@
+"""Supervised fine-tuning: the negative log-likelihood of demonstrated responses.
+
+L(θ) = Σ_t w_t · −log π_θ(o_t | q, o_<t)     over tokens that the assistant wrote
+"""
+
+from __future__ import annotations
+
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from trivium.algorithms.experience import Weighted, epoch_batch, steps_of
+from trivium.algorithms.observe import update_metrics
+from trivium.algorithms.parts import load_rewards, local_engine
+from trivium.algorithms.update import Optimizer, OptimizerConfig
+from trivium.config import Configuration
+from trivium.data.batch import Batch
+from trivium.data.demonstrations import Demonstration, DemonstrationsConfig, load_demonstrations
+from trivium.data.prompts import load_prompts
+from trivium.maths.objectives import token_nll
+from trivium.maths.weights import Aggregation, weighted_sum
+from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
+from trivium.models.policy import Policy
+from trivium.runs.evaluate import EvaluationConfig, Evaluator
+from trivium.runs.progress import Progress
+from trivium.runs.store import Run, RunConfig
+
+
+class SFTConfig(Configuration):
+    """Everything a supervised fine-tuning run depends on."""
+
+    model: ModelConfig
+    """The model to fine-tune."""
+    data: DemonstrationsConfig
+    """Demonstrations."""
+    run: RunConfig = RunConfig()
+    """Where the run is written, and its seed."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5, schedule="cosine")
+    """The optimiser."""
+    validation: DemonstrationsConfig | None = None
+    """Held-out demonstrations, for their loss."""
+    evaluation: EvaluationConfig | None = None
+    """Held-out evaluation on generated responses; needs evaluation.rewards."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; given instead of epochs."""
+    examples_per_step: int = Field(default=32, ge=1)
+    """Demonstrations per optimiser step."""
+    tokens_per_micro_batch: int = Field(default=16384, ge=1)
+    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
+    aggregation: Aggregation = "token_mean"
+    """How tokens are averaged."""
+    sort_by_length: bool = False
+    """A curriculum: take the demonstrations from short to long responses in the first pass."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SFTConfig:
+        if self.aggregation == "fixed_length" and self.data.max_response_tokens is None:
+            raise ValueError("aggregation fixed_length divides by data.max_response_tokens: set it")
+        if self.evaluation is not None and not self.evaluation.rewards:
+            raise ValueError(
+                "evaluation.rewards is empty: supervised data has no reward of its own"
+            )
+        if self.steps is not None and self.epochs != 1.0:
+            raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}: give one of them")
+        return self
+
+
+def train(config: SFTConfig) -> Path:
+    """Fine-tune; returns the run's directory, with the model in ``final``."""
+    tokenizer = load_tokenizer(config.model)
+    demonstrations = load_demonstrations(config.data, tokenizer)
+    held_out = None
+    if config.validation is not None:
+        held_out = as_data(load_demonstrations(config.validation, tokenizer))
+    prompts = load_prompts(config.evaluation.data, tokenizer) if config.evaluation else []
+    rewards = None
+    if config.evaluation is not None:
+        rewards, _ = load_rewards(config.evaluation.rewards, prompts, tokenizer)
+    policy = Policy.load(config.model, tokenizer)
+    evaluator = None
+    if config.evaluation is not None and rewards is not None:
+        engine = local_engine(policy)
+        evaluator = Evaluator(config.evaluation, prompts, rewards, engine, policy, None)
+
+    if config.sort_by_length:
+        demonstrations = sorted(demonstrations, key=lambda d: len(d.trained))
+    steps = config.steps or steps_of(
+        config.epochs, len(demonstrations), config.examples_per_step
+    )
+    optimizer = Optimizer([(config.optimizer, trained_parameters(policy.model))], steps)
+    run = Run.create(config.run, "sft", config)
+    with Progress("sft", steps) as progress:
+        for step in range(1, steps + 1):
+            start = time.perf_counter()
+            batch = as_data([demonstrations[i] for i in pick(config, len(demonstrations), step)])
+            parts = batch.for_step(
+                batch.split(config.tokens_per_micro_batch),
+                config.aggregation,
+                config.data.max_response_tokens,
+            )
+            result = optimizer.step([partial(loss, policy, part) for part in parts])
+            seconds = time.perf_counter() - start
+            trained = int(batch.trained_T.sum())
+            metrics = update_metrics([result]) | {
+                "nll": -float(result.observed["logprobs_T"].mean()),
+                "tokens/trained": float(trained),
+                "tokens/per_second": trained / seconds,
+                "time/update": seconds,
+            }
+            run.log(step, metrics)
+            progress.advance(metrics)
+            run.evaluate(step, evaluator)
+        if held_out is not None:
+            run.log(steps, {"validation/nll": validation_loss(config, policy, held_out)})
+        run.evaluate(steps, evaluator, last=True)
+    with run.saving("final") as directory:
+        policy.save(directory)
+    return run.path
+
+
+def as_data(demonstrations: list[Demonstration]) -> Weighted:
+    """Demonstrations as groups, with the tokens that are learned marked."""
+    trained = [t for d in demonstrations for t in d.trained]
+    return Weighted([d.group for d in demonstrations], trained_T=torch.tensor(trained))
+
+
+def pick(config: SFTConfig, count: int, step: int) -> list[int]:
+    """The demonstrations of one optimiser step; with a curriculum the first pass is in order."""
+    first = (step - 1) * config.examples_per_step
+    if config.sort_by_length and first + config.examples_per_step <= count:
+        return list(range(first, first + config.examples_per_step))
+    return epoch_batch(count, config.examples_per_step, step - 1, seed=config.run.seed)
+
+
+def loss(policy: Policy, part: Weighted) -> tuple[Tensor, dict[str, Tensor]]:
+    """``Σ_t w_t · −log π_θ(o_t)`` of one micro-batch."""
+    logprobs_T = policy.score(Batch.of(part.groups)).logprobs_T
+    weights_T = part.weights(logprobs_T)
+    learned_T = logprobs_T.detach()[weights_T > 0]
+    return weighted_sum(token_nll(logprobs_T), weights_T), {"logprobs_T": learned_T}
+
+
+@torch.no_grad()
+def validation_loss(config: SFTConfig, policy: Policy, held_out: Weighted) -> float:
+    """Mean negative log-likelihood per trained token of held-out demonstrations."""
+    parts = held_out.for_step(held_out.split(config.tokens_per_micro_batch), "token_mean")
+    return sum(float(loss(policy, part)[0]) for part in parts)

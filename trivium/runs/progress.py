@@ -1,0 +1,153 @@
+"""How a long job looks while it goes on: live on a terminal, plain lines in a file or a pipe.
+
+Only what a glance needs: how far, how fast, how much longer, and the latest of a few telling
+numbers. Everything measured is in the run's files.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, ProgressColumn, Task, TaskID
+from rich.progress import Progress as Live
+from rich.text import Text
+
+HEADLINES = (
+    "reward/mean",
+    "reward/accuracy",
+    "kl/response",
+    "validation/nll",
+    "loss",
+    "length/mean",
+    "policy/entropy",
+)
+_MOST_SHOWN = 4
+_WINDOW = 20
+
+
+class Progress:
+    """Shows the progress of `total` steps; a context manager, told of every step by `advance`.
+
+    Without a terminal it writes a line at the first step, at most every `every` seconds from then
+    on, and at the last.
+    """
+
+    def __init__(
+        self,
+        title: str,
+        total: int,
+        *,
+        every: float = 5.0,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.title = printable(title)
+        self.total = total
+        self.done = 0
+        self._every = every
+        self._console = console or Console()
+        self._clock = clock
+        self._metrics: Mapping[str, float] = {}
+        self._times: deque[float] = deque(maxlen=_WINDOW + 1)
+        self._written: float | None = None
+        self._pending = False
+        self._live: Live | None = None
+        self._task = TaskID(0)
+
+    def __enter__(self) -> Progress:
+        self._times.append(self._clock())
+        if _is_live(self._console):
+            live = Live(BarColumn(bar_width=16), _Status(self), console=self._console)
+            self._task = live.add_task("", total=self.total)
+            live.start()
+            self._live = live
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        elif self._pending:
+            self._write()
+
+    def advance(self, metrics: Mapping[str, float] | None = None) -> None:
+        """Count one step as done; `metrics` are its numbers."""
+        self.done += 1
+        self._metrics = metrics or {}
+        self._times.append(self._clock())
+        if self._live is not None:
+            self._live.update(self._task, completed=self.done)
+            return
+        self._pending = True
+        waited = self._written is None or self._times[-1] - self._written >= self._every
+        if waited or self.done == self.total:
+            self._write()
+
+    def status(self) -> str:
+        """Return the state in one line: steps, rate, time left, headline metrics."""
+        share = f"{self.title} {self.done}/{self.total}"
+        parts = [share, *self._pace(), *headlines(self._metrics)]
+        return "  ".join(parts)
+
+    def _pace(self) -> list[str]:
+        steps, seconds = len(self._times) - 1, self._times[-1] - self._times[0]
+        if steps == 0 or seconds <= 0:
+            return []
+        each = seconds / steps
+        rate = f"{each:.1f} s/step" if each >= 1 else f"{1 / each:.1f} steps/s"
+        waiting = self._clock() - self._times[-1]
+        left = max(0.0, (self.total - self.done) * each - waiting)
+        return [rate, f"{duration(left)} left"] if self.done < self.total else [rate]
+
+    def _write(self) -> None:
+        file = self._console.file
+        encoding = getattr(file, "encoding", None) or "utf-8"
+        file.write(self.status().encode(encoding, "replace").decode(encoding) + "\n")
+        file.flush()
+        self._written = self._times[-1]
+        self._pending = False
+
+
+class _Status(ProgressColumn):
+    """The state beside the bar, counting down between steps."""
+
+    def __init__(self, progress: Progress) -> None:
+        super().__init__()
+        self._progress = progress
+
+    def render(self, task: Task) -> Text:
+        return Text(self._progress.status(), no_wrap=True, overflow="ellipsis")
+
+
+def headlines(metrics: Mapping[str, float]) -> list[str]:
+    """Return the most telling numbers among the metrics, or the first ones, with their names."""
+    names = [name for name in HEADLINES if name in metrics] or list(metrics)
+    return [f"{printable(name)} {metrics[name]:.3g}" for name in names[:_MOST_SHOWN]]
+
+
+def duration(seconds: float) -> str:
+    """Return a time span in its two largest units, as in `2 h 05 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def printable(text: str) -> str:
+    """Return text that a terminal shows and does not obey: control characters become spaces."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _is_live(console: Console) -> bool:
+    """Whether to draw in place: colours can be forced on a pipe, where nothing is redrawn."""
+    return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal
