@@ -328,6 +328,8 @@ def update(
     results = []
     for micro_batches in steps:
         work = experience.for_step(micro_batches, config.aggregation, config.sampling.max_tokens)
+        if not any(bool(part.trained_T.any()) for part in work):
+            continue  # Every response of the minibatch was cut off and dropped.
         results.append(optimizer.step([partial(loss, config, parts, part) for part in work]))
     return results
 

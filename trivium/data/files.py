@@ -248,9 +248,8 @@ class _Window:
                 raise DataError(f"{self.where}: not valid JSON: {error.msg}") from None
             except (ValueError, RecursionError) as error:
                 raise _unreadable(error, self.where) from None
-            if end < len(self._text) or not self._more():
-                self._advance(end)
-                return value
+            self._advance(end)
+            return value
 
     def _advance(self, to: int) -> None:
         self._line += self._text.count("\n", self._at, to)

@@ -88,7 +88,7 @@ class Row:
         return ", ".join(map(str, self.columns)) or "(none)"
 
 
-class Dropped(Exception):  # noqa: N818 (a fate, not a fault)
+class Dropped(Exception):
     """A row that is not used, for a reason that is counted."""
 
 

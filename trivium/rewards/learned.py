@@ -1,14 +1,17 @@
 """Learned rewards: a reward model's score of a response, a process reward model's of its steps.
 
 Used in a configuration as the functions ``reward_model`` and ``process_reward_model`` with
-``arguments: {path: …}``. Tokens go to the model as they were sampled when it shares the policy's
+``arguments: {path: …}``. The latter gives each step its probability of being right, or, with
+``aggregate: product`` or ``minimum``, the response as a whole that of its steps taken together
+(Lightman et al. 2024): a sum over steps pays for every further step, these do not. Tokens go to the model as they were sampled when it shares the policy's
 vocabulary; otherwise the texts are encoded with the model's own tokenizer and chat template.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -22,6 +25,8 @@ from trivium.rewards.reward import RewardConfig
 
 OUTCOME, PROCESS = "reward_model", "process_reward_model"
 TOKENS_PER_PASS = 16384
+Aggregate = Literal["none", "product", "minimum"]
+AGGREGATES: dict[str, Callable[[list[float]], float]] = {"product": math.prod, "minimum": min}
 
 
 class LearnedRewards:
@@ -35,7 +40,7 @@ class LearnedRewards:
         self.models: dict[str, RewardModel] = {}
         for config in configs:
             if config.function in (OUTCOME, PROCESS) and "path" in config.arguments:
-                settings = {k: v for k, v in config.arguments.items() if k != "separator"}
+                settings = {k: v for k, v in config.arguments.items() if k not in ("separator", "aggregate")}
                 self.models[settings["path"]] = RewardModel.load(ModelConfig(**settings))
 
     @property
@@ -78,10 +83,14 @@ class LearnedRewards:
         *,
         path: str,
         separator: str = "\n",
+        aggregate: Aggregate = "none",
         dtype: str = "float32",
         device: str = "auto",
-    ) -> list[list[tuple[tuple[int, int], float]]]:
-        """The probability that each step is right, for the steps between separators."""
+    ) -> list[list[tuple[tuple[int, int], float]]] | list[float]:
+        """The probability that each step is right, for the steps between separators.
+
+        Aggregated, one number per response; a response without steps then gets 0.
+        """
         model = self.models[path]
         groups = self._groups(model, prompts, responses, prompt_tokens, response_tokens, ended)
         spans = [step_spans(text, separator) for text in responses]
@@ -99,6 +108,8 @@ class LearnedRewards:
             chances = iter(torch.sigmoid(model.step_scores(batch, wanted)).tolist())
             for index in part:
                 values[index] = [next(chances) for _ in ends[index]]
+        if aggregate != "none":
+            return [AGGREGATES[aggregate](chances) if chances else 0.0 for chances in values]
         return [list(zip(found, v, strict=True)) for found, v in zip(spans, values, strict=True)]
 
     def _groups(

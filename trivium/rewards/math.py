@@ -26,7 +26,7 @@ _CURRENCY = r"\\?[$€£¥]"
 _NUMBER = re.compile(
     rf"(?:\*\*)?\s*(?P<sign>[-−+]?)\s*(?:{_CURRENCY}\s*)?(?P<inner>[-−]?)"
     r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
-    r"(?![.,:/]?[0-9])(?!\s*[+^=×÷])(?!\s*[-−*/x]\s*[0-9(])"
+    r"(?![.,:]?[0-9])(?!\s*[+^=×÷])(?!\s*[-−*/x]\s*[0-9(])"
 )
 _LONGEST_NUMBER = 200
 
@@ -38,14 +38,15 @@ def read_number(text: str) -> Fraction | None:
     understood; a percentage keeps its figure, ``50% = 50``. A number that goes on as something
     else is refused, not read in part: ``1,23``, ``18 + 2``, ``1/5``, ``10:30``.
     """
-    text = text.lstrip()
     beginning = text[:_LONGEST_NUMBER]
     match = _NUMBER.match(beginning)
     if not match or match.end() == len(beginning) < len(text):
         return None
+    signs = match["sign"] + match["inner"]
+    if len(signs) > 1:
+        return None
     magnitude = Fraction(match["digits"].replace(",", ""))
-    negative = sum(match[part] in ("-", "−") for part in ("sign", "inner"))
-    return -magnitude if negative % 2 else magnitude
+    return -magnitude if signs in ("-", "−") else magnitude
 
 
 def final_number(text: str, markers: Sequence[str] = GSM8K_MARKERS) -> Fraction | None:

@@ -1,0 +1,212 @@
+"""Align language models by PPO, DPO and GRPO.
+
+Each command is a function of its configuration: ``trivium.grpo(trivium.GRPOConfig(...))``, or with
+a file, ``trivium.grpo(trivium.load_configuration(trivium.GRPOConfig, Path("grpo.yaml")))``. What
+they are made of is here too. Nothing heavy is imported before a name is used.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trivium import maths
+    from trivium.algorithms.dpo import DPOConfig, OnlinePairsConfig
+    from trivium.algorithms.dpo import train as dpo
+    from trivium.algorithms.grpo import GRPOConfig
+    from trivium.algorithms.grpo import train as grpo
+    from trivium.algorithms.ppo import AdaptiveKLConfig, CriticConfig, PPOConfig
+    from trivium.algorithms.ppo import train as ppo
+    from trivium.algorithms.pretraining import PretrainingMixConfig
+    from trivium.algorithms.reward_model import RewardModelConfig
+    from trivium.algorithms.reward_model import train as reward_model
+    from trivium.algorithms.reward_update import RewardUpdateConfig
+    from trivium.algorithms.sft import SFTConfig
+    from trivium.algorithms.sft import train as sft
+    from trivium.algorithms.update import OptimizerConfig
+    from trivium.commands.evaluate import EvaluateConfig
+    from trivium.commands.evaluate import run as evaluate
+    from trivium.commands.pairs import CandidateConfig, PairsConfig
+    from trivium.commands.pairs import run as pairs
+    from trivium.commands.sample import SampleConfig
+    from trivium.commands.sample import run as sample
+    from trivium.config import Configuration, load_configuration
+    from trivium.data.batch import Batch, Group
+    from trivium.data.demonstrations import DemonstrationsConfig, load_demonstrations
+    from trivium.data.preferences import (
+        PreferencesConfig,
+        StepLabelsConfig,
+        load_preferences,
+        load_step_labels,
+    )
+    from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
+    from trivium.errors import (
+        ConfigurationError,
+        DataError,
+        ModelError,
+        RewardError,
+        TrainingError,
+        TriviumError,
+    )
+    from trivium.models.critic import SeparateCritic, SharedCritic
+    from trivium.models.loading import LoraConfig, ModelConfig, load_tokenizer
+    from trivium.models.policy import Policy
+    from trivium.models.reference import Reference
+    from trivium.models.reward_model import RewardModel
+    from trivium.rewards.reward import RewardConfig, Rewards, Scores
+    from trivium.rollout.engine import Engine, Response, Sampling
+    from trivium.rollout.local import LocalEngine
+    from trivium.rollout.rollouts import Rollouts, roll_out
+    from trivium.runs.evaluate import EvaluationConfig, Evaluator
+    from trivium.runs.store import (
+        RunConfig,
+        read_evaluations,
+        read_events,
+        read_metrics,
+        read_run,
+        read_samples,
+    )
+
+_MODULES = {
+    "trivium.algorithms.dpo": ("DPOConfig", "OnlinePairsConfig", "train as dpo"),
+    "trivium.algorithms.grpo": ("GRPOConfig", "train as grpo"),
+    "trivium.algorithms.ppo": ("AdaptiveKLConfig", "CriticConfig", "PPOConfig", "train as ppo"),
+    "trivium.algorithms.pretraining": ("PretrainingMixConfig",),
+    "trivium.algorithms.reward_model": ("RewardModelConfig", "train as reward_model"),
+    "trivium.algorithms.reward_update": ("RewardUpdateConfig",),
+    "trivium.algorithms.sft": ("SFTConfig", "train as sft"),
+    "trivium.algorithms.update": ("OptimizerConfig",),
+    "trivium.commands.evaluate": ("EvaluateConfig", "run as evaluate"),
+    "trivium.commands.pairs": ("CandidateConfig", "PairsConfig", "run as pairs"),
+    "trivium.commands.sample": ("SampleConfig", "run as sample"),
+    "trivium.config": ("Configuration", "load_configuration"),
+    "trivium.data.batch": ("Batch", "Group"),
+    "trivium.data.demonstrations": ("DemonstrationsConfig", "load_demonstrations"),
+    "trivium.data.preferences": (
+        "PreferencesConfig",
+        "StepLabelsConfig",
+        "load_preferences",
+        "load_step_labels",
+    ),
+    "trivium.data.prompts": ("Prompt", "PromptsConfig", "load_prompts"),
+    "trivium.errors": (
+        "ConfigurationError",
+        "DataError",
+        "ModelError",
+        "RewardError",
+        "TrainingError",
+        "TriviumError",
+    ),
+    "trivium.models.critic": ("SeparateCritic", "SharedCritic"),
+    "trivium.models.loading": ("LoraConfig", "ModelConfig", "load_tokenizer"),
+    "trivium.models.policy": ("Policy",),
+    "trivium.models.reference": ("Reference",),
+    "trivium.models.reward_model": ("RewardModel",),
+    "trivium.rewards.reward": ("RewardConfig", "Rewards", "Scores"),
+    "trivium.rollout.engine": ("Engine", "Response", "Sampling"),
+    "trivium.rollout.local": ("LocalEngine",),
+    "trivium.rollout.rollouts": ("Rollouts", "roll_out"),
+    "trivium.runs.evaluate": ("EvaluationConfig", "Evaluator"),
+    "trivium.runs.store": (
+        "RunConfig",
+        "read_evaluations",
+        "read_events",
+        "read_metrics",
+        "read_run",
+        "read_samples",
+    ),
+}
+_PLACES = {
+    entry.split()[-1]: (module, entry.split()[0])
+    for module, entries in _MODULES.items()
+    for entry in entries
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "maths":
+        value: Any = import_module("trivium.maths")
+    elif name in _PLACES:
+        module, attribute = _PLACES[name]
+        value = getattr(import_module(module), attribute)
+    else:
+        raise AttributeError(f"module 'trivium' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+__all__ = [
+    "AdaptiveKLConfig",
+    "Batch",
+    "CandidateConfig",
+    "Configuration",
+    "ConfigurationError",
+    "CriticConfig",
+    "DPOConfig",
+    "DataError",
+    "DemonstrationsConfig",
+    "Engine",
+    "EvaluateConfig",
+    "EvaluationConfig",
+    "Evaluator",
+    "GRPOConfig",
+    "Group",
+    "LocalEngine",
+    "LoraConfig",
+    "ModelConfig",
+    "ModelError",
+    "OnlinePairsConfig",
+    "OptimizerConfig",
+    "PPOConfig",
+    "PairsConfig",
+    "Policy",
+    "PreferencesConfig",
+    "PretrainingMixConfig",
+    "Prompt",
+    "PromptsConfig",
+    "Reference",
+    "Response",
+    "RewardConfig",
+    "RewardError",
+    "RewardModel",
+    "RewardModelConfig",
+    "RewardUpdateConfig",
+    "Rewards",
+    "Rollouts",
+    "RunConfig",
+    "SFTConfig",
+    "SampleConfig",
+    "Sampling",
+    "Scores",
+    "SeparateCritic",
+    "SharedCritic",
+    "StepLabelsConfig",
+    "TrainingError",
+    "TriviumError",
+    "dpo",
+    "evaluate",
+    "grpo",
+    "load_configuration",
+    "load_demonstrations",
+    "load_preferences",
+    "load_prompts",
+    "load_step_labels",
+    "load_tokenizer",
+    "maths",
+    "pairs",
+    "ppo",
+    "read_evaluations",
+    "read_events",
+    "read_metrics",
+    "read_run",
+    "read_samples",
+    "reward_model",
+    "roll_out",
+    "sample",
+    "sft",
+]

@@ -1,0 +1,279 @@
+"""The command line: which command, which configuration, and how a mistake is told.
+
+A user's mistake is one message on stderr and exit status 2, an interruption 130; whatever else goes
+wrong keeps its traceback. Nothing here imports torch: help, and a configuration file that cannot be
+read, must not wait for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from importlib.metadata import PackageNotFoundError, version
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Any, NoReturn
+
+from trivium.commands import COMMANDS, Command
+from trivium.config import Configuration, describe, load_configuration
+from trivium.errors import ConfigurationError, TriviumError
+from trivium.yaml_source import YamlSource
+
+DESCRIPTION = """\
+Align language models by PPO, DPO and GRPO.
+
+Every command but chat and demo takes a configuration file and settings that correct it:
+  trivium grpo grpo.yaml optimizer.learning_rate=2e-6 run.seed=1
+`trivium COMMAND --help` shows an example, `trivium COMMAND --fields` every setting there is.
+"""
+CHAT = """\
+Talk to a checkpoint. With a chat template the lines are a conversation; without one each line is
+continued. /reset begins anew, /quit or Ctrl-D leaves, Ctrl-C cuts an answer short.
+
+example:
+  trivium chat runs/grpo-20260101-120000 sampling.temperature=0.5 sampling.max_tokens=400
+  trivium chat runs/sft/final 'template="Question: {line}\\nAnswer:"'
+"""
+DEMO = """\
+Run every road on the embedded task, with no download: SFT from scratch, then GRPO, PPO and DPO,
+side by side, evaluated on held-out problems. A demo that was stopped goes on where it was.
+
+example:
+  trivium demo --quick
+"""
+EXAMPLE = """\
+example: {name}.yaml
+{yaml}
+  trivium {name} {name}.yaml {arguments}
+
+A setting is written key.sub=value, and an entry of a list by its number, as in rewards.0.weight=2.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        with told_messages():
+            require_command(arguments)
+            parsed = make_parser().parse_args(arguments)
+            parsed.run(parsed)
+            sys.stdout.flush()
+    except TriviumError as error:
+        tell("error: ", str(error), "bold red")
+        return 2
+    except KeyboardInterrupt:
+        tell("", "interrupted", "bold red")
+        return 130
+    except BrokenPipeError:
+        # Whoever read the output has left; nothing may be written to it while Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+# --- What is said ---------------------------------------------------------------------------------
+
+
+class Parser(argparse.ArgumentParser):
+    """Tells what to write instead of a setting with dashes."""
+
+    def error(self, message: str) -> NoReturn:
+        dashed = [word for word in message.split() if word.startswith("--") and "=" in word]
+        if dashed and "unrecognized" in message:
+            message += f"; settings have no dashes: write {dashed[0].lstrip('-')}"
+        super().error(message)
+
+
+class Fields(argparse.Action):
+    """Prints the reference of a command's settings and leaves."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        print(describe(self.const()))
+        parser.exit()
+
+
+def require_command(arguments: Sequence[str]) -> None:
+    """Refuse a word that is no command, with the nearest one."""
+    names = [*COMMANDS, "chat", "demo"]
+    word = next(iter(arguments), "-")
+    if word.startswith("-") or word in names:
+        return
+    near = difflib.get_close_matches(word, names, n=1)
+    remedy = f"did you mean `{near[0]}`?" if near else f"the commands are {', '.join(names)}"
+    raise ConfigurationError(f"`{word}` is not a command: {remedy}")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `run` to what takes the parsed arguments."""
+    style: dict[str, Any] = {
+        "formatter_class": partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
+        "allow_abbrev": False,
+    }
+    parser = Parser(prog="trivium", description=DESCRIPTION, **style)
+    parser.add_argument("--version", action="version", version=f"trivium {installed_version()}")
+    parser.set_defaults(run=lambda _: parser.print_help())
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        yaml = "".join(f"  {line}\n" for line in command.example.splitlines())
+        example = EXAMPLE.format(name=name, yaml=yaml, arguments=command.arguments)
+        sub = commands.add_parser(
+            name,
+            help=command.help.replace("%", "%%"),
+            description=command.help,
+            epilog=example,
+            **style,
+        )
+        sub.add_argument("config", metavar="CONFIG.yaml", type=Path, help="the configuration file")
+        _add_settings(sub, lambda command=command: command.load()[0])
+        sub.set_defaults(run=lambda parsed, command=command: run_command(command, parsed))
+    chat = commands.add_parser("chat", help="talk to a checkpoint", description=CHAT, **style)
+    chat.add_argument("path", metavar="PATH", help="a checkpoint, a run's directory or a hub name")
+    _add_settings(chat, _chat_config)
+    chat.set_defaults(run=run_chat)
+    _add_demo(commands.add_parser("demo", help="watch every road", description=DEMO, **style))
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, fields: Callable[[], type]) -> None:
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="settings to correct")
+    parser.add_argument(
+        "--fields", action=Fields, nargs=0, const=fields, help="show every setting and leave"
+    )
+
+
+def _add_demo(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quick", action="store_true", help="the same story in two minutes")
+    parser.add_argument(
+        "--directory", type=Path, default=Path("runs/demo"), help="where it is written"
+    )
+    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one or several seeds")
+    parser.set_defaults(run=run_demo)
+
+
+def installed_version() -> str:
+    """Trivium's version, as its installation knows it."""
+    try:
+        return version("trivium")
+    except PackageNotFoundError:
+        return "(not installed)"
+
+
+# --- What is run ----------------------------------------------------------------------------------
+
+
+def run_command(command: Command, parsed: argparse.Namespace) -> None:
+    """Run a command that has a configuration file, and print what came of it."""
+    YamlSource(parsed.config)  # tells of a file that cannot be read before torch is imported
+    config_class, run = command.load()
+    config = load_configuration(config_class, parsed.config, parsed.settings)
+    with quiet_libraries():
+        outcome = run(config)
+    show(outcome)
+
+
+def run_chat(parsed: argparse.Namespace) -> None:
+    """Talk to the checkpoint at a path."""
+    from trivium.commands.chat import ChatConfig, chat
+
+    settings = [f"model.path={json.dumps(parsed.path, ensure_ascii=False)}", *parsed.settings]
+    config = load_configuration(ChatConfig, None, settings)
+    with quiet_libraries():
+        chat(config)
+
+
+def run_demo(parsed: argparse.Namespace) -> None:
+    """Run the demo, which prints its own table."""
+    from trivium.demo import run
+
+    with quiet_libraries():
+        run(parsed.directory, quick=parsed.quick, seeds=tuple(parsed.seed))
+
+
+def _chat_config() -> type[Configuration]:
+    from trivium.commands.chat import ChatConfig
+
+    return ChatConfig
+
+
+def show(outcome: Any) -> None:
+    """Print where a command wrote to, or the table that it measured."""
+    from rich.console import Console
+
+    if isinstance(outcome, Path):
+        print(f"written to {outcome}")
+    else:
+        Console().print(outcome)
+
+
+# --- How it looks ---------------------------------------------------------------------------------
+
+
+def tell(label: str, message: str, style: str) -> None:
+    """Write a message to stderr: in colour on a terminal, never with codes that are not ours."""
+    from rich.console import Console
+    from rich.text import Text
+
+    from trivium.runs.progress import printable
+
+    text = "\n".join(printable(line) for line in message.splitlines())
+    Console(stderr=True).print(Text(label, style) + Text(text, ""), soft_wrap=True)
+
+
+class Messages(logging.Handler):
+    """Shows what happened, and how grave it is where it is grave."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        labels = {logging.WARNING: ("warning: ", "yellow"), logging.ERROR: ("error: ", "bold red")}
+        label, style = labels.get(record.levelno, ("", ""))
+        tell(label, record.getMessage(), style)
+
+
+@contextmanager
+def told_messages() -> Iterator[None]:
+    """Show Trivium's own messages, from INFO on, on stderr."""
+    logger, handler = logging.getLogger("trivium"), Messages()
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+        logger.removeHandler(handler)
+
+
+def _not_noise(record: logging.LogRecord) -> bool:
+    return "requires torchvision (not installed)" not in record.getMessage()
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence what libraries say that no user can act on; their other warnings are shown.
+
+    These are bars for reading and writing weights (those for downloads stay), a notice that
+    images would be read in another way, and a method's future name.
+    """
+    from transformers.utils import logging as theirs
+
+    hidden = theirs.set_tqdm_hook(lambda _, args, kwargs: theirs.EmptyTqdm(*args, **kwargs))
+    notices = logging.getLogger("transformers.utils.import_utils")
+    with ExitStack() as stack:
+        stack.callback(theirs.set_tqdm_hook, hidden)
+        stack.enter_context(warnings.catch_warnings())
+        warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
+        notices.addFilter(_not_noise)
+        stack.callback(notices.removeFilter, _not_noise)
+        yield

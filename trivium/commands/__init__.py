@@ -1,0 +1,152 @@
+"""The commands that a configuration file steers: what each is called, and where it is found.
+
+The command line reads this table without importing torch; everything heavy is imported when a
+command is run. Left out: `chat` and `demo`, which have no configuration file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+from trivium.config import Configuration
+
+
+@dataclass(frozen=True)
+class Command:
+    """One command: its help, an example, and the module with its configuration and function."""
+
+    help: str
+    module: str
+    config: str
+    function: str
+    example: str
+    arguments: str
+
+    def load(self) -> tuple[type[Configuration], Callable[[Any], Any]]:
+        """Import the module; return the configuration's class and what runs it."""
+        module = import_module(self.module)
+        return getattr(module, self.config), getattr(module, self.function)
+
+
+_SFT = """\
+model: {path: Qwen/Qwen2.5-0.5B}
+data: {path: train.jsonl, template: "Question: {question}\\nAnswer:", columns: {completion: answer}}
+optimizer: {learning_rate: 2e-5, schedule: cosine, warmup_steps: 20}
+"""
+_REWARD_MODEL = """\
+model: {path: runs/sft/final}
+pairs: {path: pairs.jsonl}
+run: {directory: runs/reward}
+"""
+_PPO = """\
+model: {path: runs/sft/final}
+critic: {model: {path: runs/reward/final}}
+data: {path: prompts.jsonl}
+rewards:
+  - {function: reward_model, arguments: {path: runs/reward/final}}
+beta: 0.05
+"""
+_DPO = """\
+model: {path: runs/sft/final}
+data: {path: pairs.jsonl}
+beta: 0.1
+"""
+_GRPO = """\
+model: {path: runs/sft/final}
+data: {path: train.jsonl, template: "Question: {question}\\nAnswer:"}
+rewards:
+  - {function: gsm8k}
+  - {function: my_rewards.py:brevity, weight: 0.1}
+responses_per_prompt: 8
+"""
+_SAMPLE = """\
+model: {path: runs/sft/final}
+data: {path: test.jsonl, template: "Question: {question}\\nAnswer:"}
+samples: 4
+rewards: [{function: gsm8k}]
+output: responses.jsonl
+"""
+_PAIRS = """\
+model: {path: runs/sft/final}
+data: {path: train.jsonl, template: "Question: {question}\\nAnswer:"}
+samples: 8
+rewards: [{function: gsm8k}]
+output: pairs.jsonl
+"""
+_EVALUATE = """\
+model: {path: runs/grpo/final}
+reference: {path: runs/sft/final}
+data: {path: test.jsonl, template: "Question: {question}\\nAnswer:"}
+rewards: [{function: gsm8k}]
+output: evaluation.json
+"""
+
+COMMANDS = {
+    "sft": Command(
+        help="fine-tune a model on demonstrations",
+        module="trivium.algorithms.sft",
+        config="SFTConfig",
+        function="train",
+        example=_SFT,
+        arguments="epochs=2",
+    ),
+    "reward-model": Command(
+        help="train a reward model on preference pairs, or a process one on labelled steps",
+        module="trivium.algorithms.reward_model",
+        config="RewardModelConfig",
+        function="train",
+        example=_REWARD_MODEL,
+        arguments="optimizer.learning_rate=5e-6",
+    ),
+    "ppo": Command(
+        help="train a policy by PPO, with a critic and the KL penalty in the reward",
+        module="trivium.algorithms.ppo",
+        config="PPOConfig",
+        function="train",
+        example=_PPO,
+        arguments="steps=200 run.seed=1",
+    ),
+    "dpo": Command(
+        help="train a policy by DPO, on pairs from a file or sampled while training",
+        module="trivium.algorithms.dpo",
+        config="DPOConfig",
+        function="train",
+        example=_DPO,
+        arguments="loss=ipo",
+    ),
+    "grpo": Command(
+        help="train a policy by GRPO, on outcome or process rewards",
+        module="trivium.algorithms.grpo",
+        config="GRPOConfig",
+        function="train",
+        example=_GRPO,
+        arguments="rewards.1.weight=0.2 run.seed=1",
+    ),
+    "sample": Command(
+        help="write a model's responses to prompts, with their rewards",
+        module="trivium.commands.sample",
+        config="SampleConfig",
+        function="run",
+        example=_SAMPLE,
+        arguments="sampling.temperature=0.7",
+    ),
+    "pairs": Command(
+        help="write preference pairs: sampled and scored, or from rows that hold candidates",
+        module="trivium.commands.pairs",
+        config="PairsConfig",
+        function="run",
+        example=_PAIRS,
+        arguments="pairs_per_prompt=4",
+    ),
+    "evaluate": Command(
+        help="measure a model on held-out prompts, with 95 % intervals",
+        module="trivium.commands.evaluate",
+        config="EvaluateConfig",
+        function="run",
+        example=_EVALUATE,
+        arguments="samples=4",
+    ),
+}

@@ -1,0 +1,214 @@
+"""``trivium sample``: a model's responses to prompts, as rows of a file.
+
+Each row keeps the columns of its prompt's row, so that the file can be data again. Choosing among
+responses is for ``pairs``, measuring with intervals for ``evaluate``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, field_validator, model_validator
+from transformers import PreTrainedTokenizerBase
+
+from trivium.algorithms.parts import load_rewards, local_engine
+from trivium.config import Configuration
+from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
+from trivium.errors import ConfigurationError, DataError
+from trivium.models.loading import ModelConfig, load_tokenizer
+from trivium.models.policy import Policy
+from trivium.rewards.reward import RewardConfig, Rewards, Scores
+from trivium.rollout.engine import Sampling
+from trivium.rollout.rollouts import Rollouts, roll_out
+from trivium.runs.progress import Progress
+from trivium.runs.store import json_line
+
+RESPONSES_PER_BATCH = 512
+"""Responses between two reports of progress; no response depends on it."""
+WRITTEN = ("response", "tokens", "ended", "reward", "components", "step_rewards")
+"""What a row says of its response, besides the prompt."""
+
+
+class OutputConfig(Configuration):
+    """A file of rows that a command writes."""
+
+    output: Path
+    """The .jsonl file to write; it appears when it is complete."""
+    overwrite: bool = False
+    """Replace the file if it is there, instead of refusing to start."""
+    seed: int = Field(default=0, ge=0)
+    """Decides every random choice."""
+
+    @field_validator("output")
+    @classmethod
+    def _jsonl(cls, output: Path) -> Path:
+        if output.suffix != ".jsonl":
+            raise ValueError(f"write a name that ends in .jsonl, such as {output.stem}.jsonl")
+        return output
+
+
+class SampleConfig(OutputConfig):
+    """Everything a file of responses depends on."""
+
+    model: ModelConfig
+    """The model to sample from."""
+    data: PromptsConfig
+    """Prompts."""
+    rewards: tuple[RewardConfig, ...] = ()
+    """Score each response."""
+    sampling: Sampling = Sampling()
+    """How responses are drawn."""
+    samples: int = Field(default=1, ge=1)
+    """Responses per prompt."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SampleConfig:
+        if self.sampling.greedy and self.samples > 1:
+            raise ValueError(
+                f"sampling.temperature is 0, so all {self.samples} samples of a prompt would be "
+                "the same: set samples to 1 or raise the temperature"
+            )
+        return self
+
+
+def run(config: SampleConfig) -> Path:
+    """Sample, score and write; returns the file's path."""
+    require_free(config.output, config.overwrite)
+    tokenizer = load_tokenizer(config.model)
+    prompts = load_prompts(config.data, tokenizer)
+    _refuse_taken_columns(prompts)
+    rewards = load_rewards(config.rewards, prompts, tokenizer)[0] if config.rewards else None
+    policy = load_sampler(config.model, tokenizer, config.sampling)
+    batches = sampled(
+        policy, prompts, rewards, config.sampling, config.samples, seed=config.seed, title="sample"
+    )
+    with rows_written(config.output) as write:
+        for rollouts in batches:
+            for row in rows(rollouts, scored=bool(config.rewards)):
+                write(row)
+    return config.output
+
+
+def load_sampler(
+    model: ModelConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling
+) -> Policy:
+    """The policy to sample from, at the temperature it is sampled at."""
+    return Policy.load(model, tokenizer, temperature=sampling.temperature or 1.0)
+
+
+def sampled(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    rewards: Rewards | None,
+    sampling: Sampling,
+    samples: int,
+    *,
+    seed: int,
+    title: str,
+) -> Iterator[Rollouts]:
+    """Yield every prompt's responses with their rewards (0 where there are none), in batches."""
+    engine = local_engine(policy)
+    size = max(1, RESPONSES_PER_BATCH // samples)
+    starts = range(0, len(prompts), size)
+    with Progress(title, len(starts)) as progress:
+        for start in starts:
+            batch = list(prompts[start : start + size])
+            if rewards is not None:
+                rollouts = roll_out(engine, rewards, batch, samples, sampling, seed=seed, step=0)
+                metrics = rollouts.metrics()
+            else:
+                responses = engine.generate(batch, samples, sampling, seed=seed, step=0)
+                unscored = Scores([0.0] * (len(batch) * samples), None, {}, {})
+                rollouts = Rollouts(batch, responses, unscored, {})
+                metrics = {k: v for k, v in rollouts.metrics().items() if k.startswith("length/")}
+            progress.advance(metrics)
+            yield rollouts
+
+
+def rows(rollouts: Rollouts, *, scored: bool) -> Iterator[dict[str, Any]]:
+    """Yield one row per response: the prompt's columns, its text, and what came of it."""
+    totals = iter(total_rewards(rollouts.scores))
+    number = 0
+    for prompt, responses in zip(rollouts.prompts, rollouts.responses, strict=True):
+        for response in responses:
+            row = {
+                **prompt.columns,
+                "prompt": prompt.text,
+                "response": response.text,
+                "tokens": len(response.tokens),
+                "ended": response.ended,
+            }
+            reward = next(totals)
+            if scored:
+                row |= {"reward": reward, **_parts_of_reward(rollouts.scores, number)}
+            number += 1
+            yield row
+
+
+def total_rewards(scores: Scores) -> list[float]:
+    """The whole reward of each response: its outcome and the sum of its steps."""
+    steps = scores.steps or [[] for _ in scores.outcomes]
+    return [
+        outcome + sum(value for _, value in of_one)
+        for outcome, of_one in zip(scores.outcomes, steps, strict=True)
+    ]
+
+
+def _parts_of_reward(scores: Scores, number: int) -> dict[str, Any]:
+    components = {name: values[number] for name, values in scores.components.items()}
+    if scores.steps is None:
+        return {"components": components}
+    return {"components": components, "step_rewards": scores.steps[number]}
+
+
+def _refuse_taken_columns(prompts: Sequence[Prompt]) -> None:
+    columns = {column for prompt in prompts for column in prompt.columns}
+    taken = [name for name in WRITTEN if name in columns]
+    if taken:
+        raise DataError(
+            f"the data has the columns {', '.join(taken)}, which the rows written here would have "
+            "with another meaning: rename them in the data"
+        )
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def require_free(path: Path, overwrite: bool) -> None:
+    """Refuse a file that is there already, unless it may go; make the directory that holds it."""
+    if path.exists() and not (overwrite and path.is_file()):
+        what = "is there already" if path.is_file() else "is a directory"
+        remedy = ", or write overwrite=true to replace it" if path.is_file() else ""
+        raise ConfigurationError(f"output = {path}: {what}; name another file{remedy}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from None
+
+
+@contextmanager
+def rows_written(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
+    """Give a function that writes a row; the file gets its name once the block is through.
+
+    Rows that had been written when the block raises stay beside it, in a file named `.partial`.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    try:
+        file = partial.open("w", encoding="utf-8")
+    except OSError as error:
+        raise unwritable(path, error) from None
+    try:
+        with file:
+            yield lambda row: print(json_line(row), file=file)
+        partial.replace(path)
+    finally:
+        if partial.exists() and partial.stat().st_size == 0:
+            partial.unlink()
+
+
+def unwritable(path: Path, error: OSError) -> ConfigurationError:
+    """The error for an output that the file system refuses."""
+    return ConfigurationError(f"output = {path}: cannot be written: {error.strerror}")

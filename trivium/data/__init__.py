@@ -1,0 +1,1 @@
+"""From files to tokens: rows, prompts, demonstrations, preferences, and the batches they form."""

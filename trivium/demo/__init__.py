@@ -1,0 +1,5 @@
+"""``trivium demo``: every road from nothing to an aligned model, on the embedded task."""
+
+from trivium.demo.run import run
+
+__all__ = ["run"]
