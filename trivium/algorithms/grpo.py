@@ -10,7 +10,6 @@ and updates (μ epochs of minibatches over the fixed batch). Left out: how token
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,7 @@ from trivium.algorithms.experience import (
     score_all,
 )
 from trivium.algorithms.observe import (
+    Stopwatch,
     join_observed,
     policy_metrics,
     reference_metrics,
@@ -101,7 +101,7 @@ class GRPOConfig(Configuration):
     kl: Literal["k1", "k2", "k3"] = "k3"
     """Estimator of the KL term."""
     kl_correction: bool = False
-    """Multiply the KL term by the ratio, so that its gradient is that of KL(π‖π_ref): docs/kl.md."""
+    """Multiply the KL term by the ratio: its gradient is then that of KL(π‖π_ref) (docs/kl.md)."""
     surrogate: Literal["clipped", "gspo", "cispo"] = "clipped"
     """Clip each token's ratio, the sequence's (GSPO), or only the token's weight (CISPO)."""
     clip_low: float = Field(default=0.2, gt=0, le=1)
@@ -136,6 +136,12 @@ class GRPOConfig(Configuration):
             )
         if self.kl_correction and self.beta == 0:
             raise ValueError("kl_correction needs a KL term: set beta above 0 or leave it out")
+        if self.beta > 0 and (self.kl, self.kl_correction) in (("k1", False), ("k2", True)):
+            raise ValueError(
+                f"kl: {self.kl} with kl_correction: {str(self.kl_correction).lower()} does not "
+                "pull towards the reference (docs/kl.md): use k3, k2 without the correction or k1 "
+                "with it"
+            )
         if self.dynamic_sampling and self.supervision == "process":
             raise ValueError("dynamic_sampling compares outcomes: use it with supervision: outcome")
         if self.supervision == "process" and self.baseline != "group_mean":
@@ -191,18 +197,15 @@ def train(config: GRPOConfig) -> Path:
                 # Stage 1: rollout and scoring.
                 rollouts = sample(config, parts, step)
                 # Stage 2: advantages and old log-probs, fixed from here on.
-                start = time.perf_counter()
+                stages = Stopwatch()
                 steps = plan(config, rollouts, step)
                 experience = prepare(config, parts, rollouts, steps)
-                prepared = time.perf_counter()
+                stages.lap("prepare")
                 # Stage 3: optimisation.
                 results = update(config, parts, optimizer, experience, steps)
                 step += 1
-                seconds = {
-                    "time/prepare": prepared - start,
-                    "time/update": time.perf_counter() - prepared,
-                }
-                metrics = step_metrics(config, rollouts, experience, results) | seconds
+                stages.lap("update")
+                metrics = step_metrics(config, rollouts, experience, results) | stages.seconds
                 run.log(step, metrics)
                 progress.advance(metrics)
                 run.evaluate(step, parts.evaluator)
@@ -213,6 +216,9 @@ def train(config: GRPOConfig) -> Path:
         run.evaluate(step, parts.evaluator, last=True)
     with run.saving("final") as directory:
         parts.policy.save(directory)
+    if reward_update is not None:
+        with run.saving("reward_model") as directory:
+            reward_update.model.save(directory)
     return run.path
 
 

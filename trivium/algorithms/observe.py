@@ -2,11 +2,27 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 from torch import Tensor
 
 from trivium.algorithms.update import StepResult
 from trivium.maths.kl import k1, k3
+
+
+class Stopwatch:
+    """Seconds of the stages of one step, under the metrics' names."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._since = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """The stage ends here; it began when the one before ended."""
+        now = time.perf_counter()
+        self.seconds[f"time/{stage}"] = now - self._since
+        self._since = now
 
 
 def join_observed(results: list[StepResult]) -> dict[str, Tensor]:

@@ -68,7 +68,7 @@ def load_rewards(
     prompts: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[Rewards, LearnedRewards]:
-    """The rewards, checked against the columns that the prompts have; and the learned among them."""
+    """The rewards, checked against the prompts' columns, and the learned ones among them."""
     learned = LearnedRewards(configs, tokenizer)
     rewards = Rewards(configs, functions=learned.functions)
     rewards.check(sorted({column for prompt in prompts for column in prompt.columns}))

@@ -12,7 +12,6 @@ drawn (``rollout``), what a reward is (``rewards``), how gradients are accumulat
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from trivium.algorithms.actor_critic import CriticConfig, make_critic
 from trivium.algorithms.experience import (
     Experience,
     MicroBatches,
@@ -31,6 +31,7 @@ from trivium.algorithms.experience import (
     score_all,
 )
 from trivium.algorithms.observe import (
+    Stopwatch,
     join_observed,
     policy_metrics,
     reference_metrics,
@@ -44,46 +45,19 @@ from trivium.algorithms.update import Optimizer, OptimizerConfig, StepResult
 from trivium.config import Configuration
 from trivium.data.batch import Batch, Grouped
 from trivium.data.prompts import PromptsConfig
-from trivium.errors import ConfigurationError
 from trivium.maths.advantages import gae, return_targets, whiten
 from trivium.maths.kl import KL_ESTIMATORS, adapted_coefficient, kl_shaped_rewards
 from trivium.maths.objectives import clipped_surrogate, value_loss
 from trivium.maths.ragged import segment_starts, spread
 from trivium.maths.weights import Aggregation, weighted_sum
-from trivium.models.critic import ActorCriticScores, Critic, SeparateCritic, SharedCritic
+from trivium.models.critic import Critic
 from trivium.models.loading import ModelConfig, trained_parameters
-from trivium.models.reward_model import RewardModel
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.evaluate import EvaluationConfig
 from trivium.runs.progress import Progress
 from trivium.runs.store import Run, RunConfig
-
-
-class CriticConfig(Configuration):
-    """The critic and its training."""
-
-    kind: Literal["separate", "shared"] = "separate"
-    """A model of its own, or a head on the actor's hidden states."""
-    model: ModelConfig | None = None
-    """Where a separate critic starts: a reward model or any checkpoint; by default the actor's."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
-    """The critic's optimiser."""
-    coefficient: float = Field(default=0.5, gt=0)
-    """Weight of the value loss beside the actor's."""
-    clip: float | None = Field(default=None, gt=0)
-    """Clip the values around V_old by this much."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Rollout batches at the start that train the critic alone."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> CriticConfig:
-        if self.kind == "shared" and self.model is not None:
-            raise ValueError("a shared critic is a head on the actor: leave critic.model out")
-        if self.kind == "shared" and self.warmup_steps:
-            raise ValueError("critic.warmup_steps would train the actor's trunk too: use separate")
-        return self
 
 
 class AdaptiveKLConfig(Configuration):
@@ -182,7 +156,7 @@ class PPOExperience(Experience):
 
 
 def train(config: PPOConfig) -> Path:
-    """Run PPO; returns the run's directory, with the actor in ``final``, its critic in ``critic``."""
+    """Run PPO; returns the run's directory: the actor in ``final``, the critic in ``critic``."""
     parts = assemble(
         config.model,
         config.data,
@@ -190,7 +164,7 @@ def train(config: PPOConfig) -> Path:
         config.evaluation,
         temperature=config.sampling.temperature,
     )
-    critic = make_critic(config, parts)
+    critic = make_critic(config.critic, config.model, parts.policy)
     optimizer = make_optimizer(config, parts, critic)
     mix = None
     if config.pretraining is not None:
@@ -206,18 +180,15 @@ def train(config: PPOConfig) -> Path:
             # Stage 1: rollout and scoring.
             rollouts = sample(config, parts, step)
             # Stage 2: advantages and return targets, fixed from here on.
-            start = time.perf_counter()
+            stages = Stopwatch()
             steps = plan(config, rollouts, step)
             experience = prepare(config, parts, critic, rollouts, steps, beta)
-            prepared = time.perf_counter()
+            stages.lap("prepare")
             # Stage 3: optimisation.
             actor = step > config.critic.warmup_steps
             results = update(config, parts, critic, optimizer, experience, steps, actor, mix)
-            seconds = {
-                "time/prepare": prepared - start,
-                "time/update": time.perf_counter() - prepared,
-            }
-            metrics = step_metrics(config, rollouts, experience, results) | seconds
+            stages.lap("update")
+            metrics = step_metrics(config, rollouts, experience, results) | stages.seconds
             run.log(step, metrics | {"kl/beta": beta})
             progress.advance(metrics)
             if config.adaptive_kl is not None:
@@ -234,20 +205,10 @@ def train(config: PPOConfig) -> Path:
         parts.policy.save(directory)
     with run.saving("critic") as directory:
         critic.save(directory)
+    if reward_update is not None:
+        with run.saving("reward_model") as directory:
+            reward_update.model.save(directory)
     return run.path
-
-
-def make_critic(config: PPOConfig, parts: OnPolicyParts) -> Critic:
-    """A separate critic from its own checkpoint (by default the actor's), or a shared head."""
-    if config.critic.kind == "shared":
-        return SharedCritic(parts.policy)
-    model = RewardModel.load(config.critic.model or config.model)
-    if model.tokenizer.get_vocab() != parts.policy.tokenizer.get_vocab():
-        raise ConfigurationError(
-            f"critic.model.path is {model.model.name_or_path}, whose vocabulary is not that of the "
-            "actor, and the critic reads the actor's tokens: train it from the actor's base model"
-        )
-    return SeparateCritic(model)
 
 
 def make_optimizer(config: PPOConfig, parts: OnPolicyParts, critic: Critic) -> Optimizer:
@@ -386,7 +347,7 @@ def loss(
     config: PPOConfig, parts: OnPolicyParts, critic: Critic, part: PPOExperience, actor: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``Σ_t w_t {−min(ρ Â, clip(ρ) Â) − c_H H + c_V (V − Target)²}`` of one micro-batch."""
-    scores: ActorCriticScores = critic.score(parts.policy, Batch.of(part.groups))
+    scores = critic.score(parts.policy, Batch.of(part.groups))
     weights_T = part.weights(scores.logprobs_T)
     value_T = value_loss(
         scores.values_T,

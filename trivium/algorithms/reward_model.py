@@ -1,7 +1,7 @@
 """Reward models: from preference pairs (outcome) or labelled steps (process).
 
-    outcome:  L(φ) = −log σ(r_φ(x, y_w) − r_φ(x, y_l))                    (Ouyang et al. 2022, eq. 1)
-    process:  L(φ) = BCE(r_φ(x, y_≤step), label of the step)             (Lightman et al. 2024)
+    outcome:  L(φ) = −log σ(r_φ(x, y_w) − r_φ(x, y_l))            (Ouyang et al. 2022, eq. 1)
+    process:  L(φ) = BCE(r_φ(x, y_≤step), label of the step)      (Lightman et al. 2024)
 
 The model starts as a language model with a new head that scores 0, or as another reward model.
 """
@@ -148,10 +148,12 @@ def take(data: Grouped, groups: list[int]) -> Grouped:
 
 def work(config: RewardModelConfig, model: RewardModel, data: Grouped) -> list[Work]:
     """The micro-batches of one optimiser step."""
-    parts = [data.select(p) for p in data.split(config.tokens_per_micro_batch, whole_groups=True)]
+    splits = data.split(config.tokens_per_micro_batch, whole_groups=True)
     if isinstance(data, LabelledSteps):
-        return [partial(labelled_step_loss, model, part, data.count) for part in parts]
-    return [partial(pair_loss, model, part, len(data.groups), config.centre) for part in parts]
+        return [partial(labelled_step_loss, model, data.select(p), data.count) for p in splits]
+    assert isinstance(data, Pairs), "reward models learn from pairs or labelled steps"
+    total = len(data.groups)
+    return [partial(pair_loss, model, data.select(p), total, config.centre) for p in splits]
 
 
 def accuracy(observed: dict[str, Tensor]) -> Tensor:

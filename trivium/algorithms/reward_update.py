@@ -37,7 +37,7 @@ class RewardUpdateConfig(Configuration):
     """How the learned reward is trained further."""
 
     judge: RewardConfig
-    """What labels the policy's responses: an outcome for a reward model, steps for a process one."""
+    """What labels responses: an outcome for a reward model, steps for a process reward model."""
     every: int = Field(default=10, ge=1)
     """PPO: rollout batches between updates. (GRPO updates once per iteration.)"""
     examples: int = Field(default=512, ge=1)

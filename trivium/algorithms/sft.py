@@ -91,9 +91,7 @@ def train(config: SFTConfig) -> Path:
 
     if config.sort_by_length:
         demonstrations = sorted(demonstrations, key=lambda d: len(d.trained))
-    steps = config.steps or steps_of(
-        config.epochs, len(demonstrations), config.examples_per_step
-    )
+    steps = config.steps or steps_of(config.epochs, len(demonstrations), config.examples_per_step)
     optimizer = Optimizer([(config.optimizer, trained_parameters(policy.model))], steps)
     run = Run.create(config.run, "sft", config)
     with Progress("sft", steps) as progress:

@@ -12,6 +12,8 @@ import subprocess
 import sys
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -51,23 +53,18 @@ def run_seed(directory: Path, budget: Budget, seed: int) -> list[dict[str, Any]]
 def prepare(directory: Path, budget: Budget, seed: int) -> None:
     """Write the data files, the tokenizer and the untrained base, unless they are there."""
     done = directory / "data" / "done.json"
-    sizes = {"demonstrations": budget.demonstrations, "heldout": budget.held_out, "seed": seed}
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == sizes:
+    asked = json.loads(json.dumps({**asdict(budget), "seed": seed, "version": version("trivium")}))
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == asked:
         return
     # Heavy imports wait until there is something to do.
     import torch
     from transformers import AutoModelForCausalLM
 
     from trivium.tasks.tokenizer import small_model_config, train_tokenizer
-    from trivium.tasks.verifier import label_files
     from trivium.tasks.writer import Sizes, write_files
 
-    paths = write_files(
-        directory / "data",
-        seed,
-        Sizes(demonstrations=budget.demonstrations, heldout=budget.held_out),
-    )
-    label_files(paths, directory / "data" / "labels.jsonl", budget.labels)
+    sizes = Sizes(budget.demonstrations, budget.problems, budget.held_out, budget.labels)
+    paths = write_files(directory / "data", seed, sizes, operations=budget.operations)
     with paths["demonstrations"].open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]
     tokenizer = train_tokenizer(row["prompt"] + row["completion"] for row in rows)
@@ -75,7 +72,7 @@ def prepare(directory: Path, budget: Budget, seed: int) -> None:
     model = AutoModelForCausalLM.from_config(small_model_config(tokenizer))
     model.save_pretrained(directory / "base")
     tokenizer.save_pretrained(directory / "base")
-    done.write_text(json.dumps(sizes), encoding="utf-8")
+    done.write_text(json.dumps(asked), encoding="utf-8")
 
 
 def run_all(directory: Path, planned: list[Road]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
@@ -56,17 +57,21 @@ def generated(directory: Path, name: str) -> int:
 def print_table(rows: Sequence[Mapping[str, Any]], seconds: float, summary: Path) -> None:
     """The comparison, best greedy accuracy first."""
     console = Console()
-    table = Table(title=f"Accuracy on {rows[0]['n']:,} held-out problems", title_justify="left")
-    table.add_column("road")
-    for heading in ("greedy, 95 %", "over base", "sampled", "KL", "length", "time", "tokens"):
-        table.add_column(heading, justify="right")
+    if not console.is_terminal:
+        console = Console(width=120)
+    title = f"Accuracy on {rows[0]['n']:,} held-out problems, with 95 % intervals"
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    table.add_column("road", no_wrap=True)
+    for heading in ("greedy", "", "+points", "sampled", "KL", "length", "time", "generated"):
+        table.add_column(heading, justify="right", no_wrap=True)
     base = {row["seed"]: row["greedy"] for row in rows if row["road"] == "sft"}
     several = len(base) > 1
     for row in sorted(rows, key=lambda r: (r["seed"], -r["greedy"])):
         name = f"{row['title']} (seed {row['seed']})" if several else row["title"]
         table.add_row(
             name,
-            f"{row['greedy']:.1%}  [{row['greedy_low']:.1%}, {row['greedy_high']:.1%}]",
+            f"{row['greedy']:.1%}",
+            f"{row['greedy_low']:.1%} – {row['greedy_high']:.1%}",
             f"{100 * (row['greedy'] - base[row['seed']]):+.1f}",
             f"{row['sampled']:.1%}",
             f"{row['kl']:.1f}",

@@ -259,7 +259,7 @@ def use_ragged_attention(model: PreTrainedModel) -> bool:
     except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError, KeyError):
         exact = False
     if not exact:
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(before or "eager")
         _say_once(type(model).__name__)
     return exact
 

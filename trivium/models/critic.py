@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 

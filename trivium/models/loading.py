@@ -41,6 +41,8 @@ class LoraConfig(Configuration):
     """Their scale: the update is multiplied by alpha / rank."""
     targets: str | list[str] = "all-linear"
     """Names of the linear layers that get adapters, or all-linear."""
+    seed: int = 0
+    """Decides the adapters' initial values."""
 
 
 class ModelConfig(Configuration):
@@ -127,7 +129,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def require_checkpoint(path: str) -> None:
-    """Raise unless ``path`` can be a checkpoint: an existing directory or the shape of a hub name."""
+    """Raise unless ``path`` can be a checkpoint: a directory that is one, or a hub name."""
     where = Path(path).expanduser()
     if where.is_dir():
         if not (where / "config.json").is_file():
@@ -253,10 +255,13 @@ def _with_adapters(model: PreTrainedModel, lora: LoraConfig, task: str) -> PreTr
         task_type=task,
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
     )
+    kind = model.device.type
+    drawn_on = [] if kind == "cpu" else [model.device]
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), torch.random.fork_rng(drawn_on, device_type=kind):
             # peft asks transformers by names that are deprecated there.
             warnings.simplefilter("ignore", FutureWarning)
+            torch.manual_seed(lora.seed)
             return peft.get_peft_model(model, settings)  # type: ignore[return-value]
     except ValueError as error:
         raise ModelError(f"model.lora.targets is {lora.targets!r}: {_first_line(error)}") from None

@@ -119,6 +119,7 @@ class Policy:
 def head_of(model: PreTrainedModel) -> Head:
     """The language-model head of ``model``, with the scale and soft cap its family uses."""
     linear = model.get_output_embeddings()
+    assert linear is not None, "checked when the policy was made"
     config = model.config.get_text_config()
     scale = float(getattr(config, "logit_scale", None) or 1.0)
     scale /= float(getattr(config, "logits_scaling", None) or 1.0)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
@@ -56,7 +56,8 @@ class RewardModel:
         base = base_of(self.model)
         backbone: PreTrainedModel = base.base_model  # type: ignore[assignment]
         line_LD = hidden_states(backbone, batch.to(self.device), shared=self.shared)
-        scores = base.score(line_LD.index_select(0, line_index.to(self.device)))[:, 0]
+        head: nn.Linear = base.score  # type: ignore[assignment]
+        scores = head(line_LD.index_select(0, line_index.to(self.device)))[:, 0]
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def scores(self, batch: Batch) -> Tensor:

@@ -3,8 +3,10 @@
 Used in a configuration as the functions ``reward_model`` and ``process_reward_model`` with
 ``arguments: {path: …}``. The latter gives each step its probability of being right, or, with
 ``aggregate: product`` or ``minimum``, the response as a whole that of its steps taken together
-(Lightman et al. 2024): a sum over steps pays for every further step, these do not. Tokens go to the model as they were sampled when it shares the policy's
-vocabulary; otherwise the texts are encoded with the model's own tokenizer and chat template.
+(Lightman et al. 2024): a sum over steps pays for every further step, these do not.
+
+Tokens go to the model as they were sampled when it shares the policy's vocabulary; otherwise the
+texts are encoded with the model's own tokenizer and chat template.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ class LearnedRewards:
         self.models: dict[str, RewardModel] = {}
         for config in configs:
             if config.function in (OUTCOME, PROCESS) and "path" in config.arguments:
-                settings = {k: v for k, v in config.arguments.items() if k not in ("separator", "aggregate")}
+                settings = {
+                    k: v for k, v in config.arguments.items() if k not in ("separator", "aggregate")
+                }
                 self.models[settings["path"]] = RewardModel.load(ModelConfig(**settings))
 
     @property
@@ -134,10 +138,13 @@ class LearnedRewards:
 
 
 def step_spans(text: str, separator: str) -> list[tuple[int, int]]:
-    """Character spans of the non-blank steps between separators."""
+    """Character spans of the non-blank steps between separators, without their closing space.
+
+    A process reward model is read, as it was trained, at a step's last character that is no space.
+    """
     spans, start = [], 0
     for piece in text.split(separator):
         if piece.strip():
-            spans.append((start, start + len(piece)))
+            spans.append((start, start + len(piece.rstrip())))
         start += len(piece) + len(separator)
     return spans

@@ -8,7 +8,7 @@ to copy after an update.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ class LocalEngine:
         max_rows: responses that grow at the same time.
     """
 
-    def __init__(self, policy: Policy, end_tokens: set[int], *, max_rows: int = 512) -> None:
+    def __init__(self, policy: Policy, end_tokens: Collection[int], *, max_rows: int = 512) -> None:
         self.policy = policy
         self.end_tokens = end_tokens
         self.max_rows = max_rows

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.tasks.problems import MAXIMUM, Operation, Problem, compute, generate
+from trivium.tasks.verifier import judge
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class Sizes:
     demonstrations: int = 30_000
     problems: int = 8_000
     heldout: int = 1_000
+    labels: int = 12_000
 
 
 def write(problem: Problem, rng: random.Random, habits: Habits = Habits()) -> str:
@@ -111,6 +113,19 @@ def questions(problems: Sequence[Problem]) -> list[dict[str, Any]]:
     ]
 
 
+def labelled(
+    problems: Sequence[Problem], written: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """One row {"prompt", "completions", "labels"} per demonstration: is each line right?"""
+    rows = []
+    for problem, row in zip(problems, written, strict=True):
+        judged = judge(row["completion"], problem.steps)
+        lines = [row["completion"][start:end].strip("\n") for (start, end), _ in judged]
+        labels = [value == 1 for _, value in judged]
+        rows.append({"prompt": problem.prompt, "completions": lines, "labels": labels})
+    return rows
+
+
 def write_files(
     directory: Path,
     seed: int,
@@ -118,12 +133,14 @@ def write_files(
     habits: Habits = Habits(),
     operations: tuple[int, int] = (2, 4),
 ) -> dict[str, Path]:
-    """Writes demonstrations.jsonl, problems.jsonl and heldout.jsonl; their paths by stem."""
+    """Writes demonstrations, problems, heldout and labels (.jsonl); returns their paths by stem."""
     shown = generate(2 * seed, sizes.demonstrations, operations)
     asked = generate(2 * seed + 1, sizes.problems, operations)
     heldout = generate(seed, sizes.heldout, operations, split="test")
+    written = demonstrations(shown, seed, habits)
     rows = {
-        "demonstrations": demonstrations(shown, seed, habits),
+        "demonstrations": written,
+        "labels": labelled(shown[: sizes.labels], written[: sizes.labels]),
         "problems": questions(asked),
         "heldout": questions(heldout),
     }
