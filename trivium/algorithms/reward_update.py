@@ -170,7 +170,7 @@ class RewardUpdate:
                 "reward_update.judge scores whole responses, but the learned reward is a process "
                 "reward model: name a judge that returns ((start, end), label) pairs"
             )
-        steps = judged.steps(self.tokenizer)
+        steps = judged.steps(self.tokenizer, closing=False)
         counts = steps.counts_N.tolist()
         groups = [Group(g.prompt, [r]) for g in judged.groups for r in g.responses]
         ends, labels = steps.ends_S.split(counts), steps.rewards_S.split(counts)

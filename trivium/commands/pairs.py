@@ -7,6 +7,7 @@ a number that says how good it is. What is learned from the pairs is for ``dpo``
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import random
@@ -120,6 +121,8 @@ class Candidates:
 def run(config: PairsConfig) -> Path:
     """Find the pairs and write them; returns the file's path.
 
+    Beside it, ``….counts.json`` says how many prompts, responses and tokens it took.
+
     Raises DataError where no prompt yields a pair.
     """
     require_free(config.output, config.overwrite)
@@ -141,6 +144,7 @@ def run(config: PairsConfig) -> Path:
                 if config.model
                 else f"{summary}; do the scores differ within a row?"
             )
+    config.output.with_suffix(".counts.json").write_text(json.dumps(counts) + "\n", "utf-8")
     logger.info("%s", summary)
     return config.output
 
@@ -195,6 +199,7 @@ def _from_model(
         policy, prompts, rewards, config.sampling, config.samples, seed=config.seed, title="pairs"
     ):
         counts["responses"] += len(rollouts.flat)
+        counts["generated_tokens"] += int(rollouts.lengths_N.sum())
         counts["cut_off"] += 0 if config.keep_cut_off else int(rollouts.cut_off_N.sum())
         yield from _scored(rollouts, config.keep_cut_off)
 

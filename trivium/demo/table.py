@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,9 @@ def needed(road: Road, planned: Sequence[Road]) -> list[str]:
 
 def generated(directory: Path, name: str) -> int:
     """Tokens that a run sampled to learn from."""
+    counts = directory / "data" / f"{name}.counts.json"
+    if counts.is_file():
+        return int(json.loads(counts.read_text(encoding="utf-8"))["generated_tokens"])
     run = directory / "runs" / name
     if not (run / "metrics.jsonl").is_file():
         return 0

@@ -78,14 +78,16 @@ class Rollouts:
         """Which responses ran into the length limit."""
         return torch.tensor([r.ended == "length" for r in self.flat])
 
-    def steps(self, tokenizer: PreTrainedTokenizerBase) -> Steps:
+    def steps(self, tokenizer: PreTrainedTokenizerBase, *, closing: bool = True) -> Steps:
         """Process rewards at their tokens, outcome rewards left aside.
 
-        Steps that end in the same token are one step, with the sum of their rewards.
+        Steps that end in the same token are one step, with the sum of their rewards. What follows
+        the text's end, such as the EOS, belongs to the step that ends there (ending is part of it,
+        and would otherwise never be learned), unless ``closing`` is false.
         """
         assert self.scores.steps is not None, "no reward gave steps"
         placed = [
-            _place(tokenizer, response, steps)
+            _place(tokenizer, response, steps, closing)
             for response, steps in zip(self.flat, self.scores.steps, strict=True)
         ]
         return _as_steps(placed)
@@ -126,11 +128,16 @@ class Rollouts:
 
 
 def _place(
-    tokenizer: PreTrainedTokenizerBase, response: Response, steps: list[tuple[int, float]]
+    tokenizer: PreTrainedTokenizerBase,
+    response: Response,
+    steps: list[tuple[int, float]],
+    closing: bool = True,
 ) -> dict[int, float]:
     """Step values by the token in which the step ends."""
     placed: dict[int, float] = {}
     tokens = step_ends(tokenizer, response.tokens, [end for end, _ in steps])
+    if closing and steps and steps[-1][0] >= len(response.text.rstrip()):
+        tokens[-1] = len(response.tokens) - 1
     for token, (_, value) in zip(tokens, steps, strict=True):
         placed[token] = placed.get(token, 0.0) + value
     return placed
