@@ -15,7 +15,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from io import TextIOWrapper
@@ -198,8 +198,7 @@ def run_demo(parsed: argparse.Namespace) -> None:
     """Run the demo, which prints its own table."""
     from trivium.demo import run
 
-    with quiet_libraries():
-        run(parsed.directory, quick=parsed.quick, seeds=tuple(parsed.seed))
+    run(parsed.directory, quick=parsed.quick, seeds=tuple(parsed.seed))
 
 
 def _chat_config() -> type[Configuration]:
@@ -263,17 +262,15 @@ def _not_noise(record: logging.LogRecord) -> bool:
 def quiet_libraries() -> Iterator[None]:
     """Silence what libraries say that no user can act on; their other warnings are shown.
 
-    These are bars for reading and writing weights (those for downloads stay), a notice that
-    images would be read in another way, and a method's future name.
+    These are the future name of a method, and a notice that images would be read in another way.
+    Bars for reading and writing weights are `models.loading`'s business.
     """
-    from transformers.utils import logging as theirs
-
-    hidden = theirs.set_tqdm_hook(lambda _, args, kwargs: theirs.EmptyTqdm(*args, **kwargs))
     notices = logging.getLogger("transformers.utils.import_utils")
-    with ExitStack() as stack:
-        stack.callback(theirs.set_tqdm_hook, hidden)
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
-        notices.addFilter(_not_noise)
-        stack.callback(notices.removeFilter, _not_noise)
-        yield
+    notices.addFilter(_not_noise)
+    try:
+        with warnings.catch_warnings():
+            renamed = ".*gradient_checkpointing.* is deprecated"
+            warnings.filterwarnings("ignore", renamed, FutureWarning)
+            yield
+    finally:
+        notices.removeFilter(_not_noise)

@@ -37,7 +37,7 @@ from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.evaluate import EvaluationConfig, Evaluator
 from trivium.runs.progress import Progress
-from trivium.runs.store import Run, RunConfig
+from trivium.runs.store import Run, RunConfig, require_free
 
 
 class OnlinePairsConfig(Configuration):
@@ -133,6 +133,7 @@ class PairData(Grouped):
 
 def train(config: DPOConfig) -> Path:
     """Run DPO; returns the run's directory, with the policy in ``final``."""
+    require_free(config.run)
     source = Offline(config) if config.online is None else Online(config)
     policy = Policy.load(config.model, temperature=config.temperature)
     reference = Reference(policy)

@@ -58,7 +58,7 @@ from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
 from trivium.runs.evaluate import EvaluationConfig
 from trivium.runs.progress import Progress
-from trivium.runs.store import Run, RunConfig
+from trivium.runs.store import Run, RunConfig, require_free
 
 
 class GRPOConfig(Configuration):
@@ -174,6 +174,7 @@ class GRPOExperience(Experience):
 
 def train(config: GRPOConfig) -> Path:
     """Run GRPO; returns the run's directory, with the trained policy in ``final``."""
+    require_free(config.run)
     parts = assemble(
         config.model,
         config.data,

@@ -57,7 +57,7 @@ from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.evaluate import EvaluationConfig
 from trivium.runs.progress import Progress
-from trivium.runs.store import Run, RunConfig
+from trivium.runs.store import Run, RunConfig, require_free
 
 
 class AdaptiveKLConfig(Configuration):
@@ -157,6 +157,7 @@ class PPOExperience(Experience):
 
 def train(config: PPOConfig) -> Path:
     """Run PPO; returns the run's directory: the actor in ``final``, the critic in ``critic``."""
+    require_free(config.run)
     parts = assemble(
         config.model,
         config.data,

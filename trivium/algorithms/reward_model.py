@@ -40,7 +40,7 @@ from trivium.models.loading import ModelConfig, load_tokenizer, trained_paramete
 from trivium.models.reward_model import RewardModel
 from trivium.runs.progress import Progress
 from trivium.runs.statistics import Interval, mean_interval
-from trivium.runs.store import Run, RunConfig
+from trivium.runs.store import Run, RunConfig, require_free
 
 
 class RewardModelConfig(Configuration):
@@ -87,6 +87,7 @@ class RewardModelConfig(Configuration):
 
 def train(config: RewardModelConfig) -> Path:
     """Train a reward model; returns the run's directory, with the model in ``final``."""
+    require_free(config.run)
     training, held_out = load_data(config)
     model = RewardModel.load(config.model)
     examples = len(training.groups)

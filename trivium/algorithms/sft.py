@@ -27,7 +27,7 @@ from trivium.models.loading import ModelConfig, load_tokenizer, trained_paramete
 from trivium.models.policy import Policy
 from trivium.runs.evaluate import EvaluationConfig, Evaluator
 from trivium.runs.progress import Progress
-from trivium.runs.store import Run, RunConfig
+from trivium.runs.store import Run, RunConfig, require_free
 
 
 class SFTConfig(Configuration):
@@ -74,6 +74,7 @@ class SFTConfig(Configuration):
 
 def train(config: SFTConfig) -> Path:
     """Fine-tune; returns the run's directory, with the model in ``final``."""
+    require_free(config.run)
     tokenizer = load_tokenizer(config.model)
     demonstrations = load_demonstrations(config.data, tokenizer)
     held_out = None

@@ -60,6 +60,7 @@ def prepare(directory: Path, budget: Budget, seed: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from trivium.models.loading import save_checkpoint
     from trivium.tasks.tokenizer import small_model_config, train_tokenizer
     from trivium.tasks.writer import Sizes, write_files
 
@@ -70,8 +71,7 @@ def prepare(directory: Path, budget: Budget, seed: int) -> None:
     tokenizer = train_tokenizer(row["prompt"] + row["completion"] for row in rows)
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(small_model_config(tokenizer))
-    model.save_pretrained(directory / "base")
-    tokenizer.save_pretrained(directory / "base")
+    save_checkpoint(directory / "base", model, tokenizer)
     done.write_text(json.dumps(asked), encoding="utf-8")
 
 

@@ -57,6 +57,12 @@ class RunConfig(Configuration):
     """How many greedy and how many sampled responses of each evaluation are kept."""
 
 
+def require_free(config: RunConfig) -> None:
+    """Raise ConfigurationError where the run's directory is taken; before anything slow is done."""
+    if config.directory is not None:
+        _may_go(config.directory, config.overwrite)
+
+
 class Run:
     """A run that is being written."""
 
@@ -287,9 +293,18 @@ def _timed_directory(kind: str) -> Path:
 
 def _make_room(path: Path, overwrite: bool) -> None:
     """Refuse a directory that holds something, or empty it if it is a run that may go."""
-    entries = list(path.iterdir())
+    for entry in _may_go(path, overwrite):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def _may_go(path: Path, overwrite: bool) -> list[Path]:
+    """What the directory holds, if all of it may be deleted."""
+    entries = list(path.iterdir()) if path.is_dir() else []
     if not entries:
-        return
+        return []
     if not (path / "run.json").is_file():
         raise ConfigurationError(
             f"run.directory = {path}: holds {entries[0].name} but no run; name a new or empty "
@@ -300,11 +315,7 @@ def _make_room(path: Path, overwrite: bool) -> None:
             f"run.directory = {path}: holds a run already; name another directory, or write "
             "run.overwrite=true to delete that run"
         )
-    for entry in entries:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+    return entries
 
 
 def _version(package: str) -> str | None:

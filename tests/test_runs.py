@@ -1,0 +1,382 @@
+"""A run's directory: what is written, when, and what survives."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trivium.config import Configuration, load_configuration
+from trivium.errors import ConfigurationError, DataError, TrainingError
+from trivium.runs.store import (
+    Run,
+    RunConfig,
+    json_line,
+    read_evaluations,
+    read_events,
+    read_metrics,
+    read_run,
+    read_samples,
+)
+
+
+class Job(Configuration):
+    run: RunConfig = RunConfig()
+    rate: float = 3e-4
+
+
+def start(directory: Path, **fields: Any) -> Run:
+    job = Job(run=RunConfig(directory=directory, **fields))
+    return Run.create(job.run, "grpo", job)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return start(tmp_path / "run")
+
+
+def contents(directory: Path) -> dict[str, str]:
+    return {
+        str(file.relative_to(directory)): file.read_text()
+        for file in directory.rglob("*")
+        if file.is_file()
+    }
+
+
+# --- The directory --------------------------------------------------------------------------------
+
+
+def test_run_records_its_configuration_and_circumstances(run: Run) -> None:
+    loaded = load_configuration(Job, run.path / "config.yaml")
+    assert loaded == Job(run=RunConfig(directory=run.path))
+    record = read_run(run.path)
+    assert record["kind"] == "grpo"
+    assert record["packages"]["torch"] == torch.__version__
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["started"])
+
+
+def test_runs_without_a_directory_get_one_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    paths = [Run.create(RunConfig(), "dpo", Job()).path for _ in range(3)]
+    assert len(set(paths)) == 3
+    assert all(re.match(r"runs/dpo-\d{8}-\d{6}", str(path)) for path in paths)
+    assert all(read_run(path)["kind"] == "dpo" for path in paths)
+
+
+def test_directory_that_holds_a_run_is_refused_and_left_alone(run: Run) -> None:
+    before = contents(run.path)
+    with pytest.raises(ConfigurationError, match=r"holds a run already; .*run\.overwrite=true"):
+        start(run.path)
+    assert contents(run.path) == before
+
+
+def test_overwriting_leaves_nothing_of_the_run_before(run: Run, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "kept").write_text("kept")
+    run.log(1, {"loss": 1.0})
+    with run.saving("final") as directory:
+        (directory / "weights").write_text("old")
+    (run.path / "link").symlink_to(outside)
+    start(run.path, overwrite=True)
+    assert sorted(contents(run.path)) == ["config.yaml", "run.json"]
+    assert (outside / "kept").exists()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_directory_of_something_else_is_refused_and_left_alone(
+    tmp_path: Path, overwrite: bool
+) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(ConfigurationError, match=r"holds thesis\.txt but no run"):
+        start(tmp_path, overwrite=overwrite)
+    assert contents(tmp_path) == {"thesis.txt": "years of work"}
+
+
+def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"run\.directory = .*file.*: cannot be used"):
+        start(tmp_path / "file")
+    with pytest.raises(ConfigurationError, match="cannot be used: Not a directory"):
+        start(tmp_path / "file" / "run")
+
+
+# --- Lines ----------------------------------------------------------------------------------------
+
+
+def test_metrics_read_back_in_order_with_their_steps(run: Run) -> None:
+    run.log(1, {"loss": 0.1, "tokens": 7})
+    run.log(2, {"loss": torch.tensor(0.5).item()})
+    first, second = read_metrics(run.path)
+    assert (first["step"], first["loss"], first["tokens"]) == (1, 0.1, 7.0)
+    assert (second["step"], second["loss"]) == (2, 0.5)
+    assert 0 <= first["elapsed"] <= second["elapsed"]
+
+
+def test_numbers_that_are_not_finite_stay_strict_json_and_are_told(run: Run) -> None:
+    run.log(3, {"a": math.nan, "b": -math.inf, "c": math.inf, "d": 1.0})
+    (line,) = (run.path / "metrics.jsonl").read_text().splitlines()
+    raw = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    assert (raw["a"], raw["b"], raw["c"]) == ("NaN", "-Infinity", "Infinity")
+    (metrics,) = read_metrics(run.path)
+    assert math.isnan(metrics["a"])
+    assert (metrics["b"], metrics["c"], metrics["d"]) == (-math.inf, math.inf, 1.0)
+    (event,) = read_events(run.path)
+    assert (event["kind"], event["step"]) == ("not_finite", 3)
+    assert event["message"] == "not finite: a, b, c"
+
+
+def test_finite_metrics_make_no_event(run: Run) -> None:
+    run.log(1, {"loss": 1.0})
+    assert read_events(run.path) == []
+
+
+def test_each_append_is_a_whole_line_on_disk_at_once(run: Run) -> None:
+    for step in range(3):
+        run.log(step, {"loss": 1.0})
+        assert (run.path / "metrics.jsonl").read_bytes().count(b"\n") == step + 1
+
+
+def test_generated_text_reads_back_and_cannot_reach_a_terminal_or_break_a_line(run: Run) -> None:
+    text = 'NaN \x1b[31m \x9b2J \x7f \u2028 \u202e \ud800 \x85 \r\n "é" 猫 \U0001f600'
+    run.samples(2, [{"response": text, "reward": 1.0}, {"response": "NaN", "reward": 0.0}])
+    data = (run.path / "samples.jsonl").read_bytes()
+    line = data.decode("utf-8").split("\n")[0]
+    assert len(data.decode("utf-8").splitlines()) == 2
+    assert not re.search("[\x00-\x1f\x7f-\x9f\u2028\u202e]", line)
+    assert "猫" in line
+    assert read_samples(run.path) == [
+        {"step": 2, "response": text, "reward": 1.0},
+        {"step": 2, "response": "NaN", "reward": 0.0},
+    ]
+
+
+def test_json_of_numbers_that_are_not_python_s_is_json() -> None:
+    record = {"a": torch.tensor(2), "b": [torch.tensor(math.nan)], "c": (1, Path("x")), 4: None}
+    assert json.loads(json_line(record)) == {"a": 2, "b": ["NaN"], "c": [1, "x"], "4": None}
+
+
+def test_event_tells_time_kind_message_and_fields(run: Run) -> None:
+    run.event("alarm", "the reward is flat", step=4, share=0.5)
+    run.event("quiet")
+    alarm, quiet = read_events(run.path)
+    assert alarm.pop("time").endswith("+00:00")
+    assert alarm == {
+        "kind": "alarm",
+        "message": "the reward is flat",
+        "step": 4,
+        "share": 0.5,
+    }
+    assert set(quiet) == {"time", "kind"}
+
+
+def test_record_cannot_replace_the_step(run: Run) -> None:
+    with pytest.raises(AssertionError, match="step"):
+        run.log(1, {"step": 2.0})
+
+
+def test_line_cut_off_by_a_crash_is_left_out_and_damage_elsewhere_is_told(run: Run) -> None:
+    run.log(1, {"loss": 1.0})
+    path = run.path / "metrics.jsonl"
+    whole = path.read_text()
+    path.write_text(whole + whole[:9])
+    assert [record["step"] for record in read_metrics(run.path)] == [1]
+    path.write_text(whole + whole[:9] + "\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl:2: is damaged"):
+        read_metrics(run.path)
+    path.write_text("3\n")
+    with pytest.raises(DataError, match=r"metrics\.jsonl:1: is damaged"):
+        read_metrics(run.path)
+
+
+def test_files_not_written_yet_read_as_empty_and_other_directories_are_no_runs(
+    run: Run, tmp_path: Path
+) -> None:
+    assert read_metrics(run.path) == read_evaluations(run.path) == read_samples(run.path) == []
+    with pytest.raises(DataError, match="is not the directory of a run"):
+        read_metrics(tmp_path)
+    (run.path / "run.json").write_text("{")
+    with pytest.raises(DataError, match=r"run\.json: is damaged"):
+        read_run(run.path)
+
+
+def test_line_that_cannot_be_written_is_an_error_that_names_the_file(run: Run) -> None:
+    (run.path / "metrics.jsonl").mkdir()
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be written: "):
+        run.log(1, {"loss": 1.0})
+
+
+# --- Evaluations ----------------------------------------------------------------------------------
+
+
+@dataclass
+class FakeText:
+    text: str
+    ended: str = "eos"
+
+
+@dataclass
+class FakeRollouts:
+    prompts: list[FakeText]
+    responses: list[list[FakeText]]
+    totals_N: torch.Tensor
+
+
+@dataclass
+class FakeEvaluator:
+    """Two prompts, with one greedy and two sampled responses each."""
+
+    calls: int = 0
+    greedy: FakeRollouts = field(init=False)
+    sampled: FakeRollouts = field(init=False)
+
+    def __post_init__(self) -> None:
+        prompts = [FakeText("p0"), FakeText("p1")]
+        one = [[FakeText("g0")], [FakeText("g1", "length")]]
+        two = [[FakeText("s0"), FakeText("s0'")], [FakeText("s1"), FakeText("s1'")]]
+        self.greedy = FakeRollouts(prompts, one, torch.tensor([0.0, 1.0]))
+        self.sampled = FakeRollouts(prompts, two, torch.tensor([2.0, 3.0, 4.0, 5.0]))
+
+    @property
+    def result(self) -> FakeEvaluator:
+        return self
+
+    def record(self) -> dict[str, Any]:
+        return {"n": 2, "greedy": 0.5, "kl": None, "length": math.inf}
+
+    def due(self, step: int) -> bool:
+        return step % 4 == 0
+
+    def evaluate(self) -> FakeEvaluator:
+        self.calls += 1
+        return self
+
+
+def test_evaluation_keeps_result_and_first_response_to_each_prompt(run: Run) -> None:
+    evaluator: Any = FakeEvaluator()
+    run.evaluate(5, evaluator, last=True)
+    expected = {"step": 5, "n": 2, "greedy": 0.5, "kl": None, "length": math.inf}
+    assert read_evaluations(run.path) == [expected]
+    rows = [
+        (row["step"], row["drawn"], row["prompt"], row["response"], row["ended"], row["reward"])
+        for row in read_samples(run.path)
+    ]
+    assert rows == [
+        (5, "greedy", "p0", "g0", "eos", 0.0),
+        (5, "greedy", "p1", "g1", "length", 1.0),
+        (5, "sampled", "p0", "s0", "eos", 2.0),
+        (5, "sampled", "p1", "s1", "eos", 4.0),
+    ]
+
+
+def test_evaluation_keeps_as_many_samples_as_asked(tmp_path: Path) -> None:
+    evaluator: Any = FakeEvaluator()
+    run = start(tmp_path / "one", samples=1)
+    run.evaluate(0, evaluator)
+    assert [row["response"] for row in read_samples(run.path)] == ["g0", "s0"]
+
+
+def test_step_is_evaluated_once_if_due_or_last_and_only_with_an_evaluator(run: Run) -> None:
+    evaluator: Any = FakeEvaluator()
+    run.evaluate(0, None, last=True)
+    for step in range(7):
+        run.evaluate(step, evaluator)
+    run.evaluate(6, evaluator, last=True)
+    run.evaluate(6, evaluator, last=True)
+    assert evaluator.calls == 3
+    assert [record["step"] for record in read_evaluations(run.path)] == [0, 4, 6]
+
+
+# --- Saving ---------------------------------------------------------------------------------------
+
+
+def test_saved_model_appears_only_when_complete(run: Run) -> None:
+    with run.saving("final") as directory:
+        (directory / "weights").write_text("new")
+        assert not (run.path / "final").exists()
+        assert directory.parent == run.path
+    assert contents(run.path / "final") == {"weights": "new"}
+    assert [p.name for p in run.path.iterdir() if p.name.startswith(".")] == []
+    (event,) = read_events(run.path)
+    assert (event["kind"], event["name"]) == ("saved", "final")
+
+
+def test_saving_again_replaces_all_that_was_there(run: Run) -> None:
+    with run.saving("a/b") as directory:
+        (directory / "old").write_text("old")
+    with run.saving("a/b") as directory:
+        (directory / "new").write_text("new")
+        assert contents(run.path / "a") == {"b/old": "old", f"{directory.name}/new": "new"}
+    assert contents(run.path / "a") == {"b/new": "new"}
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_failed_saving_leaves_the_old_model_and_no_remains(
+    run: Run, error: type[BaseException]
+) -> None:
+    with run.saving("final") as directory:
+        (directory / "weights").write_text("old")
+    before = contents(run.path)
+    with pytest.raises(error), run.saving("final") as directory:
+        (directory / "weights").write_text("half")
+        raise error
+    assert contents(run.path) == before
+
+
+def test_old_model_returns_if_the_new_one_cannot_be_put_in_place(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with run.saving("final") as directory:
+        (directory / "weights").write_text("old")
+    rename = Path.rename
+
+    def fail_for_new(self: Path, target: Path) -> Path:
+        if self.suffix == ".partial":
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail_for_new)
+    with pytest.raises(OSError, match="no"), run.saving("final") as directory:
+        (directory / "weights").write_text("new")
+    assert contents(run.path / "final") == {"weights": "old"}
+    assert [p.name for p in run.path.iterdir() if p.name.startswith(".")] == []
+
+
+def test_model_reaches_the_disk_before_it_gets_its_name(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, bool]] = []
+
+    def record(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path.name.split("-")[0], (run.path / "final").exists()))
+
+    if not Path("/proc/self/fd").is_dir():
+        pytest.skip("needs /proc to see which file is synced")
+    monkeypatch.setattr(os, "fsync", record)
+    with run.saving("final") as directory:
+        (directory / "inner").mkdir()
+        (directory / "inner" / "weights").write_text("new")
+    assert synced == [
+        ("weights", False),
+        ("inner", False),
+        (".final", False),
+        (run.path.name, True),
+    ]
+
+
+def test_saved_directory_is_as_readable_as_its_neighbours(run: Run) -> None:
+    with run.saving("final"):
+        pass
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (run.path, run.path / "final")}
+    assert len(modes) == 1
