@@ -194,7 +194,7 @@ def test_reference_is_scored_once_and_pairs_keep_their_own(
             torch.testing.assert_close(row, plain_logprobs(plain, [group]), atol=1e-5, rtol=0)
 
 
-# --- online -------------------------------------------------------------------------------------------
+# --- online -------------------------------------------------------------------------------------
 
 
 def rollouts_of(outcomes: list[list[float]]) -> Rollouts:

@@ -6,6 +6,7 @@ import json
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, pstdev, stdev
 from typing import Any
@@ -69,7 +70,7 @@ def rollouts_of(
     return Rollouts(prompts, responses, Scores(outcomes, steps, {}, {}), {})
 
 
-# --- advantages -----------------------------------------------------------------------------------
+# --- advantages ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_process_supervision_without_process_rewards_is_an_error(world: World) -
         grpo.train(config_of(world, "letters", supervision="process"))
 
 
-# --- the loss -------------------------------------------------------------------------------------
+# --- the loss -----------------------------------------------------------------------------------
 
 
 def surrogate(ratio: Tensor, a: Tensor, low: float, high: float) -> Tensor:
@@ -232,7 +233,7 @@ def test_importance_weights_correct_a_sampler_that_differs(world: World) -> None
     torch.testing.assert_close(limited, plain * 1.2, rtol=1e-4, atol=1e-6)
 
 
-# --- what is learned from ---------------------------------------------------------------------------
+# --- what is learned from -----------------------------------------------------------------------
 
 
 def test_cut_off_responses_weigh_nothing_and_do_not_count(world: World) -> None:
@@ -323,7 +324,7 @@ def test_fewer_useful_groups_than_minibatches_still_train(tmp_path: Path) -> Non
     assert metrics_of(run)[0]["policy/sampler_difference"] < 1e-5
 
 
-# --- the outer loop ---------------------------------------------------------------------------------
+# --- the outer loop -----------------------------------------------------------------------------
 
 
 def states(model: torch.nn.Module) -> dict[str, Tensor]:
@@ -352,7 +353,7 @@ def test_reference_is_refreshed_between_iterations_and_nothing_else_is(
     grpo.train(config_of(world, model=model, **given))
     policies, references = [p for p, _ in seen], [r for _, r in seen]
     assert len(seen) == 6
-    assert all(not torch.equal(a, b) for a, b in zip(policies, policies[1:], strict=False))
+    assert all(not torch.equal(a, b) for a, b in pairwise(policies))
     for first in (0, 2, 4):
         assert torch.equal(references[first], policies[first])
         assert torch.equal(references[first + 1], references[first])
@@ -456,7 +457,7 @@ def test_process_reward_model_is_trained_on_the_judges_steps(world: World) -> No
     assert 0 < event["loss"] < 5
 
 
-# --- the whole loop ---------------------------------------------------------------------------------
+# --- the whole loop -----------------------------------------------------------------------------
 
 
 def test_reward_rises_when_the_reward_is_simple(world: World) -> None:

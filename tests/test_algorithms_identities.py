@@ -94,7 +94,7 @@ def model_of(world: World, lora: bool) -> dict[str, Any]:
     return {"path": world.path, "lora": {"rank": 2} if lora else None}
 
 
-# --- first-step identities ----------------------------------------------------------------------------
+# --- first-step identities ----------------------------------------------------------------------
 
 
 def assert_nothing_has_moved(first: StepResult, run: Path) -> None:
@@ -191,7 +191,7 @@ def test_new_reward_model_starts_at_the_logarithm_of_two(world: World) -> None:
     assert line["accuracy"] == 0.5
 
 
-# --- seeds --------------------------------------------------------------------------------------------
+# --- seeds --------------------------------------------------------------------------------------
 
 
 def bits(run: Path) -> dict[str, bytes]:

@@ -61,7 +61,7 @@ def captured(monkeypatch: pytest.MonkeyPatch) -> Captured:
     return Captured(monkeypatch)
 
 
-# --- through the whole loop, for every size of micro-batch ------------------------------------------
+# --- through the whole loop, for every size of micro-batch --------------------------------------
 
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "fixed_length"])
@@ -184,7 +184,7 @@ def test_ppo_gradient_does_not_depend_on_micro_batches(
     assert_gradients_do_not_depend_on_the_cut(captured, train)
 
 
-# --- in any packing and order -----------------------------------------------------------------------
+# --- in any packing and order -------------------------------------------------------------------
 
 
 def cuts(responses: int, seed: int) -> MicroBatches:

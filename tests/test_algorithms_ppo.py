@@ -19,20 +19,16 @@ from worlds import (
     metrics_of,
     perturb,
     plain_logprobs,
-    random_lm,
 )
-from worlds import family as model_family
 
 from trivium.algorithms import ppo
 from trivium.algorithms.parts import assemble
 from trivium.algorithms.ppo import PPOConfig, PPOExperience
-from trivium.algorithms.update import Optimizer, StepResult
+from trivium.algorithms.update import StepResult
 from trivium.data.batch import Group
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.maths.kl import adapted_coefficient
-from trivium.models.loading import ModelConfig, trained_parameters
 from trivium.models.policy import Policy
-from trivium.rollout.rollouts import Rollouts
 
 FAST = {"learning_rate": 0.01}
 
@@ -109,7 +105,7 @@ def gae_by_hand(rewards: list[float], values: list[float], gamma: float, lam: fl
     return advantages[::-1]
 
 
-# --- stage 2 --------------------------------------------------------------------------------------
+# --- stage 2 ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bootstrap", [False, True])
@@ -188,7 +184,7 @@ def test_experience_carries_no_gradient(world: World) -> None:
         assert not getattr(experience, name).requires_grad
 
 
-# --- the loss -------------------------------------------------------------------------------------
+# --- the loss -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
@@ -245,7 +241,7 @@ def _batch(groups: list[Group]) -> Any:
     return Batch.of(groups)
 
 
-# --- through the loop -------------------------------------------------------------------------------
+# --- through the loop ---------------------------------------------------------------------------
 
 
 def test_experience_is_computed_once_and_stays_as_it_was(

@@ -32,7 +32,7 @@ def vector(*values: float) -> nn.Parameter:
     return nn.Parameter(torch.tensor(values, dtype=torch.float64))
 
 
-# --- schedules ------------------------------------------------------------------------------------
+# --- schedules ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_step_uses_and_reports_the_rate_of_its_number() -> None:
     assert moves == pytest.approx(rates, rel=1e-6)
 
 
-# --- one step -------------------------------------------------------------------------------------
+# --- one step -----------------------------------------------------------------------------------
 
 
 def test_gradients_of_micro_batches_add_up_and_old_ones_are_forgotten() -> None:
@@ -174,7 +174,7 @@ def test_optimizer_settings_out_of_range_are_refused(options: dict) -> None:
         OptimizerConfig(**options)
 
 
-# --- plans ----------------------------------------------------------------------------------------
+# --- plans --------------------------------------------------------------------------------------
 
 DATA = Grouped(random_groups(9, [3, 1, 4, 2, 5], [[2, 9], [3], [1, 1, 6], [4, 4], [7]]))
 GROUP_OF = [0, 0, 1, 2, 2, 2, 3, 3, 4]

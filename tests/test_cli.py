@@ -208,6 +208,31 @@ def test_a_missing_model_or_data_file_is_told_without_traceback(
     )
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dtype": "float99"}, "arguments.dtype = 'float99': it must be 'float32', 'bfloat16' or"),
+        ({"pth": 3}, "arguments sets 'pth', which it does not accept (did you mean 'path'?)"),
+    ],
+)
+def test_a_learned_reward_s_wrong_argument_is_told_without_traceback(
+    arguments: dict[str, Any],
+    message: str,
+    world: World,
+    here: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reward = {
+        "function": "reward_model",
+        "arguments": {"path": world.reward_model(), **arguments},
+    }
+    path = write(here / "sample.yaml", sample_settings(world, rewards=[reward]))
+    assert main(["sample", path]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert "Traceback" not in err
+
+
 def test_an_interruption_ends_with_status_130(
     world: World, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -260,17 +259,13 @@ def _not_noise(record: logging.LogRecord) -> bool:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence what libraries say that no user can act on; their other warnings are shown.
+    """Silence a notice that images would be read in another way; other warnings are shown.
 
-    These are the future name of a method, and a notice that images would be read in another way.
-    Bars for reading and writing weights are `models.loading`'s business.
+    What reading and writing weights would say is `models.loading`'s business.
     """
     notices = logging.getLogger("transformers.utils.import_utils")
     notices.addFilter(_not_noise)
     try:
-        with warnings.catch_warnings():
-            renamed = ".*gradient_checkpointing.* is deprecated"
-            warnings.filterwarnings("ignore", renamed, FutureWarning)
-            yield
+        yield
     finally:
         notices.removeFilter(_not_noise)

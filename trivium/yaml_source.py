@@ -45,6 +45,13 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+def _represent_text(dumper: _Dumper, text: str) -> yaml.ScalarNode:
+    # PyYAML folds these line breaks into spaces unless they are escaped, in double quotes.
+    style = '"' if any(mark in text for mark in "\x85\u2028\u2029") else None
+    return dumper.represent_scalar(_TAG + "str", text, style=style)
+
+
+_Dumper.add_representer(str, _represent_text)
 _Loader.add_implicit_resolver(_TAG + "null", re.compile(r"(~|null|Null|NULL|)$"), [*"~nN", ""])
 _Loader.add_implicit_resolver(
     _TAG + "bool", re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF")

@@ -16,10 +16,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch, Group, Grouped
 from trivium.data.chat import Encoder, step_ends
+from trivium.errors import ConfigurationError
 from trivium.models.loading import ModelConfig
 from trivium.models.reward_model import RewardModel
 from trivium.rewards.functions import Function
@@ -42,10 +44,8 @@ class LearnedRewards:
         self.models: dict[str, RewardModel] = {}
         for config in configs:
             if config.function in (OUTCOME, PROCESS) and "path" in config.arguments:
-                settings = {
-                    k: v for k, v in config.arguments.items() if k not in ("separator", "aggregate")
-                }
-                self.models[settings["path"]] = RewardModel.load(ModelConfig(**settings))
+                model = _model_of(config)
+                self.models[model.path] = RewardModel.load(model)
 
     @property
     def functions(self) -> dict[str, Function]:
@@ -135,6 +135,20 @@ class LearnedRewards:
             cut_off = how == "length" and len(exchange.response) > 1
             groups.append(Group(exchange.prompt, [exchange.response[: -1 if cut_off else None]]))
         return groups
+
+
+def _model_of(config: RewardConfig) -> ModelConfig:
+    """Where the model is and how to load it; the function's signature judges other arguments."""
+    names = [name for name in ("path", "dtype", "device") if name in config.arguments]
+    try:
+        return ModelConfig.model_validate({name: config.arguments[name] for name in names})
+    except ValidationError as error:
+        faults = [
+            f"reward {config.function}: arguments.{fault['loc'][0]} = {fault['input']!r}: "
+            f"{fault['msg'].replace('Input should', 'it must', 1)}"
+            for fault in error.errors()
+        ]
+        raise ConfigurationError("\n".join(faults)) from None
 
 
 def step_spans(text: str, separator: str) -> list[tuple[int, int]]:
