@@ -122,43 +122,30 @@ def assert_tilted(base: str, run: Path, beta: float) -> None:
 
 
 def test_ppo_with_kl_in_the_reward_reaches_the_tilted_reference(base: str, tmp_path: Path) -> None:
-    beta = 0.5
     config = ppo.PPOConfig(
-        **settings(base, tmp_path, list(PROMPTS)),
-        critic={"optimizer": optimizer(0.01)},
+        **settings(base, tmp_path, list(PROMPTS), "strength"),
+        critic={"optimizer": optimizer()},
         sampling={"max_tokens": 2},
         optimizer=optimizer(0.006),
         responses_per_prompt=96,
         steps=200,
         epochs=2,
         minibatches=1,
-        beta=beta,
+        beta=0.5,
         lam=1.0,
         aggregation="fixed_length",
         whiten_advantages=False,
     )
-    run = ppo.train(config)
-    for prompt in PROMPTS:
-        reference = distribution(base, prompt, 2)
-        optimum = tilted(reference, lambda y, p=prompt: reward_of(p, y), beta)
-        assert total_variation(reference, optimum) > 0.3
-        assert total_variation(distribution(run / "final", prompt, 2), optimum) <= 0.01
-
-
-def weight_of(prompt: str, text: str) -> int:
-    """1, 2 or 3: a response's strength, whose logarithm is its Bradley-Terry reward."""
-    code = sum((i + 2) * (ord(c) - 95) for i, c in enumerate(text.removesuffix(EOS)))
-    return 1 + (code + ord(prompt)) % 3
+    assert_tilted(base, ppo.train(config), 0.5)
 
 
 def test_dpo_on_bradley_terry_pairs_reaches_the_tilted_reference(base: str, tmp_path: Path) -> None:
-    # Each pair stands there as often as Bradley-Terry prefers it, so that nothing is left to chance.
-    beta = 0.5
+    # Each pair is there as often as Bradley-Terry prefers it: nothing is left to chance.
     records = []
     for prompt in PROMPTS:
         for one, other in combinations(responses(2), 2):
-            records += [pair(prompt, one, other)] * weight_of(prompt, one)
-            records += [pair(prompt, other, one)] * weight_of(prompt, other)
+            records += [pair(prompt, one, other)] * strength(prompt, one)
+            records += [pair(prompt, other, one)] * strength(prompt, other)
     config = dpo.DPOConfig(
         model={"path": base, "dtype": "float64"},
         data={
@@ -167,17 +154,12 @@ def test_dpo_on_bradley_terry_pairs_reaches_the_tilted_reference(base: str, tmp_
             "long_responses": "truncate",
         },
         run={"directory": str(tmp_path / "run")},
-        optimizer=optimizer(0.01),
+        optimizer=optimizer(),
         pairs_per_step=len(records),
         epochs=200.0,
-        beta=beta,
+        beta=0.5,
     )
-    run = dpo.train(config)
-    for prompt in PROMPTS:
-        reference = distribution(base, prompt, 2)
-        optimum = tilted(reference, lambda y, p=prompt: math.log(weight_of(p, y)), beta)
-        assert total_variation(reference, optimum) > 0.1
-        assert total_variation(distribution(run / "final", prompt, 2), optimum) <= 0.01
+    assert_tilted(base, dpo.train(config), 0.5)
 
 
 def pair(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
@@ -188,11 +170,11 @@ def pair(prompt: str, chosen: str, rejected: str) -> dict[str, str]:
 def test_grpo_reaches_the_fixed_point_of_its_kl_term(
     corrected: bool, base: str, tmp_path: Path
 ) -> None:
-    beta, size = 0.5, 128
+    beta, size = 0.5, 1024
     config = grpo.GRPOConfig(
-        **settings(base, tmp_path, list(PROMPTS)),
+        **settings(base, tmp_path, list(PROMPTS), "letter"),
         sampling={"max_tokens": 1},
-        optimizer=optimizer(0.01),
+        optimizer=optimizer(),
         responses_per_prompt=size,
         steps_per_iteration=200,
         beta=beta,
@@ -201,14 +183,17 @@ def test_grpo_reaches_the_fixed_point_of_its_kl_term(
         aggregation="fixed_length",
     )
     run = grpo.train(config)
+    effective = beta * size / (size - 1)
     for prompt in PROMPTS:
         reference = distribution(base, prompt, 1)
-        effective = beta * size / (size - 1)
-        tilt = tilted(reference, lambda y, p=prompt: reward_of(p, y), effective)
-        ratio = rational(reference, lambda y, p=prompt: reward_of(p, y), effective)
-        assert total_variation(tilt, ratio) > 0.05
+        exponential = tilted(reference, LETTER_REWARDS.__getitem__, effective)
+        quotient = rational(reference, LETTER_REWARDS.__getitem__, effective)
+        assert total_variation(exponential, quotient) > 0.04
         found = distribution(run / "final", prompt, 1)
-        assert total_variation(found, tilt if corrected else ratio) <= 0.015
+        assert total_variation(found, exponential if corrected else quotient) <= 0.015
+
+
+LETTER_REWARDS = {EOS: 0.0, "a": 0.5, "b": -0.3, "c": 1.0}
 
 
 def rational(reference: Distribution, reward: Callable[[str], float], beta: float) -> Distribution:
