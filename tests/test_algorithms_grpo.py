@@ -25,6 +25,7 @@ from trivium.algorithms.reward_update import RewardUpdate, contrasts
 from trivium.data.batch import Batch, Group
 from trivium.data.prompts import Prompt
 from trivium.errors import ConfigurationError, TrainingError
+from trivium.models.reward_model import RewardModel
 from trivium.rewards.reward import Scores
 from trivium.rollout.engine import Response
 from trivium.rollout.rollouts import Rollouts
@@ -142,7 +143,7 @@ def surrogate(ratio: Tensor, a: Tensor, low: float, high: float) -> Tensor:
     "options",
     [
         {},
-        {"kl": "k1"},
+        {"kl": "k1", "kl_correction": True},
         {"kl": "k2"},
         {"kl_correction": True},
         {"importance_limit": 0.98},
@@ -497,6 +498,8 @@ def test_run_with_a_family_that_cannot_share_prompts(tmp_path: Path) -> None:
         ({"sampling": {"temperature": 0.0}}, "equal responses teaches nothing"),
         ({"minibatches": 5}, "more than the 4 groups"),
         ({"kl_correction": True, "beta": 0.0}, "set beta above 0"),
+        ({"kl": "k1"}, "does not pull towards the reference"),
+        ({"kl": "k2", "kl_correction": True}, "does not pull towards the reference"),
         ({"dynamic_sampling": 1, "supervision": "process"}, "supervision: outcome"),
         ({"baseline": "leave_one_out", "supervision": "process"}, "supervision: outcome"),
         ({"responses_per_prompt": 1}, "responses_per_prompt"),
@@ -518,3 +521,44 @@ def test_reward_update_with_a_falling_rate_is_refused(world: World) -> None:
     update = {"judge": world.reward("letters")[0], "optimizer": {"schedule": "cosine"}}
     with pytest.raises(ValueError, match="use constant"):
         reward_model_run(world, reward_update=update)
+
+
+@pytest.mark.parametrize("separator", [".", "\n"])
+def test_process_reward_model_is_trained_where_it_is_read(
+    world: World, monkeypatch: pytest.MonkeyPatch, separator: str
+) -> None:
+    judge = {"function": "steps", "arguments": {"separator": separator, "without_equation": 1.0}}
+    arguments = {"path": world.reward_model(), "separator": separator}
+    config = config_of(
+        world, rewards=[{"function": "process_reward_model", "arguments": arguments}],
+        supervision="process", iterations=2, reward_update={"judge": judge},
+        sampling={"max_tokens": 16}, responses_per_prompt=8,
+    )  # fmt: skip
+    parts = assemble(config.model, config.data, config.rewards, None, temperature=1.0)
+    read: dict[tuple[int, ...], list[int]] = {}
+    step_scores = RewardModel.step_scores
+
+    def noted(model: RewardModel, batch: Batch, ends: list[list[int]]) -> Tensor:
+        rows = batch.targets_T.split(batch.lengths_N.tolist())
+        read.update({tuple(row.tolist()): e for row, e in zip(rows, ends, strict=True)})
+        return step_scores(model, batch, ends)
+
+    monkeypatch.setattr(RewardModel, "step_scores", noted)
+    assert config.reward_update is not None
+    update = RewardUpdate(config.reward_update, parts, seed=0)
+    update.remember(grpo.sample(config, parts, 0))
+    labelled = {tuple(e.group.responses[0]): list(e.ends) for e in update.fresh}
+    assert any(len(ends) > 1 for ends in labelled.values())
+    assert labelled == {row: ends for row, ends in read.items() if ends}
+
+
+def test_judge_whose_labels_are_no_probabilities_is_refused(world: World) -> None:
+    rewards = [{"function": "process_reward_model", "arguments": {"path": world.reward_model()}}]
+    judge = world.reward("pairs")[0]
+    with pytest.raises(ConfigurationError, match=r"labels a step -0\.3.*in \[0, 1\]"):
+        grpo.train(
+            config_of(
+                world, rewards=rewards, supervision="process", iterations=2,
+                reward_update={"judge": judge},
+            )
+        )  # fmt: skip

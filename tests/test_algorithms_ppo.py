@@ -91,7 +91,8 @@ class Bench:
                 row[-1] += text.count("a") - text.count("b") + 0.25 * text.count("c")
             if "pairs" in names:
                 for i in range(0, len(text), 2):
-                    row[min(i + 2, len(text)) - 1] += text[i : i + 2].count("a") - 0.3
+                    at = i + 1 if i + 2 < len(text) else -1
+                    row[at] += text[i : i + 2].count("a") - 0.3
             rewards.append(row)
         return rewards
 
@@ -162,7 +163,9 @@ def test_whitening_shifts_and_scales_advantages_and_leaves_targets_alone(world: 
     torch.testing.assert_close(white.advantages_T, expected_T, atol=1e-5, rtol=0)
 
 
-def test_process_rewards_fall_on_the_last_token_of_their_step(world: World) -> None:
+def test_process_rewards_fall_on_their_steps_last_tokens_and_the_last_on_the_eos(
+    world: World,
+) -> None:
     bench = Bench(world, "pairs")
     found = ppo.step_rewards(
         bench.parts, bench.rollouts, torch.zeros(sum(bench.rollouts.lengths_N))
@@ -173,8 +176,8 @@ def test_process_rewards_fall_on_the_last_token_of_their_step(world: World) -> N
     ):
         expected = [0.0] * len(response.tokens)
         for i in range(0, len(response.text), 2):
-            step = response.text[i : i + 2]
-            expected[i + len(step) - 1] = step.count("a") - 0.3
+            at = i + 1 if i + 2 < len(response.text) else -1
+            expected[at] = response.text[i : i + 2].count("a") - 0.3
         assert row.tolist() == pytest.approx(expected, abs=1e-6)
 
 

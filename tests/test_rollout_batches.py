@@ -52,10 +52,18 @@ TWO = rollouts_of(
 
 
 def test_steps_end_at_the_token_that_completes_their_last_character() -> None:
-    steps = TWO.steps(letters_tokenizer())
+    steps = TWO.steps(letters_tokenizer(), closing=False)
     assert steps.rewards_S.tolist() == [0.5, -1.0, 3.0]
     assert steps.ends_S.tolist() == [0, 2, 1]
     assert steps.counts_N.tolist() == [2, 0, 1]
+
+
+def test_step_at_the_texts_end_holds_the_eos_and_space_before_it() -> None:
+    assert TWO.steps(letters_tokenizer()).ends_S.tolist() == [0, 3, 2]
+    open_ended = rollouts_of([["abc"]], [0.0], [[(1, 0.5), (2, -1.0)]])
+    assert open_ended.steps(letters_tokenizer()).ends_S.tolist() == [0, 1]
+    blank = rollouts_of([["ab\n"]], [0.0], [[(1, 0.5), (2, -1.0)]])
+    assert blank.steps(letters_tokenizer()).ends_S.tolist() == [0, 3]
 
 
 def test_steps_that_end_in_one_token_are_one_step_with_the_sum() -> None:
@@ -79,7 +87,7 @@ def test_steps_that_end_in_one_token_are_one_step_with_the_sum() -> None:
 def test_outcome_joins_the_last_step_or_makes_one_at_the_last_token() -> None:
     steps = TWO.steps_with_outcomes(letters_tokenizer())
     assert steps.rewards_S.tolist() == [0.5, 0.0, 2.0, 7.0]
-    assert steps.ends_S.tolist() == [0, 2, 1, 1]
+    assert steps.ends_S.tolist() == [0, 3, 1, 2]
     assert steps.counts_N.tolist() == [2, 1, 1]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -29,7 +29,7 @@ from trivium.config import Configuration
 from trivium.data.batch import Group
 from trivium.errors import ConfigurationError
 from trivium.models.loading import trained_parameters
-from trivium.rewards.reward import RewardConfig, Rewards
+from trivium.rewards.reward import RewardConfig, Rewards, Scores
 from trivium.rollout.rollouts import Rollouts
 
 
@@ -97,6 +97,7 @@ class RewardUpdate:
         parameters = trained_parameters(self.model.model)
         self.optimizer = Optimizer([(config.optimizer, parameters)], total_steps=1)
         self.process = parts.learned.is_process
+        self.separators = parts.learned.separators
         self.random = random.Random(seed)
         self.fresh: list[Example] = []
         self.archive: list[Example] = []
@@ -109,6 +110,8 @@ class RewardUpdate:
         """Let the judge label a rollout batch and keep what can be learned from."""
         repeated = [p for p, g in zip(rollouts.prompts, rollouts.responses, strict=True) for _ in g]
         scores = self.judge.score(repeated, rollouts.flat)
+        if self.process:
+            scores = replace(scores, steps=self._where_read(rollouts, scores))
         judged = Rollouts(rollouts.prompts, rollouts.responses, scores, {})
         found = self._labelled(judged) if self.process else contrasts(judged, self.random)
         self.fresh += found
@@ -163,19 +166,45 @@ class RewardUpdate:
             return float(step_accuracy(seen["logit_S"], seen["label_S"]).mean())
         return float(pair_accuracy(seen["margin_P"]).mean())
 
-    def _labelled(self, judged: Rollouts) -> list[Example]:
-        """Every response with the judge's label of each of its steps."""
-        if judged.scores.steps is None:
+    def _where_read(self, rollouts: Rollouts, scores: Scores) -> list[list[tuple[int, float]]]:
+        """The judge's labels at the characters where the process reward model is read.
+
+        A judge may let a step end behind its separator; the model is read before it.
+        """
+        if scores.steps is None:
             raise ConfigurationError(
                 "reward_update.judge scores whole responses, but the learned reward is a process "
                 "reward model: name a judge that returns ((start, end), label) pairs"
             )
+        labels = [label for steps in scores.steps for _, label in steps]
+        wrong = [label for label in labels if not 0 <= label <= 1]
+        if wrong:
+            raise ConfigurationError(
+                f"reward_update.judge labels a step {wrong[0]:g}: a process reward model learns "
+                "how likely a step is right, so labels must be in [0, 1]"
+            )
+        (separator,) = self.separators
+        return [
+            [(read_at(response.text, end, separator), label) for end, label in steps]
+            for response, steps in zip(rollouts.flat, scores.steps, strict=True)
+        ]
+
+    def _labelled(self, judged: Rollouts) -> list[Example]:
+        """Every response with the judge's label of each of its steps."""
         steps = judged.steps(self.tokenizer, closing=False)
         counts = steps.counts_N.tolist()
         groups = [Group(g.prompt, [r]) for g in judged.groups for r in g.responses]
         ends, labels = steps.ends_S.split(counts), steps.rewards_S.split(counts)
         rows = zip(groups, ends, labels, strict=True)
         return [Example(g, tuple(e.tolist()), tuple(v.tolist())) for g, e, v in rows if len(e)]
+
+
+def read_at(text: str, end: int, separator: str) -> int:
+    """Where the text of a step that ends at ``end`` ends, without separators and closing space."""
+    before, step = "", text[:end]
+    while step != before:
+        before, step = step, step.removesuffix(separator).rstrip()
+    return len(step) or end
 
 
 def contrasts(judged: Rollouts, rng: random.Random) -> list[Example]:

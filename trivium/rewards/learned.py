@@ -40,6 +40,9 @@ class LearnedRewards:
         self, configs: Sequence[RewardConfig], policy_tokenizer: PreTrainedTokenizerBase
     ) -> None:
         self.is_process = any(config.function == PROCESS for config in configs)
+        self.separators = [
+            c.arguments.get("separator", "\n") for c in configs if c.function == PROCESS
+        ]
         self.vocabulary = policy_tokenizer.get_vocab()
         self.models: dict[str, RewardModel] = {}
         for config in configs:
