@@ -183,6 +183,19 @@ def test_only_adapters_are_trained_with_lora(llama: str) -> None:
     assert torch.equal(logprobs(policy), logprobs(policy_at(llama)))
 
 
+def test_adapters_start_alike_whatever_was_drawn_before_and_draw_from_nobody(llama: str) -> None:
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        before = torch.random.get_rng_state()
+        policy = policy_at(llama, lora=LORA)
+        assert torch.equal(torch.random.get_rng_state(), before)
+        found.append([p.detach() for p in trained_parameters(policy.model)])
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    other = trained_parameters(policy_at(llama, lora=LORA.model_copy(update={"seed": 3})).model)
+    assert not all(torch.equal(a, b) for a, b in zip(found[0], other, strict=True))
+
+
 def test_reference_of_a_lora_policy_is_its_base(llama: str) -> None:
     policy = policy_at(llama, lora=LORA)
     reference = Reference(policy)

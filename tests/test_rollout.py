@@ -142,8 +142,9 @@ def test_samplers_logprobs_equal_the_trainers(name: str, temperature: float) -> 
     torch.testing.assert_close(ours_T, trained_T, atol=1e-5, rtol=0)
 
 
-def test_family_that_can_share_gives_identical_samples_in_separate_rows() -> None:
-    policy, prompts = policy_of(), prompts_of()
+@pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
+def test_family_that_can_share_gives_identical_samples_in_separate_rows(name: str) -> None:
+    policy, prompts = policy_of(name), prompts_of()
     shared = engine_of(policy, 7).generate(prompts, 3, FREE, seed=1, step=2)
     policy.model.set_attn_implementation("sdpa")
     policy.shared = False

@@ -66,7 +66,7 @@ def family(name: str, vocabulary: int = 50, **options: Any) -> PreTrainedConfig:
         "qwen3": (Qwen3Config, heads),
         "mistral": (MistralConfig, {**common, **window}),
         "gemma": (GemmaConfig, heads),
-        "gemma2": (Gemma2Config, {**heads, **window}),
+        "gemma2": (Gemma2Config, {**heads, **window, "attn_logit_softcapping": 0.5}),
         "gemma3": (Gemma3TextConfig, {**heads, **window}),
         "phi": (PhiConfig, {**common, "num_key_value_heads": 4}),
         "phi3": (Phi3Config, common),
