@@ -134,11 +134,11 @@ def test_metrics_are_implicit_rewards_and_the_gradient_weight(world: World) -> N
     }
     found = dpo.step_metrics(config_of(world, beta=0.5), StepResult(0.7, 1.0, 0.1, seen))
     expected = {
-        "reward/chosen": 0.25,
-        "reward/rejected": 0.0,
-        "reward/margin": 0.25,
-        "reward/accuracy": 0.5,
-        "gradient_weight": (sigmoid(-1.0) + sigmoid(0.5)) / 2,
+        "implicit_reward/chosen": 0.25,
+        "implicit_reward/rejected": 0.0,
+        "implicit_reward/margin": 0.25,
+        "implicit_reward/accuracy": 0.5,
+        "implicit_reward/gradient_weight": (sigmoid(-1.0) + sigmoid(0.5)) / 2,
         "logprobs/chosen": -4.0,
         "logprobs/rejected": -6.0,
     }
@@ -148,7 +148,7 @@ def test_metrics_are_implicit_rewards_and_the_gradient_weight(world: World) -> N
 def test_chosen_responses_win_as_training_goes_on(world: World) -> None:
     lines = metrics_of(dpo.train(config_of(world, epochs=4.0)))
     assert [line["loss"] for line in lines] == sorted((x["loss"] for x in lines), reverse=True)
-    assert lines[-1]["reward/accuracy"] == 1.0
+    assert lines[-1]["implicit_reward/accuracy"] == 1.0
 
 
 def test_added_likelihood_raises_the_chosen_responses(world: World) -> None:

@@ -49,7 +49,7 @@ class Bench:
     def __init__(self, world: World, *rewards: str, **options: Any) -> None:
         self.config = config_of(world, *rewards, **options)
         self.parts = assemble(
-            self.config.model, self.config.data, self.config.rewards, None, temperature=1.0
+            self.config.model, self.config.data, self.config.rewards, None, self.config.sampling
         )
         perturb(self.parts.policy.model, seed=21, spread=0.05)
         self.rollouts = grpo.sample(self.config, self.parts, 0)
@@ -404,7 +404,7 @@ def test_reward_model_learns_to_rank_as_the_judge_does(world: World) -> None:
         "judge": world.reward("letters")[0], "optimizer": {"learning_rate": 0.003}, "epochs": 30,
     }  # fmt: skip
     config = reward_model_run(world, reward_update=update)
-    parts = assemble(config.model, config.data, config.rewards, None, temperature=1.0)
+    parts = assemble(config.model, config.data, config.rewards, None, config.sampling)
     assert config.reward_update is not None
     learner = RewardUpdate(config.reward_update, parts, seed=0)
     for step in range(4):
@@ -534,7 +534,7 @@ def test_process_reward_model_is_trained_where_it_is_read(
         supervision="process", iterations=2, reward_update={"judge": judge},
         sampling={"max_tokens": 16}, responses_per_prompt=8,
     )  # fmt: skip
-    parts = assemble(config.model, config.data, config.rewards, None, temperature=1.0)
+    parts = assemble(config.model, config.data, config.rewards, None, config.sampling)
     read: dict[tuple[int, ...], list[int]] = {}
     step_scores = RewardModel.step_scores
 

@@ -157,8 +157,8 @@ def test_on_policy_grpo_stays_at_ratio_one_at_every_step(
 def test_dpos_first_loss_is_the_logarithm_of_two(world: World, lora: bool) -> None:
     line = metrics_of(run_dpo(world, model=model_of(world, lora)))[0]
     assert line["loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert line["reward/margin"] == pytest.approx(0.0, abs=1e-6)
-    assert line["gradient_weight"] == pytest.approx(0.5, abs=1e-6)
+    assert line["implicit_reward/margin"] == pytest.approx(0.0, abs=1e-6)
+    assert line["implicit_reward/gradient_weight"] == pytest.approx(0.5, abs=1e-6)
 
 
 @pytest.mark.parametrize(

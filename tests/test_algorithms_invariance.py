@@ -214,7 +214,7 @@ def test_grpo_gradient_does_not_depend_on_packing(world: World, aggregation: str
     config = grpo.GRPOConfig(
         **world.on_policy("letters", "pairs", aggregation=aggregation, supervision="process")
     )
-    parts = assemble(config.model, config.data, config.rewards, None, temperature=1.0)
+    parts = assemble(config.model, config.data, config.rewards, None, config.sampling)
     rollouts = grpo.sample(config, parts, 0)
     experience = grpo.prepare(config, parts, rollouts, grpo.plan(config, rollouts, 0))
     parameters = trained_parameters(parts.policy.model)
@@ -234,7 +234,7 @@ def test_ppo_gradient_does_not_depend_on_packing(world: World) -> None:
     config = ppo.PPOConfig(
         **world.on_policy("letters", "pairs"), critic=critic_config, minibatches=1, epochs=1
     )
-    parts = assemble(config.model, config.data, config.rewards, None, temperature=1.0)
+    parts = assemble(config.model, config.data, config.rewards, None, config.sampling)
     critic = ppo.make_critic(config.critic, config.model, parts.policy)
     rollouts = ppo.sample(config, parts, 1)
     steps = ppo.plan(config, rollouts, 1)
@@ -292,7 +292,7 @@ def test_gradient_does_not_depend_on_the_order_of_the_data(
 def test_groups_may_be_divided_between_micro_batches(tmp_path: Path) -> None:
     world = World(tmp_path)
     config = grpo.GRPOConfig(**world.on_policy(tokens_per_micro_batch=1, steps_per_iteration=1))
-    parts = assemble(config.model, config.data, config.rewards, None, temperature=1.0)
+    parts = assemble(config.model, config.data, config.rewards, None, config.sampling)
     rollouts = grpo.sample(config, parts, 0)
     (micro_batches,) = grpo.plan(config, rollouts, 0)
     assert [len(part) for part in micro_batches] == [1] * 12

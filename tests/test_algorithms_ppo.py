@@ -52,7 +52,7 @@ class Bench:
         self.config = config_of(world, *rewards, **options)
         self.parts = assemble(
             self.config.model, self.config.data, self.config.rewards, None,
-            temperature=self.config.sampling.temperature,
+            self.config.sampling,
         )  # fmt: skip
         if moved:
             perturb(self.parts.policy.model, seed=21, spread=0.05)

@@ -14,6 +14,7 @@ from worlds import family as model_family
 
 from trivium.algorithms import sft
 from trivium.algorithms.sft import SFTConfig, pick
+from trivium.runs.store import read_evaluations
 
 TEXTS = [("ab", "cdef"), ("g", "hi"), ("j", "a.b.c.d")]
 
@@ -103,8 +104,8 @@ def test_loss_falls_to_nothing_on_what_is_repeated(world: World) -> None:
     run = sft.train(config)
     lines = metrics_of(run)
     assert lines[0]["loss"] > 2.0
-    assert lines[-2]["loss"] < 0.05
-    assert lines[-1]["validation/nll"] < 0.05
+    assert lines[-1]["loss"] < 0.05
+    assert read_evaluations(run)[-1]["nll"] < 0.05
     plain = AutoModelForCausalLM.from_pretrained(run / "final")
     ids = torch.tensor([letters_tokenizer().encode("ab")])
     out = plain.generate(

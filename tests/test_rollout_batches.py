@@ -40,7 +40,7 @@ def rollouts_of(
     ]
     prompts = [Prompt([i + 1], "", {}, i) for i in range(len(texts))]
     scores = Scores(outcomes, steps, {"first": outcomes}, {"first": 1})
-    return Rollouts(prompts, responses, scores, {"rollout": 1.0, "reward": 0.5})
+    return Rollouts(prompts, responses, scores, {"rollout": 1.0, "scoring": 0.5})
 
 
 TWO = rollouts_of(
@@ -110,15 +110,15 @@ def test_metrics_are_means_over_responses() -> None:
     metrics = TWO.metrics()
     expected = {
         "reward/mean": 9.5 / 3,
-        "reward/first": 7.0 / 3,
-        "reward/first/fallbacks": 1.0,
+        "rewards/first/mean": 7.0 / 3,
+        "rewards/first/fallbacks": 1.0,
         "length/mean": 3.0,
         "length/min": 2.0,
         "length/max": 4.0,
         "length/cut_off": 1 / 3,
         "tokens/generated": 9.0,
         "time/rollout": 1.0,
-        "time/reward": 0.5,
+        "time/scoring": 0.5,
     }
     assert {name: metrics[name] for name in expected} == pytest.approx(expected)
     assert metrics["reward/std"] == pytest.approx(torch.tensor([0.5, 2.0, 7.0]).std(correction=0))

@@ -7,7 +7,6 @@ import math
 import os
 import re
 import stat
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -214,87 +213,6 @@ def test_line_that_cannot_be_written_is_an_error_that_names_the_file(run: Run) -
     (run.path / "metrics.jsonl").mkdir()
     with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be written: "):
         run.log(1, {"loss": 1.0})
-
-
-# --- Evaluations ----------------------------------------------------------------------------------
-
-
-@dataclass
-class FakeText:
-    text: str
-    ended: str = "eos"
-
-
-@dataclass
-class FakeRollouts:
-    prompts: list[FakeText]
-    responses: list[list[FakeText]]
-    totals_N: torch.Tensor
-
-
-@dataclass
-class FakeEvaluator:
-    """Two prompts, with one greedy and two sampled responses each."""
-
-    calls: int = 0
-    greedy: FakeRollouts = field(init=False)
-    sampled: FakeRollouts = field(init=False)
-
-    def __post_init__(self) -> None:
-        prompts = [FakeText("p0"), FakeText("p1")]
-        one = [[FakeText("g0")], [FakeText("g1", "length")]]
-        two = [[FakeText("s0"), FakeText("s0'")], [FakeText("s1"), FakeText("s1'")]]
-        self.greedy = FakeRollouts(prompts, one, torch.tensor([0.0, 1.0]))
-        self.sampled = FakeRollouts(prompts, two, torch.tensor([2.0, 3.0, 4.0, 5.0]))
-
-    @property
-    def result(self) -> FakeEvaluator:
-        return self
-
-    def record(self) -> dict[str, Any]:
-        return {"n": 2, "greedy": 0.5, "kl": None, "length": math.inf}
-
-    def due(self, step: int) -> bool:
-        return step % 4 == 0
-
-    def evaluate(self) -> FakeEvaluator:
-        self.calls += 1
-        return self
-
-
-def test_evaluation_keeps_result_and_first_response_to_each_prompt(run: Run) -> None:
-    evaluator: Any = FakeEvaluator()
-    run.evaluate(5, evaluator, last=True)
-    expected = {"step": 5, "n": 2, "greedy": 0.5, "kl": None, "length": math.inf}
-    assert read_evaluations(run.path) == [expected]
-    rows = [
-        (row["step"], row["drawn"], row["prompt"], row["response"], row["ended"], row["reward"])
-        for row in read_samples(run.path)
-    ]
-    assert rows == [
-        (5, "greedy", "p0", "g0", "eos", 0.0),
-        (5, "greedy", "p1", "g1", "length", 1.0),
-        (5, "sampled", "p0", "s0", "eos", 2.0),
-        (5, "sampled", "p1", "s1", "eos", 4.0),
-    ]
-
-
-def test_evaluation_keeps_as_many_samples_as_asked(tmp_path: Path) -> None:
-    evaluator: Any = FakeEvaluator()
-    run = start(tmp_path / "one", samples=1)
-    run.evaluate(0, evaluator)
-    assert [row["response"] for row in read_samples(run.path)] == ["g0", "s0"]
-
-
-def test_step_is_evaluated_once_if_due_or_last_and_only_with_an_evaluator(run: Run) -> None:
-    evaluator: Any = FakeEvaluator()
-    run.evaluate(0, None, last=True)
-    for step in range(7):
-        run.evaluate(step, evaluator)
-    run.evaluate(6, evaluator, last=True)
-    run.evaluate(6, evaluator, last=True)
-    assert evaluator.calls == 3
-    assert [record["step"] for record in read_evaluations(run.path)] == [0, 4, 6]
 
 
 # --- Saving ---------------------------------------------------------------------------------------

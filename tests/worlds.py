@@ -284,13 +284,10 @@ STILL = {"learning_rate": 1e-10, "max_grad_norm": 1e6}
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """A run's metrics without what the clock decides."""
+    """A run's metrics without what the clock decides, and what it cost."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    clock = ("elapsed", "tokens/per_second")
-    return [
-        {k: v for k, v in line.items() if k not in clock and not k.startswith("time/")}
-        for line in lines
-    ]
+    cost = ("elapsed", "flops", "tokens/per_second", "time/", "time_share/")
+    return [{k: v for k, v in line.items() if not k.startswith(cost)} for line in lines]
 
 
 class Captured:

@@ -36,8 +36,8 @@ from trivium.rewards.reward import RewardConfig
 from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.evaluate import EvaluationConfig, Evaluator
-from trivium.runs.progress import Progress
-from trivium.runs.store import Run, RunConfig, require_free
+from trivium.runs.store import RunConfig, require_free
+from trivium.runs.training import Training
 
 
 class OnlinePairsConfig(Configuration):
@@ -139,25 +139,20 @@ def train(config: DPOConfig) -> Path:
     reference = Reference(policy)
     evaluator = make_evaluator(config, policy, reference)
     source.prepare(policy, reference)
-    optimizer = Optimizer([(config.optimizer, trained_parameters(policy.model))], source.steps)
-    run = Run.create(config.run, "dpo", config)
-    with Progress("dpo", source.steps) as progress:
-        run.evaluate(0, evaluator)
-        for step in range(1, source.steps + 1):
-            start = time.perf_counter()
-            pairs, about_pairs = source.pairs(step)
-            metrics = {**about_pairs, "time/total": time.perf_counter() - start}
+    trained = [(config.optimizer, trained_parameters(policy.model))]
+    with Training(config.run, "dpo", config, source.steps, evaluator=evaluator) as training:
+        optimizer = Optimizer(trained, source.steps, training.budget_spent)
+        for step in training.steps():
+            pairs, metrics = source.pairs(step)
+            training.stages.begin()
             if pairs is not None:
                 result = optimizer.step(work(config, policy, pairs))
+                training.stages.lap("update")
                 metrics |= step_metrics(config, result)
-                metrics["time/total"] = time.perf_counter() - start
-            run.log(step, metrics)
-            progress.advance(metrics)
-            run.evaluate(step, evaluator)
-        run.evaluate(source.steps, evaluator, last=True)
-    with run.saving("final") as directory:
-        policy.save(directory)
-    return run.path
+                metrics["tokens/trained"] = float(pairs.lengths_N.sum())
+            training.log(metrics)
+    training.save("final", policy)
+    return training.path
 
 
 class Offline:
@@ -211,10 +206,16 @@ class Online:
             step=step,
         )
         groups = best_and_worst(rollouts)
-        metrics = rollouts.metrics() | {"group/equal_rewards": 1 - len(groups) / len(index)}
+        metrics = rollouts.metrics() | {
+            "group/equal_rewards": 1 - len(groups) / len(index),
+            "pairs/found": float(len(groups)),
+        }
         if not groups:
             return None, metrics
-        return with_reference(self.config, PairData(groups), self.reference), metrics
+        start = time.perf_counter()
+        pairs = with_reference(self.config, PairData(groups), self.reference)
+        metrics["time/logprobs"] = time.perf_counter() - start
+        return pairs, metrics
 
 
 def best_and_worst(rollouts: Rollouts) -> list[Group]:
@@ -282,11 +283,11 @@ def step_metrics(config: DPOConfig, result: StepResult) -> dict[str, float]:
     seen = result.observed
     weight_P = preference_gradient_weight(seen["margin_P"], beta=config.beta)
     return update_metrics([result]) | {
-        "reward/chosen": config.beta * float(seen["chosen_P"].mean()),
-        "reward/rejected": config.beta * float(seen["rejected_P"].mean()),
-        "reward/margin": config.beta * float(seen["margin_P"].mean()),
-        "reward/accuracy": float((seen["margin_P"] > 0).float().mean()),
-        "gradient_weight": float(weight_P.mean()),
+        "implicit_reward/chosen": config.beta * float(seen["chosen_P"].mean()),
+        "implicit_reward/rejected": config.beta * float(seen["rejected_P"].mean()),
+        "implicit_reward/margin": config.beta * float(seen["margin_P"].mean()),
+        "implicit_reward/accuracy": float((seen["margin_P"] > 0).float().mean()),
+        "implicit_reward/gradient_weight": float(weight_P.mean()),
         "logprobs/chosen": float(seen["logprobs_chosen_P"].mean()),
         "logprobs/rejected": float(seen["logprobs_rejected_P"].mean()),
     }
@@ -299,4 +300,12 @@ def make_evaluator(config: DPOConfig, policy: Policy, reference: Reference) -> E
     prompts = load_prompts(config.evaluation.data, policy.tokenizer)
     chosen = config.evaluation.rewards or (config.online.rewards if config.online else ())
     rewards, _ = load_rewards(chosen, prompts, policy.tokenizer)
-    return Evaluator(config.evaluation, prompts, rewards, local_engine(policy), policy, reference)
+    return Evaluator(
+        config.evaluation,
+        prompts,
+        rewards,
+        local_engine(policy),
+        policy,
+        reference,
+        training=config.online.sampling if config.online is not None else None,
+    )

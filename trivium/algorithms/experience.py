@@ -57,6 +57,7 @@ class Experience(Weighted):
     """What stays fixed while a rollout batch is reused."""
 
     advantages_T: Tensor
+    ref_logprobs_T: Tensor | None = None
 
 
 def plan_updates(

@@ -28,7 +28,7 @@ from trivium.algorithms.experience import (
     score_all,
 )
 from trivium.algorithms.observe import (
-    Stopwatch,
+    first_group,
     join_observed,
     policy_metrics,
     reference_metrics,
@@ -57,8 +57,8 @@ from trivium.rewards.reward import RewardConfig
 from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
 from trivium.runs.evaluate import EvaluationConfig
-from trivium.runs.progress import Progress
-from trivium.runs.store import Run, RunConfig, require_free
+from trivium.runs.store import RunConfig, require_free
+from trivium.runs.training import Training
 
 
 class GRPOConfig(Configuration):
@@ -169,7 +169,6 @@ class GRPOExperience(Experience):
 
     sampler_logprobs_T: Tensor | None = None
     old_logprobs_T: Tensor | None = None
-    ref_logprobs_T: Tensor | None = None
 
 
 def train(config: GRPOConfig) -> Path:
@@ -180,51 +179,47 @@ def train(config: GRPOConfig) -> Path:
         config.data,
         config.rewards,
         config.evaluation,
-        temperature=config.sampling.temperature,
+        config.sampling,
     )
-    updates = config.total_steps * config.epochs * config.minibatches
-    optimizer = Optimizer([(config.optimizer, trained_parameters(parts.policy.model))], updates)
     reward_update = None
     if config.reward_update is not None:
         reward_update = RewardUpdate(config.reward_update, parts, seed=config.run.seed)
-    run = Run.create(config.run, "grpo", config)
-    step = 0
-    with Progress("grpo", config.total_steps) as progress:
-        run.evaluate(0, parts.evaluator)
+    updates = config.total_steps * config.epochs * config.minibatches
+    trained = [(config.optimizer, trained_parameters(parts.policy.model))]
+    with Training(
+        config.run, "grpo", config, config.total_steps, evaluator=parts.evaluator
+    ) as training:
+        optimizer = Optimizer(trained, updates, training.budget_spent)
         for iteration in range(config.iterations):
             if iteration > 0:
                 parts.reference.refresh()
-            for _ in range(config.steps_per_iteration):
+            for step in training.steps(config.steps_per_iteration):
                 # Stage 1: rollout and scoring.
                 rollouts = sample(config, parts, step)
+                training.stages.begin()
                 # Stage 2: advantages and old log-probs, fixed from here on.
-                stages = Stopwatch()
                 steps = plan(config, rollouts, step)
                 experience = prepare(config, parts, rollouts, steps)
-                stages.lap("prepare")
+                training.stages.lap("logprobs")
                 # Stage 3: optimisation.
                 results = update(config, parts, optimizer, experience, steps)
-                step += 1
-                stages.lap("update")
-                metrics = step_metrics(config, rollouts, experience, results) | stages.seconds
-                run.log(step, metrics)
-                progress.advance(metrics)
-                run.evaluate(step, parts.evaluator)
+                training.stages.lap("update")
+                metrics = step_metrics(config, rollouts, experience, results)
+                training.log(metrics, partial(first_group, parts, rollouts, experience))
                 if reward_update is not None:
                     reward_update.remember(rollouts)
+            if training.over:
+                break
             if reward_update is not None and iteration + 1 < config.iterations:
-                run.event("reward_update", **reward_update.train())
-        run.evaluate(step, parts.evaluator, last=True)
-    with run.saving("final") as directory:
-        parts.policy.save(directory)
+                training.event("reward_update", **reward_update.train())
+    training.save("final", parts.policy)
     if reward_update is not None:
-        with run.saving("reward_model") as directory:
-            reward_update.model.save(directory)
-    return run.path
+        training.save("reward_model", reward_update.model)
+    return training.path
 
 
 def sample(config: GRPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:
-    """G responses for each of the step's prompts, with their rewards.
+    """G responses for each of the prompts of step number ``step`` (from 1), with their rewards.
 
     With dynamic sampling, groups of equal rewards are replaced by groups of further prompts, as
     far as ``config.dynamic_sampling`` extra batches yield them.
@@ -232,7 +227,7 @@ def sample(config: GRPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:
     rounds = 1 + config.dynamic_sampling
     batches, wanted = [], config.prompts_per_step
     for extra in range(rounds):
-        number = step * rounds + extra
+        number = (step - 1) * rounds + extra
         index = epoch_batch(
             len(parts.prompts), config.prompts_per_step, number, seed=config.run.seed
         )

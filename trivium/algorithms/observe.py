@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import time
-
 import torch
 from torch import Tensor
 
+from trivium.algorithms.experience import Experience
+from trivium.algorithms.parts import OnPolicyParts
 from trivium.algorithms.update import StepResult
 from trivium.maths.kl import k1, k3
+from trivium.rollout.rollouts import Rollouts
+from trivium.runs.samples import Rows, training_rows
 
 
-class Stopwatch:
-    """Seconds of the stages of one step, under the metrics' names."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """The stage ends here; it began when the one before ended."""
-        now = time.perf_counter()
-        self.seconds[f"time/{stage}"] = now - self._since
-        self._since = now
+def first_group(parts: OnPolicyParts, rollouts: Rollouts, experience: Experience) -> Rows:
+    """The step's first group for ``samples.jsonl``, with advantages and log-ratios per token."""
+    ref_T = experience.ref_logprobs_T
+    ratio_T = None if ref_T is None else rollouts.sampler_logprobs_T - ref_T.cpu()
+    return training_rows(rollouts, parts.policy.tokenizer, experience.advantages_T, ratio_T)
 
 
 def join_observed(results: list[StepResult]) -> dict[str, Tensor]:
@@ -63,6 +58,9 @@ def policy_metrics(
         "policy/clip_low": float(low_T.float().mean()),
         "policy/clip_high": float(high_T.float().mean()),
         "policy/kl_old": float(k3(old_T, logprobs_T).mean()),
+        "policy/kl_old_k1": float(k1(old_T, logprobs_T).mean()),
+        "tokens/trained": float(len(logprobs_T)),
+        "advantage/mean": float(advantages_T.mean()),
         "advantage/std": float(advantages_T.std(correction=0)),
     }
 

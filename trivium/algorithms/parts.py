@@ -18,7 +18,7 @@ from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.learned import LearnedRewards
 from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.rollout.engine import Engine
+from trivium.rollout.engine import Engine, Sampling
 from trivium.rollout.local import LocalEngine
 from trivium.runs.evaluate import EvaluationConfig, Evaluator
 
@@ -41,8 +41,7 @@ def assemble(
     data: PromptsConfig,
     rewards: Sequence[RewardConfig],
     evaluation: EvaluationConfig | None,
-    *,
-    temperature: float,
+    sampling: Sampling,
 ) -> OnPolicyParts:
     """Load everything a loop over rollouts needs."""
     if not rewards:
@@ -51,7 +50,7 @@ def assemble(
     prompts = load_prompts(data, tokenizer)
     scorers, learned = load_rewards(rewards, prompts, tokenizer)
     held_out = None if evaluation is None else load_prompts(evaluation.data, tokenizer)
-    policy = Policy.load(model, tokenizer, temperature=temperature)
+    policy = Policy.load(model, tokenizer, temperature=sampling.temperature)
     reference = Reference(policy)
     engine = local_engine(policy)
     evaluator = None
@@ -59,7 +58,9 @@ def assemble(
         quality = scorers
         if evaluation.rewards:
             quality, _ = load_rewards(evaluation.rewards, held_out, tokenizer)
-        evaluator = Evaluator(evaluation, held_out, quality, engine, policy, reference)
+        evaluator = Evaluator(
+            evaluation, held_out, quality, engine, policy, reference, training=sampling
+        )
     return OnPolicyParts(prompts, scorers, policy, reference, engine, evaluator, learned)
 
 

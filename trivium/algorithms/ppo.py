@@ -31,7 +31,7 @@ from trivium.algorithms.experience import (
     score_all,
 )
 from trivium.algorithms.observe import (
-    Stopwatch,
+    first_group,
     join_observed,
     policy_metrics,
     reference_metrics,
@@ -56,8 +56,8 @@ from trivium.rewards.reward import RewardConfig
 from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.evaluate import EvaluationConfig
-from trivium.runs.progress import Progress
-from trivium.runs.store import Run, RunConfig, require_free
+from trivium.runs.store import RunConfig, require_free
+from trivium.runs.training import Training
 
 
 class AdaptiveKLConfig(Configuration):
@@ -150,7 +150,6 @@ class PPOExperience(Experience):
     """Advantages, return targets, and what π_old, π_ref and V_old said, of one rollout batch."""
 
     old_logprobs_T: Tensor
-    ref_logprobs_T: Tensor | None
     old_values_T: Tensor
     targets_T: Tensor
 
@@ -163,60 +162,55 @@ def train(config: PPOConfig) -> Path:
         config.data,
         config.rewards,
         config.evaluation,
-        temperature=config.sampling.temperature,
+        config.sampling,
     )
     critic = make_critic(config.critic, config.model, parts.policy)
-    optimizer = make_optimizer(config, parts, critic)
     mix = None
     if config.pretraining is not None:
         mix = PretrainingMix(config.pretraining, parts.policy, seed=config.run.seed)
     reward_update = None
     if config.reward_update is not None:
         reward_update = RewardUpdate(config.reward_update, parts, seed=config.run.seed)
-    run = Run.create(config.run, "ppo", config)
     beta = config.beta
-    with Progress("ppo", config.steps) as progress:
-        run.evaluate(0, parts.evaluator)
-        for step in range(1, config.steps + 1):
+    with Training(config.run, "ppo", config, config.steps, evaluator=parts.evaluator) as training:
+        optimizer = make_optimizer(config, parts, critic, training)
+        for step in training.steps():
             # Stage 1: rollout and scoring.
             rollouts = sample(config, parts, step)
+            training.stages.begin()
             # Stage 2: advantages and return targets, fixed from here on.
-            stages = Stopwatch()
             steps = plan(config, rollouts, step)
             experience = prepare(config, parts, critic, rollouts, steps, beta)
-            stages.lap("prepare")
+            training.stages.lap("logprobs")
             # Stage 3: optimisation.
             actor = step > config.critic.warmup_steps
             results = update(config, parts, critic, optimizer, experience, steps, actor, mix)
-            stages.lap("update")
-            metrics = step_metrics(config, rollouts, experience, results) | stages.seconds
-            run.log(step, metrics | {"kl/beta": beta})
-            progress.advance(metrics)
+            training.stages.lap("update")
+            metrics = step_metrics(config, rollouts, experience, results) | {"kl/beta": beta}
+            training.log(metrics, partial(first_group, parts, rollouts, experience))
             if config.adaptive_kl is not None:
                 kl, responses = metrics["kl/response"], len(rollouts.flat)
                 target, horizon = config.adaptive_kl.target, config.adaptive_kl.horizon
                 beta = adapted_coefficient(beta, kl, target, responses, horizon)
-            run.evaluate(step, parts.evaluator)
             if reward_update is not None:
                 reward_update.remember(rollouts)
                 if reward_update.due(step):
-                    run.event("reward_update", **reward_update.train())
-        run.evaluate(config.steps, parts.evaluator, last=True)
-    with run.saving("final") as directory:
-        parts.policy.save(directory)
-    with run.saving("critic") as directory:
-        critic.save(directory)
+                    training.event("reward_update", **reward_update.train())
+    training.save("final", parts.policy)
+    training.save("critic", critic)
     if reward_update is not None:
-        with run.saving("reward_model") as directory:
-            reward_update.model.save(directory)
-    return run.path
+        training.save("reward_model", reward_update.model)
+    return training.path
 
 
-def make_optimizer(config: PPOConfig, parts: OnPolicyParts, critic: Critic) -> Optimizer:
+def make_optimizer(
+    config: PPOConfig, parts: OnPolicyParts, critic: Critic, training: Training
+) -> Optimizer:
     """One optimiser; actor and critic keep their own rates, decay and clipping."""
     actor = (config.optimizer, trained_parameters(parts.policy.model))
     updates = config.steps * config.epochs * config.minibatches
-    return Optimizer([actor, (config.critic.optimizer, critic.parameters())], updates)
+    sets = [actor, (config.critic.optimizer, critic.parameters())]
+    return Optimizer(sets, updates, training.budget_spent)
 
 
 def sample(config: PPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:

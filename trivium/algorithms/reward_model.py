@@ -9,7 +9,7 @@ The model starts as a language model with a new head that scores 0, or as anothe
 from __future__ import annotations
 
 import math
-import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -38,9 +38,10 @@ from trivium.data.preferences import (
 )
 from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
 from trivium.models.reward_model import RewardModel
-from trivium.runs.progress import Progress
+from trivium.runs.evaluate import Measured
 from trivium.runs.statistics import Interval, mean_interval
-from trivium.runs.store import Run, RunConfig, require_free
+from trivium.runs.store import RunConfig, require_free
+from trivium.runs.training import Training
 
 
 class RewardModelConfig(Configuration):
@@ -88,29 +89,44 @@ class RewardModelConfig(Configuration):
 def train(config: RewardModelConfig) -> Path:
     """Train a reward model; returns the run's directory, with the model in ``final``."""
     require_free(config.run)
-    training, held_out = load_data(config)
+    data, held_out = load_data(config)
     model = RewardModel.load(config.model)
-    examples = len(training.groups)
+    examples = len(data.groups)
     steps = steps_of(config.epochs, examples, config.examples_per_step)
-    optimizer = Optimizer([(config.optimizer, trained_parameters(model.model))], steps)
-    run = Run.create(config.run, "reward-model", config)
-    with Progress("reward-model", steps) as progress:
-        for step in range(1, steps + 1):
-            start = time.perf_counter()
+    trained = [(config.optimizer, trained_parameters(model.model))]
+    measured = None if held_out is None else HeldOut(config, model, held_out)
+    with Training(config.run, "reward-model", config, steps, evaluator=measured) as training:
+        optimizer = Optimizer(trained, steps, training.budget_spent)
+        for step in training.steps():
             index = epoch_batch(examples, config.examples_per_step, step - 1, seed=config.run.seed)
-            result = optimizer.step(work(config, model, take(training, sorted(set(index)))))
+            batch = take(data, sorted(set(index)))
+            training.stages.begin()
+            result = optimizer.step(work(config, model, batch))
+            training.stages.lap("update")
             metrics = update_metrics([result]) | {
                 "accuracy": float(accuracy(result.observed).mean()),
-                "time/update": time.perf_counter() - start,
+                "tokens/trained": float(batch.lengths_N.sum()),
             }
-            run.log(step, metrics)
-            progress.advance(metrics)
-            last = step == steps
-            if held_out is not None and (last or is_due(config, step)):
-                run.evaluation(step, validate(config, model, held_out))
-    with run.saving("final") as directory:
-        model.save(directory)
-    return run.path
+            training.log(metrics)
+    training.save("final", model)
+    return training.path
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out pairs or labelled steps, measured while training."""
+
+    config: RewardModelConfig
+    model: RewardModel
+    data: Grouped
+
+    def due(self, step: int) -> bool:
+        every = self.config.evaluate_every
+        return every > 0 and step > 0 and step % every == 0
+
+    def evaluate(self) -> Measured:
+        """Loss, and accuracy with its 95 % interval."""
+        return Measured(validate(self.config, self.model, self.data))
 
 
 def load_data(config: RewardModelConfig) -> tuple[Grouped, Grouped | None]:
@@ -181,8 +197,3 @@ def validate(config: RewardModelConfig, model: RewardModel, held_out: Grouped) -
         "accuracy_low": interval.low,
         "accuracy_high": interval.high,
     }
-
-
-def is_due(config: RewardModelConfig, step: int) -> bool:
-    """Whether held-out accuracy is wanted after this step."""
-    return config.evaluate_every > 0 and step % config.evaluate_every == 0

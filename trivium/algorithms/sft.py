@@ -5,7 +5,7 @@ L(θ) = Σ_t w_t · −log π_θ(o_t | q, o_<t)     over tokens that the assista
 
 from __future__ import annotations
 
-import time
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -25,9 +25,9 @@ from trivium.maths.objectives import token_nll
 from trivium.maths.weights import Aggregation, weighted_sum
 from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
-from trivium.runs.evaluate import EvaluationConfig, Evaluator
-from trivium.runs.progress import Progress
-from trivium.runs.store import Run, RunConfig, require_free
+from trivium.runs.evaluate import EvaluationConfig, Evaluator, Measured
+from trivium.runs.store import RunConfig, require_free
+from trivium.runs.training import Training
 
 
 class SFTConfig(Configuration):
@@ -93,35 +93,47 @@ def train(config: SFTConfig) -> Path:
     if config.sort_by_length:
         demonstrations = sorted(demonstrations, key=lambda d: len(d.trained))
     steps = config.steps or steps_of(config.epochs, len(demonstrations), config.examples_per_step)
-    optimizer = Optimizer([(config.optimizer, trained_parameters(policy.model))], steps)
-    run = Run.create(config.run, "sft", config)
-    with Progress("sft", steps) as progress:
-        for step in range(1, steps + 1):
-            start = time.perf_counter()
+    trained = [(config.optimizer, trained_parameters(policy.model))]
+    measured = HeldOut(config, policy, held_out, evaluator)
+    with Training(config.run, "sft", config, steps, evaluator=measured) as training:
+        optimizer = Optimizer(trained, steps, training.budget_spent)
+        for step in training.steps():
             batch = as_data([demonstrations[i] for i in pick(config, len(demonstrations), step)])
             parts = batch.for_step(
                 batch.split(config.tokens_per_micro_batch),
                 config.aggregation,
                 config.data.max_response_tokens,
             )
+            training.stages.begin()
             result = optimizer.step([partial(loss, policy, part) for part in parts])
-            seconds = time.perf_counter() - start
-            trained = int(batch.trained_T.sum())
+            training.stages.lap("update")
             metrics = update_metrics([result]) | {
                 "nll": -float(result.observed["logprobs_T"].mean()),
-                "tokens/trained": float(trained),
-                "tokens/per_second": trained / seconds,
-                "time/update": seconds,
+                "tokens/trained": float(batch.trained_T.sum()),
             }
-            run.log(step, metrics)
-            progress.advance(metrics)
-            run.evaluate(step, evaluator)
-        if held_out is not None:
-            run.log(steps, {"validation/nll": validation_loss(config, policy, held_out)})
-        run.evaluate(steps, evaluator, last=True)
-    with run.saving("final") as directory:
-        policy.save(directory)
-    return run.path
+            training.log(metrics)
+    training.save("final", policy)
+    return training.path
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is measured while fine-tuning: the loss of held-out demonstrations, and responses."""
+
+    config: SFTConfig
+    policy: Policy
+    demonstrations: Weighted | None
+    responses: Evaluator | None
+
+    def due(self, step: int) -> bool:
+        return self.responses is not None and self.responses.due(step)
+
+    def evaluate(self) -> Measured:
+        """The loss of held-out demonstrations, if there are any, beside the responses' quality."""
+        numbers = {}
+        if self.demonstrations is not None:
+            numbers["nll"] = validation_loss(self.config, self.policy, self.demonstrations)
+        return Measured(numbers, None if self.responses is None else self.responses.evaluate())
 
 
 def as_data(demonstrations: list[Demonstration]) -> Weighted:

@@ -67,14 +67,19 @@ class StepResult:
     observed: dict[str, Tensor]
 
 
-def rate_share(config: OptimizerConfig, step: int, total_steps: int) -> float:
-    """Share of the peak learning rate at optimiser step ``step`` (from 0) of ``total_steps``."""
+def rate_share(
+    config: OptimizerConfig, step: int, total_steps: int, budget_spent: float = 0.0
+) -> float:
+    """Share of the peak learning rate at optimiser step ``step`` (from 0) of ``total_steps``.
+
+    ``budget_spent`` is the share of the run's budget that is: it may end the run before its steps.
+    """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
     done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    done = min(done, 1.0)
+    done = min(max(done, budget_spent), 1.0)
     fall = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
     return config.final_share + (1 - config.final_share) * fall
 
@@ -83,10 +88,14 @@ class Optimizer:
     """AdamW over named sets of parameters, each with a configuration and clipping of its own."""
 
     def __init__(
-        self, sets: Sequence[tuple[OptimizerConfig, Sequence[nn.Parameter]]], total_steps: int
+        self,
+        sets: Sequence[tuple[OptimizerConfig, Sequence[nn.Parameter]]],
+        total_steps: int,
+        budget_spent: Callable[[], float] = lambda: 0.0,
     ) -> None:
         self.sets = [(config, list(parameters)) for config, parameters in sets]
         self.total_steps = total_steps
+        self.budget_spent = budget_spent
         self.steps = 0
         groups = [
             group for config, parameters in self.sets for group in _groups(config, parameters)
@@ -125,9 +134,10 @@ class Optimizer:
         return float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
 
     def _set_rates(self) -> float:
+        done = self.budget_spent()
         for group in self.adamw.param_groups:
             config = group["config"]
-            share = rate_share(config, self.steps, self.total_steps)
+            share = rate_share(config, self.steps, self.total_steps, done)
             group["lr"] = config.learning_rate * share
         return float(self.adamw.param_groups[0]["lr"])
 

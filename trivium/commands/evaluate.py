@@ -26,7 +26,7 @@ from trivium.models.loading import ModelConfig, load_tokenizer
 from trivium.models.policy import Policy
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts
-from trivium.runs.evaluate import Evaluated, Evaluation, EvaluationConfig, Evaluator
+from trivium.runs.evaluate import MAX_TOKENS, Evaluated, EvaluationConfig, Evaluator
 from trivium.runs.progress import printable
 from trivium.runs.statistics import Interval, mean_interval
 
@@ -48,8 +48,15 @@ class EvaluateConfig(Configuration):
     """Sampled responses per prompt, besides the greedy one."""
     temperature: float = Field(default=1.0, gt=0)
     """Divides the logits of the sampled responses, and of both models in the KL divergence."""
-    max_tokens: int = Field(default=256, ge=1)
+    max_tokens: int = Field(default=MAX_TOKENS, ge=1)
     """Length limit of the responses."""
+    stop: tuple[str, ...] = ()
+    """Texts that end a response."""
+    stop_tokens: tuple[int, ...] = ()
+    """Token ids that end a response, besides the model's own EOS."""
+    passes_at: float | None = None
+    """A response passes, for pass@k, with at least this reward; by default pass@k is measured
+    where every reward is 0 or 1."""
     seed: int = Field(default=1, ge=0)
     """Seed of the sampled responses."""
     output: Path | None = None
@@ -70,7 +77,7 @@ class Measured:
     """An evaluation's numbers, with those of each reward alone by its name."""
 
     config: EvaluateConfig
-    evaluation: Evaluation
+    evaluation: Evaluated
     greedy_rewards: dict[str, Interval]
     sampled_rewards: dict[str, Interval]
 
@@ -82,32 +89,37 @@ class Measured:
         }
         return {
             **self.evaluation.record(),
+            "outcomes": self.evaluation.outcomes(),
             "rewards": of_each,
             "config": self.config.model_dump(mode="json"),
         }
 
     def __rich__(self) -> Table:
         """A table of the means and their 95 % intervals."""
-        measured = self.evaluation
+        measured = self.evaluation.record()
         table = Table(
-            title=f"{printable(self.config.model.path)} on {measured.n:,} prompts",
+            title=f"{printable(self.config.model.path)} on {measured['n']:,} prompts",
             title_justify="left",
             box=box.SIMPLE_HEAD,
         )
         table.add_column("")
         table.add_column("mean", justify="right")
         table.add_column("95 % interval", justify="right")
-        _add(table, "reward, greedy", measured.greedy)
-        _add(table, "reward, sampled", measured.sampled)
+        _add(table, "reward, greedy", self.evaluation.greedy_reward)
+        _add(table, "reward, sampled", self.evaluation.sampled_reward)
         if len(self.greedy_rewards) > 1:
             for name, greedy in self.greedy_rewards.items():
                 _add(table, f"{name}, greedy", greedy)
                 _add(table, f"{name}, sampled", self.sampled_rewards[name])
-        if measured.kl is not None:
-            table.add_row("KL to the reference", f"{measured.kl:.3f}")
-        table.add_row("tokens per response", f"{measured.length:.1f}")
-        table.add_row("cut off", f"{measured.cut_off:.1%}")
-        table.add_row("distinct words", f"{measured.distinct:.1%}")
+        for k, share in measured["pass_at"].items():
+            table.add_row(f"pass@{k}", f"{share:.1%}")
+        if self.evaluation.kl is not None:
+            _add(table, "KL to the reference", self.evaluation.kl)
+            table.add_row("reference log-prob per token", f"{measured['reference_logprob']:.3f}")
+        table.add_row("tokens per response", f"{measured['length']:.1f}")
+        table.add_row("cut off", f"{measured['cut_off']:.1%}")
+        table.add_row("distinct words", f"{measured['distinct']:.1%}")
+        table.add_row("repeated 3-grams", f"{measured['repetition']:.1%}")
         return table
 
 
@@ -124,7 +136,10 @@ def run(config: EvaluateConfig) -> Measured:
         data=config.data,
         rewards=config.rewards,
         samples=config.samples,
+        passes_at=config.passes_at,
         max_tokens=config.max_tokens,
+        stop=config.stop,
+        stop_tokens=config.stop_tokens,
         seed=config.seed,
     )
     evaluator = Evaluator(settings, prompts, rewards, local_engine(policy), policy, reference)
@@ -140,7 +155,7 @@ def measure(config: EvaluateConfig, evaluated: Evaluated) -> Measured:
     """The numbers of an evaluation, with intervals for each reward."""
     return Measured(
         config,
-        evaluated.result,
+        evaluated,
         _intervals(evaluated.greedy),
         _intervals(evaluated.sampled),
     )

@@ -21,7 +21,7 @@ from trivium.errors import ConfigurationError, DataError
 from trivium.models.loading import ModelConfig, load_tokenizer
 from trivium.models.policy import Policy
 from trivium.rewards.reward import RewardConfig, Rewards, Scores
-from trivium.rollout.engine import Sampling
+from trivium.rollout.engine import OUTSIDE_TRAINING, Sampling
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.progress import Progress
 from trivium.runs.store import json_line
@@ -113,14 +113,15 @@ def sampled(
     engine = local_engine(policy)
     size = max(1, RESPONSES_PER_BATCH // samples)
     starts = range(0, len(prompts), size)
+    where = {"seed": seed, "step": OUTSIDE_TRAINING}
     with Progress(title, len(starts)) as progress:
         for start in starts:
             batch = list(prompts[start : start + size])
             if rewards is not None:
-                rollouts = roll_out(engine, rewards, batch, samples, sampling, seed=seed, step=0)
+                rollouts = roll_out(engine, rewards, batch, samples, sampling, **where)
                 metrics = rollouts.metrics()
             else:
-                responses = engine.generate(batch, samples, sampling, seed=seed, step=0)
+                responses = engine.generate(batch, samples, sampling, **where)
                 unscored = Scores([0.0] * (len(batch) * samples), None, {}, {})
                 rollouts = Rollouts(batch, responses, unscored, {})
                 metrics = {k: v for k, v in rollouts.metrics().items() if k.startswith("length/")}

@@ -77,6 +77,15 @@ def decode_response(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -
     return _decode(tokenizer, tokens)
 
 
+def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
+    """Return what each token adds to a text; a special token as it is written."""
+    pieces = [decode_response(tokenizer, [token]) for token in tokens]
+    return [
+        piece or _decode(tokenizer, [token], keep_special=True)
+        for token, piece in zip(tokens, pieces, strict=True)
+    ]
+
+
 def step_ends(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], char_ends: Sequence[int]
 ) -> list[int]:

@@ -13,6 +13,7 @@ from typing import Any
 
 CORRECT = "trivium.tasks.verifier:correct"
 STEPS = "trivium.tasks.verifier:steps"
+LABELS = "trivium.tasks.verifier:labels"
 RESPONSE_TOKENS = 48
 
 
@@ -186,23 +187,27 @@ class Plan:
         arguments = {"path": self.final("process-model"), "aggregate": "product"}
         rewards = [{"function": "process_reward_model", "arguments": arguments}]
         settings = self.ppo("ppo-process-model", rewards, beta=0.02)
+        settings["reward_update"] = self.reward_update(LABELS)
         title = "PPO, learned process reward"
         return Road("ppo-process-model", "ppo", settings, ("process-model",), title)
 
     def ppo_with_outcome_model(self) -> Road:
         arguments = {"path": self.final("outcome-model")}
         rewards = [{"function": "reward_model", "arguments": arguments}]
-        settings = self.ppo("ppo-outcome-model", rewards, beta=0.05) | {
-            "reward_update": {
-                "judge": {"function": CORRECT},
-                "every": 2,
-                "examples": 256,
-                "replay": 0.5,
-                "optimizer": {"learning_rate": 3e-4},
-            }
-        }
+        settings = self.ppo("ppo-outcome-model", rewards, beta=0.05)
+        settings["reward_update"] = self.reward_update(CORRECT)
         title = "PPO, learned outcome reward"
         return Road("ppo-outcome-model", "ppo", settings, ("outcome-model",), title)
+
+    def reward_update(self, judge: str) -> dict[str, Any]:
+        """Keeps a learned reward true where the policy goes; a fixed one may be gamed."""
+        return {
+            "judge": {"function": judge},
+            "every": 2,
+            "examples": 256,
+            "replay": 0.5,
+            "optimizer": {"learning_rate": 3e-4},
+        }
 
     def pairs(self) -> Road:
         settings = {

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
 from trivium.errors import ModelError
+from trivium.models import flops
 from trivium.models.attention import hidden_states, use_ragged_attention, uses_ragged_attention
 from trivium.models.loading import (
     ModelConfig,
@@ -58,6 +59,7 @@ class Policy:
         if not uses_ragged_attention(base):
             _require_known_head(base)
         self.shared = use_ragged_attention(base)
+        flops.watch(self.backbone)
 
     @classmethod
     def load(
@@ -106,6 +108,7 @@ class Policy:
     def score_hidden(self, hidden_TD: Tensor, batch: Batch) -> TokenScores:
         """``score`` from hidden states that were computed before."""
         targets_T = batch.targets_T.to(self.device)
+        flops.count_head(len(targets_T), self.head.weight_VD)
         logprobs_T, entropy_T = token_logprobs(
             hidden_TD, self.head, targets_T, temperature=self.temperature
         )

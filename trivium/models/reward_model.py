@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.maths.ragged import spread
+from trivium.models import flops
 from trivium.models.attention import hidden_states, use_ragged_attention
 from trivium.models.loading import (
     ModelConfig,
@@ -41,6 +42,7 @@ class RewardModel:
         if base.config.pad_token_id is None:
             base.config.pad_token_id = _padding(tokenizer, base.config.vocab_size)
         self.shared = use_ragged_attention(base)
+        flops.watch(base.base_model)  # type: ignore[arg-type]
 
     @classmethod
     def load(cls, config: ModelConfig) -> RewardModel:

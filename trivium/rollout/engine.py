@@ -21,6 +21,8 @@ from trivium.config import Configuration
 from trivium.data.prompts import Prompt
 
 Ending = Literal["eos", "stop", "length"]
+OUTSIDE_TRAINING = -1
+"""The step of what is sampled by no training step: its random numbers are its own."""
 
 
 class Sampling(Configuration):

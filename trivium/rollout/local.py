@@ -16,6 +16,7 @@ from torch import Tensor
 from trivium.data.chat import decode_response
 from trivium.data.prompts import Prompt
 from trivium.errors import ModelError
+from trivium.models import flops
 from trivium.models.policy import Policy
 from trivium.rollout.cache import RowCache
 from trivium.rollout.engine import Ending, Response, Sampling, draw, row_key, uniforms
@@ -84,6 +85,7 @@ class LocalEngine:
     def _extend(self, rows: list[Row], hidden_RD: Tensor, sampling: Sampling) -> None:
         """Draw the next token of every row from its hidden state."""
         temperature = 1.0 if sampling.greedy else sampling.temperature
+        flops.count_head(len(rows), self.policy.head.weight_VD)
         logits_RV = self.policy.head.logits(hidden_RD, temperature)
         keys_R = torch.tensor([row.key for row in rows], device=hidden_RD.device)
         position_R = torch.tensor([len(row.tokens) for row in rows], device=hidden_RD.device)

@@ -5,6 +5,7 @@ The one form in which PPO, GRPO, online DPO, evaluation and the ``pairs`` comman
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,9 +120,10 @@ class Rollouts:
             "tokens/generated": float(lengths.sum()),
         }
         for name, values in self.scores.components.items():
-            result[f"reward/{name}"] = sum(values) / len(values)
+            result[f"rewards/{name}/mean"] = statistics.fmean(values)
+            result[f"rewards/{name}/std"] = statistics.pstdev(values)
         for name, count in self.scores.fallbacks.items():
-            result[f"reward/{name}/fallbacks"] = float(count)
+            result[f"rewards/{name}/fallbacks"] = float(count)
         for stage, seconds in self.seconds.items():
             result[f"time/{stage}"] = seconds
         return result
@@ -168,7 +170,7 @@ def roll_out(
     sampled = time.perf_counter()
     repeated = [p for p, group in zip(prompts, responses, strict=True) for _ in group]
     scores = rewards.score(repeated, [r for group in responses for r in group])
-    seconds = {"rollout": sampled - start, "reward": time.perf_counter() - sampled}
+    seconds = {"rollout": sampled - start, "scoring": time.perf_counter() - sampled}
     return Rollouts(list(prompts), responses, scores, seconds)
 
 

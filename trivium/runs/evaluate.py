@@ -1,28 +1,41 @@
-"""Evaluation on held-out prompts: quality, distance from the reference, length.
+"""Evaluation on held-out prompts: quality, distance from the reference, length, fluency.
 
 The same for every road: responses are generated greedily and sampled, scored by rewards, and the
-sampled ones are scored by policy and reference for the KL divergence that no loss guarantees.
+sampled ones are scored by policy and reference for the KL divergence that no loss guarantees, and
+for how likely the reference finds them, which no reward sees.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from trivium.config import Configuration
 from trivium.data.batch import Batch, Grouped
+from trivium.data.chat import token_pieces
 from trivium.data.prompts import Prompt, PromptsConfig
 from trivium.maths.ragged import segment_sum
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.rollout.engine import Engine, Sampling
+from trivium.rollout.engine import OUTSIDE_TRAINING, Engine, Sampling
 from trivium.rollout.rollouts import Rollouts, roll_out
-from trivium.runs.statistics import Interval, mean_interval
+from trivium.runs.samples import Rows, sample_rows
+from trivium.runs.statistics import (
+    Interval,
+    distinct_words,
+    mean_interval,
+    pass_at_k,
+    repetition,
+    wins,
+)
+
+MAX_TOKENS = 256
 
 
 class EvaluationConfig(Configuration):
@@ -35,53 +48,152 @@ class EvaluationConfig(Configuration):
     every: int = Field(default=0, ge=0)
     """Evaluate after every so many training steps; 0: only at the start and at the end."""
     at_start: bool = True
-    """Evaluate before the first step too."""
+    """Evaluate before the first step too: what win rates compare with."""
     prompts: int | None = Field(default=None, ge=1)
     """How many of the prompts are used; all by default."""
     samples: int = Field(default=1, ge=1)
     """Sampled responses per prompt, besides the greedy one."""
-    max_tokens: int = Field(default=256, ge=1)
-    """Length limit of the responses."""
+    passes_at: float | None = None
+    """A response passes, for pass@k, with at least this reward; by default pass@k is measured
+    where every reward is 0 or 1."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Length limit of the responses; that of the run's sampling by default, or 256."""
+    stop: tuple[str, ...] | None = None
+    """Texts that end a response; those of the run's sampling by default."""
+    stop_tokens: tuple[int, ...] | None = None
+    """Token ids that end a response; those of the run's sampling by default."""
     seed: int = 1
     """Seed of the sampled responses; the same at every evaluation."""
 
+    def sampling(self, training: Sampling | None) -> Sampling:
+        """How responses end: as in training, but for what is set here; the policy as it is."""
+        training = Sampling(max_tokens=MAX_TOKENS) if training is None else training
+        return Sampling(
+            max_tokens=training.max_tokens if self.max_tokens is None else self.max_tokens,
+            stop=training.stop if self.stop is None else self.stop,
+            stop_tokens=training.stop_tokens if self.stop_tokens is None else self.stop_tokens,
+        )
+
 
 @dataclass(frozen=True)
-class Evaluation:
-    """What one evaluation measured.
+class Distance:
+    """What policy and reference say of sampled responses: log-ratios and π_ref's log-probs."""
 
-    ``greedy`` and ``sampled`` are the mean reward; ``kl`` is the mean over sampled responses of
-    ``Σ_t log π(o_t) − log π_ref(o_t)``; ``distinct`` the mean share of distinct words in a sampled
-    response (1: no word repeats).
-    """
-
-    n: int
-    greedy: Interval
-    sampled: Interval
-    kl: float | None
-    length: float
-    cut_off: float
-    distinct: float
-
-    def record(self) -> dict[str, float | int | None]:
-        """Flat numbers for a JSON line or a table."""
-        flat = {k: v for k, v in asdict(self).items() if not isinstance(v, dict)}
-        for name, interval in (("greedy", self.greedy), ("sampled", self.sampled)):
-            flat |= {
-                name: interval.mean,
-                f"{name}_low": interval.low,
-                f"{name}_high": interval.high,
-            }
-        return flat
+    log_ratio_T: Tensor
+    ref_logprobs_T: Tensor
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """An evaluation and the responses it rests on."""
+    """What one evaluation measured, and the responses it rests on."""
 
-    result: Evaluation
     greedy: Rollouts
     sampled: Rollouts
+    distance: Distance | None
+    pieces: list[list[str]]
+    base: Rollouts | None = None
+    passes_at: float | None = None
+
+    @property
+    def greedy_reward(self) -> Interval:
+        """Mean reward of the greedy responses."""
+        return mean_interval(self.greedy.totals_N.tolist())
+
+    @property
+    def sampled_reward(self) -> Interval:
+        """Mean reward of the sampled responses; a prompt's samples are one observation."""
+        return mean_interval(self._by_prompt(self.sampled.totals_N).mean(1).tolist())
+
+    @property
+    def kl(self) -> Interval | None:
+        """``Σ_t log π(o_t) − log π_ref(o_t)`` of a sampled response, averaged."""
+        if self.distance is None:
+            return None
+        kl_N = segment_sum(self.distance.log_ratio_T, self.sampled.lengths_N)
+        return mean_interval(self._by_prompt(kl_N).mean(1).tolist())
+
+    @property
+    def win_rate(self) -> Interval | None:
+        """How often a sampled response beats the base's to the same prompt; ties count half."""
+        if self.base is None:
+            return None
+        mine, theirs = (self._by_prompt(r.totals_N) for r in (self.sampled, self.base))
+        return mean_interval(wins(mine.tolist(), theirs.tolist()))
+
+    def record(self) -> dict[str, Any]:
+        """Flat numbers for a JSON line or a table."""
+        texts = [r.text for r in self.sampled.flat]
+        tokens = int(self.sampled.lengths_N.sum())
+        return {
+            "n": len(self.sampled.prompts),
+            **_flat("greedy", self.greedy_reward),
+            **_flat("sampled", self.sampled_reward),
+            **_flat("kl", self.kl),
+            "length": float(self.sampled.lengths_N.float().mean()),
+            "cut_off": float(self.sampled.cut_off_N.float().mean()),
+            "distinct": distinct_words(texts),
+            "repetition": repetition(texts),
+            "reference_logprob": (
+                None
+                if self.distance is None
+                else float(self.distance.ref_logprobs_T.sum()) / tokens
+            ),
+            "pass_at": self._pass_at(),
+            **_flat("win_rate", self.win_rate),
+        }
+
+    def outcomes(self) -> dict[str, Any]:
+        """The reward of every response, by prompt."""
+        return {
+            "index": [prompt.index for prompt in self.sampled.prompts],
+            "greedy": self.greedy.totals_N.tolist(),
+            "sampled": self._by_prompt(self.sampled.totals_N).tolist(),
+        }
+
+    def samples(self, prompts: int) -> Rows:
+        """The responses to the first so many prompts, greedy and sampled, with what is known."""
+        greedy = sample_rows(self.greedy, "greedy", prompts)
+        ratios = None if self.distance is None else self.distance.log_ratio_T
+        sampled = sample_rows(
+            self.sampled, "sampled", prompts, pieces=self.pieces, log_ratio_T=ratios
+        )
+        return greedy + sampled
+
+    def _by_prompt(self, values_N: Tensor) -> Tensor:
+        return values_N.view(len(self.sampled.prompts), -1)
+
+    def _pass_at(self) -> dict[str, float]:
+        """pass@k for the powers of two up to the number of samples; {} where nothing passes."""
+        totals = self._by_prompt(self.sampled.totals_N)
+        limit = self.passes_at
+        if limit is None:
+            if not bool(((totals == 0) | (totals == 1)).all()):
+                return {}
+            limit = 1.0
+        passed = (totals >= limit).sum(1).tolist()
+        drawn = totals.shape[1]
+        ks = [1 << i for i in range(drawn.bit_length()) if 1 << i <= drawn]
+        return {str(k): sum(pass_at_k(drawn, c, k) for c in passed) / len(passed) for k in ks}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Held-out numbers of a model that need no responses, beside those of responses if any."""
+
+    numbers: Mapping[str, Any]
+    responses: Evaluated | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Flat numbers."""
+        return {**({} if self.responses is None else self.responses.record()), **self.numbers}
+
+    def samples(self, prompts: int) -> Rows:
+        """The responses to the first so many prompts."""
+        return [] if self.responses is None else self.responses.samples(prompts)
+
+    def outcomes(self) -> dict[str, Any]:
+        """The reward of every response, by prompt."""
+        return {} if self.responses is None else self.responses.outcomes()
 
 
 class Evaluator:
@@ -96,6 +208,7 @@ class Evaluator:
         policy: Policy,
         reference: Reference | Policy | None,
         *,
+        training: Sampling | None = None,
         tokens_per_micro_batch: int = 16384,
     ) -> None:
         self.config = config
@@ -104,7 +217,9 @@ class Evaluator:
         self.engine = engine
         self.policy = policy
         self.reference = reference
+        self.sampling = config.sampling(training)
         self.tokens_per_micro_batch = tokens_per_micro_batch
+        self._base: Rollouts | None = None
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after training step ``step``; 0 is before the first."""
@@ -116,46 +231,41 @@ class Evaluator:
         """Generate, score and measure; the same prompts and random numbers every time."""
         greedy = self._roll_out(1, temperature=0.0)
         sampled = self._roll_out(self.config.samples, temperature=self.policy.temperature)
-        per_prompt = sampled.totals_N.view(len(self.prompts), -1).mean(1).tolist()
-        result = Evaluation(
-            n=len(self.prompts),
-            greedy=mean_interval(greedy.totals_N.tolist()),
-            sampled=mean_interval(per_prompt),
-            kl=None if self.reference is None else self._kl(sampled, self.reference),
-            length=float(sampled.lengths_N.float().mean()),
-            cut_off=float(sampled.cut_off_N.float().mean()),
-            distinct=distinct_words([r.text for r in sampled.flat]),
+        evaluated = Evaluated(
+            greedy=greedy,
+            sampled=sampled,
+            distance=None if self.reference is None else self._distance(sampled, self.reference),
+            pieces=[token_pieces(self.policy.tokenizer, r.tokens) for r in sampled.flat],
+            base=self._base,
+            passes_at=self.config.passes_at,
         )
-        return Evaluated(result, greedy, sampled)
+        self._base = sampled if self._base is None else self._base
+        return evaluated
 
     def _roll_out(self, samples: int, temperature: float) -> Rollouts:
-        sampling = Sampling(temperature=temperature, max_tokens=self.config.max_tokens)
         return roll_out(
             self.engine,
             self.rewards,
             self.prompts,
             samples,
-            sampling,
+            self.sampling.model_copy(update={"temperature": temperature}),
             seed=self.config.seed,
-            step=0,
+            step=OUTSIDE_TRAINING,
         )
 
     @torch.no_grad()
-    def _kl(self, rollouts: Rollouts, reference: Reference | Policy) -> float:
+    def _distance(self, rollouts: Rollouts, reference: Reference | Policy) -> Distance:
         data = Grouped(rollouts.groups)
-        total = 0.0
-        for responses in data.split(self.tokens_per_micro_batch):
-            batch = Batch.of(data.select(responses).groups)
-            log_ratio_T = self.policy.score(batch).logprobs_T - reference.score(batch).logprobs_T
-            total += float(segment_sum(log_ratio_T.cpu().double(), batch.lengths_N).sum())
-        return total / len(data.lengths_N)
+        parts = data.split(self.tokens_per_micro_batch)
+        batches = [Batch.of(data.select(part).groups) for part in parts]
+        ours_T, ref_T = (
+            torch.cat([model.score(batch).logprobs_T.double().cpu() for batch in batches])
+            for model in (self.policy, reference)
+        )
+        return Distance(ours_T - ref_T, ref_T)
 
 
-def distinct_words(texts: Sequence[str]) -> float:
-    """Mean share of distinct words in a text; texts without words are left out (1.0 if all are)."""
-    shares = []
-    for text in texts:
-        words = re.findall(r"\w+", text.lower())
-        if words:
-            shares.append(len(set(words)) / len(words))
-    return sum(shares) / len(shares) if shares else 1.0
+def _flat(name: str, interval: Interval | None) -> Mapping[str, float | None]:
+    if interval is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}

@@ -1,382 +1,21 @@
 """Every number that a run logs: its name, unit, meaning and source, in this one place.
 
 The docs' table, the report's panels and tooltips, and the check that nothing unnamed is logged all
-come from ``METRICS``. A name with ``<reward>`` in it stands for one name per reward function.
+come from ``METRICS`` (``runs.metric_table``). A name with ``<reward>`` in it stands for one name
+per reward function.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
 
+from trivium.runs.metric_table import EVALUATION, TABLE, Metric
 
-@dataclass(frozen=True)
-class Metric:
-    """One logged number.
-
-    Attributes:
-        name: as it stands in ``metrics.jsonl``.
-        title: what a curve is called.
-        unit: of the number; empty for a plain number, "share" for one in [0, 1].
-        panel: which curves are drawn together.
-        meaning: what it is and what to make of it, in a sentence or two.
-        source: where it is defined.
-    """
-
-    name: str
-    title: str
-    unit: str
-    panel: str
-    meaning: str
-    source: str = ""
-
-
-_PPO = "Schulman et al. 2017"
-_RLHF = "Ouyang et al. 2022"
-_DPO = "Rafailov et al. 2023"
-_GRPO = "Shao et al. 2024"
-_K = "Schulman 2020, Approximating KL divergence"
-_37 = "Huang et al. 2022, The 37 implementation details of PPO"
-
-_TABLE = (
-    Metric(
-        "loss", "loss", "", "Loss", "The minimised objective, averaged over the step's updates."
-    ),
-    Metric(
-        "nll",
-        "negative log-likelihood",
-        "nats/token",
-        "Loss",
-        "Mean −log π of the learned tokens of the step's demonstrations.",
-    ),
-    Metric(
-        "validation/nll",
-        "held-out negative log-likelihood",
-        "nats/token",
-        "Loss",
-        "The same on held-out demonstrations: where it rises while nll falls, the model memorises.",
-    ),
-    Metric(
-        "pretraining/nll",
-        "pretraining-mix negative log-likelihood",
-        "nats/token",
-        "Loss",
-        "Mean −log π of the demonstrations mixed into PPO (PPO-ptx).",
-        f"{_RLHF}, eq. 2",
-    ),
-    Metric(
-        "accuracy",
-        "accuracy before the update",
-        "share",
-        "Reward model",
-        "Share of the step's pairs (or labelled steps) that the reward model ranks (or classifies) "
-        "right, before it learns from them.",
-        f"{_RLHF}, eq. 1",
-    ),
-    Metric(
-        "validation/accuracy",
-        "held-out accuracy",
-        "share",
-        "Reward model",
-        "The same on held-out pairs or steps.",
-    ),
-    Metric(
-        "reward/mean",
-        "reward",
-        "",
-        "Reward",
-        "Mean total reward of the step's responses: outcome plus the sum over steps.",
-    ),
-    Metric(
-        "reward/std",
-        "reward spread",
-        "",
-        "Reward",
-        "Standard deviation of the total reward over the step's responses.",
-    ),
-    Metric(
-        "rewards/<reward>/mean",
-        "reward: {reward}",
-        "",
-        "Rewards",
-        "Mean of one reward function, before its weight.",
-    ),
-    Metric(
-        "rewards/<reward>/std",
-        "spread: {reward}",
-        "",
-        "Rewards",
-        "Standard deviation of one reward function over the step's responses.",
-    ),
-    Metric(
-        "rewards/<reward>/fallbacks",
-        "fallbacks: {reward}",
-        "responses",
-        "Rewards",
-        "Responses whose reward failed and got the fallback value that the configuration allows.",
-    ),
-    Metric(
-        "group/equal_rewards",
-        "groups of equal rewards",
-        "share",
-        "Advantage",
-        "Groups whose responses all got the same reward: they teach nothing.",
-        "Yu et al. 2025 (DAPO), section 3.2",
-    ),
-    Metric(
-        "advantage/mean", "advantage", "", "Advantage", "Mean Â over the step's response tokens."
-    ),
-    Metric(
-        "advantage/std",
-        "advantage spread",
-        "",
-        "Advantage",
-        "Standard deviation of Â over the step's response tokens.",
-        _PPO,
-    ),
-    Metric(
-        "kl/k1",
-        "KL to the reference (k1)",
-        "nats/token",
-        "KL to the reference",
-        "Mean of log π − log π_ref on the policy's own tokens: unbiased, may be negative.",
-        _K,
-    ),
-    Metric(
-        "kl/k3",
-        "KL to the reference (k3)",
-        "nats/token",
-        "KL to the reference",
-        "Mean of exp(−l) − 1 + l with l = log π − log π_ref: unbiased, never negative.",
-        _K,
-    ),
-    Metric(
-        "kl/response",
-        "KL to the reference, per response",
-        "nats",
-        "KL to the reference",
-        "k1 summed over a response, averaged over responses: an estimate of KL(π‖π_ref).",
-        _K,
-    ),
-    Metric(
-        "kl/beta",
-        "KL coefficient β",
-        "",
-        "KL to the reference",
-        "Weight of the KL penalty in PPO's reward; moves if adaptive_kl is on.",
-        "Ziegler et al. 2019, section 2.2",
-    ),
-    Metric(
-        "policy/entropy",
-        "entropy",
-        "nats/token",
-        "Policy",
-        "Mean entropy of the policy at the tokens it wrote. A fall to 0 ends exploration.",
-        _PPO,
-    ),
-    Metric(
-        "policy/kl_old",
-        "KL to π_old (k3)",
-        "nats/token",
-        "Update",
-        "How far the updates moved the policy from the one that sampled: k3 on its tokens.",
-        _K,
-    ),
-    Metric(
-        "policy/kl_old_k1",
-        "KL to π_old (k1)",
-        "nats/token",
-        "Update",
-        "Mean of log π_old − log π on the sampled tokens.",
-        _K,
-    ),
-    Metric("policy/ratio_mean", "ratio", "", "Ratio", "Mean of ρ = π/π_old over tokens.", _PPO),
-    Metric("policy/ratio_min", "smallest ratio", "", "Ratio", "Smallest ρ of the step.", _PPO),
-    Metric("policy/ratio_max", "largest ratio", "", "Ratio", "Largest ρ of the step.", _PPO),
-    Metric(
-        "policy/clip_low",
-        "clipped below",
-        "share",
-        "Update",
-        "Tokens with ρ < 1 − ε and Â < 0: clipping removes their gradient.",
-        f"{_37}, detail 8",
-    ),
-    Metric(
-        "policy/clip_high",
-        "clipped above",
-        "share",
-        "Update",
-        "Tokens with ρ > 1 + ε and Â > 0: clipping removes their gradient.",
-        f"{_37}, detail 8",
-    ),
-    Metric(
-        "policy/sampler_difference",
-        "sampler−trainer difference",
-        "nats",
-        "Update",
-        "Largest |log π(sampler) − log π(trainer)| of a sampled token, before the update.",
-        "Yao et al. 2025, truncated importance sampling",
-    ),
-    Metric("value/mean", "value", "", "Critic", "Mean V(s_t) of the critic before the update."),
-    Metric(
-        "value/target_mean",
-        "return target",
-        "",
-        "Critic",
-        "Mean of Target_t = V_old(s_t) + Â_t, the λ-return.",
-        "Schulman et al. 2016, GAE",
-    ),
-    Metric(
-        "value/loss",
-        "value loss",
-        "",
-        "Critic",
-        "Mean of the critic's (clipped) squared error over tokens and updates.",
-        _PPO,
-    ),
-    Metric(
-        "value/explained_variance",
-        "explained variance",
-        "",
-        "Critic",
-        "1 − Var(Target − V_old)/Var(Target): 1 is perfect, 0 or less no better than a constant.",
-        _37,
-    ),
-    Metric(
-        "implicit_reward/chosen",
-        "implicit reward, chosen",
-        "",
-        "Implicit reward",
-        "Mean of β(log π − log π_ref) of chosen responses.",
-        f"{_DPO}, section 4",
-    ),
-    Metric(
-        "implicit_reward/rejected",
-        "implicit reward, rejected",
-        "",
-        "Implicit reward",
-        "Mean of β(log π − log π_ref) of rejected responses.",
-        f"{_DPO}, section 4",
-    ),
-    Metric(
-        "implicit_reward/margin",
-        "margin",
-        "",
-        "Implicit reward",
-        "Mean difference of the implicit rewards of chosen and rejected.",
-        f"{_DPO}, eq. 7",
-    ),
-    Metric(
-        "implicit_reward/accuracy",
-        "preference accuracy",
-        "share",
-        "Preference",
-        "Share of the step's pairs with a positive margin, before the update.",
-        f"{_DPO}, eq. 7",
-    ),
-    Metric(
-        "implicit_reward/gradient_weight",
-        "gradient weight",
-        "share",
-        "Preference",
-        "Mean of σ(r̂_l − r̂_w): how strongly pairs still pull; falls to 0 as they are learned.",
-        f"{_DPO}, section 4",
-    ),
-    Metric(
-        "logprobs/chosen",
-        "log π(chosen)",
-        "nats",
-        "Log-probs of pairs",
-        "Mean log-prob of chosen responses. DPO often lets it fall while the margin grows.",
-        "Pal et al. 2024, Smaug",
-    ),
-    Metric(
-        "logprobs/rejected",
-        "log π(rejected)",
-        "nats",
-        "Log-probs of pairs",
-        "Mean log-prob of rejected responses.",
-        _DPO,
-    ),
-    Metric("pairs/found", "pairs", "pairs", "Preference", "Pairs that the step's samples gave."),
-    Metric("length/mean", "length", "tokens", "Length", "Mean response length."),
-    Metric("length/min", "shortest", "tokens", "Length", "Shortest response of the step."),
-    Metric("length/max", "longest", "tokens", "Length", "Longest response of the step."),
-    Metric(
-        "length/cut_off",
-        "cut off",
-        "share",
-        "Cut off",
-        "Responses that ran into the length limit instead of ending by themselves.",
-    ),
-    Metric(
-        "gradient_norm",
-        "gradient norm",
-        "",
-        "Optimiser",
-        "Global norm of the policy's gradient before clipping, averaged over the step's updates.",
-        "Pascanu et al. 2013",
-    ),
-    Metric("learning_rate", "learning rate", "", "Optimiser", "Of the step's last update."),
-    Metric("optimizer_steps", "updates", "updates", "Optimiser", "Optimiser steps of this step."),
-    Metric("tokens/generated", "generated tokens", "tokens", "Tokens", "Tokens sampled this step."),
-    Metric(
-        "tokens/trained",
-        "trained tokens",
-        "tokens",
-        "Tokens",
-        "Response tokens with a gradient, counted once per epoch over them.",
-    ),
-    Metric(
-        "tokens/per_second",
-        "response tokens per second",
-        "tokens/s",
-        "Speed",
-        "Trained tokens over the whole step's time.",
-    ),
-    Metric(
-        "tokens/per_second/rollout",
-        "generation speed",
-        "tokens/s",
-        "Speed",
-        "Generated tokens over the time of generation.",
-    ),
-    Metric(
-        "tokens/per_second/update",
-        "update speed",
-        "tokens/s",
-        "Speed",
-        "Trained tokens over the time of the updates.",
-    ),
-    Metric(
-        "flops",
-        "model FLOPs",
-        "FLOPs",
-        "Cost",
-        "Floating-point operations of all models' matrix products and attention in the step.",
-        "Kaplan et al. 2020, section 2.1",
-    ),
-    Metric("time/total", "step", "s", "Time", "Wall-clock of the step, evaluation not included."),
-    Metric("time/rollout", "rollout", "s", "Time", "Sampling responses."),
-    Metric("time/scoring", "scoring", "s", "Time", "Reward functions and reward models."),
-    Metric(
-        "time/logprobs",
-        "log-probs",
-        "s",
-        "Time",
-        "Passes without gradient: π_old, π_ref, critic; and advantages from them.",
-    ),
-    Metric("time/update", "update", "s", "Time", "Forward, backward and optimiser."),
-    Metric("time_share/rollout", "rollout", "share", "Share of time", "time/rollout of the step."),
-    Metric("time_share/scoring", "scoring", "share", "Share of time", "time/scoring of the step."),
-    Metric(
-        "time_share/logprobs", "log-probs", "share", "Share of time", "time/logprobs of the step."
-    ),
-    Metric("time_share/update", "update", "share", "Share of time", "time/update of the step."),
-)
-
-METRICS = {metric.name: metric for metric in _TABLE}
-"""All metrics by name, in the order in which they are shown."""
+METRICS = {metric.name: metric for metric in TABLE}
+"""All metrics of training steps by name, in the order in which they are shown."""
+EVALUATIONS = {metric.name: metric for metric in EVALUATION}
+"""All numbers of held-out evaluations by name."""
 
 _REWARD = re.compile(r"rewards/(?P<reward>.+)/(?P<what>mean|std|fallbacks)")
 
@@ -399,10 +38,10 @@ def metric(name: str) -> Metric | None:
     )
 
 
-def table() -> str:
-    """The metrics as a Markdown table, for the docs."""
+def table(metrics: Iterable[Metric]) -> str:
+    """Metrics as a Markdown table, for the docs."""
     rows = ["| name | unit | meaning | source |", "|---|---|---|---|"]
-    for m in _TABLE:
+    for m in metrics:
         rows.append(f"| `{m.name}` | {m.unit} | {_cell(m.meaning)} | {_cell(m.source)} |")
     return "\n".join(rows) + "\n"
 
@@ -410,3 +49,23 @@ def table() -> str:
 def _cell(text: str) -> str:
     """Text in a Markdown table, where a bare bar would begin a new cell."""
     return text.replace("|", "\\|")
+
+
+_STAGES = ("rollout", "scoring", "logprobs", "update")
+
+
+def derived(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The numbers that follow from a step's others: rates, and shares of time."""
+    found = {}
+    total, trained = metrics["time/total"], metrics.get("tokens/trained")
+    for stage in _STAGES:
+        if f"time/{stage}" in metrics and total > 0:
+            found[f"time_share/{stage}"] = metrics[f"time/{stage}"] / total
+    if trained is not None and total > 0:
+        found["tokens/per_second"] = trained / total
+    rates = {"rollout": metrics.get("tokens/generated"), "update": trained}
+    for stage, tokens in rates.items():
+        seconds = metrics.get(f"time/{stage}", 0.0)
+        if tokens is not None and seconds > 0:
+            found[f"tokens/per_second/{stage}"] = tokens / seconds
+    return found

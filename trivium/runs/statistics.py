@@ -1,8 +1,9 @@
-"""Intervals for what an evaluation measured."""
+"""What is made of an evaluation's responses: intervals, win rates, pass@k, repetition."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -39,3 +40,45 @@ def mean_interval(values: Sequence[float]) -> Interval:
     variance = math.fsum((v - mean) ** 2 for v in values) / max(1, n - 1)
     half = Z95 * math.sqrt(variance / n)
     return Interval(mean, mean - half, mean + half)
+
+
+def wins(mine: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> list[float]:
+    """For each prompt, how often a response of mine beats one of theirs; ties count half.
+
+    All pairs of the prompt's responses are compared, so a prompt is one observation in [0, 1].
+    """
+    found = []
+    for a, b in zip(mine, theirs, strict=True):
+        points = sum((x > y) + 0.5 * (x == y) for x in a for y in b)
+        found.append(points / (len(a) * len(b)))
+    return found
+
+
+def pass_at_k(n: int, passed: int, k: int) -> float:
+    """The chance that one of k responses passes, unbiased, from n ≥ k of which ``passed`` do.
+
+    ``1 − C(n − passed, k)/C(n, k)`` (Chen et al. 2021, eq. 1).
+    """
+    if not 0 <= passed <= n or not 1 <= k <= n:
+        raise ValueError(f"pass@{k} of {n} responses, {passed} of which pass, is not defined")
+    return 1.0 - math.comb(n - passed, k) / math.comb(n, k)
+
+
+def distinct_words(texts: Sequence[str]) -> float:
+    """Mean share of distinct words in a text; texts without words are left out (1.0 if all are)."""
+    shares = [len(set(words)) / len(words) for words in map(_words, texts) if words]
+    return sum(shares) / len(shares) if shares else 1.0
+
+
+def repetition(texts: Sequence[str], n: int = 3) -> float:
+    """Mean share of a text's word n-grams that occurred in it before; 0.0 where there are none."""
+    shares = []
+    for words in map(_words, texts):
+        grams = list(zip(*(words[i:] for i in range(n)), strict=False))
+        if grams:
+            shares.append(1 - len(set(grams)) / len(grams))
+    return sum(shares) / len(shares) if shares else 0.0
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())

@@ -4,7 +4,8 @@
     config.yaml        the whole configuration, defaults included
     metrics.jsonl      one line of numbers per training step
     evaluation.jsonl   one line per evaluation on held-out prompts
-    samples.jsonl      responses, a few per evaluation
+    samples.jsonl      responses, a few per evaluation and of training steps
+    outcomes.jsonl     the reward of every held-out response, by prompt
     events.jsonl       what happened besides
     final/ ...         models
 
@@ -28,16 +29,14 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import Field
 
 from trivium.config import Configuration, dump
 from trivium.errors import ConfigurationError, DataError, TrainingError
-
-if TYPE_CHECKING:
-    from trivium.rollout.rollouts import Rollouts
-    from trivium.runs.evaluate import Evaluator
+from trivium.runs.budget import BudgetConfig
+from trivium.runs.trackers import TrackerName, require_trackers
 
 _PACKAGES = ("trivium", "torch", "transformers", "tokenizers", "safetensors", "peft")
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -54,11 +53,18 @@ class RunConfig(Configuration):
     seed: int = Field(default=0, ge=0)
     """Decides every random choice of the run."""
     samples: int = Field(default=8, ge=0)
-    """How many greedy and how many sampled responses of each evaluation are kept."""
+    """To how many of the held-out prompts the responses of each evaluation are kept."""
+    samples_every: int = Field(default=10, ge=0)
+    """Keep the responses to one training prompt every so many steps; 0: never."""
+    budget: BudgetConfig | None = None
+    """End the run when so much is spent, even before its steps are done."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Mirror the metrics to tensorboard, wandb or trackio."""
 
 
 def require_free(config: RunConfig) -> None:
     """Raise ConfigurationError where the run's directory is taken; before anything slow is done."""
+    require_trackers(config.trackers)
     if config.directory is not None:
         _may_go(config.directory, config.overwrite)
 
@@ -66,11 +72,9 @@ def require_free(config: RunConfig) -> None:
 class Run:
     """A run that is being written."""
 
-    def __init__(self, path: Path, config: RunConfig) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self._config = config
         self._started = time.monotonic()
-        self._evaluated: int | None = None
 
     @classmethod
     def create(cls, config: RunConfig, kind: str, resolved: Configuration) -> Run:
@@ -88,13 +92,16 @@ class Run:
         }
         _write(path / "config.yaml", dump(resolved))
         _write(path / "run.json", json.dumps(record, indent=2) + "\n")
-        return cls(path, config)
+        return cls(path)
+
+    def elapsed(self) -> float:
+        """Seconds since the run began."""
+        return round(time.monotonic() - self._started, 3)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append a step's numbers, and the seconds since the start; an event tells of NaNs."""
         numbers = {name: float(value) for name, value in metrics.items()}
-        elapsed = round(time.monotonic() - self._started, 3)
-        self._append("metrics", _distinct({"step": step, "elapsed": elapsed}, numbers))
+        self._append("metrics", _distinct({"step": step, "elapsed": self.elapsed()}, numbers))
         wrong = [name for name, value in numbers.items() if not math.isfinite(value)]
         if wrong:
             self.event("not_finite", f"not finite: {', '.join(wrong)}", step=step)
@@ -112,17 +119,12 @@ class Run:
 
     def evaluation(self, step: int, result: Mapping[str, Any]) -> None:
         """Append the result of an evaluation."""
-        self._append("evaluation", _distinct({"step": step}, result))
+        self._append("evaluation", _distinct({"step": step, "elapsed": self.elapsed()}, result))
 
-    def evaluate(self, step: int, evaluator: Evaluator | None, *, last: bool = False) -> None:
-        """Evaluate after `step` if it is due or the last, and not done for this step already."""
-        if evaluator is None or step == self._evaluated or not (last or evaluator.due(step)):
-            return
-        evaluated = evaluator.evaluate()
-        self.evaluation(step, evaluated.result.record())
-        self.samples(step, _sample_rows(evaluated.greedy, "greedy", self._config.samples))
-        self.samples(step, _sample_rows(evaluated.sampled, "sampled", self._config.samples))
-        self._evaluated = step
+    def outcomes(self, step: int, outcomes: Mapping[str, Any]) -> None:
+        """Append the rewards of an evaluation's responses."""
+        if outcomes:
+            self._append("outcomes", _distinct({"step": step}, outcomes))
 
     @contextmanager
     def saving(self, name: str = "final") -> Iterator[Path]:
@@ -176,6 +178,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 def read_evaluations(path: Path) -> list[dict[str, Any]]:
     """Return the results of the run's evaluations, in order."""
     return [_with_numbers(record) for record in _read(path, "evaluation")]
+
+
+def read_outcomes(path: Path) -> list[dict[str, Any]]:
+    """Return the rewards of every evaluation's responses, by prompt."""
+    return list(_read(path, "outcomes"))
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
@@ -240,25 +247,6 @@ def _distinct(own: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     shared = own.keys() & given.keys()
     assert not shared, f"a record's own fields cannot be given: {sorted(shared)}"
     return {**own, **given}
-
-
-def _sample_rows(rollouts: Rollouts, drawn: str, count: int) -> list[dict[str, Any]]:
-    """Return the first response to each of the first `count` prompts, with its reward."""
-    rows: list[dict[str, Any]] = []
-    first = 0
-    for prompt, responses in zip(rollouts.prompts, rollouts.responses, strict=True):
-        response, reward = responses[0], float(rollouts.totals_N[first])
-        first += len(responses)
-        rows.append(
-            {
-                "drawn": drawn,
-                "prompt": prompt.text,
-                "response": response.text,
-                "ended": response.ended,
-                "reward": reward,
-            }
-        )
-    return rows[:count]
 
 
 def _new_directory(config: RunConfig, kind: str) -> Path:

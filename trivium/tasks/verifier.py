@@ -1,8 +1,8 @@
 """The task's rewards: the final answer, and every step.
 
-`correct` judges the outcome, `steps` the process. They are ordinary rewards, named in a
-configuration as `trivium.tasks.verifier:correct` and `trivium.tasks.verifier:steps`; the data rows
-bring the columns `answer` and `steps`.
+`correct` judges the outcome, `steps` and `labels` the process. They are ordinary rewards, named in
+a configuration as `trivium.tasks.verifier:correct` and so on; the data rows bring the columns
+`answer` and `steps`.
 
 How `steps` judges. A problem of K operations asks for K + 1 steps: K lines and the closing
 "#### answer". Line j is right (1) where it carries out operation j, correctly, on the value that
@@ -63,6 +63,16 @@ def steps(
     DataError where one of them is not of that form.
     """
     return [judge(response, expected) for response, expected in zip(responses, steps, strict=True)]
+
+
+def labels(
+    prompts: Sequence[Any], responses: Sequence[str], steps: Sequence[Sequence[str]], **columns: Any
+) -> list[list[Judgement]]:
+    """As `steps`, but whether each step is right, 1 or 0: what a process reward model learns."""
+    judged = (
+        judge(response, expected) for response, expected in zip(responses, steps, strict=True)
+    )
+    return [[(span, max(0.0, value)) for span, value in each] for each in judged]
 
 
 def judge(response: str, expected: Sequence[str]) -> list[Judgement]:

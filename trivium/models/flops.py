@@ -1,0 +1,94 @@
+"""Counting model FLOPs: the matrix products and attention that the models of this process do.
+
+A product of ``[n, k]`` and ``[k, m]`` counts 2nkm. A token costs 2 FLOPs per weight of every matrix
+that it passes, and 4·(heads·width) per layer for each token that it attends to, itself included
+(Kaplan et al. 2020, section 2.1). A backward pass costs one more of these for the gradients that
+flow on and one more for those of trained weights. What a device does beyond that, for padding or
+recomputation, is not counted, so that implementations can be compared.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_total = 0.0
+
+
+def total() -> float:
+    """FLOPs that were counted in this process so far."""
+    return _total
+
+
+def add(flops: float) -> None:
+    """Count some more."""
+    global _total
+    _total += flops
+
+
+def count_head(tokens: int, weight: Tensor) -> None:
+    """Count a linear head on so many tokens, with its backward pass where gradients are wanted."""
+    passes = 1 + (1 + weight.requires_grad) * torch.is_grad_enabled()
+    add(2.0 * tokens * weight.numel() * passes)
+
+
+def watch(backbone: PreTrainedModel) -> None:
+    """Count every forward pass of this backbone, or of a copy of it, from now on."""
+    hooks = backbone._forward_pre_hooks.values()
+    if not any(isinstance(hook, partial) and hook.func is _count for hook in hooks):
+        backbone.register_forward_pre_hook(partial(_count, _matrices(backbone)), with_kwargs=True)
+
+
+Matrices = list[tuple[nn.Parameter, float]]
+"""Weights that tokens are multiplied by, and the share of them that one token passes."""
+
+
+def _count(
+    matrices: Matrices, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> None:
+    """Count one forward pass, and its backward pass where gradients are wanted."""
+    tokens, pairs = _work(args, kwargs)
+    products = 2.0 * tokens * sum(p.numel() * share for p, share in matrices)
+    scores = 4.0 * pairs * _attention_width(module)
+    add(products + scores)
+    trained = sum(p.numel() * share for p, share in matrices if p.requires_grad)
+    if torch.is_grad_enabled() and trained:
+        add(products + 2.0 * tokens * trained + 2 * scores)
+
+
+def _work(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+    """Tokens of a forward pass, and pairs of a token with one that it attends to."""
+    tokens: Tensor = args[0] if args else kwargs["input_ids"]
+    positions = kwargs.get("position_ids")
+    if positions is None:
+        positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+    seen: Tensor = positions + 1
+    held: Tensor | None = kwargs.get("attention_mask")
+    if held is None:
+        return seen.numel(), int(seen.sum())
+    held = held[:, -seen.shape[1] :]
+    return int(held.sum()), int((seen * held).sum())
+
+
+def _matrices(backbone: PreTrainedModel) -> Matrices:
+    """All matrices but look-up tables; of experts, the share that a token is routed to."""
+    tables = {id(m.weight) for m in backbone.modules() if isinstance(m, nn.Embedding)}
+    config = backbone.config.get_text_config()
+    chosen = getattr(config, "num_experts_per_tok", None) or 1
+    return [
+        (p, 1.0 if p.dim() == 2 else chosen / p.shape[0])
+        for p in backbone.parameters()
+        if p.dim() in (2, 3) and id(p) not in tables
+    ]
+
+
+def _attention_width(backbone: nn.Module) -> int:
+    """Heads times their width, over all layers."""
+    config = backbone.config.get_text_config()  # type: ignore[union-attr,operator]
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return config.num_hidden_layers * heads * width

@@ -1,0 +1,83 @@
+"""Mirrors of a run's numbers in other programs: TensorBoard, Weights & Biases, trackio.
+
+Each is an extra (``pip install 'trivium[tensorboard]'``); the run's own files hold everything
+without them. Left out: their settings, which they read from their own environment variables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from trivium.config import Configuration
+from trivium.errors import ConfigurationError
+
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+
+
+class Tracker(Protocol):
+    """Something that takes a run's numbers as they come."""
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None: ...
+    def close(self) -> None: ...
+
+
+def require_trackers(names: Sequence[TrackerName]) -> None:
+    """Raise ConfigurationError where a tracker's package is not installed."""
+    for name in names:
+        if find_spec(name) is None:
+            raise ConfigurationError(
+                f"run.trackers names {name}, which is not installed: "
+                f"pip install 'trivium[{name}]', or leave it out"
+            )
+
+
+def open_trackers(
+    names: Sequence[TrackerName], run: Path, resolved: Configuration
+) -> list[Tracker]:
+    """Open the named trackers for a run's directory."""
+    require_trackers(names)
+    settings = resolved.model_dump(mode="json")
+    return [OPENERS[name](run, settings) for name in names]
+
+
+class TensorBoard:
+    """Event files in the run's directory: ``tensorboard --logdir runs``."""
+
+    def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer = SummaryWriter(str(run / "tensorboard"))
+        self._writer.add_text("configuration", f"```\n{dict(settings)}\n```")
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        for name, value in numbers.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class Hosted:
+    """Weights & Biases or trackio, which share one interface."""
+
+    def __init__(self, module: str, run: Path, settings: Mapping[str, Any], **options: Any) -> None:
+        self._module = import_module(module)
+        self._module.init(project="trivium", name=run.name, config=dict(settings), **options)
+
+    def log(self, step: int, numbers: Mapping[str, float]) -> None:
+        self._module.log(dict(numbers), step=step)
+
+    def close(self) -> None:
+        self._module.finish()
+
+
+OPENERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
+    "tensorboard": TensorBoard,
+    "wandb": lambda run, settings: Hosted("wandb", run, settings, dir=str(run)),
+    "trackio": lambda run, settings: Hosted("trackio", run, settings),
+}
