@@ -94,7 +94,29 @@ def test_a_file_of_responses_depends_on_the_seed_and_not_on_batches(
     monkeypatch.setattr(sample, "RESPONSES_PER_BATCH", 2)
     assert sample.run(sampling(world, samples=2, overwrite=True)).read_bytes() == first
     assert sample.run(sampling(world, samples=2, overwrite=True, seed=1)).read_bytes() != first
-    assert [path.name for path in here.iterdir()] == ["responses.jsonl"]
+    names = sorted(path.name for path in here.iterdir())
+    assert names == ["responses.counts.json", "responses.jsonl"]
+
+
+def test_a_budget_ends_sampling_and_what_was_spent_is_counted(
+    world: World, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "RESPONSES_PER_BATCH", 2)
+    rows = lines(sample.run(sampling(world, samples=2, budget={"generated_tokens": 13})))
+    counts = json.loads((here / "responses.counts.json").read_text())
+    assert counts["prompts"] == 2 and counts["responses"] == len(rows) == 4
+    assert counts["generated_tokens"] == sum(row["tokens"] for row in rows) >= 13
+    assert counts["seconds"] > 0 and counts["flops"] > 0
+
+
+def test_only_responses_with_the_minimum_reward_are_written(world: World, here: Path) -> None:
+    settings = {"samples": 6, "rewards": world.reward("letters")}
+    everything = lines(sample.run(sampling(world, **settings)))
+    kept = lines(sample.run(sampling(world, **settings, minimum_reward=0.5, overwrite=True)))
+    assert kept == [row for row in everything if row["reward"] >= 0.5]
+    assert 0 < len(kept) < len(everything)
+    with pytest.raises(DataError, match="none of 24 responses has a reward of at least 99"):
+        sample.run(sampling(world, **settings, minimum_reward=99.0, overwrite=True))
 
 
 def test_a_file_that_is_there_is_refused_before_a_model_is_loaded(world: World, here: Path) -> None:
@@ -134,6 +156,7 @@ def test_columns_that_the_rows_would_overwrite_are_refused(world: World) -> None
     [
         ({"output": "responses.txt"}, "ends in .jsonl"),
         ({"samples": 2, "sampling": {"temperature": 0}}, "all 2 samples of a prompt"),
+        ({"minimum_reward": 1.0}, "minimum_reward needs rewards"),
     ],
 )
 def test_senseless_settings_of_sample_are_refused(

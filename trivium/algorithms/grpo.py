@@ -204,10 +204,11 @@ def train(config: GRPOConfig) -> Path:
                 # Stage 3: optimisation.
                 results = update(config, parts, optimizer, experience, steps)
                 training.stages.lap("update")
-                metrics = step_metrics(config, rollouts, experience, results)
-                training.log(metrics, partial(first_group, parts, rollouts, experience))
                 if reward_update is not None:
                     reward_update.remember(rollouts)
+                    training.stages.lap("reward_update")
+                metrics = step_metrics(config, rollouts, experience, results)
+                training.log(metrics, partial(first_group, parts, rollouts, experience))
             if training.over:
                 break
             if reward_update is not None and iteration + 1 < config.iterations:

@@ -186,16 +186,17 @@ def train(config: PPOConfig) -> Path:
             actor = step > config.critic.warmup_steps
             results = update(config, parts, critic, optimizer, experience, steps, actor, mix)
             training.stages.lap("update")
+            if reward_update is not None:
+                reward_update.remember(rollouts)
+                if reward_update.due(step):
+                    training.event("reward_update", **reward_update.train())
+                training.stages.lap("reward_update")
             metrics = step_metrics(config, rollouts, experience, results) | {"kl/beta": beta}
             training.log(metrics, partial(first_group, parts, rollouts, experience))
             if config.adaptive_kl is not None:
                 kl, responses = metrics["kl/response"], len(rollouts.flat)
                 target, horizon = config.adaptive_kl.target, config.adaptive_kl.horizon
                 beta = adapted_coefficient(beta, kl, target, responses, horizon)
-            if reward_update is not None:
-                reward_update.remember(rollouts)
-                if reward_update.due(step):
-                    training.event("reward_update", **reward_update.train())
     training.save("final", parts.policy)
     training.save("critic", critic)
     if reward_update is not None:

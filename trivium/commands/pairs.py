@@ -7,7 +7,6 @@ a number that says how good it is. What is learned from the pairs is for ``dpo``
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import random
@@ -28,6 +27,7 @@ from trivium.commands.sample import (
     rows_written,
     sampled,
     total_rewards,
+    write_counts,
 )
 from trivium.config import Configuration
 from trivium.data.chat import Messages
@@ -39,6 +39,7 @@ from trivium.models.loading import ModelConfig, load_tokenizer
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts
+from trivium.runs.budget import Spending
 
 logger = logging.getLogger("trivium")
 
@@ -98,7 +99,7 @@ class PairsConfig(OutputConfig):
         """What is set but needs the model that candidates do without."""
         mine = [
             name
-            for name in ("rewards", "sampling", "samples", "keep_cut_off")
+            for name in ("rewards", "sampling", "samples", "keep_cut_off", "budget")
             if getattr(self, name) != type(self).model_fields[name].default
         ]
         if self.data.max_prompt_tokens is not None:
@@ -127,7 +128,11 @@ def run(config: PairsConfig) -> Path:
     """
     require_free(config.output, config.overwrite)
     counts: Counter[str] = Counter()
-    found = _from_model(config, config.model, counts) if config.model else _from_rows(config)
+    spending = Spending(config.budget)
+    if config.model is not None:
+        found = _from_model(config, config.model, counts, spending)
+    else:
+        found = _from_rows(config)
     with rows_written(config.output) as write:
         for candidates in found:
             pairs = contrasts(candidates, config)
@@ -144,7 +149,7 @@ def run(config: PairsConfig) -> Path:
                 if config.model
                 else f"{summary}; do the scores differ within a row?"
             )
-    config.output.with_suffix(".counts.json").write_text(json.dumps(counts) + "\n", "utf-8")
+    write_counts(config.output, counts, spending)
     logger.info("%s", summary)
     return config.output
 
@@ -189,17 +194,23 @@ def _summary(config: PairsConfig, counts: Counter[str]) -> str:
 
 
 def _from_model(
-    config: PairsConfig, model: ModelConfig, counts: Counter[str]
+    config: PairsConfig, model: ModelConfig, counts: Counter[str], spending: Spending
 ) -> Iterator[Candidates]:
     tokenizer = load_tokenizer(model)
     prompts = load_prompts(config.data, tokenizer)
     rewards, _ = load_rewards(config.rewards, prompts, tokenizer)
     policy = load_sampler(model, tokenizer, config.sampling)
     for rollouts in sampled(
-        policy, prompts, rewards, config.sampling, config.samples, seed=config.seed, title="pairs"
+        policy,
+        prompts,
+        rewards,
+        config.sampling,
+        config.samples,
+        seed=config.seed,
+        title="pairs",
+        spending=spending,
     ):
         counts["responses"] += len(rollouts.flat)
-        counts["generated_tokens"] += int(rollouts.lengths_N.sum())
         counts["cut_off"] += 0 if config.keep_cut_off else int(rollouts.cut_off_N.sum())
         yield from _scored(rollouts, config.keep_cut_off)
 

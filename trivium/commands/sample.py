@@ -6,6 +6,10 @@ responses is for ``pairs``, measuring with intervals for ``evaluate``.
 
 from __future__ import annotations
 
+import json
+import logging
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,13 +22,17 @@ from trivium.algorithms.parts import load_rewards, local_engine
 from trivium.config import Configuration
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.errors import ConfigurationError, DataError
+from trivium.models import flops
 from trivium.models.loading import ModelConfig, load_tokenizer
 from trivium.models.policy import Policy
 from trivium.rewards.reward import RewardConfig, Rewards, Scores
 from trivium.rollout.engine import OUTSIDE_TRAINING, Sampling
 from trivium.rollout.rollouts import Rollouts, roll_out
+from trivium.runs.budget import BudgetConfig, Spending
 from trivium.runs.progress import Progress
 from trivium.runs.store import json_line
+
+logger = logging.getLogger("trivium")
 
 RESPONSES_PER_BATCH = 512
 """Responses between two reports of progress; no response depends on it."""
@@ -41,6 +49,8 @@ class OutputConfig(Configuration):
     """Replace the file if it is there, instead of refusing to start."""
     seed: int = Field(default=0, ge=0)
     """Decides every random choice."""
+    budget: BudgetConfig | None = None
+    """Stop sampling when so much is spent, even with prompts left."""
 
     @field_validator("output")
     @classmethod
@@ -63,6 +73,8 @@ class SampleConfig(OutputConfig):
     """How responses are drawn."""
     samples: int = Field(default=1, ge=1)
     """Responses per prompt."""
+    minimum_reward: float | None = None
+    """Write only responses with at least this reward, as for fine-tuning on one's best samples."""
 
     @model_validator(mode="after")
     def _consistent(self) -> SampleConfig:
@@ -71,25 +83,57 @@ class SampleConfig(OutputConfig):
                 f"sampling.temperature is 0, so all {self.samples} samples of a prompt would be "
                 "the same: set samples to 1 or raise the temperature"
             )
+        if self.minimum_reward is not None and not self.rewards:
+            raise ValueError("minimum_reward needs rewards: name what scores the responses")
         return self
 
 
 def run(config: SampleConfig) -> Path:
-    """Sample, score and write; returns the file's path."""
+    """Sample, score and write; returns the file's path.
+
+    Beside it, ``….counts.json`` says how many prompts, responses and tokens it took.
+
+    Raises DataError where no response has the minimum reward.
+    """
     require_free(config.output, config.overwrite)
     tokenizer = load_tokenizer(config.model)
     prompts = load_prompts(config.data, tokenizer)
     _refuse_taken_columns(prompts)
     rewards = load_rewards(config.rewards, prompts, tokenizer)[0] if config.rewards else None
     policy = load_sampler(config.model, tokenizer, config.sampling)
+    spending = Spending(config.budget)
     batches = sampled(
-        policy, prompts, rewards, config.sampling, config.samples, seed=config.seed, title="sample"
+        policy,
+        prompts,
+        rewards,
+        config.sampling,
+        config.samples,
+        seed=config.seed,
+        title="sample",
+        spending=spending,
     )
+    counts: Counter[str] = Counter()
     with rows_written(config.output) as write:
         for rollouts in batches:
+            counts["prompts"] += len(rollouts.prompts)
+            counts["responses"] += len(rollouts.flat)
             for row in rows(rollouts, scored=bool(config.rewards)):
-                write(row)
+                if config.minimum_reward is None or row["reward"] >= config.minimum_reward:
+                    write(row)
+                    counts["written"] += 1
+        if not counts["written"]:
+            raise DataError(
+                f"none of {counts['responses']:,} responses has a reward of at least "
+                f"{config.minimum_reward:g}: lower minimum_reward or sample more"
+            )
+    write_counts(config.output, counts, spending)
     return config.output
+
+
+def write_counts(output: Path, counts: Counter[str], spending: Spending) -> None:
+    """Write beside a file of rows what was counted, and what it cost."""
+    record = {**counts, **spending.spent}
+    output.with_suffix(".counts.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
 
 def load_sampler(
@@ -108,14 +152,19 @@ def sampled(
     *,
     seed: int,
     title: str,
+    spending: Spending,
 ) -> Iterator[Rollouts]:
-    """Yield every prompt's responses with their rewards (0 where there are none), in batches."""
+    """Yield every prompt's responses with their rewards (0 where there are none), in batches.
+
+    Adds to what is spent, and ends early once that is too much.
+    """
     engine = local_engine(policy)
     size = max(1, RESPONSES_PER_BATCH // samples)
     starts = range(0, len(prompts), size)
     where = {"seed": seed, "step": OUTSIDE_TRAINING}
     with Progress(title, len(starts)) as progress:
         for start in starts:
+            began, flops_before = time.perf_counter(), flops.total()
             batch = list(prompts[start : start + size])
             if rewards is not None:
                 rollouts = roll_out(engine, rewards, batch, samples, sampling, **where)
@@ -126,7 +175,18 @@ def sampled(
                 rollouts = Rollouts(batch, responses, unscored, {})
                 metrics = {k: v for k, v in rollouts.metrics().items() if k.startswith("length/")}
             progress.advance(metrics)
+            spending.add(
+                {
+                    "tokens/generated": float(rollouts.lengths_N.sum()),
+                    "time/total": time.perf_counter() - began,
+                    "flops": flops.total() - flops_before,
+                }
+            )
             yield rollouts
+            if spending.over:
+                done = min(start + size, len(prompts))
+                logger.info("stopped after %d of %d prompts: %s", done, len(prompts), spending)
+                return
 
 
 def rows(rollouts: Rollouts, *, scored: bool) -> Iterator[dict[str, Any]]:

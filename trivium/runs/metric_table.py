@@ -348,12 +348,27 @@ TABLE = (
         "Passes without gradient: π_old, π_ref, critic; and advantages from them.",
     ),
     Metric("time/update", "update", "s", "Time", "Forward, backward and optimiser."),
+    Metric(
+        "time/reward_update",
+        "reward update",
+        "s",
+        "Time",
+        "Judging responses and training the reward model further.",
+        f"{_GRPO}, algorithm 1",
+    ),
     Metric("time_share/rollout", "rollout", "share", "Share of time", "time/rollout of the step."),
     Metric("time_share/scoring", "scoring", "share", "Share of time", "time/scoring of the step."),
     Metric(
         "time_share/logprobs", "log-probs", "share", "Share of time", "time/logprobs of the step."
     ),
     Metric("time_share/update", "update", "share", "Share of time", "time/update of the step."),
+    Metric(
+        "time_share/reward_update",
+        "reward update",
+        "share",
+        "Share of time",
+        "time/reward_update of the step.",
+    ),
 )
 
 _HELD_OUT = "Held-out"

@@ -51,7 +51,7 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-_STAGES = ("rollout", "scoring", "logprobs", "update")
+_STAGES = ("rollout", "scoring", "logprobs", "update", "reward_update")
 
 
 def derived(metrics: Mapping[str, float]) -> dict[str, float]:

@@ -18,9 +18,9 @@ from rich.text import Text
 
 HEADLINES = (
     "reward/mean",
-    "reward/accuracy",
+    "implicit_reward/accuracy",
     "kl/response",
-    "validation/nll",
+    "nll",
     "loss",
     "length/mean",
     "policy/entropy",

@@ -74,7 +74,7 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._start = self._since = time.perf_counter()
+        self._since = time.perf_counter()
 
     def lap(self, stage: str) -> None:
         """The stage ends here; it began when the one before ended."""
@@ -85,10 +85,6 @@ class Stopwatch:
     def begin(self) -> None:
         """The next stage begins now."""
         self._since = time.perf_counter()
-
-    def total(self) -> float:
-        """Seconds since the step began."""
-        return time.perf_counter() - self._start
 
 
 class Training:
@@ -111,7 +107,7 @@ class Training:
         self._config = config
         self._evaluator = evaluator
         self._evaluated: int | None = None
-        self._flops = 0.0
+        self._since = (0.0, 0.0)
         self.run = Run.create(config, kind, resolved)
         self._trackers = open_trackers(config.trackers, self.run.path, resolved)
         self._progress = Progress(kind, total)
@@ -122,6 +118,7 @@ class Training:
 
     def __enter__(self) -> Training:
         self._progress.__enter__()
+        self._mark()
         return self
 
     def __exit__(
@@ -149,7 +146,6 @@ class Training:
         last = min(self.total, self.step + (self.total if count is None else count))
         while self.step < last and not self.over:
             self.step += 1
-            self._flops = flops.total()
             self.stages = Stopwatch()
             yield self.step
             self._evaluate()
@@ -159,10 +155,14 @@ class Training:
         return self.spending.share()
 
     def log(self, metrics: Mapping[str, float], rows: Callable[[], Rows] | None = None) -> None:
-        """Take the numbers of the step that is ending; ``rows`` gives responses to keep of it."""
+        """Take the numbers of the step that is ending; ``rows`` gives responses to keep of it.
+
+        Its time and cost are all since the step before, evaluation left out.
+        """
         complete = self.stages.seconds | dict(metrics)
-        complete["time/total"] = self.stages.total()
-        complete["flops"] = flops.total() - self._flops
+        began, flops_before = self._since
+        complete["time/total"] = time.perf_counter() - began
+        complete["flops"] = flops.total() - flops_before
         complete |= derived(complete)
         unknown = [name for name in complete if metric(name) is None]
         assert not unknown, f"not in runs.metrics: {unknown}"
@@ -175,6 +175,7 @@ class Training:
         self.spending.add(complete)
         if self.spending.over and not self.over:
             self._stop(f"the budget is spent: {self.spending}")
+        self._mark()
 
     def event(self, kind: str, **fields: Any) -> None:
         """Note something that happened."""
@@ -184,6 +185,10 @@ class Training:
         """Write a model under the run's directory, whole or not at all."""
         with self.run.saving(name) as directory:
             model.save(directory)
+
+    def _mark(self) -> None:
+        """Time and cost count from here."""
+        self._since = (time.perf_counter(), flops.total())
 
     def _keeps(self, step: int) -> bool:
         every = self._config.samples_every
@@ -209,3 +214,4 @@ class Training:
         numbers = {k: v for k, v in found.record().items() if isinstance(v, int | float)}
         for tracker in self._trackers:
             tracker.log(self.step, {f"evaluation/{k}": float(v) for k, v in numbers.items()})
+        self._mark()
