@@ -140,7 +140,7 @@ def test_joined_batches_follow_one_another() -> None:
     assert both.scores.steps == [[(2, 3.0)], [(1, 0.5), (3, -1.0)], [], [(2, 3.0)]]
     assert both.scores.components == {"first": [4.0, 1.0, 2.0, 4.0]}
     assert both.scores.fallbacks == {"first": 2}
-    assert both.seconds == {"rollout": 2.0, "reward": 1.0}
+    assert both.seconds == {"rollout": 2.0, "scoring": 1.0}
     plain = rollouts_of([["a"]], [1.5])
     assert joined([plain, plain]).scores.steps is None
 

@@ -25,6 +25,7 @@ from trivium.maths.objectives import token_nll
 from trivium.maths.weights import Aggregation, weighted_sum
 from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
+from trivium.models.reference import Reference
 from trivium.runs.evaluate import EvaluationConfig, Evaluator, Measured
 from trivium.runs.store import RunConfig, require_free
 from trivium.runs.training import Training
@@ -45,6 +46,8 @@ class SFTConfig(Configuration):
     """Held-out demonstrations, for their loss."""
     evaluation: EvaluationConfig | None = None
     """Held-out evaluation on generated responses; needs evaluation.rewards."""
+    measure_kl: bool = False
+    """Let the evaluation measure the KL to the model as it started; keeps a frozen copy of it."""
 
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data."""
@@ -67,6 +70,8 @@ class SFTConfig(Configuration):
             raise ValueError(
                 "evaluation.rewards is empty: supervised data has no reward of its own"
             )
+        if self.measure_kl and self.evaluation is None:
+            raise ValueError("measure_kl needs held-out prompts: give evaluation, or leave it out")
         if self.steps is not None and self.epochs != 1.0:
             raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}: give one of them")
         return self
@@ -88,7 +93,8 @@ def train(config: SFTConfig) -> Path:
     evaluator = None
     if config.evaluation is not None and rewards is not None:
         engine = local_engine(policy)
-        evaluator = Evaluator(config.evaluation, prompts, rewards, engine, policy, None)
+        reference = Reference(policy) if config.measure_kl else None
+        evaluator = Evaluator(config.evaluation, prompts, rewards, engine, policy, reference)
 
     if config.sort_by_length:
         demonstrations = sorted(demonstrations, key=lambda d: len(d.trained))

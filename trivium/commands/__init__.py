@@ -84,6 +84,19 @@ rewards: [{function: gsm8k}]
 output: evaluation.json
 """
 
+_COMPARE = """\
+model: {path: runs/sft/final}
+data: {path: train.jsonl}
+rewards: [{function: gsm8k}]
+evaluation: {data: {path: test.jsonl}, every: 10}
+budget: {currency: seconds, amount: 600}
+seeds: [0, 1, 2]
+roads:
+  - {name: GRPO, stages: [{command: grpo}]}
+  - {name: DPO, stages: [{command: pairs, share: 0.4}, {command: dpo}]}
+  - {name: best of 8, best_of: 8}
+"""
+
 COMMANDS = {
     "sft": Command(
         help="fine-tune a model on demonstrations",
@@ -148,5 +161,13 @@ COMMANDS = {
         function="run",
         example=_EVALUATE,
         arguments="samples=4",
+    ),
+    "compare": Command(
+        help="run several roads from one base at equal budget, and say which suits the problem",
+        module="trivium.compare.run",
+        config="CompareConfig",
+        function="run",
+        example=_COMPARE,
+        arguments="seeds='[0]' parallel=1",
     ),
 }

@@ -72,6 +72,19 @@ def load_function(
     return _attribute(module, name, place)
 
 
+def anchored(source: str, directory: Path | None) -> str:
+    """Return `source` so that it names the same file from anywhere, if it names one there.
+
+    A relative file that the current directory lacks and `directory` holds gets its whole path.
+    """
+    place, colon, name = source.rpartition(":")
+    file = Path(place).expanduser()
+    if directory is None or not place.endswith(".py") or file.is_absolute() or file.exists():
+        return source
+    there = directory.resolve() / file
+    return f"{there}{colon}{name}" if there.is_file() else source
+
+
 def _extend_import_path(directory: Path) -> None:
     if str(directory) not in sys.path:
         sys.path.append(str(directory))

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, PrivateAttr
+from pydantic import Field, PrivateAttr, field_serializer
 
 from trivium.config import Configuration
 from trivium.errors import ConfigurationError, RewardError
@@ -21,6 +21,7 @@ from trivium.rewards.component import Component, Step, Value
 from trivium.rewards.format import format, length
 from trivium.rewards.functions import (
     Function,
+    anchored,
     fit,
     load_function,
     objection_to_arguments,
@@ -73,6 +74,10 @@ class RewardConfig(Configuration):
 
     def model_post_init(self, context: Any, /) -> None:
         self._directory = (context or {}).get("directory")
+
+    @field_serializer("function")
+    def _from_anywhere(self, function: str) -> str:
+        return anchored(function, self._directory)
 
     @property
     def directories(self) -> list[Path]:

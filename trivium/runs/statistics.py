@@ -29,17 +29,45 @@ def wilson(successes: float, n: int) -> Interval:
     return Interval(p, min(p, centre - half), max(p, centre + half))
 
 
-def mean_interval(values: Sequence[float]) -> Interval:
-    """The mean of independent values: Wilson's interval for 0/1 values, else the normal one."""
+def mean_interval(values: Sequence[float], *, share: bool = True) -> Interval:
+    """The mean of independent values: Wilson's interval for 0/1 values, else the normal one.
+
+    ``share`` false says that values of 0 and 1 are no share of successes, but, for instance,
+    differences that happen to be so.
+    """
     n = len(values)
     if n < 1:
         raise ValueError("an interval needs at least one observation")
-    if all(v in (0.0, 1.0) for v in values):
+    if share and all(v in (0.0, 1.0) for v in values):
         return wilson(sum(values), n)
     mean = math.fsum(values) / n
     variance = math.fsum((v - mean) ** 2 for v in values) / max(1, n - 1)
     half = Z95 * math.sqrt(variance / n)
     return Interval(mean, mean - half, mean + half)
+
+
+_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+"""The 97.5 % quantile of Student's t with 1, 2, … degrees of freedom."""
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """The mean of a few independent values with Student's interval."""
+    n = len(values)
+    if n < 2:
+        raise ValueError("Student's interval needs at least two observations")
+    mean = math.fsum(values) / n
+    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
+    half = _student(n - 1) * math.sqrt(variance / n)
+    return Interval(mean, mean - half, mean + half)
+
+
+def _student(freedom: int) -> float:
+    """The 97.5 % quantile of Student's t; beyond the table by its expansion in 1/freedom."""
+    if freedom <= len(_STUDENT):
+        return _STUDENT[freedom - 1]
+    z = Z95
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    return z + first / freedom + second / freedom**2
 
 
 def wins(mine: Sequence[Sequence[float]], theirs: Sequence[Sequence[float]]) -> list[float]:

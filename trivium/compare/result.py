@@ -1,0 +1,253 @@
+"""What a comparison found, gathered from its jobs' files: plain numbers, nothing asserted.
+
+``gather`` returns the content of ``comparison.json``, which the report draws and the verdict reads.
+Left out: how any of it looks (``report.compare``), and what follows from it (``verdict``).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from trivium.compare.conduct import spent
+from trivium.compare.config import CompareConfig
+from trivium.compare.plan import Job, Plan, Route
+from trivium.compare.stages import stage_record
+from trivium.runs.budget import CURRENCIES
+from trivium.runs.statistics import mean_interval, t_interval, wins
+from trivium.runs.store import read_evaluations, read_events, read_metrics, read_outcomes
+
+Record = dict[str, Any]
+
+
+def gather(config: CompareConfig, plan: Plan, seconds: Mapping[str, float]) -> Record:
+    """Everything measured, road by road."""
+    bases = {seed: _evaluated(plan.jobs[name]) for seed, name in plan.bases.items()}
+    roads = []
+    for road in config.roads:
+        routes = [r for r in plan.routes if r.road is road]
+        main = [r for r in routes if r.varied is None]
+        runs = [_run_record(config, plan, route, bases[route.seed], seconds) for route in main]
+        varied = [
+            {"setting": r.varied[0], "value": r.varied[1]}
+            | _run_record(config, plan, r, bases[r.seed], seconds)
+            for r in routes
+            if r.varied is not None
+        ]
+        stages = [stage_record(plan.jobs[name], spent(plan.jobs[name])) for name in main[0].jobs]
+        roads.append(
+            {
+                "name": road.name,
+                "command": None if road.best_of else road.stages[-1].command,
+                "best_of": road.best_of,
+                "stages": [] if road.best_of else stages,
+                "runs": runs,
+                "varied": varied,
+                **_over_seeds(runs),
+            }
+        )
+    return {
+        "title": config.title,
+        "base": config.model.path,
+        "budget": None if config.budget is None else config.budget.model_dump(),
+        "seeds": list(config.seeds),
+        "n": len(bases[config.seeds[0]]["outcomes"]["index"]),
+        "bases": {str(seed): _without_outcomes(record) for seed, record in bases.items()},
+        "roads": roads,
+        "differences": _differences(roads),
+    }
+
+
+def _evaluated(job: Job) -> Record:
+    return json.loads((job.directory / "evaluation.json").read_text(encoding="utf-8"))
+
+
+def _without_outcomes(record: Mapping[str, Any]) -> Record:
+    return {k: v for k, v in record.items() if k not in ("outcomes", "config", "rewards")}
+
+
+def _run_record(
+    config: CompareConfig,
+    plan: Plan,
+    route: Route,
+    base: Record,
+    seconds: Mapping[str, float],
+) -> Record:
+    """One road with one seed: what it ended in, what it cost, how it went."""
+    if route.road.best_of is not None:
+        return _best_of_record(plan, route, base)
+    jobs = [plan.jobs[name] for name in route.jobs]
+    final, before = jobs[-1], jobs[:-1]
+    costs = [spent(job) for job in jobs]
+    evaluation = read_evaluations(final.directory)[-1]
+    outcomes = read_outcomes(final.directory)[-1]
+    earlier = {c: sum(cost[c] for cost in costs[: len(before)]) for c in CURRENCIES}
+    return {
+        "seed": route.seed,
+        "path": str(final.directory),
+        "final": evaluation,
+        "win_rate": _win_rate(outcomes, base["outcomes"]),
+        "outcomes": outcomes,
+        "spent": {c: sum(cost[c] for cost in costs) for c in CURRENCIES},
+        "whole_seconds": sum(seconds[job.name] for job in jobs),
+        "curve": _curve(final, earlier, base),
+        "alarms": _alarms(jobs),
+        "training": _training(final),
+    }
+
+
+def _win_rate(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Record:
+    assert mine["index"] == theirs["index"], "both answered the same prompts"
+    found = mean_interval(wins(mine["sampled"], theirs["sampled"]))
+    return {"mean": found.mean, "low": found.low, "high": found.high}
+
+
+def _curve(job: Job, earlier: Mapping[str, float], base: Record) -> list[Record]:
+    """Held-out numbers over everything spent so far, the road's earlier stages included."""
+    metrics = read_metrics(job.directory)
+    start = {"step": 0, **dict.fromkeys(CURRENCIES, 0.0), "reward": None, **_held_out(base)}
+    points = [start | {"kl": 0.0}]
+    for evaluation in read_evaluations(job.directory):
+        done = [line for line in metrics if line["step"] <= evaluation["step"]]
+        cost = {
+            c: earlier[c] + sum(line.get(name, 0.0) for line in done)
+            for c, name in CURRENCIES.items()
+        }
+        recent = [line["reward/mean"] for line in done[-5:] if "reward/mean" in line]
+        reward = sum(recent) / len(recent) if recent else None
+        points.append(
+            {"step": evaluation["step"], **cost, "reward": reward, **_held_out(evaluation)}
+        )
+    return points
+
+
+_HELD_OUT = (
+    "greedy", "greedy_low", "greedy_high", "sampled", "sampled_low", "sampled_high", "kl",
+    "length", "cut_off", "distinct", "repetition", "reference_logprob",
+)  # fmt: skip
+
+
+def _held_out(record: Mapping[str, Any]) -> Record:
+    return {name: record.get(name) for name in _HELD_OUT}
+
+
+def _alarms(jobs: Sequence[Job]) -> list[Record]:
+    found = []
+    for job in jobs:
+        if (job.directory / "run.json").is_file():
+            events = read_events(job.directory)
+            found += [{**e, "stage": job.name} for e in events if e["kind"] == "alarm"]
+    return found
+
+
+_WATCHED = (
+    "advantage/std", "group/equal_rewards", "value/explained_variance", "policy/entropy",
+    "policy/clip_high", "policy/clip_low", "implicit_reward/gradient_weight",
+    "implicit_reward/accuracy", "logprobs/chosen", "length/cut_off",
+)  # fmt: skip
+
+
+def _training(job: Job) -> Record:
+    """Of telling metrics, their mean over the first and the last tenth of the steps."""
+    lines = read_metrics(job.directory)
+    tenth = max(1, len(lines) // 10)
+    found: Record = {"steps": len(lines)}
+    for name in _WATCHED:
+        values = [line[name] for line in lines if name in line and math.isfinite(line[name])]
+        if values:
+            first, last = values[:tenth], values[-tenth:]
+            found[name] = {"first": sum(first) / len(first), "last": sum(last) / len(last)}
+    return found
+
+
+def _best_of_record(plan: Plan, route: Route, base: Record) -> Record:
+    """The quality of the response that has the highest training reward among several."""
+    quality, reward = (_evaluated(plan.jobs[name]) for name in (*route.jobs, *route.jobs)[:2])
+    chosen = []
+    pairs = zip(quality["outcomes"]["sampled"], reward["outcomes"]["sampled"], strict=True)
+    for qualities, rewards in pairs:
+        best = max(rewards)
+        ties = [q for q, r in zip(qualities, rewards, strict=True) if r == best]
+        chosen.append(sum(ties) / len(ties))
+    interval = mean_interval(chosen)
+    n = int(route.road.best_of or 0)
+    outcomes = {
+        "index": quality["outcomes"]["index"],
+        "greedy": chosen,
+        "sampled": [[q] for q in chosen],
+    }
+    final = {
+        "sampled": interval.mean,
+        "sampled_low": interval.low,
+        "sampled_high": interval.high,
+        "greedy": interval.mean,
+        "greedy_low": interval.low,
+        "greedy_high": interval.high,
+        "kl": math.log(n) - (n - 1) / n,
+        "kl_is_bound": True,
+        "length": quality["length"],
+        "n": quality["n"],
+    }
+    return {
+        "seed": route.seed,
+        "path": None,
+        "final": final,
+        "win_rate": _win_rate(outcomes, base["outcomes"]),
+        "outcomes": outcomes,
+        "spent": dict.fromkeys(CURRENCIES, 0.0),
+        "tokens_per_answer": n * quality["length"],
+        "whole_seconds": 0.0,
+        "curve": [],
+        "alarms": [],
+        "training": {},
+    }
+
+
+def _over_seeds(runs: Sequence[Record]) -> Record:
+    """Quality over seeds: Student's interval over their means, or, of one, that over prompts."""
+    found: Record = {}
+    for name in ("greedy", "sampled"):
+        means = [run["final"][name] for run in runs]
+        final = runs[0]["final"]
+        if len(set(means)) == 1:
+            low, high = final[f"{name}_low"], final[f"{name}_high"]
+            found[name] = {"mean": means[0], "low": low, "high": high}
+            continue
+        over = t_interval(means)
+        low, high = over.low, over.high
+        if _are_shares(runs):
+            low, high = max(0.0, low), min(1.0, high)
+        found[name] = {"mean": over.mean, "low": low, "high": high}
+    return found
+
+
+def _are_shares(runs: Sequence[Record]) -> bool:
+    """Whether every reward is in [0, 1], so that no mean can be outside."""
+    return all(0 <= q <= 1 for run in runs for q in run["outcomes"]["greedy"])
+
+
+def _differences(roads: Sequence[Record]) -> list[Record]:
+    """Every pair of roads: the paired difference of greedy quality over the same prompts.
+
+    A prompt's difference is averaged over seeds, and prompts are the observations.
+    """
+    found = []
+    for i, one in enumerate(roads):
+        for other in roads[i + 1 :]:
+            per_seed = []
+            for a, b in zip(one["runs"], other["runs"], strict=True):
+                pairs = zip(a["outcomes"]["greedy"], b["outcomes"]["greedy"], strict=True)
+                per_seed.append([x - y for x, y in pairs])
+            by_prompt = [sum(column) / len(column) for column in zip(*per_seed, strict=True)]
+            interval = mean_interval(by_prompt, share=False)
+            found.append(
+                {
+                    "roads": [one["name"], other["name"]],
+                    "mean": interval.mean,
+                    "low": interval.low,
+                    "high": interval.high,
+                }
+            )
+    return found

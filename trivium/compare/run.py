@@ -1,0 +1,68 @@
+"""``trivium compare``: plan, run what is missing, gather, judge, write."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from trivium.compare.conduct import conduct
+from trivium.compare.config import CompareConfig
+from trivium.compare.plan import Plan, make_plan
+from trivium.compare.result import gather
+from trivium.compare.table import show
+from trivium.compare.verdict import judge
+from trivium.config import dump
+from trivium.errors import ConfigurationError
+
+
+def run(config: CompareConfig) -> Path:
+    """Compare the roads; returns the directory, with ``comparison.json`` and ``report.html``.
+
+    What an earlier, stopped call has finished in the directory is not run again.
+    """
+    started = time.perf_counter()
+    result = compare(config)
+    written = write(config.directory, result)
+    show(result, time.perf_counter() - started, written)
+    return config.directory
+
+
+def compare(config: CompareConfig) -> dict[str, Any]:
+    """Run all jobs and return what was found, with the verdict."""
+    plan = make_plan(config)
+    check(plan)
+    config.directory.mkdir(parents=True, exist_ok=True)
+    (config.directory / "config.yaml").write_text(dump(config), encoding="utf-8")
+    seconds = conduct(plan.jobs, parallel=config.parallel)
+    result = gather(config, plan, seconds)
+    result["verdict"] = judge(result)
+    return result
+
+
+def write(directory: Path, result: Mapping[str, Any]) -> list[Path]:
+    """Write the numbers and the report; returns both paths."""
+    numbers = directory / "comparison.json"
+    numbers.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return [numbers]
+
+
+def check(plan: Plan) -> None:
+    """Validate every job's settings before the first is run; raises with all faults."""
+    from pydantic import ValidationError
+
+    from trivium.commands import COMMANDS
+
+    faults = []
+    for job in plan.jobs.values():
+        config_class, _ = COMMANDS[job.command].load()
+        try:
+            config_class.model_validate(job.settings)
+        except ValidationError as error:
+            for fault in error.errors():
+                place = ".".join(map(str, fault["loc"])) or job.command
+                faults.append(f"{job.name}: {place}: {fault['msg']}")
+    if faults:
+        raise ConfigurationError("\n  - ".join([f"found {len(faults)} faults:", *faults]))

@@ -1,0 +1,79 @@
+"""A comparison on the terminal: one row per road, best quality first, and the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from trivium.runs.progress import duration, printable
+
+
+def show(result: Mapping[str, Any], seconds: float, written: Sequence[Path]) -> None:
+    """Print the table, the verdict, and where everything was written."""
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
+    console.print(table(result))
+    for sentence in result["verdict"]["sentences"]:
+        console.print(Text(printable(sentence)))
+    places = ", ".join(str(path) for path in written)
+    console.print(Text(f"\nAll of it took {duration(seconds)}. Written: {places}"))
+
+
+def table(result: Mapping[str, Any]) -> Table:
+    """Quality with 95 % intervals, distance, length and cost of every road."""
+    seeds = len(result["seeds"])
+    over = f", {seeds} seeds" if seeds > 1 else ""
+    title = f"Quality on {result['n']:,} held-out prompts{over}, with 95 % intervals"
+    made = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    made.add_column("road", no_wrap=True)
+    for heading in ("greedy", "", "+", "sampled", "KL", "length", "alarms", "time", "generated"):
+        made.add_column(heading, justify="right", no_wrap=True)
+    bases = list(result["bases"].values())
+    base = _mean([record["greedy"] for record in bases])
+    shown = _number(result)
+    for road in sorted(result["roads"], key=lambda r: -r["greedy"]["mean"]):
+        quality = road["greedy"]
+        runs = road["runs"]
+        made.add_row(
+            printable(road["name"]),
+            shown(quality["mean"]),
+            f"{shown(quality['low'])} – {shown(quality['high'])}",
+            f"{100 * (quality['mean'] - base):+.1f}",
+            shown(road["sampled"]["mean"]),
+            f"{_mean([run['final']['kl'] or 0.0 for run in runs]):.1f}",
+            f"{_mean([run['final']['length'] for run in runs]):.1f}",
+            str(sum(len(run["alarms"]) for run in runs)),
+            duration(_mean([run["spent"]["seconds"] for run in runs])),
+            f"{_mean([run['spent']['generated_tokens'] for run in runs]):,.0f}",
+        )
+    made.add_section()
+    low, high = (_mean([record[f"greedy_{end}"] for record in bases]) for end in ("low", "high"))
+    made.add_row(
+        "the base",
+        shown(base),
+        f"{shown(low)} – {shown(high)}",
+        "",
+        shown(_mean([record["sampled"] for record in bases])),
+        "0.0",
+        f"{_mean([record['length'] for record in bases]):.1f}",
+    )
+    return made
+
+
+def _number(result: Mapping[str, Any]) -> Any:
+    """Shares as per cent, other rewards as plain numbers."""
+    values = [road["greedy"]["mean"] for road in result["roads"]]
+    if all(0 <= v <= 1 for v in values):
+        return lambda x: f"{x:.1%}"
+    return lambda x: f"{x:.3f}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

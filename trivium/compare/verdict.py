@@ -1,0 +1,210 @@
+"""The verdict: which road suits this problem, in words that follow from numbers by stated rules.
+
+1. The roads are ranked by held-out greedy quality, averaged over seeds.
+2. A road is level with the best where the 95 % interval of their paired difference over the same
+   prompts holds 0.
+3. Among level roads one is preferred that raised fewer alarms; then the one with the smaller KL
+   divergence; then the one that spent less wall-clock.
+4. A road whose quality does not exceed the base's is never recommended.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Record = dict[str, Any]
+
+RULES = (
+    "Roads are ranked by held-out greedy quality, averaged over seeds.",
+    "A road is level with the best where the 95 % interval of their paired difference over the "
+    "same prompts holds 0.",
+    "Among level roads: fewer alarms, then a smaller KL divergence, then less wall-clock.",
+    "A road that does not exceed its base is not recommended.",
+)
+CURRENCY_WORDS = {
+    "seconds": "seconds of training",
+    "generated_tokens": "generated tokens",
+    "trained_tokens": "trained tokens",
+    "flops": "FLOPs",
+}
+
+
+def judge(result: Mapping[str, Any]) -> Record:
+    """The recommended road, what is level with it, why, and what would change it."""
+    roads = sorted(result["roads"], key=lambda road: -road["greedy"]["mean"])
+    base = _mean([record["greedy"] for record in result["bases"].values()])
+    best = roads[0]
+    level = [r for r in roads if r is best or _level(result["differences"], best, r)]
+    chosen = min(level, key=lambda r: (_alarms(r), _kl(r), _seconds(r)))
+    helps = chosen["greedy"]["mean"] > base
+    return {
+        "recommended": chosen["name"] if helps else None,
+        "best": best["name"],
+        "level": [road["name"] for road in level],
+        "base": base,
+        "ranking": [{"name": r["name"], **r["greedy"]} for r in roads],
+        "sentences": _sentences(result, roads, level, chosen, base),
+        "would_change": _would_change(result, roads, chosen),
+        "rules": list(RULES),
+    }
+
+
+def _sentences(
+    result: Mapping[str, Any],
+    roads: Sequence[Record],
+    level: Sequence[Record],
+    chosen: Record,
+    base: float,
+) -> list[str]:
+    best = roads[0]
+    seeds = len(result["seeds"])
+    over = f"{seeds} seeds" if seeds > 1 else "one seed"
+    budget = result["budget"]
+    equal = (
+        f"With {budget['amount']:,.4g} {CURRENCY_WORDS[budget['currency']]} for each road"
+        if budget
+        else "With each road's own number of steps"
+    )
+    said = [
+        f"{equal}, on {result['n']:,} held-out prompts and {over}, {best['name']} reached the "
+        f"highest quality: {best['greedy']['mean']:.3f} "
+        f"({best['greedy']['low']:.3f} – {best['greedy']['high']:.3f}), from {base:.3f} before."
+    ]
+    if best["greedy"]["mean"] <= base:
+        return [*said, "No road exceeded the base: none is recommended."]
+    others = [r["name"] for r in level if r is not best]
+    if others:
+        said.append(
+            f"{_listed(others)} {'are' if len(others) > 1 else 'is'} level with it: the paired "
+            "difference is within its 95 % interval of 0."
+        )
+        said.append(
+            f"Among these, {chosen['name']} is preferred: {_alarms(chosen)} alarms, KL "
+            f"{_kl(chosen):.2f}, {_seconds(chosen):,.0f} s of training."
+        )
+    behind = [r for r in roads if r not in level]
+    if behind:
+        gap = _difference(result["differences"], best, behind[0])
+        said.append(
+            f"Behind it, {behind[0]['name']} is {gap['mean']:.3f} lower "
+            f"({gap['low']:.3f} – {gap['high']:.3f})."
+        )
+    below = [r["name"] for r in roads if r["greedy"]["mean"] <= base]
+    if below:
+        said.append(f"{_listed(below)} did not exceed the base.")
+    return said
+
+
+def _would_change(result: Mapping[str, Any], roads: Sequence[Record], chosen: Record) -> list[str]:
+    """Conditions under which another road would be recommended, from the measured curves."""
+    found = [_less_budget(result, roads, chosen), _no_sampling(roads, chosen)]
+    found += [_kl_limit(roads, chosen), _one_seed(result)]
+    return [sentence for sentence in found if sentence is not None]
+
+
+def _less_budget(result: Mapping[str, Any], roads: Sequence[Record], chosen: Record) -> str | None:
+    """The largest budget at which another road's curve still led."""
+    currency = result["budget"]["currency"] if result["budget"] else "seconds"
+    limits = sorted(
+        {p[currency] for r in roads for run in r["runs"] for p in run["curve"] if p[currency]}
+    )
+    for limit in reversed(limits):
+        reached = {r["name"]: quality_at(r, currency, limit) for r in roads}
+        known = {name: q for name, q in reached.items() if q is not None}
+        if chosen["name"] not in known:
+            continue
+        leader = max(known, key=lambda name: known[name])
+        if known[leader] > known[chosen["name"]] + 0.02:
+            return (
+                f"A smaller budget: at {limit:,.3g} {CURRENCY_WORDS[currency]} {leader} led with "
+                f"{known[leader]:.3f} against {known[chosen['name']]:.3f}."
+            )
+    return None
+
+
+def quality_at(road: Mapping[str, Any], currency: str, limit: float) -> float | None:
+    """Greedy quality after spending ``limit``, between measured points linearly, over seeds.
+
+    None where the road was not measured so early, or spends nothing of the currency.
+    """
+    values = []
+    for run in road["runs"]:
+        points = [p for p in run["curve"] if p["greedy"] is not None]
+        before = [p for p in points if p[currency] <= limit]
+        after = [p for p in points if p[currency] > limit]
+        if not before or (not after and points[-1][currency] == 0):
+            return None
+        a = before[-1]
+        if after:
+            b = after[0]
+            share = (limit - a[currency]) / (b[currency] - a[currency])
+            values.append(a["greedy"] + share * (b["greedy"] - a["greedy"]))
+        else:
+            values.append(a["greedy"])
+    return _mean(values)
+
+
+def _no_sampling(roads: Sequence[Record], chosen: Record) -> str | None:
+    """The best road that samples nothing while it trains."""
+    if all(s["sampling"] == "none" for s in chosen["stages"][-1:]):
+        return None
+    offline = [r for r in roads if r["stages"] and r["stages"][-1]["sampling"] == "none"]
+    if not offline:
+        return None
+    return (
+        "No sampling while training (no engine, or preferences that people gave): "
+        f"{offline[0]['name']}, at {offline[0]['greedy']['mean']:.3f}."
+    )
+
+
+def _kl_limit(roads: Sequence[Record], chosen: Record) -> str | None:
+    """The best road that stays nearer to the reference."""
+    nearer = [r for r in roads if _kl(r) < 0.7 * _kl(chosen) and r["stages"]]
+    if not nearer:
+        return None
+    return (
+        f"A limit on KL below {_kl(chosen):.2f} nats per response: {nearer[0]['name']} is the best "
+        f"of those well below it, at {nearer[0]['greedy']['mean']:.3f} with {_kl(nearer[0]):.2f}."
+    )
+
+
+def _one_seed(result: Mapping[str, Any]) -> str | None:
+    if len(result["seeds"]) > 1:
+        return None
+    return "More seeds: one seed says nothing of how much a road varies from run to run."
+
+
+def _level(differences: Sequence[Record], best: Record, other: Record) -> bool:
+    gap = _difference(differences, best, other)
+    return gap["low"] <= 0 <= gap["high"]
+
+
+def _difference(differences: Sequence[Record], one: Record, other: Record) -> Record:
+    """How far ``one`` is ahead of ``other``, with its interval."""
+    for d in differences:
+        if d["roads"] == [one["name"], other["name"]]:
+            return d
+        if d["roads"] == [other["name"], one["name"]]:
+            return {"mean": -d["mean"], "low": -d["high"], "high": -d["low"]}
+    raise KeyError(f"{one['name']} and {other['name']} were not compared")
+
+
+def _alarms(road: Mapping[str, Any]) -> int:
+    return sum(len(run["alarms"]) for run in road["runs"])
+
+
+def _kl(road: Mapping[str, Any]) -> float:
+    return _mean([run["final"].get("kl") or 0.0 for run in road["runs"]])
+
+
+def _seconds(road: Mapping[str, Any]) -> float:
+    return _mean([run["spent"]["seconds"] for run in road["runs"]])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _listed(names: Sequence[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
