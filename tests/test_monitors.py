@@ -70,12 +70,12 @@ STREAMS: dict[str, tuple[list[dict[str, float]], int, list[dict[str, float]]]] =
     "kl_old": (stream(policy__kl_old=[0.02, 0.11]), 2, stream(policy__kl_old=[0.02, 0.09])),
     # Start 1.0, so the limit is 0.1; the third low value turns the median of five.
     "entropy": (
-        stream(policy__entropy=[1.2, 1, 1, 1, 0.9, 0.09, 0.09, 0.09]),
+        stream(policy__entropy=[1, 0.5, 0.5, 0.5, 0.5, 0.09, 0.09, 0.09]),
         8,
         stream(policy__entropy=[1, 1, 1, 1, 1, 0.09, 0.2, 0.09, 0.2, 0.2, 0.2, 0.19]),
     ),
     "length_growth": (
-        stream(length__mean=[20, 20, 22, 18, 20, 31, 31, 31]),
+        stream(length__mean=[20, 20, 22, 18, 21, 31, 31, 31]),
         8,
         stream(length__mean=[20, 20, 22, 18, 20, 29, 29, 29, 29, 29, 90]),
     ),
@@ -96,7 +96,7 @@ STREAMS: dict[str, tuple[list[dict[str, float]], int, list[dict[str, float]]]] =
     ),
     # Ten steps of grace, whatever the critic says in them.
     "critic": (
-        stream(value__explained_variance=[-1.0] * 11),
+        stream(value__explained_variance=[-1.0] * 9 + [0.5] * 2),
         11,
         stream(value__explained_variance=[-1.0] * 6 + [-0.04] * 9),
     ),
@@ -195,7 +195,7 @@ def test_alarm_on_nan_is_itself_finite_and_names_the_metrics() -> None:
 def test_numbers_in_an_alarm_go_from_start_to_now() -> None:
     (alarm,) = run(STREAMS["length_growth"][0])
     assert alarm.seen == (
-        "responses grew from 20 (steps 1–5) to 31 tokens (steps 4–8), 1.6 times; the limit is 1.5 "
+        "responses grew from 20 (step 1) to 31 tokens (steps 4–8), 1.55 times; the limit is 1.5 "
         "times"
     )
     (alarm,) = run(STREAMS["fallbacks"][0])
@@ -260,6 +260,42 @@ def test_chosen_responses_that_fall_with_the_margin_shrinking_alarm() -> None:
         ("chosen_logprob", 8)
     ]
     assert run(preferences([0.0] * 5 + [-0.9] * 5, [0.0] * 10)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [
+        ("kl_old", 0.11, 0.1),
+        ("entropy", 0.09, 0.1),
+        ("length_growth", 31, 30),
+        ("length_collapse", 9, 10),
+        ("cut_off", 0.54, 0.5),
+        ("equal_rewards", 0.9, 0.9),
+        ("critic", -1, -0.05),
+        ("ratio", 101, 100),
+        ("sampler_difference", 0.3, 0.2),
+        ("chosen_logprob", -1.2, -1),
+        ("preferences_learned", 0.04, 0.05),
+        ("gradient_norm", 11, 10),
+        ("fallbacks", 2, 1),
+    ],
+)
+def test_value_is_what_was_compared_with_the_limit(name: str, value: float, limit: float) -> None:
+    (alarm,) = run(STREAMS[name][0])
+    assert (alarm.value, alarm.limit) == (pytest.approx(value), pytest.approx(limit))
+
+
+@pytest.mark.parametrize("name", ["clip_fraction", "chosen_logprob", "preferences_learned"])
+def test_rule_of_two_metrics_is_silent_with_one_of_them(name: str) -> None:
+    rows = STREAMS[name][0]
+    for only in rows[0]:
+        assert run([{only: row[only]} for row in rows]) == []
+
+
+def test_only_rewards_that_failed_are_counted() -> None:
+    rows = [{"rewards/a/fallbacks": 0.0, "rewards/b/fallbacks": 3.0, "rewards/a/mean": 9.0}]
+    (alarm,) = run(rows)
+    assert (alarm.metric, alarm.value) == ("rewards/b/fallbacks", 3.0)
 
 
 # --- Reward hacking -------------------------------------------------------------------------------
@@ -327,6 +363,13 @@ def test_quality_is_compared_with_its_best_evaluation() -> None:
     assert names(alarms) == [("reward_hacking", 8)]
     assert "from 0.2 (steps 2–4) to 0.6 (steps 6–8)" in alarms[0].seen
     assert "the greedy reward on held-out prompts fell from 0.7 (step 4) to 0.45" in alarms[0].seen
+
+
+def test_first_evaluation_after_some_steps_is_compared_with_the_reward_of_then() -> None:
+    reward = stream(reward__mean=[0.0, 0.0, 0.0, 1, 1, 1, 1, 1, 1, 1], reward__std=[0.5] * 10)
+    worse = held_out(distinct=0.6)
+    assert run(reward, {6: held_out(), 10: worse}) == []
+    assert names(run(reward, {3: held_out(), 10: worse})) == [("reward_hacking", 10)]
 
 
 def test_reward_must_rise_since_the_best_evaluation_not_only_since_the_first() -> None:

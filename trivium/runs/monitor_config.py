@@ -64,7 +64,7 @@ class EntropyConfig(MonitorConfig):
     floor: float = Field(default=0.01, gt=0)
     """Alarm below so many nats per token too, where the run began with twice as many."""
     window: int = Field(default=5, ge=1)
-    """Steps whose median counts, and first steps that the start is the median of."""
+    """Steps whose median counts."""
 
 
 class LengthGrowthConfig(MonitorConfig):
@@ -77,7 +77,7 @@ class LengthGrowthConfig(MonitorConfig):
     factor: float = Field(default=1.5, gt=1)
     """Alarm above so many times the length that the run began with."""
     window: int = Field(default=5, ge=1)
-    """Steps whose median counts, and first steps that the start is the median of."""
+    """Steps whose median counts."""
 
 
 class LengthCollapseConfig(MonitorConfig):
@@ -86,7 +86,7 @@ class LengthCollapseConfig(MonitorConfig):
     share: float = Field(default=0.5, gt=0, lt=1)
     """Alarm below this share of the length that the run began with."""
     window: int = Field(default=5, ge=1)
-    """Steps whose median counts, and first steps that the start is the median of."""
+    """Steps whose median counts."""
 
 
 class CutOffConfig(MonitorConfig):
@@ -161,7 +161,7 @@ class ChosenConfig(MonitorConfig):
     share: float = Field(default=1.0, gt=0)
     """And by more than this share of what the margin grew."""
     window: int = Field(default=5, ge=1)
-    """Steps whose median counts, and first steps that the start is the median of."""
+    """Steps whose median counts."""
 
 
 class PreferencesLearnedConfig(MonitorConfig):

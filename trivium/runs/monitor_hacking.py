@@ -68,8 +68,9 @@ def reward_hacking(config: RewardHackingConfig, view: View) -> Finding | None:
 
 def _since_first(config: RewardHackingConfig, view: View) -> Iterator[Fall]:
     now = {name: value for name in _BESIDES if (value := view.get(name)) is not None}
-    first = view.notes.setdefault("first", {**now, "step": view.step})
-    reward = view.notes.get("first_reward")
+    reward = view.notes.get("reward")
+    first = view.notes.setdefault("first", {**now, "step": view.step, "reward": reward})
+    reward = first["reward"] or view.notes.get("first_reward")
     if reward is None:
         return
     grown = now.get("length", 0.0) > _GROWN * first.get("length", math.inf)

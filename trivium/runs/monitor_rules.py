@@ -1,9 +1,10 @@
 """When a monitor's condition holds, one function each: from a view of the metrics to a finding.
 
 A rule answers None where it cannot judge: its metrics are absent, or a window is not full. Medians
-and means over windows keep single noisy steps from raising alarms. Limits and their reasons are in
-``monitor_config``; reward hacking, which compares training with evaluation, in ``monitor_hacking``;
-what to say and when to say it again in ``monitors``.
+and means over windows keep single noisy steps from raising alarms. The start that a run is compared
+with is its first step, before any update: a run in trouble may be far away five steps later. Limits
+and their reasons are in ``monitor_config``; reward hacking, which compares training with
+evaluation, in ``monitor_hacking``; what to say and when to say it again in ``monitors``.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ def kl_old(config: KLOldConfig, view: View) -> Finding | None:
 
 
 def entropy(config: EntropyConfig, view: View) -> Finding | None:
-    start = view.start("policy/entropy", config.window)
+    start = view.start("policy/entropy", 1)
     now = view.last("policy/entropy", config.window)
     if start is None or now is None:
         return None
@@ -105,7 +106,7 @@ def length_growth(config: LengthGrowthConfig, view: View) -> Finding | None:
         return None
     metric, start, now, words = lengths
     limit = config.factor * start
-    seen = f"responses grew {words}, {now / start:.2g} times; the limit is {config.factor:g} times"
+    seen = f"responses grew {words}, {now / start:.3g} times; the limit is {config.factor:g} times"
     return Finding(now > limit, metric, now, limit, seen)
 
 
@@ -125,10 +126,10 @@ def _lengths(view: View, window: int) -> tuple[str, float, float, str] | None:
     Held-out lengths count where the training steps sample nothing (DPO from a file).
     """
     trained = "length/mean" in view.numbers or "trained" in view.notes
-    metric, steps = ("length/mean", window) if trained else ("length", 1)
-    if metric == "length/mean":
+    metric, window = ("length/mean", window) if trained else ("length", 1)
+    if trained:
         view.notes["trained"] = True
-    start, now = view.start(metric, steps), view.last(metric, steps)
+    start, now = view.start(metric, 1), view.last(metric, window)
     if start is None or now is None or start.median <= 0:
         return None
     held_out = "" if trained else "held-out, "
@@ -208,15 +209,15 @@ def sampler_difference(config: SamplerConfig, view: View) -> Finding | None:
 def chosen_logprob(config: ChosenConfig, view: View) -> Finding | None:
     """By the implicit reward: unlike the log-prob, it does not depend on which pairs came."""
     name, other = "implicit_reward/chosen", "implicit_reward/margin"
-    start, now = view.start(name, config.window), view.last(name, config.window)
-    start_margin, margin = view.start(other, config.window), view.last(other, config.window)
+    start, now = view.start(name, 1), view.last(name, config.window)
+    start_margin, margin = view.start(other, 1), view.last(other, config.window)
     if start is None or now is None or start_margin is None or margin is None:
         return None
     fall = start.median - now.median
     growth = max(0.0, margin.median - start_margin.median)
     seen = (
-        f"the chosen responses' implicit reward fell from {start.median:.3g} ({start.at}) to "
-        f"{now.median:.3g} ({now.at}), while the margin grew by {growth:.3g}"
+        f"the chosen responses' implicit reward fell from {start.median:.3f} ({start.at}) to "
+        f"{now.median:.3f} ({now.at}), while the margin grew by {growth:.3f}"
     )
     holds = fall > config.fall and fall > config.share * growth
     return Finding(holds, name, now.median, start.median - config.fall, seen)

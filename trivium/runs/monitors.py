@@ -162,8 +162,8 @@ MONITORS = {
         "largest difference between the sampler's and the trainer's log-prob of a token",
         "Samples then come from another policy than the one that is trained, and gradients are "
         "biased.",
-        "Sample in the trainer's precision (model.dtype: float32), check that the sampler holds the "
-        "trained weights, or set importance_limit: 2 (GRPO).",
+        "Sample in the trainer's precision (model.dtype: float32), check that the sampler holds "
+        "the trained weights, or set importance_limit: 2 (GRPO).",
         rules.sampler_difference,
     ),
     "chosen_logprob": Monitor(
