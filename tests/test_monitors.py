@@ -198,6 +198,8 @@ def test_numbers_in_an_alarm_go_from_start_to_now() -> None:
         "responses grew from 20 (step 1) to 31 tokens (steps 4–8), 1.55 times; the limit is 1.5 "
         "times"
     )
+    (alarm,) = run(STREAMS["cut_off"][0])
+    assert alarm.seen == "the length limit cut off 54% of responses (steps 1–5)"
     (alarm,) = run(STREAMS["fallbacks"][0])
     assert alarm.seen.startswith("the reward a failed on 2 responses")
 
@@ -229,6 +231,12 @@ def test_held_out_length_counts_where_training_samples_nothing() -> None:
         ("length_collapse", 1)
     ]
     assert run([{"length/mean": 20.0}], grown) == []
+
+
+def test_share_of_all_responses_can_be_reached() -> None:
+    rows = [{"length/cut_off": 1.0, "group/equal_rewards": 1.0}] * 5
+    config = {"cut_off": {"share": 1}, "equal_rewards": {"share": 1}}
+    assert names(run(rows, config=config)) == [("cut_off", 5), ("equal_rewards", 5)]
 
 
 def test_low_entropy_from_the_start_is_no_collapse() -> None:
@@ -363,6 +371,26 @@ def test_quality_is_compared_with_its_best_evaluation() -> None:
     assert names(alarms) == [("reward_hacking", 8)]
     assert "from 0.2 (steps 2–4) to 0.6 (steps 6–8)" in alarms[0].seen
     assert "the greedy reward on held-out prompts fell from 0.7 (step 4) to 0.45" in alarms[0].seen
+
+
+def test_share_of_phrases_that_are_not_repeated_is_said_where_it_is_judged() -> None:
+    longer = held_out(length=90.0, repetition=0.09)
+    alarms = run(RISING, {0: held_out(), 8: longer}, {"length_growth": {"action": "off"}})
+    assert "not repeated on held-out prompts fell from 0.98 (step 0) to 0.91" in alarms[0].seen
+
+
+@pytest.mark.parametrize("absent", ["distinct", "repetition", "reference_logprob", "length", "n"])
+def test_quality_that_only_one_evaluation_measured_is_not_compared(absent: str) -> None:
+    without = held_out() | {absent: None}
+    assert run(RISING, {0: without, 8: held_out()}) == []
+    assert run(RISING, {0: held_out(), 8: without}) == []
+    assert run(RISING, {0: without, 8: without}) == []
+
+
+@pytest.mark.parametrize("absent", ["greedy", "greedy_low", "greedy_high"])
+def test_held_out_reward_without_its_interval_is_not_compared(absent: str) -> None:
+    fall = {0: held_out() | {absent: None}, 8: held_out(greedy=0.2) | {absent: None}}
+    assert run(RISING, fall) == []
 
 
 def test_first_evaluation_after_some_steps_is_compared_with_the_reward_of_then() -> None:

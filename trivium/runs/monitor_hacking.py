@@ -51,7 +51,7 @@ def remember_reward(config: RewardHackingConfig, view: View) -> None:
     spread = view.start(_SPREAD, config.window)
     if start is None or now is None:
         return
-    view.notes.setdefault("first_reward", {"mean": start.mean, "at": start.at})
+    view.notes["first_reward"] = {"mean": start.mean, "at": start.at}
     view.notes["reward"] = {"mean": now.mean, "at": now.at, "name": name}
     view.notes["spread"] = 0.0 if spread is None else spread.mean
 
