@@ -279,3 +279,38 @@ def test_every_logged_number_of_a_run_is_defined_and_timed(world: World) -> None
     assert metrics_of(path)[0].keys() <= {"step", *METRICS} | {
         "rewards/letters/mean", "rewards/letters/std", "rewards/letters/fallbacks",
     }  # fmt: skip
+
+
+# --- Monitors -------------------------------------------------------------------------------------
+
+
+def test_alarm_is_shown_kept_and_does_not_stop_unless_asked(tmp_path: Path, caplog: Any) -> None:
+    run = training(tmp_path, 3)
+    assert go(run, **{"policy/kl_old": 0.5}) == [1, 2, 3]
+    alarms = [event for event in read_events(run.path) if event["kind"] == "alarm"]
+    assert [(a["monitor"], a["step"], a["stops"]) for a in alarms] == [("kl_old", 1, False)]
+    assert alarms[0]["why"] and alarms[0]["remedy"] and alarms[0]["value"] == 0.5
+    assert [r.levelname for r in caplog.records] == ["WARNING"]
+
+
+def test_monitor_may_stop_the_run_after_its_step(tmp_path: Path) -> None:
+    run = training(tmp_path, 3, monitors={"kl_old": {"action": "stop"}})
+    assert go(run, **{"policy/kl_old": 0.5}) == [1]
+    assert [event["kind"] for event in read_events(run.path)] == ["alarm", "stopped", "finished"]
+
+
+def test_monitors_see_evaluations_before_the_first_step(tmp_path: Path) -> None:
+    seen: list[tuple[str, int]] = []
+    run = training(tmp_path, 2, Held(every=1))
+    run._monitors.evaluated = lambda step, record: seen.append(("evaluated", step)) or []
+    run._monitors.observe = lambda step, metrics: seen.append(("observed", step)) or []
+    go(run)
+    assert seen == [(what, n) for n in (0, 1, 2) for what in ("observed", "evaluated")][1:]
+
+
+def test_control_characters_of_a_reward_name_reach_no_terminal(tmp_path: Path, caplog: Any) -> None:
+    run = training(tmp_path, 1)
+    go(run, **{"rewards/\x1b[31mevil/fallbacks": 3.0})
+    (alarm, _) = read_events(run.path)
+    assert alarm["kind"] == "alarm" and "\x1b" not in alarm["message"]
+    assert "\x1b" not in caplog.text

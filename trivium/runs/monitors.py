@@ -112,7 +112,7 @@ MONITORS = {
         "response length against the run's start; held-out where steps sample nothing",
         "Rewards often pay for length, knowingly or not, and every step costs more.",
         "Add the built-in reward length, set aggregation: fixed_length (GRPO, PPO) or "
-        "length_normalised (DPO), or raise monitors.length_growth.factor where growth is meant.",
+        "length_normalised (DPO), or raise run.monitors.length_growth.factor where it is meant.",
         rules.length_growth,
         rules.length_growth,
     ),
@@ -128,7 +128,7 @@ MONITORS = {
         "share of responses that the length limit ends",
         "A response that was cut off is scored unfinished, and the policy is not taught to end.",
         "Raise sampling.max_tokens, set drop_cut_off (GRPO), or, where texts have no end by "
-        "design, monitors.cut_off.action: off.",
+        "design, run.monitors.cut_off.action: off.",
         rules.cut_off,
     ),
     "equal_rewards": Monitor(

@@ -36,6 +36,7 @@ from pydantic import Field
 from trivium.config import Configuration, dump
 from trivium.errors import ConfigurationError, DataError, TrainingError
 from trivium.runs.budget import BudgetConfig
+from trivium.runs.monitor_config import MonitorsConfig
 from trivium.runs.trackers import TrackerName, require_trackers
 
 _PACKAGES = ("trivium", "torch", "transformers", "tokenizers", "safetensors", "peft")
@@ -60,6 +61,8 @@ class RunConfig(Configuration):
     """End the run when so much is spent, even before its steps are done."""
     trackers: tuple[TrackerName, ...] = ()
     """Mirror the metrics to tensorboard, wandb or trackio."""
+    monitors: MonitorsConfig = MonitorsConfig()
+    """What raises an alarm, and which alarms stop the run (docs/monitors.md)."""
 
 
 def require_free(config: RunConfig) -> None:
@@ -99,12 +102,9 @@ class Run:
         return round(time.monotonic() - self._started, 3)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a step's numbers, and the seconds since the start; an event tells of NaNs."""
+        """Append a step's numbers, and the seconds since the start."""
         numbers = {name: float(value) for name, value in metrics.items()}
         self._append("metrics", _distinct({"step": step, "elapsed": self.elapsed()}, numbers))
-        wrong = [name for name, value in numbers.items() if not math.isfinite(value)]
-        if wrong:
-            self.event("not_finite", f"not finite: {', '.join(wrong)}", step=step)
 
     def event(self, kind: str, message: str = "", /, **fields: Any) -> None:
         """Append something that happened, with what else is to be known of it."""

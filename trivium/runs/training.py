@@ -27,7 +27,8 @@ from trivium.config import Configuration
 from trivium.models import flops
 from trivium.runs.budget import Spending
 from trivium.runs.metrics import derived, metric
-from trivium.runs.progress import Progress
+from trivium.runs.monitors import Alarm, Monitors
+from trivium.runs.progress import Progress, printable
 from trivium.runs.samples import Rows
 from trivium.runs.store import Run, RunConfig
 from trivium.runs.trackers import open_trackers
@@ -104,6 +105,7 @@ class Training:
         self.over = False
         self.spending = Spending(config.budget)
         self.stages = Stopwatch()
+        self._monitors = Monitors(config.monitors)
         self._config = config
         self._evaluator = evaluator
         self._evaluated: int | None = None
@@ -172,6 +174,7 @@ class Training:
         if rows is not None and self._keeps(self.step):
             self.run.samples(self.step, rows())
         self._progress.advance(complete)
+        self._tell(self._monitors.observe(self.step, complete))
         self.spending.add(complete)
         if self.spending.over and not self.over:
             self._stop(f"the budget is spent: {self.spending}")
@@ -194,6 +197,14 @@ class Training:
         every = self._config.samples_every
         return every > 0 and (step - 1) % every == 0
 
+    def _tell(self, alarms: list[Alarm]) -> None:
+        """Show alarms, keep them, and obey those that stop the run."""
+        for alarm in alarms:
+            logger.warning("%s", printable(alarm.message))
+            self.run.event("alarm", printable(alarm.message), **alarm.fields())
+            if alarm.stops and not self.over:
+                self._stop(f"the monitor {alarm.monitor} says so")
+
     def _stop(self, reason: str) -> None:
         self.over = True
         self.run.event("stopped", reason, step=self.step)
@@ -211,6 +222,7 @@ class Training:
         self.run.evaluation(self.step, found.record())
         self.run.samples(self.step, found.samples(self._config.samples))
         self.run.outcomes(self.step, found.outcomes())
+        self._tell(self._monitors.evaluated(self.step, found.record()))
         numbers = {k: v for k, v in found.record().items() if isinstance(v, int | float)}
         for tracker in self._trackers:
             tracker.log(self.step, {f"evaluation/{k}": float(v) for k, v in numbers.items()})
