@@ -105,10 +105,12 @@ def _win_rate(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Record:
 
 
 def _curve(job: Job, earlier: Mapping[str, float], base: Record) -> list[Record]:
-    """Held-out numbers over everything spent so far, the road's earlier stages included."""
+    """Held-out numbers over everything spent so far; in its earlier stages the road is its base."""
     metrics = read_metrics(job.directory)
     start = {"step": 0, **dict.fromkeys(CURRENCIES, 0.0), "reward": None, **_held_out(base)}
     points = [start | {"kl": 0.0}]
+    if any(earlier.values()):
+        points.append(points[0] | earlier)
     for evaluation in read_evaluations(job.directory):
         done = [line for line in metrics if line["step"] <= evaluation["step"]]
         cost = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,8 @@ from trivium.compare.table import show
 from trivium.compare.verdict import judge
 from trivium.config import dump
 from trivium.errors import ConfigurationError
+
+logger = logging.getLogger("trivium")
 
 
 def run(config: CompareConfig) -> Path:
@@ -38,8 +41,30 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     (config.directory / "config.yaml").write_text(dump(config), encoding="utf-8")
     seconds = conduct(plan.jobs, parallel=config.parallel)
     result = gather(config, plan, seconds)
+    result["credit"] = _credit(config, plan)
     result["verdict"] = judge(result)
     return result
+
+
+def _credit(config: CompareConfig, plan: Plan) -> list[dict[str, Any]]:
+    """The roads' gradients at the base, measured once: kept while the roads' jobs are the same."""
+    if not config.credit:
+        return []
+    from trivium.compare.credit import measure
+
+    kept = config.directory / "credit.json"
+    asked = {"credit": config.credit, "jobs": [job.settings for job in plan.jobs.values()]}
+    asked = json.loads(json.dumps(asked))
+    if kept.is_file():
+        record = json.loads(kept.read_text(encoding="utf-8"))
+        if record["asked"] == asked:
+            return record["found"]
+    logger.info(
+        "measuring the roads' gradients on %d batches of the base's responses", config.credit
+    )
+    found = measure(config, plan)
+    kept.write_text(json.dumps({"asked": asked, "found": found}) + "\n", encoding="utf-8")
+    return found
 
 
 def write(directory: Path, result: Mapping[str, Any]) -> list[Path]:

@@ -22,6 +22,8 @@ RULES = (
     "Among level roads: fewer alarms, then a smaller KL divergence, then less wall-clock.",
     "A road that does not exceed its base is not recommended.",
 )
+SMALLER = 0.75
+"""A smaller budget is at most this share of what the recommended road spent."""
 CURRENCY_WORDS = {
     "seconds": "seconds of training",
     "generated_tokens": "generated tokens",
@@ -104,11 +106,11 @@ def _would_change(result: Mapping[str, Any], roads: Sequence[Record], chosen: Re
 
 
 def _less_budget(result: Mapping[str, Any], roads: Sequence[Record], chosen: Record) -> str | None:
-    """The largest budget at which another road's curve still led."""
+    """The largest budget, well below what was spent, at which another road's curve led."""
     currency = result["budget"]["currency"] if result["budget"] else "seconds"
-    limits = sorted(
-        {p[currency] for r in roads for run in r["runs"] for p in run["curve"] if p[currency]}
-    )
+    whole = _mean([run["spent"][currency] for run in chosen["runs"]])
+    points = {p[currency] for r in roads for run in r["runs"] for p in run["curve"]}
+    limits = sorted(limit for limit in points if 0 < limit <= SMALLER * whole)
     for limit in reversed(limits):
         reached = {r["name"]: quality_at(r, currency, limit) for r in roads}
         known = {name: q for name, q in reached.items() if q is not None}
@@ -117,8 +119,8 @@ def _less_budget(result: Mapping[str, Any], roads: Sequence[Record], chosen: Rec
         leader = max(known, key=lambda name: known[name])
         if known[leader] > known[chosen["name"]] + 0.02:
             return (
-                f"A smaller budget: at {limit:,.3g} {CURRENCY_WORDS[currency]} {leader} led with "
-                f"{known[leader]:.3f} against {known[chosen['name']]:.3f}."
+                f"A smaller budget: after {limit:,.3g} {CURRENCY_WORDS[currency]} of these runs "
+                f"{leader} led with {known[leader]:.3f} against {known[chosen['name']]:.3f}."
             )
     return None
 
@@ -133,7 +135,7 @@ def quality_at(road: Mapping[str, Any], currency: str, limit: float) -> float | 
         points = [p for p in run["curve"] if p["greedy"] is not None]
         before = [p for p in points if p[currency] <= limit]
         after = [p for p in points if p[currency] > limit]
-        if not before or (not after and points[-1][currency] == 0):
+        if not before or points[-1][currency] == 0:
             return None
         a = before[-1]
         if after:

@@ -1,0 +1,235 @@
+"""Credit assignment: how much of each road's gradient is signal, on the same responses.
+
+The base answers the same prompts K times over. From each of these batches every road computes the
+gradient that its first update would take: the same tokens, judged in its own way. With ḡ the mean
+of the K gradients and tr Σ their total variance,
+
+    signal² = ‖ḡ‖² − tr Σ / K  (unbiased),     SNR = signal² / tr Σ     of one batch.
+
+A road with twice the SNR needs half the responses for a gradient as certain. Scale cancels, so
+losses of different sizes compare. PPO is judged with the critic that its run ended with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trivium.algorithms import dpo, grpo, ppo, sft
+from trivium.algorithms.actor_critic import CriticConfig, make_critic
+from trivium.algorithms.dpo import DPOConfig, PairData
+from trivium.algorithms.experience import MicroBatches, Weighted, plan_updates
+from trivium.algorithms.grpo import GRPOConfig
+from trivium.algorithms.parts import OnPolicyParts, load_rewards, local_engine
+from trivium.algorithms.ppo import PPOConfig
+from trivium.algorithms.sft import SFTConfig
+from trivium.algorithms.update import Work
+from trivium.compare.config import CompareConfig
+from trivium.compare.plan import Job, Plan
+from trivium.data.batch import Group, Grouped
+from trivium.data.prompts import Prompt, load_prompts
+from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
+from trivium.models.policy import Policy
+from trivium.models.reference import Reference
+from trivium.rewards.reward import RewardConfig
+from trivium.rollout.rollouts import Rollouts, roll_out
+
+PROMPTS = 32
+RESPONSES = 8
+TOKENS = 16384
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The base, and the batches of its responses that every road is judged on."""
+
+    policy: Policy
+    reference: Reference
+    batches: list[Rollouts]
+    prompts: list[Prompt]
+
+
+def measure(config: CompareConfig, plan: Plan) -> list[Record]:
+    """The signal-to-noise ratio of every road that trains a policy from the base."""
+    seed = config.seeds[0]
+    base = ModelConfig.model_validate(plan.jobs[plan.bases[seed]].settings["model"])
+    bench = _bench(config, base)
+    found = []
+    for route in plan.routes:
+        if route.seed != seed or route.varied is not None or route.road.best_of is not None:
+            continue
+        final = plan.jobs[route.jobs[-1]]
+        if final.settings["model"]["path"] == base.path:
+            work = STEPS[final.command](final, bench)
+            gradients = [_gradient(bench, work(batch)) for batch in bench.batches]
+            found.append({"road": route.road.name, **signal_to_noise(gradients)})
+    return found
+
+
+def signal_to_noise(gradients: Sequence[Tensor | None]) -> Record:
+    """SNR of one batch's gradient, with a jackknife interval, and the mean cosine of two batches.
+
+    A batch that teaches nothing (None) is a gradient of zero, and is counted.
+    """
+    size = next((len(g) for g in gradients if g is not None), 1)
+    rows = torch.stack([torch.zeros(size) if g is None else g for g in gradients]).double()
+    gram = rows @ rows.T
+    values = [_snr(_without(gram, k)) for k in range(len(rows))]
+    snr, count = _snr(gram), len(rows)
+    mean = math.fsum(values) / count
+    error = math.sqrt((count - 1) / count * math.fsum((v - mean) ** 2 for v in values))
+    norms = gram.diagonal().sqrt().clamp(min=1e-300)
+    cosines = gram / norms[:, None] / norms
+    off = float(cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
+    return {
+        "snr": snr,
+        "snr_low": snr - 1.96 * error,
+        "snr_high": snr + 1.96 * error,
+        "cosine": off,
+        "batches": count,
+        "empty": sum(g is None for g in gradients),
+    }
+
+
+def _snr(gram: Tensor) -> float:
+    """From the gradients' inner products: ``(‖ḡ‖² − tr Σ/K) / tr Σ``."""
+    count = len(gram)
+    mean = float(gram.sum()) / count**2
+    variance = (float(gram.diagonal().sum()) - count * mean) / max(1, count - 1)
+    return (mean - variance / count) / variance if variance > 0 else 0.0
+
+
+def _without(gram: Tensor, k: int) -> Tensor:
+    kept = [i for i in range(len(gram)) if i != k]
+    return gram[kept][:, kept]
+
+
+def _bench(config: CompareConfig, base: ModelConfig) -> Bench:
+    tokenizer = load_tokenizer(base)
+    prompts = load_prompts(config.data, tokenizer)[:PROMPTS]
+    policy = Policy.load(base, tokenizer, temperature=config.sampling.temperature)
+    rewards, _ = load_rewards(config.rewards, prompts, tokenizer)
+    engine = local_engine(policy)
+    batches = [
+        roll_out(engine, rewards, prompts, RESPONSES, config.sampling, seed=1, step=-2 - k)
+        for k in range(config.credit)
+    ]
+    return Bench(policy, Reference(policy), batches, prompts)
+
+
+def _gradient(bench: Bench, work: Sequence[Work]) -> Tensor | None:
+    """The policy's gradient, flat; None where there is nothing to learn."""
+    if not work:
+        return None
+    parameters = trained_parameters(bench.policy.model)
+    for parameter in parameters:
+        parameter.grad = None
+    for micro_batch in work:
+        micro_batch()[0].backward()
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+    return torch.cat([g.flatten().float().cpu() for g in grads])
+
+
+def _parts(settings: Mapping[str, Any], bench: Bench) -> OnPolicyParts:
+    """The bench as a loop's parts, with the road's own rewards."""
+    configs = [RewardConfig.model_validate(r) for r in settings["rewards"]]
+    rewards, learned = load_rewards(configs, bench.prompts, bench.policy.tokenizer)
+    engine = local_engine(bench.policy)
+    return OnPolicyParts(
+        bench.prompts, rewards, bench.policy, bench.reference, engine, None, learned
+    )
+
+
+def _judged(parts: OnPolicyParts, batch: Rollouts) -> Rollouts:
+    """The same responses with the road's own rewards."""
+    repeated = [p for p, group in zip(batch.prompts, batch.responses, strict=True) for _ in group]
+    scores = parts.rewards.score(repeated, batch.flat)
+    return Rollouts(batch.prompts, batch.responses, scores, {})
+
+
+def _one_update(rollouts: Rollouts) -> list[MicroBatches]:
+    data = Grouped(rollouts.groups)
+    return plan_updates(data, epochs=1, minibatches=1, max_tokens=TOKENS, seed=0, step=0)
+
+
+def _grpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[Work]]:
+    config = GRPOConfig.model_validate(job.settings)
+    config = config.model_copy(update={"epochs": 1, "minibatches": 1})
+    parts = _parts(job.settings, bench)
+
+    def work(batch: Rollouts) -> list[Work]:
+        rollouts = _judged(parts, batch)
+        steps = _one_update(rollouts)
+        experience = grpo.prepare(config, parts, rollouts, steps)
+        made = experience.for_step(steps[0], config.aggregation, config.sampling.max_tokens)
+        return [partial(grpo.loss, config, parts, part) for part in made]
+
+    return work
+
+
+def _ppo(job: Job, bench: Bench) -> Callable[[Rollouts], list[Work]]:
+    config = PPOConfig.model_validate(job.settings)
+    parts = _parts(job.settings, bench)
+    critic_config = config.critic
+    if critic_config.kind == "separate":
+        trained = config.critic.model or config.model
+        trained = trained.model_copy(update={"path": str(job.directory / "critic")})
+        critic_config = CriticConfig(model=trained)
+    critic = make_critic(critic_config, config.model, bench.policy)
+
+    def work(batch: Rollouts) -> list[Work]:
+        rollouts = _judged(parts, batch)
+        steps = _one_update(rollouts)
+        experience = ppo.prepare(config, parts, critic, rollouts, steps, config.beta)
+        made = experience.for_step(steps[0], config.aggregation, config.sampling.max_tokens)
+        return [partial(ppo.loss, config, parts, critic, part, True) for part in made]
+
+    return work
+
+
+def _dpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[Work]]:
+    config = DPOConfig.model_validate(job.settings)
+
+    def work(batch: Rollouts) -> list[Work]:
+        groups = dpo.best_and_worst(batch)
+        if not groups:
+            return []
+        pairs = dpo.with_reference(config, PairData(groups), bench.reference)
+        return list(dpo.work(config, bench.policy, pairs))
+
+    return work
+
+
+def _sft(job: Job, bench: Bench) -> Callable[[Rollouts], list[Work]]:
+    """Imitation of the batch's best responses, one or several per prompt, all else left out."""
+    config = SFTConfig.model_validate(job.settings)
+
+    def work(batch: Rollouts) -> list[Work]:
+        totals_G = batch.totals_N.split(batch.sizes_G.tolist())
+        groups = [
+            Group(group.prompt, [response])
+            for group, totals in zip(batch.groups, totals_G, strict=True)
+            for response, total in zip(group.responses, totals.tolist(), strict=True)
+            if total == float(totals.max()) > float(totals.min())
+        ]
+        if not groups:
+            return []
+        trained = torch.ones(sum(len(g.responses[0]) for g in groups), dtype=torch.bool)
+        data = Weighted(groups, trained_T=trained)
+        made = data.for_step(
+            data.split(TOKENS), config.aggregation, config.data.max_response_tokens
+        )
+        return [partial(sft.loss, bench.policy, part) for part in made]
+
+    return work
+
+
+STEPS = {"grpo": _grpo, "ppo": _ppo, "dpo": _dpo, "sft": _sft}
+"""For each command, what makes the first update's work from a batch."""
