@@ -20,7 +20,7 @@ from typing import Any
 from trivium.runs.store import json_line
 
 _VENDORED = ("d3.min.js", "plot.min.js")
-_SHARED = ("common.js", "chart.js")
+_SHARED = ("common.js", "refresh.js", "chart.js")
 _MARKUP = re.compile("[<>&\u2028\u2029]")
 
 
@@ -33,8 +33,8 @@ def assemble(
         title: of the window; any text.
         data: what ``scripts`` draw; text in it is untrusted. Numbers that are not finite become
             the texts "NaN", "Infinity" and "-Infinity".
-        scripts: names in ``templates/``, run in this order after the vendored scripts, common.js
-            and chart.js. The last of them calls ``start``.
+        scripts: names in ``templates/``, run in this order after the vendored scripts and the
+            shared ones, common.js, refresh.js and chart.js. The last of them calls ``start``.
         live: whether the page asks its own server for newer data.
     """
     sources = [_text("assets", name) for name in _VENDORED]

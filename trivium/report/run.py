@@ -24,7 +24,7 @@ from trivium.runs.store import (
     read_samples,
 )
 
-SCRIPTS = ("samples.js", "run.js")
+SCRIPTS = ("tokens.js", "samples.js", "panels.js", "cost.js", "run.js")
 _MOST_CONFIG = 200_000
 _MOST_ALARMS = 400
 _MOST_EVENTS = 200

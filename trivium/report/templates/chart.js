@@ -4,6 +4,7 @@
 const COLOURS = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)"];
 const HEIGHT = 190;
 const MANY_POINTS = 60;
+const SMOOTHED = 30; // points from which on a moving average is drawn
 const NEAR = 7;
 
 /** The number at `x` on the line through (xs, ys), which rises in xs. */
@@ -12,7 +13,9 @@ function along(xs, ys, x) {
   const right = Math.min(Math.max(d3.bisectLeft(xs, x), 1), xs.length - 1);
   if (xs.length === 1) return ys[0];
   const [x0, x1] = [xs[right - 1], xs[right]];
-  return x1 === x0 ? ys[right] : ys[right - 1] + ((x - x0) / (x1 - x0)) * (ys[right] - ys[right - 1]);
+  return x1 === x0
+    ? ys[right]
+    : ys[right - 1] + ((x - x0) / (x1 - x0)) * (ys[right] - ys[right - 1]);
 }
 
 /** A centred moving average over `width` points, of the finite ones among them. */
@@ -20,20 +23,41 @@ function movingAverage(values, width) {
   const half = Math.floor(width / 2);
   return values.map((value, i) => {
     if (!Number.isFinite(value)) return NaN;
-    const reach = Math.min(half, i, values.length - 1 - i);
-    return d3.mean(values.slice(i - reach, i + reach + 1).filter(Number.isFinite));
+    return d3.mean(values.slice(Math.max(0, i - half), i + half + 1).filter(Number.isFinite));
   });
 }
 
-/** How an axis of x is written: {label, format(value)} for a kind and the largest value on it. */
+/**
+ * How an axis of x is written, for a kind and the largest value on it: {label, ticks(count) → places,
+ * tick(place) → its short text, format(place) → its text in a hint}.
+ */
 function xAxis(kind, most) {
+  const ticks = (count) => d3.ticks(0, most, count);
   if (kind === "elapsed") {
     const [unit, name] = most > 2 * 3600 ? [3600, "h"] : most > 120 ? [60, "min"] : [1, "s"];
-    return { label: `time (${name})`, tick: (v) => plain(v / unit), format: duration };
+    const whole = (count) => d3.ticks(0, most / unit, count).map((v) => v * unit);
+    return {
+      label: `time (${name})`,
+      ticks: whole,
+      tick: (v) => plain(v / unit),
+      format: duration,
+    };
   }
   const tokens = { generated: "generated tokens", trained: "trained tokens" }[kind];
-  if (tokens) return { label: tokens, tick: (v) => (v < 1000 ? plain(v) : compact(v)), format: (v) => `${plain(v)} ${tokens}` };
-  return { label: "step", tick: (v) => (v < 1e4 ? String(v) : compact(v)), format: (v) => `step ${plain(Math.round(v), 7)}` };
+  if (tokens)
+    return {
+      label: tokens,
+      ticks,
+      tick: (v) => (v < 1000 ? plain(v) : compact(v)),
+      format: (v) => `${plain(v)} ${tokens}`,
+    };
+  const steps = (count) => ticks(Math.min(count, most)).filter(Number.isInteger);
+  return {
+    label: "step",
+    ticks: steps,
+    tick: (v) => (v < 1e4 ? String(v) : compact(v)),
+    format: (v) => `step ${plain(Math.round(v), 7)}`,
+  };
 }
 
 /**
@@ -41,19 +65,26 @@ function xAxis(kind, most) {
  *
  * options: {
  *   title, unit,
- *   series: [{title, name, meaning, source, unit, x: [...], y: [...], low?, high?, colour?, dashed?}],
- *   axis: {label, tick, format}, domain: [from, to],
+ *   series: [{title, name, meaning, source, unit, x: [...], y: [...], low?, high?, colour?, quiet?}],
+ *   axis: as xAxis returns it, domain: [from, to],
  *   marks: [{x, text, strong}],     alarms on the axis; a strong one has a line through the chart
  *   rule: number or null,           a level to compare with
  *   smooth: bool,                   a moving average over the faint curve
  * }
  */
 function curvePanel(options) {
-  const series = options.series.map((curve, i) => ({ ...curve, colour: curve.colour ?? COLOURS[i % COLOURS.length], y: curve.y.map(numeric), points: readPoints(curve) }));
-  const unit = options.unit === "share" ? "%" : options.unit;
-  const figure = el("figure", { class: "panel" },
-    el("figcaption", {}, el("h3", {}, options.title, unit ? el("span", { class: "unit" }, ` ${unit}`) : null), legend(series)),
-    el("div", { class: "chart" }));
+  const series = options.series.map((curve, i) => ({
+    ...curve,
+    colour: curve.colour ?? COLOURS[i % COLOURS.length],
+    y: curve.y.map(numeric),
+    points: readPoints(curve),
+  }));
+  const figure = el(
+    "figure",
+    { class: "panel" },
+    caption(options, series),
+    el("div", { class: "chart" }),
+  );
   const target = figure.lastChild;
   let width = 0;
   new ResizeObserver(() => {
@@ -67,14 +98,50 @@ function curvePanel(options) {
 
 function readPoints(curve) {
   const read = (values, i) => (values ? numeric(values[i]) : null);
-  return curve.x.map((x, i) => ({ x, y: numeric(curve.y[i]), low: read(curve.low, i), high: read(curve.high, i) }));
+  return curve.x.map((x, i) => ({
+    x,
+    y: numeric(curve.y[i]),
+    low: read(curve.low, i),
+    high: read(curve.high, i),
+  }));
+}
+
+/** The heading; a single curve needs no legend, its title is the heading and explains itself. */
+function caption({ title, unit, series: [only, ...more] }, series) {
+  const words = more.length
+    ? title
+    : hint(el("button", { type: "button", class: "term" }, headingOf(only)), () => meaning(only));
+  const told = (more.length ? title : only.title).toLowerCase().endsWith(unit.toLowerCase());
+  const shown = unit === "share" ? "%" : told ? "" : unit;
+  const heading = el(
+    "h4",
+    {},
+    words,
+    shown ? el("span", { class: "unit" }, ` ${oneLine(shown)}`) : null,
+  );
+  return el("figcaption", {}, heading, more.length ? legend(series) : null);
+}
+
+/** A title with a capital; a symbol, or the bare name of an unknown number, stays as it is. */
+function headingOf({ title, meaning: known }) {
+  const line = oneLine(title, 60);
+  return line.startsWith("log ") || !known ? line : line.charAt(0).toUpperCase() + line.slice(1);
 }
 
 function legend(series) {
   const entry = (curve) => {
-    const sample = el("i", { class: curve.dashed ? "line dashed" : "line", style: { "--colour": curve.colour } });
-    const button = el("button", { type: "button", class: "term" }, sample, oneLine(curve.title, 48));
-    return el("li", {}, hint(button, () => meaning(curve)));
+    const sample = el("i", { class: "line", style: { "--colour": curve.colour } });
+    const button = el(
+      "button",
+      { type: "button", class: "term" },
+      sample,
+      oneLine(curve.title, 48),
+    );
+    return el(
+      "li",
+      {},
+      hint(button, () => meaning(curve)),
+    );
   };
   return el("ul", { class: "legend" }, series.map(entry));
 }
@@ -96,12 +163,31 @@ function curves(options, width) {
     marks: [
       Plot.gridY({ ticks: 4, stroke: "var(--line)", strokeOpacity: 1 }),
       Plot.axisY({ ticks: 4, tickSize: 0, tickFormat: (v) => plain(v), color: "var(--muted)" }),
-      Plot.axisX({ ticks: Math.max(2, Math.min(6, Math.floor(width / 80))), tickSize: 0, tickFormat: axis.tick, color: "var(--muted)" }),
-      rule === null ? null : Plot.ruleY([rule * scale], { stroke: "var(--muted)", strokeDasharray: "2,3" }),
-      Plot.ruleX(marks.filter((m) => m.strong).map((m) => m.x), { stroke: "var(--alarm)", strokeWidth: 1, strokeDasharray: "3,3" }),
+      Plot.axisX({
+        ticks: axis.ticks(Math.max(2, Math.min(6, Math.floor(width / 80)))),
+        tickSize: 0,
+        tickFormat: axis.tick,
+        color: "var(--muted)",
+      }),
+      rule === null
+        ? null
+        : Plot.ruleY([rule * scale], { stroke: "var(--muted)", strokeDasharray: "2,3" }),
+      Plot.ruleX(
+        marks.filter((m) => m.strong).map((m) => m.x),
+        { stroke: "var(--alarm)", strokeWidth: 1, strokeDasharray: "3,3" },
+      ),
       ...series.flatMap((curve) => lines(curve, options.smooth, scale)),
       ...brokenPoints(series, y),
-      Plot.dot(marks, { x: "x", y: y[0], symbol: "triangle", r: 4, fill: "var(--alarm)", stroke: "var(--panel)", strokeWidth: 1, dy: -3 }),
+      Plot.dot(marks, {
+        x: "x",
+        y: y[0],
+        symbol: "triangle",
+        r: 4,
+        fill: "var(--alarm)",
+        stroke: "var(--panel)",
+        strokeWidth: 1,
+        dy: -3,
+      }),
     ],
   });
   return hairline(plot, options, scale);
@@ -110,19 +196,39 @@ function curves(options, width) {
 /** The marks of one curve: its band, its line, and dots where there are few. */
 function lines(curve, smooth, scale) {
   const at = { x: "x", y: (p) => (Number.isFinite(p.y) ? p.y * scale : NaN), stroke: curve.colour };
-  const dash = curve.dashed ? { strokeDasharray: "4,3" } : {};
   const banded = curve.points.filter((p) => p.low !== null && p.high !== null);
   const ends = { x: "x", y1: (p) => p.low * scale, y2: (p) => p.high * scale };
-  const averaged = smooth && curve.points.length >= 10;
+  const averaged = smooth && curve.points.length >= SMOOTHED;
   const width = 2 * Math.floor(Math.max(5, curve.points.length / 30) / 2) + 1;
-  const mean = averaged ? movingAverage(curve.points.map((p) => p.y), width).map((v, i) => ({ x: curve.points[i].x, y: v })) : [];
+  const mean = averaged
+    ? movingAverage(
+        curve.points.map((p) => p.y),
+        width,
+      ).map((v, i) => ({ x: curve.points[i].x, y: v }))
+    : [];
   const few = curve.points.length <= MANY_POINTS;
   return [
-    banded.length > 1 ? Plot.areaY(banded, { ...ends, fill: curve.colour, fillOpacity: 0.13 }) : null,
-    banded.length === 1 ? Plot.ruleX(banded, { ...ends, stroke: curve.colour, strokeWidth: 2, strokeOpacity: 0.45 }) : null,
-    Plot.line(curve.points, { ...at, ...dash, strokeWidth: 1.6, strokeOpacity: averaged ? 0.25 : 1, strokeLinejoin: "round" }),
+    banded.length > 1
+      ? Plot.areaY(banded, { ...ends, fill: curve.colour, fillOpacity: 0.13 })
+      : null,
+    banded.length === 1
+      ? Plot.ruleX(banded, { ...ends, stroke: curve.colour, strokeWidth: 2, strokeOpacity: 0.45 })
+      : null,
+    Plot.line(curve.points, {
+      ...at,
+      strokeWidth: curve.quiet ? 1 : 1.6,
+      strokeOpacity: averaged ? 0.25 : curve.quiet ? 0.6 : 1,
+      strokeLinejoin: "round",
+    }),
     averaged ? Plot.line(mean, { ...at, strokeWidth: 1.8 }) : null,
-    few && !averaged ? Plot.dot(curve.points, { ...at, r: curve.points.length === 1 ? 3.5 : 1.8, fill: curve.colour, stroke: null }) : null,
+    few && !averaged
+      ? Plot.dot(curve.points, {
+          ...at,
+          r: curve.points.length === 1 ? 3.5 : 1.8,
+          fill: curve.colour,
+          stroke: null,
+        })
+      : null,
   ];
 }
 
@@ -130,7 +236,9 @@ function lines(curve, smooth, scale) {
 function brokenPoints(series, y) {
   return series.map((curve) => {
     const broken = curve.points.filter((p) => p.y !== null && !Number.isFinite(p.y));
-    return broken.length ? Plot.dot(broken, { x: "x", y: y[1], symbol: "times", r: 3.5, stroke: curve.colour, dy: 4 }) : null;
+    return broken.length
+      ? Plot.dot(broken, { x: "x", y: y[1], symbol: "times", r: 3.5, stroke: curve.colour, dy: 4 })
+      : null;
   });
 }
 
@@ -139,13 +247,14 @@ function yDomain(series, rule, scale) {
   const finite = values.filter((v) => v !== null && Number.isFinite(v));
   let [low, high] = d3.extent([...finite, ...(rule === null ? [] : [rule])]);
   if (low === undefined) [low, high] = [0, 1];
-  if (low > 0 && low < 0.6 * high) low = 0;
-  if (high < 0 && high > 0.6 * low) high = 0;
-  if (low === high) {
-    const room = low === 0 ? 1 : Math.abs(low) * 0.1;
-    [low, high] = low === 0 ? [0, room] : [low - room, high + room];
-  }
-  return d3.nice(low * scale, high * scale, 4);
+  if (low === high)
+    [low, high] = low === 0 ? [0, 1] : [low - Math.abs(low) / 10, high + Math.abs(low) / 10];
+  const room = 0.06 * (high - low);
+  const [bottom, top] = [
+    low >= 0 && low < 0.6 * high ? 0 : low - room,
+    high <= 0 && high > 0.6 * low ? 0 : high + room,
+  ];
+  return [bottom * scale, top * scale];
 }
 
 // --- Reading values off -------------------------------------------------------------------------
@@ -155,8 +264,14 @@ function hairline(plot, options, scale) {
   const { series, axis, title } = options;
   const [toX, toY] = [plot.scale("x"), plot.scale("y")];
   const layer = d3.select(plot).append("g").attr("pointer-events", "none").attr("display", "none");
-  const line = layer.append("line").attr("stroke", "var(--muted)").attr("y1", 8).attr("y2", HEIGHT - 26);
-  const dots = series.map((curve) => layer.append("circle").attr("r", 3.5).attr("fill", curve.colour).attr("stroke", "var(--panel)"));
+  const line = layer
+    .append("line")
+    .attr("stroke", "var(--muted)")
+    .attr("y1", 8)
+    .attr("y2", HEIGHT - 26);
+  const dots = series.map((curve) =>
+    layer.append("circle").attr("r", 3.5).attr("fill", curve.colour).attr("stroke", "var(--panel)"),
+  );
   const places = d3.sort(new Set(series.flatMap((curve) => curve.x)));
   let current = places.length - 1;
 
@@ -168,21 +283,44 @@ function hairline(plot, options, scale) {
       const point = curve.points[d3.bisectCenter(curve.x, place)];
       const near = point && Math.abs(toX.apply(point.x) - pixel) <= NEAR;
       const drawn = near && Number.isFinite(point.y);
-      dots[i].attr("display", drawn ? null : "none").attr("cx", drawn ? toX.apply(point.x) : 0).attr("cy", drawn ? toY.apply(point.y * scale) : 0);
+      dots[i]
+        .attr("display", drawn ? null : "none")
+        .attr("cx", drawn ? toX.apply(point.x) : 0)
+        .attr("cy", drawn ? toY.apply(point.y * scale) : 0);
       return near ? valueRow(curve, point, options.unit) : null;
     });
     const heard = (options.marks ?? []).filter((m) => Math.abs(toX.apply(m.x) - pixel) <= NEAR);
-    const told = heard.slice(0, 3).map((m) => el("p", { class: "alarm-text" }, `▲ ${oneLine(m.text, 160)}`));
-    showTip([el("p", { class: "faint" }, axis.format(place)), el("table", {}, el("tbody", {}, rows)), ...told], clientX, clientY);
+    const told = heard
+      .slice(0, 3)
+      .map((m) => el("p", { class: "alarm-text" }, `▲ ${oneLine(m.text, 160)}`));
+    showTip(
+      [
+        el("p", { class: "faint" }, axis.format(place)),
+        el("table", {}, el("tbody", {}, rows)),
+        ...told,
+      ],
+      clientX,
+      clientY,
+    );
   };
   const nearest = (event) => {
     const box = plot.getBoundingClientRect();
-    current = d3.bisectCenter(places, toX.invert(((event.clientX - box.left) * plot.viewBox.baseVal.width) / box.width));
+    current = d3.bisectCenter(
+      places,
+      toX.invert(((event.clientX - box.left) * plot.viewBox.baseVal.width) / box.width),
+    );
     show(places[current], event.clientX, event.clientY);
   };
   const hide = () => (layer.attr("display", "none"), hideTip());
   const step = (event) => {
-    const move = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity }[event.key];
+    const move = {
+      ArrowLeft: -1,
+      ArrowRight: 1,
+      PageUp: -10,
+      PageDown: 10,
+      Home: -Infinity,
+      End: Infinity,
+    }[event.key];
     if (event.key === "Escape") return hide();
     if (!move || !places.length) return undefined;
     event.preventDefault();
@@ -192,7 +330,10 @@ function hairline(plot, options, scale) {
   };
   plot.setAttribute("tabindex", "0");
   plot.setAttribute("role", "img");
-  plot.setAttribute("aria-label", `${oneLine(title)}: ${series.map((c) => spoken(c, options.unit)).join("; ")}. Arrow keys read values.`);
+  plot.setAttribute(
+    "aria-label",
+    `${oneLine(title)}: ${series.map((c) => spoken(c, options.unit)).join("; ")}. Arrow keys read values.`,
+  );
   plot.addEventListener("pointermove", nearest);
   plot.addEventListener("pointerdown", nearest);
   plot.addEventListener("pointerleave", hide);
@@ -204,12 +345,22 @@ function hairline(plot, options, scale) {
 function valueRow(curve, point, unit) {
   const measure = { value: point.y, low: point.low, high: point.high };
   const value = point.low === null ? withUnit(point.y, unit, 4) : interval(measure, unit);
-  return el("tr", {},
-    el("td", {}, el("i", { class: "line", style: { "--colour": curve.colour } }), oneLine(curve.title, 40)),
-    el("td", { class: "number" }, value));
+  return el(
+    "tr",
+    {},
+    el(
+      "td",
+      {},
+      el("i", { class: "line", style: { "--colour": curve.colour } }),
+      oneLine(curve.title, 40),
+    ),
+    el("td", { class: "number" }, value),
+  );
 }
 
 function spoken(curve, unit) {
   const [first, last] = [curve.points[0], curve.points[curve.points.length - 1]];
-  return last ? `${oneLine(curve.title)} from ${withUnit(first.y, unit)} to ${withUnit(last.y, unit)}` : oneLine(curve.title);
+  return last
+    ? `${oneLine(curve.title)} from ${withUnit(first.y, unit)} to ${withUnit(last.y, unit)}`
+    : oneLine(curve.title);
 }

@@ -10,7 +10,8 @@ function el(tag, attributes = {}, ...children) {
   for (const [name, value] of Object.entries(attributes)) {
     if (value === null || value === undefined || value === false) continue;
     if (name.startsWith("on")) node.addEventListener(name.slice(2), value);
-    else if (name === "style") for (const [k, v] of Object.entries(value)) node.style.setProperty(k, v);
+    else if (name === "style")
+      for (const [k, v] of Object.entries(value)) node.style.setProperty(k, v);
     else node.setAttribute(name, value === true ? "" : value);
   }
   node.append(...children.flat(Infinity).filter((child) => child !== null && child !== undefined));
@@ -25,8 +26,7 @@ const MOST_MARKED = 3000;
 
 function nameOfHidden(sign) {
   const code = sign.codePointAt(0);
-  if (code < 0x20) return String.fromCodePoint(0x2400 + code);
-  if (code === 0x7f) return "\u2421";
+  if (code < 0x80) return `\\x${code.toString(16).padStart(2, "0")}`;
   const hex = code.toString(16);
   return code > 0xffff ? `\\u{${hex}}` : `\\u${hex.padStart(4, "0")}`;
 }
@@ -51,7 +51,11 @@ function visible(text) {
 
 /** The same on one line, for a heading, an option or an attribute. */
 function oneLine(text, most = 90) {
-  const line = String(text).slice(0, most * 4).replace(/\s+/g, " ").trim().replace(HIDDEN, nameOfHidden);
+  const line = String(text)
+    .slice(0, most * 4)
+    .replace(/\s+/g, " ")
+    .trim()
+    .replace(HIDDEN, nameOfHidden);
   const signs = Array.from(line);
   return signs.length > most ? `${signs.slice(0, most - 1).join("")}…` : line;
 }
@@ -68,20 +72,37 @@ function numeric(value) {
 
 /** A number with at most `digits` significant digits, in the shape that reads most easily. */
 function plain(value, digits = 3) {
+  return shaped(value, digits, (size, kept) => String(Number(size.toPrecision(kept))));
+}
+
+/** The same with its last zeros kept, for numbers that stand below each other. */
+function steady(value, digits = 3) {
+  return shaped(value, digits, (size, kept) => size.toPrecision(kept));
+}
+
+function shaped(value, digits, write) {
   const number = numeric(value);
   if (number === null) return "–";
-  if (!Number.isFinite(number)) return Number.isNaN(number) ? "NaN" : number > 0 ? "∞" : "−∞";
+  if (Number.isNaN(number)) return "NaN";
+  const sign = number < 0 ? "−" : "";
   const size = Math.abs(number);
-  let text;
-  if (size === 0) text = "0";
-  else if (size >= 1e15 || size < 1e-3) text = number.toExponential(Math.max(0, digits - 1)).replace(/\.?0+e/, "e").replace("e+", "e");
-  else if (size >= 1e4) text = compact(size, digits);
-  else text = String(Number(size.toPrecision(Math.max(digits, Math.ceil(Math.log10(size + 1))))));
-  return text.startsWith("-") || number > 0 || size < 1e-3 || size >= 1e15 ? text.replace(/-/g, "−") : `−${text}`;
+  if (size === 0) return "0";
+  if (size === Infinity) return `${sign}∞`;
+  if (size < 1e-3 || size >= 1e15) {
+    const [mantissa, power] = size.toExponential(digits - 1).split("e");
+    return `${sign}${Number(mantissa)}e${Number(power)}`.replace("e-", "e−");
+  }
+  if (size >= 1e4 && digits < 5) return `${sign}${compact(size, digits)}`;
+  return sign + write(size, Math.max(digits, Math.floor(Math.log10(size)) + 1));
 }
 
 function compact(size, digits = 3) {
-  const units = [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]];
+  const units = [
+    [1e12, "T"],
+    [1e9, "G"],
+    [1e6, "M"],
+    [1e3, "k"],
+  ];
   const [unit, sign] = units.find(([u]) => size >= u) ?? [1, ""];
   return `${Number((size / unit).toPrecision(digits))}${sign}`;
 }
@@ -103,19 +124,26 @@ function signed(value, digits = 3) {
 function duration(seconds) {
   const number = numeric(seconds);
   if (number === null || !Number.isFinite(number)) return plain(number);
-  if (number < 1) return `${plain(number * 1000, 2)} ms`;
+  if (number < 1) return number > 0 ? `${plain(number * 1000, 2)} ms` : `${plain(number)} s`;
   if (number < 60) return `${plain(number, number < 10 ? 2 : 3)} s`;
   const minutes = Math.round(number / 60);
-  if (number < 3600) return `${Math.floor(number / 60)} min ${String(Math.floor(number % 60)).padStart(2, "0")} s`;
-  return minutes < 2880 ? `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min` : `${plain(number / 86400)} days`;
+  if (number < 3600)
+    return `${Math.floor(number / 60)} min ${String(Math.floor(number % 60)).padStart(2, "0")} s`;
+  return minutes < 2880
+    ? `${Math.floor(minutes / 60)} h ${String(minutes % 60).padStart(2, "0")} min`
+    : `${plain(number / 86400)} days`;
 }
 
 /** "0.61 [0.55, 0.66]"; the interval is left out where there is none. */
 function interval(measure, unit = "") {
   if (!measure) return "–";
   const share = unit === "share";
-  const scale = (v) => plain(numeric(v) * (share ? 100 : 1));
-  const range = measure.low === null || measure.low === undefined ? "" : ` [${scale(measure.low)}, ${scale(measure.high)}]`;
+  if (numeric(measure.value) === null) return "–";
+  const scale = (v) => (numeric(v) === null ? "–" : steady(numeric(v) * (share ? 100 : 1)));
+  const range =
+    measure.low === null || measure.low === undefined
+      ? ""
+      : ` [${scale(measure.low)}, ${scale(measure.high)}]`;
   return `${scale(measure.value)}${share ? " %" : ""}${range}`;
 }
 
@@ -164,7 +192,9 @@ function hint(node, content) {
 
 /** What a metric is: title, meaning, and its name, unit and source below. */
 function meaning(metric) {
-  const facts = [metric.name, metric.unit, metric.source].filter(Boolean).map((f) => oneLine(f, 120));
+  const facts = [metric.name, metric.unit, metric.source]
+    .filter(Boolean)
+    .map((f) => oneLine(f, 120));
   return [
     el("strong", {}, oneLine(metric.title, 120)),
     metric.meaning ? el("p", {}, metric.meaning) : null,
@@ -176,145 +206,68 @@ function meaning(metric) {
 
 function section(id, title, note, ...children) {
   const heading = el("h2", { id: `${id}-title` }, title);
-  const head = el("div", { class: "head" }, heading, note ? el("p", { class: "note" }, note) : null);
+  const head = el(
+    "div",
+    { class: "head" },
+    heading,
+    note ? el("p", { class: "note" }, note) : null,
+  );
   return el("section", { id, "aria-labelledby": `${id}-title` }, head, ...children);
 }
 
 /** Buttons of which one is pressed. `options` are [value, text] pairs. */
 function choice(key, label, options, chosen, onchoose) {
   const buttons = options.map(([value, text]) =>
-    el("button", { type: "button", "data-key": `${key}:${value}`, "aria-pressed": String(value === chosen), onclick: () => onchoose(value) }, text),
+    el(
+      "button",
+      {
+        type: "button",
+        "data-key": `${key}:${value}`,
+        "aria-pressed": String(value === chosen),
+        onclick: () => onchoose(value),
+      },
+      text,
+    ),
   );
   return el("div", { class: "choice", role: "group", "aria-label": label }, buttons);
 }
 
 /** A table. A column is {title, hint?, text?: true, cell(row) → text or node}. */
 function table(caption, columns, rows) {
-  const title = (column) => (column.hint ? hint(el("button", { type: "button", class: "term" }, column.title), column.hint) : column.title);
+  const title = (column) =>
+    column.hint
+      ? hint(el("button", { type: "button", class: "term" }, column.title), column.hint)
+      : column.title;
   const align = (column) => ({ class: column.text ? "text" : "number" });
-  const head = el("tr", {}, columns.map((column) => el("th", { scope: "col", ...align(column) }, title(column))));
-  const body = rows.map((row) => el("tr", {}, columns.map((column) => el("td", align(column), column.cell(row)))));
-  const grid = el("table", {}, el("caption", {}, caption), el("thead", {}, head), el("tbody", {}, body));
+  const head = el(
+    "tr",
+    {},
+    columns.map((column) => el("th", { scope: "col", ...align(column) }, title(column))),
+  );
+  const body = rows.map((row) =>
+    el(
+      "tr",
+      {},
+      columns.map((column) => el("td", align(column), column.cell(row))),
+    ),
+  );
+  const grid = el(
+    "table",
+    {},
+    el("caption", {}, caption),
+    el("thead", {}, head),
+    el("tbody", {}, body),
+  );
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, grid);
 }
 
 /** A block that opens; `state` remembers under `key` whether it is open. */
 function folded(state, key, summary, ...children) {
   const ontoggle = (event) => (state.open[key] = event.target.open);
-  return el("details", { open: Boolean(state.open[key]), ontoggle }, el("summary", { "data-key": `fold:${key}` }, summary), ...children);
-}
-
-// --- Theme --------------------------------------------------------------------------------------
-
-const THEMES = { auto: ["◐", "as the system"], light: ["○", "light"], dark: ["●", "dark"] };
-
-function useTheme(name) {
-  const [sign, words] = THEMES[name];
-  const button = document.getElementById("theme");
-  button.replaceChildren(el("span", { "aria-hidden": "true" }, sign));
-  button.setAttribute("aria-label", `Theme: ${words}. Change it`);
-  button.title = `Theme: ${words}`;
-  if (name === "auto") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = name;
-}
-
-function startTheme() {
-  const names = Object.keys(THEMES);
-  const stored = () => {
-    try {
-      return localStorage.getItem("trivium-theme");
-    } catch {
-      return null; // a page from disk may have no storage
-    }
-  };
-  let name = names.includes(stored()) ? stored() : "auto";
-  useTheme(name);
-  document.getElementById("theme").addEventListener("click", () => {
-    name = names[(names.indexOf(name) + 1) % names.length];
-    useTheme(name);
-    try {
-      localStorage.setItem("trivium-theme", name);
-    } catch {
-      // the choice then lasts as long as the page
-    }
-  });
-}
-
-// --- Drawing and refreshing ---------------------------------------------------------------------
-
-const POLL = 2000;
-
-/**
- * Draw the page and, where it is live, draw anew what has changed.
- *
- * `parts` are {id, title, data(page) → slice or null, build(slice, page, redraw) → section}: a part
- * whose slice is null is not shown, one whose slice is as before is not touched.
- */
-function start(parts) {
-  startTheme();
-  const main = document.getElementById("page");
-  let page = JSON.parse(document.getElementById("data").textContent);
-  const drawn = new Map();
-
-  const draw = (part) => {
-    const slice = part.data(page);
-    const redraw = () => keepingPlace(() => place(part, part.build(slice, page, redraw)));
-    if (slice === null) drawn.delete(part.id), document.getElementById(part.id)?.remove();
-    else if (drawn.get(part.id) !== JSON.stringify(slice)) {
-      drawn.set(part.id, JSON.stringify(slice));
-      place(part, part.build(slice, page, redraw));
-    }
-  };
-  const place = (part, built) => {
-    const old = document.getElementById(part.id);
-    if (old) return old.replaceWith(built);
-    const later = parts.slice(parts.indexOf(part) + 1).map((p) => document.getElementById(p.id));
-    return main.insertBefore(built, later.find(Boolean) ?? null);
-  };
-  const drawAll = () => {
-    for (const part of parts) draw(part);
-    const shown = parts.filter((part) => part.title && document.getElementById(part.id));
-    const links = shown.map((part) => el("a", { href: `#${part.id}`, "data-key": `nav:${part.id}` }, part.title));
-    document.getElementById("contents").replaceChildren(...links);
-  };
-  drawAll();
-  if (document.body.dataset.mode === "live") poll((fresh) => ((page = fresh), keepingPlace(drawAll)));
-}
-
-/** Change the page so that what the reader looks at, and what has the focus, stays where it is. */
-function keepingPlace(change) {
-  const focused = document.activeElement;
-  const key = focused?.dataset?.key;
-  const range = focused instanceof HTMLInputElement && focused.type === "search" ? [focused.selectionStart, focused.selectionEnd] : null;
-  const seen = [...document.querySelectorAll("main > section")].find((node) => node.getBoundingClientRect().bottom > 60);
-  const before = seen?.getBoundingClientRect().top;
-  change();
-  const now = seen && document.getElementById(seen.id);
-  if (now && scrollY > 0) scrollBy({ top: now.getBoundingClientRect().top - before, behavior: "instant" });
-  const again = key && [...document.querySelectorAll("[data-key]")].find((node) => node.dataset.key === key);
-  if (!again || again === document.activeElement) return;
-  again.focus({ preventScroll: true });
-  if (range) again.setSelectionRange(...range);
-}
-
-async function poll(take) {
-  const notice = el("p", { class: "notice", role: "status", hidden: true });
-  document.querySelector(".bar").after(notice);
-  let mark = "";
-  for (;;) {
-    await new Promise((resolve) => setTimeout(resolve, POLL));
-    try {
-      const answer = await fetch("data.json", { headers: mark ? { "If-None-Match": mark } : {}, cache: "no-store" });
-      if (answer.status === 500) throw new Error((await answer.json()).error);
-      if (answer.status === 200) {
-        mark = answer.headers.get("ETag") ?? "";
-        take(await answer.json());
-      }
-      notice.hidden = true;
-    } catch (error) {
-      const reason = error instanceof TypeError ? "trivium watch does not answer" : oneLine(error.message, 300);
-      notice.replaceChildren(`Not up to date: ${reason}. Trying again.`);
-      notice.hidden = false;
-    }
-  }
+  return el(
+    "details",
+    { open: Boolean(state.open[key]), ontoggle },
+    el("summary", { "data-key": `fold:${key}` }, summary),
+    ...children,
+  );
 }

@@ -2,9 +2,16 @@
 "use strict";
 
 const CLIPPED = 1200;
-const CLIPPED_TOKENS = 400;
 const ROWS_AT_ONCE = 12;
-const browsing = { view: "prompt", drawn: "all", prompt: null, search: "", sort: "step", colour: "none", most: ROWS_AT_ONCE };
+const browsing = {
+  view: "prompt",
+  drawn: "all",
+  prompt: null,
+  search: "",
+  sort: "step",
+  colour: "none",
+  most: ROWS_AT_ONCE,
+};
 
 const DRAWN = { greedy: "greedy", sampled: "sampled", training: "training" };
 const ENDED = {
@@ -18,11 +25,6 @@ const SORTS = {
   kl: ["KL", (row) => numeric(row.kl)],
   length: ["length", (row) => numeric(row.length)],
 };
-const COLOURINGS = {
-  log_ratio: ["log-ratio", "log π − log π_ref", "less likely than under the reference", "more likely"],
-  advantages: ["advantage", "advantage Â", "discouraged", "encouraged"],
-};
-
 const samplesPart = {
   id: "samples",
   title: "Samples",
@@ -31,11 +33,15 @@ const samplesPart = {
     const found = matching(samples);
     const update = (change) => () => (change(), (browsing.most = ROWS_AT_ONCE), redraw());
     const shown = browsing.view === "pair" ? pairs(samples, found) : list(samples, found, redraw);
-    return section("samples", "Samples", leftOut(samples),
+    return section(
+      "samples",
+      "Samples",
+      leftOut(samples),
       controls(samples, found, update),
       browsing.view === "all" ? null : prompts(samples, found, update),
       browsing.colour === "none" ? null : colourLegend(samples),
-      shown);
+      shown,
+    );
   },
 };
 
@@ -49,7 +55,9 @@ function leftOut({ rows, total }) {
 /** The rows that pass filter and search, in the chosen order. */
 function matching(samples) {
   const wanted = browsing.search.toLowerCase();
-  const asked = samples.prompts.map((prompt) => prompt.turns.some(([, text]) => text.toLowerCase().includes(wanted)));
+  const asked = samples.prompts.map((prompt) =>
+    prompt.turns.some(([, text]) => text.toLowerCase().includes(wanted)),
+  );
   const passes = (row) =>
     (browsing.drawn === "all" || row.drawn === browsing.drawn) &&
     (asked[row.prompt] || row.response.toLowerCase().includes(wanted));
@@ -57,7 +65,10 @@ function matching(samples) {
   const order = SORTS[field][1];
   const key = (row) => (Number.isFinite(order(row)) ? order(row) : null);
   return d3.sort(samples.rows.filter(passes), (a, b) =>
-    direction === "down" ? d3.descending(key(a) ?? -Infinity, key(b) ?? -Infinity) : d3.ascending(key(a) ?? Infinity, key(b) ?? Infinity));
+    direction === "down"
+      ? d3.descending(key(a) ?? -Infinity, key(b) ?? -Infinity)
+      : d3.ascending(key(a) ?? Infinity, key(b) ?? Infinity),
+  );
 }
 
 /** The prompt that is looked at: the chosen one, or the first that has a matching response. */
@@ -68,23 +79,67 @@ function promptOf(found) {
 
 function controls(samples, found, update) {
   const kinds = Object.keys(DRAWN).filter((kind) => samples.rows.some((row) => row.drawn === kind));
-  const colourings = Object.entries(COLOURINGS).filter(([name]) => samples.rows.some((row) => row[name]));
+  const colourings = Object.entries(COLOURINGS).filter(([name]) =>
+    samples.rows.some((row) => row[name]),
+  );
   const set = (name) => (value) => update(() => (browsing[name] = value))();
-  const views = [["prompt", "One prompt"], ["pair", "Before and after"], ["all", "All"]];
-  return el("div", { class: "controls" },
+  const views = [
+    ["prompt", "One prompt"],
+    ["pair", "Before and after"],
+    ["all", "All"],
+  ];
+  return el(
+    "div",
+    { class: "controls" },
     choice("view", "View", views, browsing.view, set("view")),
-    kinds.length > 1 ? choice("drawn", "How it was drawn", [["all", "any"], ...kinds.map((k) => [k, DRAWN[k]])], browsing.drawn, set("drawn")) : null,
-    colourings.length ? choice("colour", "Colour tokens by", [["none", "plain"], ...colourings.map(([name, [short]]) => [name, short])], browsing.colour, set("colour")) : null,
+    kinds.length > 1
+      ? choice(
+          "drawn",
+          "How it was drawn",
+          [["all", "any"], ...kinds.map((k) => [k, DRAWN[k]])],
+          browsing.drawn,
+          set("drawn"),
+        )
+      : null,
+    colourings.length
+      ? choice(
+          "colour",
+          "Colour tokens by",
+          [["none", "plain"], ...colourings.map(([name, [short]]) => [name, short])],
+          browsing.colour,
+          set("colour"),
+        )
+      : null,
     browsing.view === "pair" ? null : sorter(samples, set("sort")),
-    searchField(found, set("search")));
+    searchField(found, set("search")),
+  );
 }
 
 function sorter(samples, choose) {
-  const has = ([name, [, value]]) => name === "step" || samples.rows.some((row) => Number.isFinite(value(row)));
-  const options = Object.entries(SORTS).filter(has).flatMap(([name, [words]]) =>
-    name === "step" ? [["step", "first to last step"], ["step:down", "last to first step"]] : [[`${name}:down`, `highest ${words}`], [name, `lowest ${words}`]]);
-  const options_ = options.map(([value, words]) => el("option", { value, selected: value === browsing.sort }, words));
-  return el("label", { class: "field" }, el("span", {}, "Order"), el("select", { "data-key": "sort", onchange: (event) => choose(event.target.value) }, options_));
+  const has = ([name, [, value]]) =>
+    name === "step" || samples.rows.some((row) => Number.isFinite(value(row)));
+  const options = Object.entries(SORTS)
+    .filter(has)
+    .flatMap(([name, [words]]) =>
+      name === "step"
+        ? [
+            ["step", "first to last step"],
+            ["step:down", "last to first step"],
+          ]
+        : [
+            [`${name}:down`, `highest ${words}`],
+            [name, `lowest ${words}`],
+          ],
+    );
+  const options_ = options.map(([value, words]) =>
+    el("option", { value, selected: value === browsing.sort }, words),
+  );
+  return el(
+    "label",
+    { class: "field" },
+    el("span", {}, "Order"),
+    el("select", { "data-key": "sort", onchange: (event) => choose(event.target.value) }, options_),
+  );
 }
 
 function searchField(found, choose) {
@@ -93,9 +148,17 @@ function searchField(found, choose) {
     clearTimeout(timer);
     timer = setTimeout(() => choose(event.target.value), 200);
   };
-  const input = el("input", { type: "search", "data-key": "search", placeholder: "Search prompts and responses", "aria-label": "Search prompts and responses", oninput });
+  const input = el("input", {
+    type: "search",
+    "data-key": "search",
+    placeholder: "Search prompts and responses",
+    "aria-label": "Search prompts and responses",
+    oninput,
+  });
   input.value = browsing.search;
-  const told = browsing.search ? el("span", { class: "note", role: "status" }, `${count(found.length, "response")} found`) : null;
+  const told = browsing.search
+    ? el("span", { class: "note", role: "status" }, `${count(found.length, "response")} found`)
+    : null;
   return el("span", { class: "field grow" }, input, told);
 }
 
@@ -105,14 +168,46 @@ function prompts(samples, found, update) {
   const chosen = promptOf(found);
   const go = (place) => update(() => (browsing.prompt = place))();
   const at = places.indexOf(chosen);
-  const arrow = (sign, words, to) => el("button", { type: "button", class: "plain", "data-key": words, "aria-label": words, disabled: to < 0 || to >= places.length, onclick: () => go(places[to]) }, sign);
-  const options = places.map((place) => el("option", { value: place, selected: place === chosen }, promptTitle(samples.prompts[place])));
-  const select = el("select", { "data-key": "prompt", "aria-label": "Prompt", onchange: (event) => go(Number(event.target.value)) }, options);
-  return el("div", { class: "prompt-bar" }, arrow("←", "Previous prompt", at - 1), select, arrow("→", "Next prompt", at + 1), el("span", { class: "note" }, `${at + 1} of ${places.length}`));
+  const arrow = (sign, words, to) =>
+    el(
+      "button",
+      {
+        type: "button",
+        class: "plain",
+        "data-key": words,
+        "aria-label": words,
+        disabled: to < 0 || to >= places.length,
+        onclick: () => go(places[to]),
+      },
+      sign,
+    );
+  const options = places.map((place) =>
+    el("option", { value: place, selected: place === chosen }, promptTitle(samples.prompts[place])),
+  );
+  const select = el(
+    "select",
+    {
+      "data-key": "prompt",
+      "aria-label": "Prompt",
+      onchange: (event) => go(Number(event.target.value)),
+    },
+    options,
+  );
+  return el(
+    "div",
+    { class: "prompt-bar" },
+    arrow("←", "Previous prompt", at - 1),
+    select,
+    arrow("→", "Next prompt", at + 1),
+    el("span", { class: "note" }, `${at + 1} of ${places.length}`),
+  );
 }
 
 function promptTitle(prompt) {
-  const text = prompt.turns.filter(([role]) => role !== "system").map(([, words]) => words).join(" ");
+  const text = prompt.turns
+    .filter(([role]) => role !== "system")
+    .map(([, words]) => words)
+    .join(" ");
   const index = prompt.index === null ? "" : `#${prompt.index} `;
   return `${index}${prompt.set === "training" ? "(training) " : ""}${oneLine(text, 70)}`;
 }
@@ -125,10 +220,19 @@ function list(samples, found, redraw) {
   const cards = rows.slice(0, browsing.most).map((row) => card(row, samples, !one));
   const more = () => ((browsing.most += 4 * ROWS_AT_ONCE), redraw());
   const rest = rows.length - cards.length;
-  return el("div", { class: "cards" },
+  return el(
+    "div",
+    { class: "cards" },
     one && rows.length ? promptCard(samples.prompts[rows[0].prompt]) : null,
     cards,
-    rest > 0 ? el("button", { type: "button", class: "plain", "data-key": "more", onclick: more }, `Show more (${count(rest, "response")} left)`) : null);
+    rest > 0
+      ? el(
+          "button",
+          { type: "button", class: "plain", "data-key": "more", onclick: more },
+          `Show more (${count(rest, "response")} left)`,
+        )
+      : null,
+  );
 }
 
 function pairs(samples, found) {
@@ -136,36 +240,68 @@ function pairs(samples, found) {
   if (!rows.length) return el("div", { class: "cards" });
   const kinds = d3.groups(rows, (row) => `${row.drawn} ${row.sample ?? ""}`);
   const both = kinds.map(([, group]) => {
-    const [first, last] = [d3.least(group, (row) => row.step), d3.greatest(group, (row) => row.step)];
-    const after = first.step === last.step ? el("p", { class: "note" }, "No later response to this prompt.") : card(last, samples, false);
+    const [first, last] = [
+      d3.least(group, (row) => row.step),
+      d3.greatest(group, (row) => row.step),
+    ];
+    const after =
+      first.step === last.step
+        ? el("p", { class: "note" }, "No later response to this prompt.")
+        : card(last, samples, false);
     return el("div", { class: "pair" }, card(first, samples, false), after);
   });
   return el("div", { class: "cards" }, promptCard(samples.prompts[rows[0].prompt]), both);
 }
 
 function promptCard(prompt) {
-  const turns = prompt.turns.map(([role, text]) => [role ? el("p", { class: "role" }, oneLine(role, 40)) : null, passage(text)]);
+  const turns = prompt.turns.map(([role, text]) => [
+    el("p", { class: "role" }, oneLine(role ?? "prompt", 40)),
+    passage(text),
+  ]);
   return el("div", { class: "prompt-card" }, turns);
 }
 
 function card(row, samples, withPrompt) {
   const [ended, why] = ENDED[row.ended] ?? [oneLine(row.ended, 30), ""];
-  const who = [row.step === null ? null : `step ${row.step}`, oneLine(row.drawn, 20), row.sample ? `no. ${row.sample + 1}` : null].filter(Boolean).join(" · ");
-  const fact = (name, value) => el("span", { class: "fact" }, el("span", { class: "faint" }, name), " ", value);
-  const parts = row.rewards.length > 1 || (row.rewards.length && row.rewards[0][1] !== row.reward) ? row.rewards : [];
+  const who = [
+    row.step === null ? null : `step ${row.step}`,
+    oneLine(row.drawn, 20),
+    row.sample ? `no. ${row.sample + 1}` : null,
+  ]
+    .filter(Boolean)
+    .join(" · ");
+  const fact = (name, value) =>
+    el("span", { class: "fact" }, el("span", { class: "faint" }, name), " ", value);
+  const parts =
+    row.rewards.length > 1 || (row.rewards.length && row.rewards[0][1] !== row.reward)
+      ? row.rewards
+      : [];
   const facts = [
     numeric(row.reward) === null ? null : fact("reward", plain(row.reward)),
     parts.map(([name, value]) => fact(oneLine(name, 40), plain(value))),
     numeric(row.kl) === null ? null : fact("KL", plain(row.kl)),
     numeric(row.length) === null ? null : fact("tokens", plain(row.length, 6)),
-    ended ? el("span", { class: row.ended === "length" ? "fact cut" : "fact", title: why }, ended) : null,
+    ended
+      ? el("span", { class: row.ended === "length" ? "fact cut" : "fact", title: why }, ended)
+      : null,
   ];
-  return el("article", { class: "card" },
+  return el(
+    "article",
+    { class: "card" },
     el("header", {}, el("strong", {}, who), facts),
     withPrompt ? el("p", { class: "asked" }, promptTitle(samples.prompts[row.prompt])) : null,
     row[browsing.colour] ? tokens(row, samples) : passage(row.response),
-    row.whole ? el("p", { class: "note" }, `The page carries ${row.response.length.toLocaleString("en")} of ${row.whole.toLocaleString("en")} characters.`) : null,
-    row.tokens_left_out && browsing.colour !== "none" ? el("p", { class: "note" }, "Its tokens' numbers are not on the page.") : null);
+    row.whole
+      ? el(
+          "p",
+          { class: "note" },
+          `The page carries ${row.response.length.toLocaleString("en")} of ${row.whole.toLocaleString("en")} characters.`,
+        )
+      : null,
+    row.tokens_left_out && browsing.colour !== "none"
+      ? el("p", { class: "note" }, "Its tokens' numbers are not on the page.")
+      : null,
+  );
 }
 
 /** Text with its hidden signs shown; a long one is clipped until all of it is asked for. */
@@ -176,84 +312,16 @@ function passage(text) {
     return block;
   }
   block.append(visible(text.slice(0, CLIPPED)), "…");
-  return [block, showAll(`Show all ${text.length.toLocaleString("en")} characters`, () => block.replaceChildren(visible(text)))];
+  return [
+    block,
+    showAll(`Show all ${text.length.toLocaleString("en")} characters`, () =>
+      block.replaceChildren(visible(text)),
+    ),
+  ];
 }
 
 function showAll(words, show) {
   const button = el("button", { type: "button", class: "plain" }, words);
   button.addEventListener("click", () => (show(), button.remove()));
   return button;
-}
-
-// --- Tokens -------------------------------------------------------------------------------------
-
-/** The value beyond which colour does not deepen: nearly the largest of the page's. */
-function reach(samples) {
-  const sizes = samples.rows.flatMap((row) => row[browsing.colour] ?? []).map((v) => Math.abs(numeric(v))).filter(Number.isFinite);
-  return d3.quantile(sizes, 0.98) || d3.max(sizes) || 1;
-}
-
-function tint(value, most) {
-  if (value === null || Number.isNaN(value)) return null;
-  const depth = Math.min(1, Math.abs(value) / most);
-  const colour = value < 0 ? "--negative" : "--positive";
-  return `color-mix(in srgb, var(${colour}) ${Math.round(70 * depth)}%, transparent)`;
-}
-
-function pieces(row) {
-  if (row.tokens) return row.tokens;
-  const signs = Array.from(row.response);
-  let from = 0;
-  return row.cuts.map((length) => signs.slice(from, (from += length)).join(""));
-}
-
-function tokens(row, samples) {
-  const texts = pieces(row);
-  const most = reach(samples);
-  const span = (text, i) => el("span", { "data-token": i, style: { "background-color": tint(numeric(row[browsing.colour][i]), most) } }, text ? visible(text) : "·");
-  const block = el("p", { class: "text tokens", dir: "auto", tabindex: "0", "aria-label": "Tokens; arrow keys read their values" });
-  const draw = (count) => block.replaceChildren(...texts.slice(0, count).map(span));
-  draw(texts.length > CLIPPED_TOKENS * 1.2 ? CLIPPED_TOKENS : texts.length);
-  readTokens(block, row, texts);
-  if (block.childElementCount === texts.length) return block;
-  return [block, showAll(`Show all ${texts.length.toLocaleString("en")} tokens`, () => draw(texts.length))];
-}
-
-/** Let pointer and arrow keys read the tokens' values. */
-function readTokens(block, row, texts) {
-  let current = -1;
-  const mark = (place) => {
-    block.children[current]?.classList.remove("read");
-    current = place;
-    block.children[current]?.classList.add("read");
-  };
-  const show = (place, x, y) => {
-    mark(place);
-    const line = ([name, [, words]]) => (row[name] ? el("tr", {}, el("td", {}, words), el("td", { class: "number" }, signed(row[name][place]))) : null);
-    const token = el("code", {}, oneLine(JSON.stringify(texts[place]), 60));
-    showTip([el("p", {}, token, el("span", { class: "faint" }, ` token ${place + 1} of ${texts.length}`)), el("table", {}, el("tbody", {}, Object.entries(COLOURINGS).map(line)))], x, y);
-  };
-  block.addEventListener("pointermove", (event) => {
-    const token = event.target.closest("[data-token]");
-    if (token) show(Number(token.dataset.token), event.clientX, event.clientY);
-  });
-  block.addEventListener("keydown", (event) => {
-    const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (event.key === "Escape") hideTip();
-    if (!move) return;
-    event.preventDefault();
-    const place = Math.max(0, Math.min(block.childElementCount - 1, current + move));
-    const box = block.children[place].getBoundingClientRect();
-    show(place, box.left, box.bottom);
-  });
-  for (const name of ["pointerleave", "blur"]) block.addEventListener(name, () => (mark(-1), hideTip()));
-}
-
-function colourLegend(samples) {
-  const [, words, low, high] = COLOURINGS[browsing.colour];
-  const most = plain(reach(samples), 2);
-  return el("div", { class: "colour-legend" },
-    el("span", {}, `${words} per token`),
-    el("span", { class: "scale" }, el("span", {}, `−${most}`), el("i", { class: "ramp" }), el("span", {}, `+${most}`)),
-    el("span", { class: "faint" }, `${low} · ${high}`));
 }
