@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -18,6 +19,15 @@ from pathlib import Path
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+# The browser reads its commands from descriptor 3 and answers on 4, whatever ours are called.
+AS_PIPES = """
+import fcntl, os, sys
+ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
+os.dup2(ends[0], 3)
+os.dup2(ends[1], 4)
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 
 def chromium() -> str | None:
@@ -122,17 +132,10 @@ def browser() -> Iterator[Page]:
         options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"]
         options += ["--remote-debugging-pipe", f"--user-data-dir={profile}", "about:blank"]
 
-        def as_pipes() -> None:
-            # The browser reads descriptor 3 and writes 4; they may be taken by our own ends.
-            source, target = os.dup(read_by_browser), os.dup(written_by_browser)
-            high = [os.dup2(source, 20), os.dup2(target, 21)]
-            os.dup2(high[0], 3)
-            os.dup2(high[1], 4)
-
+        ends = (read_by_browser, written_by_browser)
         process = subprocess.Popen(
-            [path, *options],
-            preexec_fn=as_pipes, pass_fds=(3, 4),
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+            [sys.executable, "-ISc", AS_PIPES, *map(str, ends), path, *options],
+            pass_fds=ends, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(read_by_browser)
         os.close(written_by_browser)

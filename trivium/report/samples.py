@@ -47,7 +47,15 @@ def select(records: Sequence[Row]) -> dict[str, Any]:
         kept[place] = row
         size += fresh + own
     rows = [kept[place] for place in sorted(kept)]
-    return {"prompts": prompts, "rows": rows, "total": len(records)}
+    return {"prompts": _in_order(prompts, rows), "rows": rows, "total": len(records)}
+
+
+def _in_order(prompts: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[Any]:
+    """Number the prompts by their first response; the rows are told their new numbers."""
+    order = {old: new for new, old in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
+    for row in rows:
+        row["prompt"] = order[row["prompt"]]
+    return [prompts[place] for place in order]
 
 
 def _within(row: dict[str, Any], most: int) -> tuple[dict[str, Any] | None, int]:

@@ -1,7 +1,12 @@
 // Where the time of a run went: by stage, in total and over the steps.
 "use strict";
 
-const STAGES = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)"];
+const STAGES = {
+  rollout: "var(--c1)",
+  scoring: "var(--c2)",
+  "log-probs": "var(--c3)",
+  update: "var(--c4)",
+};
 
 const costPart = {
   id: "cost",
@@ -9,10 +14,10 @@ const costPart = {
   data: ({ cost }) => cost,
   build: (cost) => {
     const total = d3.sum(cost.stages, (stage) => stage.seconds);
-    const stages = cost.stages.map((stage, i) => ({
+    const stages = cost.stages.map((stage) => ({
       ...stage,
       share: total ? stage.seconds / total : 0,
-      colour: i === cost.stages.length - 1 ? "var(--rest)" : STAGES[i % STAGES.length],
+      colour: STAGES[stage.name] ?? "var(--rest)",
     }));
     const flops = cost.flops
       ? ` · ${plain(cost.flops)} FLOPs, ${plain(cost.flops / total)} a second`
@@ -126,6 +131,7 @@ function stacked(bars, stages, width) {
         y1: "y1",
         y2: "y2",
         fill: "colour",
+        fillOpacity: 0.85,
         shapeRendering: "crispEdges",
       }),
       Plot.axisY({ ticks: 4, tickSize: 0, color: "var(--muted)" }),

@@ -1,0 +1,427 @@
+"""A run's report: its numbers, its bounds, and text that would harm a page."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import Page, browser, chromium
+
+from trivium.cli import main
+from trivium.errors import ConfigurationError, DataError
+from trivium.report import curves, samples
+from trivium.report.headline import state
+from trivium.report.page import assemble, encode
+from trivium.report.run import collect, page, write
+
+HOSTILE = "</script><script>alert(1)</script><!-- \u2028\u202e\x1b[31m\x00 & \ud800"
+
+
+def make_run(path: Path, config: str = "model: {path: base}\n", **files: list[Any]) -> Path:
+    """A run's directory, by hand; a record that is text is written as it is."""
+    path.mkdir(parents=True, exist_ok=True)
+    (path / "run.json").write_text(json.dumps({"kind": "grpo", "started": "2026-01-01T00:00:00Z"}))
+    (path / "config.yaml").write_text(config)
+    for stem, records in files.items():
+        lines = [r if isinstance(r, str) else json.dumps(r) + "\n" for r in records]
+        (path / f"{stem}.jsonl").write_text("".join(lines))
+    return path
+
+
+def sample(step: int, response: str = "words", **fields: Any) -> dict[str, Any]:
+    row = {"step": step, "drawn": "greedy", "index": 3, "sample": 0, "prompt": "ask"}
+    row |= {"response": response, "ended": "eos", "reward": 1.0, "rewards": {"r": 1.0}}
+    row |= {"length": 2, "kl": 0.5, "tokens": None, "log_ratio": None, "advantages": None}
+    return row | fields
+
+
+def evaluation(step: int, value: float, half: float = 0.1, **fields: Any) -> dict[str, Any]:
+    ends = {"greedy_low": value - half, "greedy_high": value + half}
+    return {"step": step, "elapsed": 1.0, "n": 50, "greedy": value, **ends, **fields}
+
+
+def embedded(html: str) -> dict[str, Any]:
+    """The data that a page carries, read as a browser reads it: up to the first end of a script."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script', html, re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def curve(data: dict[str, Any], name: str) -> dict[str, Any]:
+    found = [c for chart in data["curves"] for c in chart["series"] if c["name"] == name]
+    assert len(found) == 1
+    return found[0]
+
+
+# --- Curves ---------------------------------------------------------------------------------------
+
+
+def test_curves_hold_what_was_logged(tmp_path: Path) -> None:
+    metrics = [
+        {"step": 1, "elapsed": 2.0, "reward/mean": 0.25, "tokens/generated": 10},
+        {"step": 2, "elapsed": 5.0, "reward/mean": "NaN", "tokens/generated": 30},
+    ]
+    data = embedded(page(collect(make_run(tmp_path, metrics=metrics))))
+    reward = curve(data, "reward/mean")
+    assert (reward["steps"], reward["values"]) == ([1, 2], [0.25, "NaN"])
+    assert reward["meaning"].startswith("Mean total reward")
+    assert data["axes"] == {"step": [0, 1, 2], "elapsed": [0, 2.0, 5.0], "generated": [0, 10, 40]}
+
+
+def test_the_last_record_of_a_step_counts_and_a_restarted_clock_goes_on() -> None:
+    rows = curves.by_step(
+        [
+            {"step": s, "elapsed": e, "loss": v}
+            for s, e, v in ((1, 4.0, 1), (2, 9.0, 2), (2, 3.0, 3))
+        ]
+    )
+    assert [row["loss"] for row in rows] == [1, 3]
+    assert curves.axes(rows)["elapsed"] == [0, 4.0, 7.0]
+
+
+def test_thinning_keeps_ends_extremes_and_what_is_not_finite() -> None:
+    values = [random.Random(0).random() for _ in range(50_000)]
+    values[12_345], values[31_007], values[40_001] = 9.0, -9.0, math.nan
+    kept = curves.thin(range(50_000), values, 2000)
+    assert len(kept) <= 2000
+    assert kept == sorted(set(kept))
+    assert {0, 12_345, 31_007, 40_001, 49_999} <= set(kept)
+    assert curves.thin(range(2000), values[:2000], 2000) == list(range(2000))
+
+
+def test_curves_of_one_unit_share_a_chart_unless_their_sizes_are_far_apart() -> None:
+    row = {"step": 1, "gradient_norm": 0.5, "learning_rate": 1e-6, "kl/k1": 0.1, "kl/k3": 0.2}
+    charts = curves.panels([row | {"kl/response": 4.0}])
+    names = [[c["name"] for c in chart["series"]] for chart in charts]
+    assert names == [["kl/k1", "kl/k3"], ["kl/response"], ["gradient_norm"], ["learning_rate"]]
+
+
+def test_numbers_without_a_description_are_shown_last_by_their_names() -> None:
+    charts = curves.panels([{"step": 1, "a/new": 1.0, "loss": 2.0, "word": "x", "flag": True}])
+    assert [c["name"] for chart in charts for c in chart["series"]] == ["loss", "a/new"]
+
+
+def test_rewards_stand_in_the_order_of_the_table() -> None:
+    row = {"step": 1, "rewards/b/mean": 1.0, "rewards/a/std": 1.0, "loss": 1.0, "reward/mean": 1.0}
+    charts = curves.panels([row])
+    names = [c["name"] for chart in charts for c in chart["series"]]
+    assert names == ["loss", "reward/mean", "rewards/b/mean", "rewards/a/std"]
+
+
+def test_cost_adds_up_stages_and_calls_the_rest_other() -> None:
+    stages = {"time/rollout": 2.0, "time/update": 1.0, "time/total": 4.0}
+    tokens = {"tokens/generated": 100, "tokens/trained": 60, "flops": 5.0}
+    cost = curves.cost([{"step": s, **stages, **tokens} for s in (1, 2)])
+    assert cost
+    shown = [(stage["name"], stage["seconds"], stage["tokens"]) for stage in cost["stages"]]
+    assert shown == [("rollout", 4.0, 200), ("update", 2.0, 120), ("other", 2.0, None)]
+    assert cost["bins"][1] == {"first": 2, "last": 2, "seconds": [2.0, 1.0, 1.0]}
+    assert (cost["flops"], cost["trained"]) == (10.0, 120)
+    assert curves.cost([{"step": 1, "loss": 1.0}]) is None
+
+
+def test_bins_of_a_long_run_lose_no_second() -> None:
+    cost = curves.cost([{"step": s, "time/update": 1.0} for s in range(1, 1001)])
+    assert cost
+    assert len(cost["bins"]) == 120
+    assert sum(b["seconds"][0] for b in cost["bins"]) == 1000.0
+    assert [b["first"] for b in cost["bins"][1:]] == [b["last"] + 1 for b in cost["bins"][:-1]]
+
+
+# --- Headline -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("last", "win", "change"),
+    [
+        (0.75, None, "rose"),
+        (0.25, None, "fell"),
+        (0.65, None, "unclear"),
+        (0.65, (0.51, 0.6), "rose"),
+        (0.75, (0.45, 0.6), "unclear"),
+        (0.65, (0.3, 0.49), "fell"),
+    ],
+)
+def test_a_change_is_clear_by_win_rate_or_else_by_disjoint_intervals(
+    tmp_path: Path, last: float, win: tuple[float, float] | None, change: str
+) -> None:
+    ends = (
+        {"win_rate": sum(win) / 2, "win_rate_low": win[0], "win_rate_high": win[1]} if win else {}
+    )
+    runs = make_run(tmp_path, evaluation=[evaluation(0, 0.5), evaluation(9, last, **ends)])
+    quality = collect(runs)["headline"]["quality"]
+    assert quality["change"] == change
+    assert quality["first"] == {"value": 0.5, "low": 0.4, "high": 0.6, "step": 0}
+
+
+def test_one_evaluation_claims_no_change(tmp_path: Path) -> None:
+    quality = collect(make_run(tmp_path, evaluation=[evaluation(9, 0.5)]))["headline"]["quality"]
+    assert (quality["first"], quality["change"]) == (None, None)
+
+
+def test_headline_counts_alarms_tokens_and_time(tmp_path: Path) -> None:
+    metrics = [{"step": s, "elapsed": 2.0 * s, "tokens/trained": 7} for s in (1, 2, 3)]
+    alarm = {"kind": "alarm", "monitor": "kl", "step": 2, "seen": "s", "why": "w", "remedy": "r"}
+    events = [alarm, alarm, {"kind": "saved", "name": "final"}]
+    config = "model: {path: the/base}\nsteps: 3\n"
+    head = collect(make_run(tmp_path, config, metrics=metrics, events=events))["headline"]
+    assert (head["alarms"], head["seconds"], head["trained"], head["step"]) == (2, 6.0, 21, 3)
+    assert (head["base"], head["steps"], head["state"]["kind"]) == ("the/base", 3, "finished")
+
+
+def test_state_follows_the_latest_event_unless_training_went_on() -> None:
+    rows = [{"step": 5}]
+    stopped = {"kind": "stopped", "step": 5, "message": "KL"}
+    assert state(rows, [stopped]) == {"kind": "stopped", "reason": "KL"}
+    assert state([{"step": 6}], [stopped])["kind"] == "open"
+    assert state(rows, [stopped, {"kind": "finished", "step": 5}])["kind"] == "finished"
+    assert state(rows, [{"kind": "saved", "name": "critic"}])["kind"] == "open"
+
+
+# --- Evaluations ----------------------------------------------------------------------------------
+
+
+def test_held_out_curves_carry_intervals_and_pass_at_k_in_order(tmp_path: Path) -> None:
+    passes = {"pass_at": {"16": 0.9, "4": 0.5}, "win_rate": None}
+    records = [evaluation(0, 0.5, **passes), evaluation(4, 0.7, **passes, win_rate_low=None)]
+    data = collect(make_run(tmp_path, evaluation=records))
+    quality, at_k = data["held_out"]
+    assert quality["series"][0]["low"] == [0.4, 0.6]
+    assert [c["name"] for c in at_k["series"]] == ["pass@4", "pass@16"]
+    assert [c["name"] for c in data["evaluation"]["columns"]] == ["greedy", "pass@4", "pass@16"]
+
+
+# --- Samples --------------------------------------------------------------------------------------
+
+
+def test_samples_keep_their_facts_and_share_prompts() -> None:
+    tokens = {"tokens": ["wo", "rds"], "log_ratio": [0.12345, "NaN"]}
+    rows = [sample(0, **tokens), sample(5, index=4), sample(5)]
+    found = samples.select(rows)
+    assert [p["index"] for p in found["prompts"]] == [3, 4]
+    assert [row["prompt"] for row in found["rows"]] == [0, 1, 0]
+    assert found["rows"][0]["cuts"] == [2, 3]
+    assert found["rows"][0]["log_ratio"] == [0.123, "NaN"]
+    assert found["rows"][0]["rewards"] == [["r", 1.0]]
+
+
+def test_tokens_that_do_not_make_up_the_text_travel_themselves() -> None:
+    (row,) = samples.select([sample(0, tokens=["x", "\ufffd"], log_ratio=[1, 2])])["rows"]
+    assert row["tokens"] == ["x", "\ufffd"]
+
+
+def test_held_out_and_training_prompts_of_one_number_are_told_apart() -> None:
+    rows = [sample(0), sample(1, drawn="training"), sample(2, prompt=[{"role": "user"}])]
+    found = samples.select(rows)
+    assert [p["set"] for p in found["prompts"]] == ["held-out", "training", "held-out"]
+
+
+def test_too_many_samples_keep_the_first_and_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MOST_ROWS", 6)
+    rows = [sample(step, index=i) for step in range(10) for i in range(2)]
+    found = samples.select(rows)
+    assert sorted({row["step"] for row in found["rows"]}) == [0, 4, 9]
+    assert (len(found["rows"]), found["total"]) == (6, 20)
+
+
+def test_samples_stay_within_their_bytes_and_drop_token_numbers_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    tokens = {"tokens": ["<"] * 1000, "log_ratio": [0.123] * 1000}
+    rows = [sample(s, "<" * 1000, **tokens) for s in range(8)]
+    monkeypatch.setattr(samples, "MOST_BYTES", 40_000)
+    found = samples.select(rows)
+    assert len(encode(found).encode()) < 41_000
+    assert [row["step"] for row in found["rows"] if "log_ratio" in row] == [0, 7]
+    assert any(row.get("tokens_left_out") for row in found["rows"])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3, 10])
+def test_halving_visits_each_place_once(count: int) -> None:
+    assert sorted(samples.halving(count)) == list(range(count))
+
+
+def test_a_huge_text_is_cut_and_says_so() -> None:
+    (row,) = samples.select([sample(0, "x" * 200_000)])["rows"]
+    assert (len(row["response"]), row["whole"]) == (150_000, 200_000)
+
+
+# --- Odd runs -------------------------------------------------------------------------------------
+
+
+def test_an_unfinished_last_line_is_left_out(tmp_path: Path) -> None:
+    run = make_run(tmp_path, metrics=[{"step": 1, "elapsed": 1.0, "loss": 2.0}, '{"step": 2, "lo'])
+    assert curve(collect(run), "loss")["steps"] == [1]
+
+
+def test_an_empty_run_has_a_page(tmp_path: Path) -> None:
+    data = embedded(page(collect(make_run(tmp_path))))
+    assert (data["curves"], data["samples"]["rows"], data["cost"]) == ([], [], None)
+    assert data["headline"]["state"]["kind"] == "open"
+
+
+@pytest.mark.parametrize("config", ["{", "a: [\x00", "- 1\n", "", "model: 3\nsteps: {a: b}\n"])
+def test_a_configuration_that_cannot_be_read_is_still_shown(tmp_path: Path, config: str) -> None:
+    data = collect(make_run(tmp_path, config))
+    assert data["config"]["text"] == config
+    assert data["headline"]["base"] is None
+
+
+def test_a_long_run_with_many_long_samples_stays_under_six_megabytes(tmp_path: Path) -> None:
+    names = [f"rewards/r{i}/mean" for i in range(60)]
+    draw = random.Random(0)
+    metrics = [
+        {"step": s, "elapsed": float(s), **{name: draw.gauss(0, 1) for name in names}}
+        for s in range(1, 3001)
+    ]
+    texts = ["<\u202e\x01>" * 30_000, "x" * 100_000]
+    rows = [sample(s, texts[s % 2], index=s) for s in range(60)]
+    run = make_run(tmp_path, "x" * 300_000, metrics=metrics, samples=rows)
+    assert write(run).stat().st_size < 6_000_000
+
+
+# --- The page -------------------------------------------------------------------------------------
+
+
+def test_hostile_text_cannot_leave_its_place(tmp_path: Path) -> None:
+    rows = [sample(0, HOSTILE, prompt=[{"role": HOSTILE, "content": HOSTILE}], ended=HOSTILE)]
+    rows[0]["rewards"] = {HOSTILE: 1.0}
+    metrics = [{"step": 1, "elapsed": 1.0, f"rewards/{HOSTILE}/mean": 1.0}]
+    events = [{"kind": "alarm", "monitor": HOSTILE, "step": 1, "seen": HOSTILE}]
+    run = make_run(tmp_path / "a<b>&", f"# {HOSTILE.encode('ascii', 'ignore').decode()}",
+                   metrics=metrics, samples=rows, events=events)  # fmt: skip
+    html = page(collect(run))
+    data = embedded(html)
+    assert data["samples"]["rows"][0]["response"] == HOSTILE
+    assert data["alarms"]["shown"][0]["seen"] == HOSTILE
+    harmless = page(collect(make_run(tmp_path / "plain")))
+    for sign in ("<script", "</script", "<!--", "alert(1)</"):
+        assert html.count(sign) == harmless.count(sign)
+    assert "<title>a&lt;b&gt;&amp; · Trivium</title>" in html
+    assert not re.search("[\u2028\u202e\x1b\x00\ud800]", html)
+
+
+def test_encoded_data_is_what_it_was_and_holds_no_markup() -> None:
+    text = encode({"a": HOSTILE, "b": [math.inf, 1.5]})
+    assert json.loads(text) == {"a": HOSTILE, "b": ["Infinity", 1.5]}
+    assert not set("<>&\u2028\u2029") & set(text)
+
+
+def test_the_policy_allows_the_page_s_own_scripts_and_no_request() -> None:
+    html = assemble("t", {}, ["tokens.js"])
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
+    assert "default-src &#x27;none&#x27;" in policy
+    assert "connect-src &#x27;none&#x27;" in policy
+    assert policy.count("sha256-") == html.count("<script>") == 6
+    assert "unsafe-inline" not in policy.split("style-src")[0]
+    assert not re.search(r"""(src|href)=["'](?!data:,|#)""", html.split("<body")[0])
+
+
+def test_default_report_is_renewed_and_another_file_is_not_overwritten(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert write(run) == write(run) == run / "report.html"
+    mine = tmp_path / "mine.html"
+    mine.write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"exists already.*--overwrite"):
+        write(run, mine)
+    assert mine.read_text() == "mine"
+    assert write(run, mine, overwrite=True).read_text().startswith("<!doctype html>")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.html", "run"]
+
+
+def test_a_directory_without_a_run_is_one_clear_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(DataError, match="is not the directory of a run"):
+        write(tmp_path)
+    assert main(["report", str(tmp_path)]) == 2
+    assert "is not the directory of a run" in capsys.readouterr().err
+
+
+def test_the_command_writes_where_it_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, output = make_run(tmp_path / "run"), tmp_path / "out.html"
+    assert main(["report", str(run), "--output", str(output)]) == 0
+    assert "written to" in capsys.readouterr().out
+    assert embedded(output.read_text())["name"] == "run"
+
+
+def test_report_and_watch_do_not_import_torch() -> None:
+    code = "import sys, trivium.report.run, trivium.report.watch; print('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert found.stdout == b"False\n"
+
+
+# --- In a browser ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def tab() -> Iterator[Page]:
+    if chromium() is None:
+        pytest.skip("no Chromium is installed")
+    with browser() as page_:
+        yield page_
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    draw = random.Random(0)
+    metrics = [
+        {"step": s, "elapsed": 2.0 * s, "reward/mean": draw.random(), "kl/k1": 0.1 / s}
+        | {"time/rollout": 1.0, "time/update": 0.5, "tokens/generated": 40}
+        for s in range(1, 60)
+    ]
+    metrics[30]["reward/mean"] = "NaN"
+    tokens = {"tokens": ["wo", "\u202erds"], "log_ratio": [0.5, -0.5], "response": "wo\u202erds"}
+    rows = [sample(s, **tokens) for s in (0, 30, 59)] + [sample(59, HOSTILE * 2000, index=8)]
+    rows.append(sample(59, "x" * 100_000 + "NEEDLE", index=9))
+    alarm = {"kind": "alarm", "monitor": "kl", "step": 9, "metric": "kl/k1", "seen": HOSTILE}
+    evaluations = [evaluation(0, 0.4), evaluation(59, 0.8)]
+    run = make_run(tmp_path_factory.mktemp("runs") / "a", metrics=metrics, samples=rows,
+                   evaluation=evaluations, events=[alarm])  # fmt: skip
+    return write(run)
+
+
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_opens_from_disk_without_request_complaint_or_overflow(
+    tab: Page, report: Path, width: int
+) -> None:
+    tab.requests.clear()
+    tab.messages.clear()
+    tab.resize(width, 900)
+    tab.open(report.as_uri())
+    parts = "[...document.querySelectorAll('main > section')].map((node) => node.id)"
+    assert tab.run(parts) == ["outcome", "alarms", "curves", "evaluation", "cost", "samples",
+                              "configuration"]  # fmt: skip
+    assert tab.run("document.querySelectorAll('#curves svg').length") >= 4
+    for key in ("view:all", "view:pair", "colour:log_ratio", "x:elapsed", "smooth"):
+        tab.run(f"document.querySelector('[data-key=\"{key}\"]').click()")
+    tab.wait(0.3)
+    assert tab.run("document.querySelectorAll('#samples [data-token]').length") >= 2
+    assert tab.run("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert tab.requests == [report.as_uri()]
+    assert tab.messages == []
+
+
+def test_hostile_samples_are_shown_as_text_and_stay_searchable(tab: Page, report: Path) -> None:
+    tab.open(report.as_uri())
+    tab.run("document.querySelector('[data-key=\"view:all\"]').click()")
+    text = tab.run("document.querySelector('#samples').innerText")
+    assert "<script>alert(1)</script>" in text
+    assert "\\x1b" in text and "\\u202e" in text and "\\x00" in text
+    assert not re.search("[\u202e\x1b\x00]", text)
+    assert tab.run("document.querySelectorAll('#samples script').length") == 0
+    search = "const box = document.querySelector('[data-key=search]'); box.value = 'needle';"
+    tab.run(f"{{ {search} box.dispatchEvent(new Event('input')); }}")
+    tab.wait(0.5)
+    assert tab.run("document.querySelectorAll('#samples .card').length") == 1
+    assert "Show all 100,006 characters" in tab.run("document.querySelector('#samples').innerText")
