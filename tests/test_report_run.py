@@ -19,7 +19,7 @@ from trivium.cli import main
 from trivium.errors import ConfigurationError, DataError
 from trivium.report import curves, samples
 from trivium.report.headline import state
-from trivium.report.page import assemble, encode
+from trivium.report.page import assemble, clip, encode
 from trivium.report.run import collect, page, write
 
 HOSTILE = "</script><script>alert(1)</script><!-- \u2028\u202e\x1b[31m\x00 & \ud800"
@@ -232,13 +232,10 @@ def test_too_many_samples_keep_the_first_and_last_step(monkeypatch: pytest.Monke
     assert (len(found["rows"]), found["total"]) == (6, 20)
 
 
-def test_samples_stay_within_their_bytes_and_drop_token_numbers_first(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_samples_stay_within_their_bytes_and_drop_token_numbers_first() -> None:
     tokens = {"tokens": ["<"] * 1000, "log_ratio": [0.123] * 1000}
     rows = [sample(s, "<" * 1000, **tokens) for s in range(8)]
-    monkeypatch.setattr(samples, "MOST_BYTES", 40_000)
-    found = samples.select(rows)
+    found = samples.select(rows, 40_000)
     assert len(encode(found).encode()) < 41_000
     assert [row["step"] for row in found["rows"] if "log_ratio" in row] == [0, 7]
     assert any(row.get("tokens_left_out") for row in found["rows"])
@@ -275,17 +272,21 @@ def test_a_configuration_that_cannot_be_read_is_still_shown(tmp_path: Path, conf
     assert data["headline"]["base"] is None
 
 
-def test_a_long_run_with_many_long_samples_stays_under_six_megabytes(tmp_path: Path) -> None:
-    names = [f"rewards/r{i}/mean" for i in range(60)]
+def test_a_long_run_full_of_long_hostile_texts_stays_under_six_megabytes(tmp_path: Path) -> None:
+    names = [f"rewards/r{i}/mean" for i in range(50)]
     draw = random.Random(0)
     metrics = [
         {"step": s, "elapsed": float(s), **{name: draw.gauss(0, 1) for name in names}}
-        for s in range(1, 3001)
+        for s in range(1, 2501)
     ]
     texts = ["<\u202e\x01>" * 30_000, "x" * 100_000]
     rows = [sample(s, texts[s % 2], index=s) for s in range(60)]
-    run = make_run(tmp_path, "x" * 300_000, metrics=metrics, samples=rows)
-    assert write(run).stat().st_size < 6_000_000
+    alarm = {"kind": "alarm", "monitor": "m", "step": 1, "seen": "<" * 3000, "why": ">" * 3000}
+    run = make_run(tmp_path, "<" * 300_000, metrics=metrics, samples=rows, events=[alarm] * 500)
+    data = collect(run)
+    assert len(page(data)) < 6_000_000
+    assert {row["step"] for row in data["samples"]["rows"]} >= {1, 59}
+    assert (data["alarms"]["total"], len(data["alarms"]["shown"])) == (500, 200)
 
 
 # --- The page -------------------------------------------------------------------------------------
@@ -313,6 +314,13 @@ def test_encoded_data_is_what_it_was_and_holds_no_markup() -> None:
     text = encode({"a": HOSTILE, "b": [math.inf, 1.5]})
     assert json.loads(text) == {"a": HOSTILE, "b": ["Infinity", 1.5]}
     assert not set("<>&\u2028\u2029") & set(text)
+
+
+def test_clipping_counts_bytes_as_they_stand_in_a_page() -> None:
+    assert clip("a<é\U0001f600", 13) == "a<é\U0001f600"
+    assert clip("a<é\U0001f600", 12) == "a<é"
+    assert clip("a<é\U0001f600", 6) == "a"
+    assert clip("", 0) == ""
 
 
 def test_the_policy_allows_the_page_s_own_scripts_and_no_request() -> None:

@@ -16,7 +16,7 @@ from trivium.runs.metrics import METRICS, Metric, metric
 
 MOST_POINTS = 2000
 """Points that one curve keeps at most."""
-_ALL_POINTS = 240_000
+_ALL_POINTS = 100_000
 _MOST_BINS = 120
 _MOST_IN_CHART = 6
 _FAR_APART = 300.0

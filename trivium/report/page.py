@@ -11,6 +11,7 @@ import base64
 import hashlib
 import html
 import re
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -52,6 +53,16 @@ def assemble(
 def encode(data: Mapping[str, Any]) -> str:
     """Return strict JSON that may stand inside a script element: no sign in it can end one."""
     return _MARKUP.sub(lambda match: f"\\u{ord(match[0]):04x}", json_line(data))
+
+
+def clip(text: str, most: int) -> str:
+    """Return the longest beginning of a text that takes at most ``most`` bytes in a page."""
+
+    def size(length: int) -> int:
+        return len(encode({"": text[:length]}).encode()) - len(encode({"": ""}))
+
+    lengths = range(min(len(text), most) + 1)
+    return text[: bisect_right(lengths, most, key=size) - 1]
 
 
 def policy(sources: Sequence[str], *, live: bool) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.report import curves, evaluations
 from trivium.report.headline import headline
-from trivium.report.page import assemble
-from trivium.report.samples import select
+from trivium.report.page import assemble, clip, encode
+from trivium.report.samples import MOST_BYTES, select
 from trivium.runs.store import (
     read_evaluations,
     read_events,
@@ -25,10 +25,11 @@ from trivium.runs.store import (
 )
 
 SCRIPTS = ("tokens.js", "samples.js", "panels.js", "cost.js", "run.js")
-_MOST_CONFIG = 200_000
-_MOST_ALARMS = 400
-_MOST_EVENTS = 200
-_MOST_WORDS = 2000
+_MOST_ALARMS = 200
+_MOST_EVENTS = 100
+_MOST_CONFIG = 150_000  # bytes
+_MOST_WORDS = 1000  # bytes of one text of an event
+_MOST_BYTES = 5_200_000  # of all data, so that a page with its scripts stays below 6 MB
 
 
 def write(run: Path, output: Path | None = None, *, overwrite: bool = False) -> Path:
@@ -74,34 +75,28 @@ def page(data: dict[str, Any], *, live: bool = False) -> str:
 def collect(run: Path) -> dict[str, Any]:
     """Return everything that the page shows of the run at ``run``; DataError if it is no run."""
     record = read_run(run)
-    logged = read_metrics(run)
+    rows = curves.by_step(read_metrics(run))
     events = read_events(run)
-    rows = curves.by_step(logged)
     measured = evaluations.rows(read_evaluations(run))
     config = _config(run)
-    samples = select(read_samples(run))
-    alarms = [event for event in events if event.get("kind") == "alarm"]
-    others = [event for event in events if event.get("kind") != "alarm"]
     charts = curves.panels(rows)
-    return {
+    data = {
         "name": run.resolve().name,
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": record,
         "headline": headline(record, config, rows, measured, events),
-        "alarms": {"total": len(alarms), "shown": [_words(a) for a in _ends(alarms, _MOST_ALARMS)]},
-        "events": {"total": len(others), "shown": [_words(e) for e in _ends(others, _MOST_EVENTS)]},
+        "alarms": _ends([e for e in events if e.get("kind") == "alarm"], _MOST_ALARMS),
+        "events": _ends([e for e in events if e.get("kind") != "alarm"], _MOST_EVENTS),
         "axes": curves.axes(rows),
         "held_out": evaluations.panels(measured),
         "curves": charts,
         "thinned": _thinned(charts),
-        "evaluation": {
-            "columns": evaluations.columns(measured),
-            "rows": measured,
-        },
+        "evaluation": {"columns": evaluations.columns(measured), "rows": measured},
         "cost": curves.cost(rows),
-        "samples": samples,
-        "config": {"text": config[:_MOST_CONFIG], "characters": len(config)},
+        "config": {"text": clip(config, _MOST_CONFIG), "characters": len(config)},
     }
+    left = _MOST_BYTES - len(encode(data).encode())
+    return data | {"samples": select(read_samples(run), min(MOST_BYTES, left))}
 
 
 def _config(run: Path) -> str:
@@ -118,16 +113,16 @@ def _thinned(charts: Sequence[dict[str, Any]]) -> int:
     return max((c["points"] for c in series if c["points"] > len(c["steps"])), default=0)
 
 
-def _ends(events: Sequence[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """The first and the last of many events."""
-    if len(events) <= most:
-        return list(events)
-    return [*events[: most // 2], *events[-(most // 2) :]]
+def _ends(events: Sequence[dict[str, Any]], most: int) -> dict[str, Any]:
+    """How many events there are, and all of them or, of many, the first and the last."""
+    few = len(events) <= most
+    shown = events if few else [*events[: most // 2], *events[-(most // 2) :]]
+    return {"total": len(events), "shown": [_words(event) for event in shown]}
 
 
 def _words(event: dict[str, Any]) -> dict[str, Any]:
     """An event with its texts cut to what a reader reads."""
     return {
-        name: value[:_MOST_WORDS] if isinstance(value, str) else value
+        name: clip(value, _MOST_WORDS) if isinstance(value, str) else value
         for name, value in event.items()
     }

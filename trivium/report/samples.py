@@ -17,7 +17,7 @@ from trivium.report.page import encode
 
 MOST_ROWS = 3000
 """Responses that a page carries at most."""
-MOST_BYTES = 2_600_000
+MOST_BYTES = 2_400_000
 """Their size in the page at most, prompts and tokens included."""
 MOST_TEXT = 150_000
 """Characters that a page carries of one text at most."""
@@ -25,7 +25,7 @@ MOST_TEXT = 150_000
 Row = Mapping[str, Any]
 
 
-def select(records: Sequence[Row]) -> dict[str, Any]:
+def select(records: Sequence[Row], most_bytes: int = MOST_BYTES) -> dict[str, Any]:
     """Return the prompts and responses that a page carries, in order, and how many there are."""
     prompts: list[dict[str, Any]] = []
     places: dict[str, int] = {}
@@ -38,7 +38,7 @@ def select(records: Sequence[Row]) -> dict[str, Any]:
         key = encode(prompt)
         fresh = len(key.encode()) if key not in places else 0
         row = _response(records[place], places.get(key, len(prompts)))
-        row, own = _within(row, MOST_BYTES - size - fresh)
+        row, own = _within(row, most_bytes - size - fresh)
         if row is None:
             continue
         if fresh:

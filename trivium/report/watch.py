@@ -139,8 +139,8 @@ class _Handler(BaseHTTPRequestHandler):
 def watch(run: Path, port: int = 0) -> None:
     """Serve the report of the run at ``run`` live, until Ctrl-C; prints where."""
     with Watch(run, port) as server:
-        print(f"{server.address} shows {run}; Ctrl-C ends it", flush=True)
         try:
+            print(f"{server.address} shows {run}; Ctrl-C ends it", flush=True)
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             print()

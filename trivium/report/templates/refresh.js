@@ -104,12 +104,14 @@ function keepingPlace(change) {
   if (range) again.setSelectionRange(...range);
 }
 
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+
 async function poll(take) {
   const notice = el("p", { class: "notice", role: "status", hidden: true });
   document.querySelector(".bar").after(notice);
   let mark = "";
   for (;;) {
-    await new Promise((resolve) => setTimeout(resolve, POLL));
+    await pause(POLL);
     try {
       const answer = await fetch("data.json", {
         headers: mark ? { "If-None-Match": mark } : {},
@@ -118,7 +120,9 @@ async function poll(take) {
       if (answer.status === 500) throw new Error((await answer.json()).error);
       if (answer.status === 200) {
         mark = answer.headers.get("ETag") ?? "";
-        take(await answer.json());
+        const fresh = await answer.json();
+        while (!tip.hidden) await pause(200); // a reader's hint is not torn away
+        take(fresh);
       }
       notice.hidden = true;
     } catch (error) {
