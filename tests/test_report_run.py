@@ -18,6 +18,7 @@ from browser import Page, browser, chromium
 from trivium.cli import main
 from trivium.errors import ConfigurationError, DataError
 from trivium.report import curves, samples
+from trivium.report import run as report
 from trivium.report.headline import state
 from trivium.report.page import assemble, clip, encode
 from trivium.report.run import collect, page, write
@@ -167,6 +168,21 @@ def test_one_evaluation_claims_no_change(tmp_path: Path) -> None:
     assert (quality["first"], quality["change"]) == (None, None)
 
 
+@pytest.mark.parametrize(
+    ("kind", "title", "held_out"),
+    [("sft", "held-out negative log-likelihood", True), ("reward-model", "accuracy before", False)],
+)
+def test_a_run_without_evaluations_tells_its_own_measure(
+    tmp_path: Path, kind: str, title: str, held_out: bool
+) -> None:
+    metrics = [{"step": s, "validation/nll": 3.0 - s, "accuracy": 0.5, "nll": 1} for s in (1, 2)]
+    run = make_run(tmp_path, metrics=metrics)
+    (run / "run.json").write_text(json.dumps({"kind": kind}))
+    told = collect(run)["headline"]["training"]
+    assert told["title"].startswith(title)
+    assert told["held_out"] is held_out
+
+
 def test_headline_counts_alarms_tokens_and_time(tmp_path: Path) -> None:
     metrics = [{"step": s, "elapsed": 2.0 * s, "tokens/trained": 7} for s in (1, 2, 3)]
     alarm = {"kind": "alarm", "monitor": "kl", "step": 2, "seen": "s", "why": "w", "remedy": "r"}
@@ -239,6 +255,22 @@ def test_samples_stay_within_their_bytes_and_drop_token_numbers_first() -> None:
     assert len(encode(found).encode()) < 41_000
     assert [row["step"] for row in found["rows"] if "log_ratio" in row] == [0, 7]
     assert any(row.get("tokens_left_out") for row in found["rows"])
+
+
+def test_the_last_step_comes_first_and_the_training_s_responses_last() -> None:
+    assert samples.halving(5) == [4, 0, 2, 1, 3]
+    rows = [sample(0, drawn="training"), sample(0), sample(1, drawn="training"), sample(1)]
+    room = len(encode({"": samples.select(rows[1:4:2])}).encode())
+    assert [row["drawn"] for row in samples.select(rows, room)["rows"]] == ["greedy", "greedy"]
+
+
+def test_samples_get_what_the_rest_of_the_page_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path, "x" * 5000, samples=[sample(0), sample(1)])
+    monkeypatch.setattr(report, "_MOST_BYTES", 5000)
+    found = collect(run)["samples"]
+    assert (found["rows"], found["total"]) == ([], 2)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 10])
@@ -381,7 +413,7 @@ def tab() -> Iterator[Page]:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     draw = random.Random(0)
     metrics = [
         {"step": s, "elapsed": 2.0 * s, "reward/mean": draw.random(), "kl/k1": 0.1 / s}
@@ -401,12 +433,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_opens_from_disk_without_request_complaint_or_overflow(
-    tab: Page, report: Path, width: int
+    tab: Page, written: Path, width: int
 ) -> None:
     tab.requests.clear()
     tab.messages.clear()
     tab.resize(width, 900)
-    tab.open(report.as_uri())
+    tab.open(written.as_uri())
     parts = "[...document.querySelectorAll('main > section')].map((node) => node.id)"
     assert tab.run(parts) == ["outcome", "alarms", "curves", "evaluation", "cost", "samples",
                               "configuration"]  # fmt: skip
@@ -416,12 +448,12 @@ def test_the_page_opens_from_disk_without_request_complaint_or_overflow(
     tab.wait(0.3)
     assert tab.run("document.querySelectorAll('#samples [data-token]').length") >= 2
     assert tab.run("document.documentElement.scrollWidth - innerWidth") <= 0
-    assert tab.requests == [report.as_uri()]
+    assert tab.requests == [written.as_uri()]
     assert tab.messages == []
 
 
-def test_hostile_samples_are_shown_as_text_and_stay_searchable(tab: Page, report: Path) -> None:
-    tab.open(report.as_uri())
+def test_hostile_samples_are_shown_as_text_and_stay_searchable(tab: Page, written: Path) -> None:
+    tab.open(written.as_uri())
     tab.run("document.querySelector('[data-key=\"view:all\"]').click()")
     text = tab.run("document.querySelector('#samples').innerText")
     assert "<script>alert(1)</script>" in text

@@ -13,13 +13,13 @@ from typing import Any
 import yaml
 
 from trivium.report.curves import axes, is_number, short
+from trivium.runs.metrics import METRICS
 
 _MEASURES = {
     "reward-model": ("validation/accuracy", "accuracy"),
     "dpo": ("implicit_reward/accuracy",),
 }
 _OTHERWISE = ("validation/nll", "nll", "reward/mean", "loss")
-_FALLS = ("validation/nll", "nll", "loss")
 
 Row = dict[str, Any]
 
@@ -101,7 +101,9 @@ def training(kind: str, rows: Sequence[Row]) -> dict[str, Any] | None:
     for name in (*_MEASURES.get(kind, ()), *_OTHERWISE):
         found = change(rows, name)
         if found:
-            return {"name": name, "falls": name in _FALLS, **found}
+            m = METRICS[name]
+            held_out = name.startswith("validation/")
+            return {"title": m.title, "meaning": m.meaning, "held_out": held_out, **found}
     return None
 
 

@@ -67,7 +67,7 @@ const NOT_FINITE = { NaN: NaN, Infinity: Infinity, "-Infinity": -Infinity };
 /** A number as it came in JSON, where one that is not finite is a text; null if it is none. */
 function numeric(value) {
   if (typeof value === "number") return value;
-  return Object.hasOwn(NOT_FINITE, value) ? NOT_FINITE[value] : null;
+  return typeof value === "string" && Object.hasOwn(NOT_FINITE, value) ? NOT_FINITE[value] : null;
 }
 
 /** A number with at most `digits` significant digits, in the shape that reads most easily. */
@@ -134,17 +134,22 @@ function duration(seconds) {
     : `${plain(number / 86400)} days`;
 }
 
-/** "0.61 [0.55, 0.66]"; the interval is left out where there is none. */
+/** "0.610 [0.550, 0.660]"; the interval is left out where there is none. */
 function interval(measure, unit = "") {
-  if (!measure) return "–";
-  const share = unit === "share";
-  if (numeric(measure.value) === null) return "–";
-  const scale = (v) => (numeric(v) === null ? "–" : steady(numeric(v) * (share ? 100 : 1)));
-  const range =
-    measure.low === null || measure.low === undefined
-      ? ""
-      : ` [${scale(measure.low)}, ${scale(measure.high)}]`;
-  return `${scale(measure.value)}${share ? " %" : ""}${range}`;
+  if (!measure || numeric(measure.value) === null) return "–";
+  const ends = endsOf(measure, unit);
+  const value = `${percent(measure.value, unit)}${unit === "share" ? " %" : ""}`;
+  return ends ? `${value} [${ends.join(", ")}]` : value;
+}
+
+/** The two ends of a measure's interval as texts; null where it has none. */
+function endsOf({ low, high }, unit = "") {
+  const known = numeric(low) !== null && numeric(high) !== null;
+  return known ? [percent(low, unit), percent(high, unit)] : null;
+}
+
+function percent(value, unit) {
+  return steady(numeric(value) * (unit === "share" ? 100 : 1));
 }
 
 function count(number, one, many = `${one}s`) {

@@ -36,7 +36,8 @@ const outcomePart = {
 function kicker(headline) {
   const method = METHODS[headline.kind] ?? oneLine(headline.kind, 40);
   const from = headline.base === null ? "" : ` from ${oneLine(headline.base, 160)}`;
-  return `${method}${from}`;
+  const seed = headline.seed === null ? "" : ` · seed ${oneLine(headline.seed)}`;
+  return `${method}${from}${seed}`;
 }
 
 function outcome({ quality, training }) {
@@ -49,8 +50,10 @@ function outcome({ quality, training }) {
   }
   if (quality)
     return `Held-out reward is ${plain(quality.last.value)} at step ${quality.last.step} (${quality.drawn}); it was measured once, so there is no change to tell.`;
-  if (training && training.first !== null)
-    return `${training.name} went from ${plain(training.first)} to ${plain(training.last)} in training; nothing was measured on held-out prompts.`;
+  if (training && training.first !== null) {
+    const how = training.held_out ? "" : ", on the training data";
+    return `${headingOf(training)} went from ${plain(training.first)} to ${plain(training.last)}${how}.`;
+  }
   return "Nothing was measured yet.";
 }
 
@@ -78,6 +81,9 @@ function tiles(headline) {
       tile("Held-out reward", steady(quality.last.value), "", [
         range(quality.last),
         first(quality.first && interval(quality.first)),
+        quality.best &&
+          quality.best.step !== quality.last.step &&
+          `best ${steady(quality.best.value)} at step ${quality.best.step}`,
       ]),
     won && tile("Win rate against the base", plain(won.value * 100), "%", [range(won, 100)]),
     kl && tile("KL to the reference", plain(kl.value), "nats", [range(kl), "per response"]),
@@ -264,12 +270,12 @@ const evaluationPart = {
         "Evaluations on held-out prompts",
         [
           { title: "step", cell: (row) => String(row.step) },
+          ...columns.map(measured),
           {
             title: "time",
             cell: (row) => (row.elapsed === undefined ? "–" : duration(row.elapsed)),
           },
           { title: "prompts", cell: (row) => plain(row.n ?? null, 6) },
-          ...columns.map(measured),
         ],
         rows,
       ),
@@ -278,13 +284,10 @@ const evaluationPart = {
 };
 
 /** A value with its interval below it, where it has one. */
-function measuredCell({ value, low, high }, unit) {
-  const range =
-    low === undefined ? null : interval({ value, low, high }, unit).match(/\[(.*)\]/)?.[1];
-  return [
-    interval({ value }, unit),
-    range ? el("span", { class: "range" }, range.replace(", ", " to ")) : null,
-  ].filter(Boolean);
+function measuredCell(measure, unit) {
+  const ends = endsOf(measure, unit);
+  const range = ends ? el("span", { class: "range" }, ends.join(" to ")) : null;
+  return [interval({ value: measure.value }, unit), range].filter(Boolean);
 }
 
 // --- Settings -----------------------------------------------------------------------------------
