@@ -181,6 +181,10 @@ function hideTip() {
   tip.hidden = true;
 }
 
+addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
+addEventListener("pointerdown", hideTip, { capture: true });
+addEventListener("scroll", hideTip, { passive: true });
+
 /** Give an element a hint that hovering, focus and a tap show; `content` returns nodes. */
 function hint(node, content) {
   const show = () => {

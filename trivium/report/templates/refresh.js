@@ -121,7 +121,8 @@ async function poll(take) {
       if (answer.status === 200) {
         mark = answer.headers.get("ETag") ?? "";
         const fresh = await answer.json();
-        while (!tip.hidden) await pause(200); // a reader's hint is not torn away
+        // A hint that is being read is not torn away, for a while.
+        for (let waited = 0; !tip.hidden && waited < 50; waited++) await pause(200);
         take(fresh);
       }
       notice.hidden = true;
