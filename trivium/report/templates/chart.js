@@ -261,85 +261,71 @@ function yDomain(series, rule, scale) {
 
 /** Let pointer and arrow keys read values off a plot. */
 function hairline(plot, options, scale) {
-  const { series, axis, title } = options;
+  const { series, title } = options;
+  const toX = plot.scale("x");
+  const { show, hide } = reader(plot, options, scale);
+  const places = d3.sort(new Set(series.flatMap((curve) => curve.x)));
+  let current = places.length - 1;
+  const nearest = (event) => {
+    const box = plot.getBoundingClientRect();
+    const pixel = ((event.clientX - box.left) * plot.viewBox.baseVal.width) / box.width;
+    current = d3.bisectCenter(places, toX.invert(pixel));
+    show(places[current], event.clientX, event.clientY);
+  };
+  const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9 };
+  const step = (event) => {
+    if (event.key === "Escape") hide();
+    if (!moves[event.key] || !places.length) return;
+    event.preventDefault();
+    current = Math.max(0, Math.min(places.length - 1, current + moves[event.key]));
+    const box = plot.getBoundingClientRect();
+    show(places[current], box.left + toX.apply(places[current]), box.top + HEIGHT / 3);
+  };
+  const told = series.map((curve) => spoken(curve, options.unit)).join("; ");
+  plot.setAttribute("tabindex", "0");
+  plot.setAttribute("role", "img");
+  plot.setAttribute("aria-label", `${oneLine(title)}: ${told}. Arrow keys read values.`);
+  for (const name of ["pointermove", "pointerdown"]) plot.addEventListener(name, nearest);
+  for (const name of ["pointerleave", "blur"]) plot.addEventListener(name, hide);
+  plot.addEventListener("keydown", step);
+  return plot;
+}
+
+/** The hair line with its dots and hint: {show(place, clientX, clientY), hide()}. */
+function reader(plot, options, scale) {
+  const { series, axis, marks = [] } = options;
   const [toX, toY] = [plot.scale("x"), plot.scale("y")];
   const layer = d3.select(plot).append("g").attr("pointer-events", "none").attr("display", "none");
-  const line = layer
-    .append("line")
-    .attr("stroke", "var(--muted)")
-    .attr("y1", 8)
-    .attr("y2", HEIGHT - 26);
+  const line = layer.append("line").attr("stroke", "var(--muted)");
+  line.attr("y1", 8).attr("y2", HEIGHT - 26);
   const dots = series.map((curve) =>
     layer.append("circle").attr("r", 3.5).attr("fill", curve.colour).attr("stroke", "var(--panel)"),
   );
-  const places = d3.sort(new Set(series.flatMap((curve) => curve.x)));
-  let current = places.length - 1;
-
+  const read = (curve, i, place, pixel) => {
+    const point = curve.points[d3.bisectCenter(curve.x, place)];
+    const near = point && Math.abs(toX.apply(point.x) - pixel) <= NEAR;
+    dots[i].attr("display", near && Number.isFinite(point.y) ? null : "none");
+    if (!near) return null;
+    if (Number.isFinite(point.y)) {
+      dots[i].attr("cx", toX.apply(point.x)).attr("cy", toY.apply(point.y * scale));
+    }
+    return valueRow(curve, point, options.unit);
+  };
   const show = (place, clientX, clientY) => {
     const pixel = toX.apply(place);
     layer.attr("display", null);
     line.attr("x1", pixel).attr("x2", pixel);
-    const rows = series.map((curve, i) => {
-      const point = curve.points[d3.bisectCenter(curve.x, place)];
-      const near = point && Math.abs(toX.apply(point.x) - pixel) <= NEAR;
-      const drawn = near && Number.isFinite(point.y);
-      dots[i]
-        .attr("display", drawn ? null : "none")
-        .attr("cx", drawn ? toX.apply(point.x) : 0)
-        .attr("cy", drawn ? toY.apply(point.y * scale) : 0);
-      return near ? valueRow(curve, point, options.unit) : null;
-    });
-    const heard = (options.marks ?? []).filter((m) => Math.abs(toX.apply(m.x) - pixel) <= NEAR);
-    const told = heard
-      .slice(0, 3)
-      .map((m) => el("p", { class: "alarm-text" }, `▲ ${oneLine(m.text, 160)}`));
-    showTip(
-      [
-        el("p", { class: "faint" }, axis.format(place)),
-        el("table", {}, el("tbody", {}, rows)),
-        ...told,
-      ],
-      clientX,
-      clientY,
-    );
+    const rows = series.map((curve, i) => read(curve, i, place, pixel));
+    const near = marks.filter((mark) => Math.abs(toX.apply(mark.x) - pixel) <= NEAR).slice(0, 3);
+    const told = near.map((m) => el("p", { class: "alarm-text" }, `▲ ${oneLine(m.text, 160)}`));
+    const values = el("table", {}, el("tbody", {}, rows));
+    showTip([el("p", { class: "faint" }, axis.format(place)), values, ...told], clientX, clientY);
   };
-  const nearest = (event) => {
-    const box = plot.getBoundingClientRect();
-    current = d3.bisectCenter(
-      places,
-      toX.invert(((event.clientX - box.left) * plot.viewBox.baseVal.width) / box.width),
-    );
-    show(places[current], event.clientX, event.clientY);
+  const hide = () => {
+    layer.attr("display", "none");
+    hideTip();
   };
-  const hide = () => (layer.attr("display", "none"), hideTip());
-  const step = (event) => {
-    const move = {
-      ArrowLeft: -1,
-      ArrowRight: 1,
-      PageUp: -10,
-      PageDown: 10,
-      Home: -Infinity,
-      End: Infinity,
-    }[event.key];
-    if (event.key === "Escape") return hide();
-    if (!move || !places.length) return undefined;
-    event.preventDefault();
-    current = Math.max(0, Math.min(places.length - 1, current + move));
-    const box = plot.getBoundingClientRect();
-    return show(places[current], box.left + toX.apply(places[current]), box.top + HEIGHT / 3);
-  };
-  plot.setAttribute("tabindex", "0");
-  plot.setAttribute("role", "img");
-  plot.setAttribute(
-    "aria-label",
-    `${oneLine(title)}: ${series.map((c) => spoken(c, options.unit)).join("; ")}. Arrow keys read values.`,
-  );
-  plot.addEventListener("pointermove", nearest);
-  plot.addEventListener("pointerdown", nearest);
-  plot.addEventListener("pointerleave", hide);
-  plot.addEventListener("blur", hide);
-  plot.addEventListener("keydown", step);
-  return plot;
+  return { show, hide };
 }
 
 function valueRow(curve, point, unit) {
