@@ -29,7 +29,7 @@ from trivium.yaml_source import YamlSource
 DESCRIPTION = """\
 Align language models by PPO, DPO and GRPO.
 
-Every command but chat and demo takes a configuration file and settings that correct it:
+The commands that train and measure take a configuration file and settings that correct it:
   trivium grpo grpo.yaml optimizer.learning_rate=2e-6 run.seed=1
 `trivium COMMAND --help` shows an example, `trivium COMMAND --fields` every setting there is.
 """
@@ -47,6 +47,20 @@ side by side, evaluated on held-out problems. A demo that was stopped goes on wh
 
 example:
   trivium demo --quick
+"""
+REPORT = """\
+Write what a run's directory says to one HTML file: outcome, alarms, curves, evaluations, cost,
+samples, configuration. It opens from disk, needs no network, and can be sent to others.
+
+example:
+  trivium report runs/grpo-20260101-120000
+  trivium report runs/grpo-20260101-120000 --output grpo.html --overwrite
+"""
+WATCH = """\
+Serve the same page live while a run goes on, to this machine only. Ctrl-C ends it.
+
+example:
+  trivium watch runs/grpo-20260101-120000
 """
 EXAMPLE = """\
 example: {name}.yaml
@@ -106,7 +120,7 @@ class Fields(argparse.Action):
 
 def require_command(arguments: Sequence[str]) -> None:
     """Refuse a word that is no command, with the nearest one."""
-    names = [*COMMANDS, "chat", "demo"]
+    names = [*COMMANDS, "chat", "report", "watch", "demo"]
     word = next(iter(arguments), "-")
     if word.startswith("-") or word in names:
         return
@@ -142,6 +156,12 @@ def make_parser() -> argparse.ArgumentParser:
     chat.add_argument("path", metavar="PATH", help="a checkpoint, a run's directory or a hub name")
     _add_settings(chat, _chat_config)
     chat.set_defaults(run=run_chat)
+    _add_report(
+        commands.add_parser("report", help="write a run's report", description=REPORT, **style)
+    )
+    _add_watch(
+        commands.add_parser("watch", help="show a run while it goes on", description=WATCH, **style)
+    )
     _add_demo(commands.add_parser("demo", help="watch every road", description=DEMO, **style))
     return parser
 
@@ -151,6 +171,28 @@ def _add_settings(parser: argparse.ArgumentParser, fields: Callable[[], type]) -
     parser.add_argument(
         "--fields", action=Fields, nargs=0, const=fields, help="show every setting and leave"
     )
+
+
+def _add_report(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_directory", metavar="RUN", type=Path, help="a run's directory")
+    parser.add_argument("--output", metavar="FILE", type=Path, help="by default RUN/report.html")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE if it exists")
+    parser.set_defaults(run=run_report)
+
+
+def _add_watch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_directory", metavar="RUN", type=Path, help="a run's directory")
+    parser.add_argument(
+        "--port", type=port_number, default=0, help="0 to 65535; 0, the default, takes a free one"
+    )
+    parser.set_defaults(run=run_watch)
+
+
+def port_number(text: str) -> int:
+    """A port between 0 and 65535."""
+    if not (text.isascii() and text.isdigit() and int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"{text!r} is no port: write a number from 0 to 65535")
+    return int(text)
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
@@ -191,6 +233,20 @@ def run_chat(parsed: argparse.Namespace) -> None:
     config = load_configuration(ChatConfig, None, settings)
     with quiet_libraries():
         chat(config)
+
+
+def run_report(parsed: argparse.Namespace) -> None:
+    """Write the report of a run."""
+    from trivium.report.run import write
+
+    show(write(parsed.run_directory, parsed.output, overwrite=parsed.overwrite))
+
+
+def run_watch(parsed: argparse.Namespace) -> None:
+    """Serve the report of a run until Ctrl-C."""
+    from trivium.report.watch import watch
+
+    watch(parsed.run_directory, parsed.port)
 
 
 def run_demo(parsed: argparse.Namespace) -> None:

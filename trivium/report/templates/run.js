@@ -1,0 +1,351 @@
+// The report of one run: what came of it, its alarms, curves, evaluations, cost, samples, settings.
+"use strict";
+
+const METHODS = {
+  grpo: "GRPO",
+  ppo: "PPO",
+  dpo: "DPO",
+  sft: "supervised fine-tuning",
+  "reward-model": "reward model",
+};
+const state = { x: "step", smooth: false, open: {} };
+
+// --- Outcome ------------------------------------------------------------------------------------
+
+const outcomePart = {
+  id: "outcome",
+  title: "Outcome",
+  data: ({ headline, name, written, axes }) => ({
+    headline,
+    name,
+    written,
+    reached: axes.step.at(-1),
+  }),
+  build: ({ headline, name, written }) =>
+    el(
+      "section",
+      { id: "outcome", "aria-labelledby": "outcome-title" },
+      el("p", { class: "kicker" }, kicker(headline)),
+      el("h1", { id: "outcome-title" }, oneLine(name, 120)),
+      el("p", { class: "lead" }, outcome(headline)),
+      el("p", { class: "note" }, stateOf(headline, written)),
+      el("dl", { class: "tiles" }, tiles(headline)),
+    ),
+};
+
+function kicker(headline) {
+  const method = METHODS[headline.kind] ?? oneLine(headline.kind, 40);
+  const from = headline.base === null ? "" : ` from ${oneLine(headline.base, 160)}`;
+  const seed = headline.seed === null ? "" : ` · seed ${oneLine(headline.seed)}`;
+  return `${method}${from}${seed}`;
+}
+
+function outcome({ quality, training }) {
+  if (quality && quality.first) {
+    const [from, to] = [plain(quality.first.value), plain(quality.last.value)];
+    const how = `(${quality.drawn}${quality.n ? `, ${count(quality.n, "prompt")}` : ""})`;
+    if (quality.change === "unclear")
+      return `Held-out reward shows no clear change: ${from} at first, ${to} at last ${how}.`;
+    return `Held-out reward ${quality.change} from ${from} to ${to} ${how}.`;
+  }
+  if (quality)
+    return `Held-out reward is ${plain(quality.last.value)} at step ${quality.last.step} (${quality.drawn}); it was measured once, so there is no change to tell.`;
+  if (training && training.first !== null) {
+    const how = training.held_out ? "" : ", on the training data";
+    return `${headingOf(training)} went from ${plain(training.first)} to ${plain(training.last)}${how}.`;
+  }
+  return "Nothing was measured yet.";
+}
+
+function stateOf(headline, written) {
+  const at =
+    headline.step === null
+      ? "before the first step"
+      : `step ${headline.step}${headline.steps ? ` of ${headline.steps}` : ""}`;
+  const words = {
+    finished: `Finished at ${at}.`,
+    stopped: `Stopped at ${at}${headline.state.reason ? `: ${oneLine(headline.state.reason, 300)}` : "."}`,
+    open: `Still running, or broken off: ${at}.`,
+  }[headline.state.kind];
+  const started = headline.started ? ` Started ${date(headline.started)}` : "";
+  return `${words}${started}; this page is of ${date(written)}.`;
+}
+
+function tiles(headline) {
+  const { quality, win_rate: won, kl, length, alarms } = headline;
+  const range = (m, scale = 1) =>
+    m.low === null ? null : `95 %: ${steady(m.low * scale)} to ${steady(m.high * scale)}`;
+  const first = (text) => (text ? `at first ${text}` : null);
+  return [
+    quality &&
+      tile("Held-out reward", steady(quality.last.value), "", [
+        range(quality.last),
+        first(quality.first && interval(quality.first)),
+        quality.best &&
+          quality.best.step !== quality.last.step &&
+          `best ${steady(quality.best.value)} at step ${quality.best.step}`,
+      ]),
+    won && tile("Win rate against the base", plain(won.value * 100), "%", [range(won, 100)]),
+    kl && tile("KL to the reference", plain(kl.value), "nats", [range(kl), "per response"]),
+    length &&
+      tile("Response length", plain(length.last), "tokens", [
+        first(length.first !== null && `${plain(length.first)} (${relative(length)})`),
+      ]),
+    tile("Alarms", alarms ? String(alarms) : "none", "", [], alarms > 0),
+    headline.seconds !== null &&
+      tile("Time", ...timeParts(headline.seconds), [
+        headline.flops && `${plain(headline.flops)} FLOPs`,
+      ]),
+    (headline.generated || headline.trained) &&
+      tile("Tokens", plain(headline.generated || headline.trained), "", tokenWords(headline)),
+  ].filter(Boolean);
+}
+
+function tile(name, value, unit, details, alert = false) {
+  const number = el(
+    "span",
+    { class: "value" },
+    value,
+    unit ? el("span", { class: "unit" }, ` ${unit}`) : null,
+  );
+  return el(
+    "div",
+    { class: alert ? "tile alert" : "tile" },
+    el("dt", {}, name),
+    el(
+      "dd",
+      {},
+      number,
+      details.filter(Boolean).map((text) => el("span", { class: "detail" }, text)),
+    ),
+  );
+}
+
+function timeParts(seconds) {
+  const [size, unit] =
+    seconds < 120
+      ? [1, "s"]
+      : seconds < 7200
+        ? [60, "min"]
+        : seconds < 172800
+          ? [3600, "h"]
+          : [86400, "days"];
+  return [plain(seconds / size), unit];
+}
+
+function relative({ first, last }) {
+  if (!first) return "was 0";
+  const change = (100 * (last - first)) / Math.abs(first);
+  return `${Math.abs(change) < 0.5 ? "±0" : signed(change, 2)} %`;
+}
+
+function tokenWords({ generated, trained }) {
+  return generated ? ["generated", trained && `${plain(trained)} trained`] : ["trained"];
+}
+
+// --- Alarms and events --------------------------------------------------------------------------
+
+const alarmsPart = {
+  id: "alarms",
+  title: "Alarms",
+  data: ({ alarms, events }) => ({ alarms, events }),
+  build: ({ alarms, events }) => {
+    const groups = d3.groups(alarms.shown, (alarm) => `${alarm.monitor}\n${alarm.metric}`);
+    const note =
+      alarms.shown.length < alarms.total
+        ? `the first and last ${alarms.shown.length} of ${alarms.total}`
+        : null;
+    return section(
+      "alarms",
+      "Alarms",
+      note,
+      groups.length
+        ? el(
+            "ol",
+            { class: "alarms" },
+            groups.map(([, group]) => alarm(group)),
+          )
+        : el("p", { class: "quiet" }, "No monitor spoke up."),
+      events.shown.length
+        ? folded(state, "events", `Other events (${events.total})`, eventTable(events))
+        : null,
+    );
+  },
+};
+
+/** One monitor's alarms: the first in full, and when it came again. */
+function alarm(group) {
+  const [first] = group;
+  const steps = group.map((one) => one.step).filter((step) => step !== undefined);
+  const again =
+    steps.length > 1
+      ? ` and again at ${steps.slice(1, 9).join(", ")}${steps.length > 9 ? ` and ${steps.length - 9} more` : ""}`
+      : "";
+  const said = (name, text) =>
+    text ? [el("dt", {}, name), el("dd", {}, visible(String(text)))] : null;
+  return el(
+    "li",
+    {},
+    el(
+      "h3",
+      {},
+      el("span", { class: "sign", "aria-hidden": "true" }, "▲"),
+      oneLine(first.monitor ?? "alarm", 80).replaceAll("_", " "),
+      group.some((one) => one.stops) ? el("span", { class: "chip" }, "stopped the run") : null,
+      el("span", { class: "note" }, `step ${steps[0] ?? "–"}${again}`),
+    ),
+    el(
+      "dl",
+      {},
+      said("Seen", first.seen ?? first.message),
+      said("Why it matters", first.why),
+      said("What to try", first.remedy),
+    ),
+  );
+}
+
+function eventTable(events) {
+  const known = new Set(["time", "kind", "message"]);
+  const rest = (event) =>
+    Object.entries(event)
+      .filter(([name]) => !known.has(name))
+      .map(
+        ([name, value]) =>
+          `${name} ${typeof value === "number" ? plain(value) : oneLine(typeof value === "string" ? value : JSON.stringify(value), 200)}`,
+      );
+  const note =
+    events.shown.length < events.total
+      ? el("p", { class: "note" }, `The first and last ${events.shown.length} are shown.`)
+      : null;
+  return [
+    note,
+    table(
+      "Events",
+      [
+        { title: "time", text: true, cell: (event) => date(event.time) },
+        {
+          title: "event",
+          text: true,
+          cell: (event) => oneLine(event.kind ?? "–", 60).replaceAll("_", " "),
+        },
+        {
+          title: "what",
+          text: true,
+          cell: (event) =>
+            [oneLine(event.message ?? "", 300), ...rest(event).map((fact) => oneLine(fact, 240))]
+              .filter(Boolean)
+              .join(" · "),
+        },
+      ],
+      events.shown,
+    ),
+  ];
+}
+
+// --- Evaluations --------------------------------------------------------------------------------
+
+const evaluationPart = {
+  id: "evaluation",
+  title: "Evaluation",
+  data: ({ evaluation }) => (evaluation.rows.length ? evaluation : null),
+  build: ({ columns, rows }) => {
+    const measured = (column) => ({
+      title: column.title.replace("held-out reward, ", ""),
+      hint: () => meaning(column),
+      cell: (row) =>
+        measuredCell(
+          {
+            value: row[column.name] ?? null,
+            low: row[`${column.name}_low`],
+            high: row[`${column.name}_high`],
+          },
+          column.unit,
+        ),
+    });
+    return section(
+      "evaluation",
+      "Evaluation",
+      "on held-out prompts; 95 % intervals below the values",
+      table(
+        "Evaluations on held-out prompts",
+        [
+          { title: "step", cell: (row) => String(row.step) },
+          ...columns.map(measured),
+          {
+            title: "time",
+            cell: (row) => (row.elapsed === undefined ? "–" : duration(row.elapsed)),
+          },
+          { title: "prompts", cell: (row) => plain(row.n ?? null, 6) },
+        ],
+        rows,
+      ),
+    );
+  },
+};
+
+/** A value with its interval below it, where it has one. */
+function measuredCell(measure, unit) {
+  const ends = endsOf(measure, unit);
+  const range = ends ? el("span", { class: "range" }, ends.join(" to ")) : null;
+  return [interval({ value: measure.value }, unit), range].filter(Boolean);
+}
+
+// --- Settings -----------------------------------------------------------------------------------
+
+const configurationPart = {
+  id: "configuration",
+  title: "Configuration",
+  data: ({ config, run }) => ({ config, run }),
+  build: ({ config, run }) => {
+    const left =
+      config.characters > config.text.length
+        ? el(
+            "p",
+            { class: "note" },
+            `The first ${config.text.length.toLocaleString("en")} of ${config.characters.toLocaleString("en")} characters; all of it is in config.yaml.`,
+          )
+        : null;
+    const packages = Object.entries(run.packages ?? {}).map(([name, version]) => [
+      name,
+      version ?? "not installed",
+    ]);
+    const facts = [
+      ...packages,
+      ["Python", run.python],
+      ["platform", run.platform],
+      ["started", run.started],
+    ];
+    const rows = facts.filter(([, value]) => value !== undefined && value !== null);
+    return section(
+      "configuration",
+      "Configuration and versions",
+      null,
+      config.text
+        ? folded(
+            state,
+            "config",
+            "config.yaml, defaults included",
+            el("pre", {}, visible(config.text)),
+            left,
+          )
+        : el("p", { class: "quiet" }, "The run has no config.yaml."),
+      el(
+        "dl",
+        { class: "versions" },
+        rows.map(([name, value]) =>
+          el("div", {}, el("dt", {}, oneLine(name, 60)), el("dd", {}, oneLine(value, 160))),
+        ),
+      ),
+    );
+  },
+};
+
+start([
+  outcomePart,
+  alarmsPart,
+  curvesPart,
+  evaluationPart,
+  costPart,
+  samplesPart,
+  configurationPart,
+]);
