@@ -31,7 +31,7 @@ from trivium.algorithms.ppo import PPOConfig
 from trivium.algorithms.sft import SFTConfig
 from trivium.algorithms.update import Work
 from trivium.compare.config import CompareConfig
-from trivium.compare.plan import Job, Plan
+from trivium.compare.plan import Job, Plan, for_seed
 from trivium.data.batch import Group, Grouped
 from trivium.data.prompts import Prompt, load_prompts
 from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
@@ -59,6 +59,7 @@ class Bench:
 def measure(config: CompareConfig, plan: Plan) -> list[Record]:
     """The signal-to-noise ratio of every road that trains a policy from the base."""
     seed = config.seeds[0]
+    config = for_seed(config, seed)
     base = ModelConfig.model_validate(plan.jobs[plan.bases[seed]].settings["model"])
     bench = _bench(config, base)
     found = []

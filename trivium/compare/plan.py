@@ -91,6 +91,14 @@ def make_plan(config: CompareConfig) -> Plan:
     return Plan(jobs, routes, bases)
 
 
+def for_seed(config: CompareConfig, seed: int) -> CompareConfig:
+    """The comparison with ``${seed}`` filled in, its roads left aside."""
+    shared = config.model_dump(mode="json", exclude={"roads"})
+    known = {"seed": str(seed)}
+    filled = _each_text(shared, lambda text: _resolved(text, known, None))
+    return CompareConfig.model_validate({**filled, "roads": config.roads})
+
+
 def _route(
     config: CompareConfig,
     shared: Settings,
@@ -177,7 +185,7 @@ def _filled(
         run = {"directory": str(place), "seed": seed, "overwrite": True}
         given["run"] = {**given.get("run", {}), **run}
         if stage is road.stages[-1]:
-            given.setdefault("evaluation", _held_out(config, shared))
+            given["evaluation"] = {**_held_out(config, shared), **own.get("evaluation", {})}
     if stage.command == "sft" and "evaluation" in given:
         given.setdefault("measure_kl", True)
     if config.budget is not None and _spends(stage, config.budget):

@@ -110,7 +110,7 @@ def _curve(job: Job, earlier: Mapping[str, float], base: Record) -> list[Record]
     start = {"step": 0, **dict.fromkeys(CURRENCIES, 0.0), "reward": None, **_held_out(base)}
     points = [start | {"kl": 0.0}]
     if any(earlier.values()):
-        points.append(points[0] | earlier)
+        points.append({**points[0], **earlier})
     for evaluation in read_evaluations(job.directory):
         done = [line for line in metrics if line["step"] <= evaluation["step"]]
         cost = {

@@ -1,15 +1,18 @@
-"""The demo's configurations, as a user would write them: one mapping per run.
+"""The demo as a comparison: its roads, as a user would write them down for ``trivium compare``.
 
-They are written to ``configs/*.yaml`` and run by the ordinary commands; any of them can be run
-again, changed, by hand. The numbers were chosen for two CPU cores.
+It is written to ``config.yaml``, and every stage's own configuration beside its run; any of them
+can be run again, changed, by hand. The numbers were chosen for two CPU cores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from trivium.compare.plan import Job
 
 CORRECT = "trivium.tasks.verifier:correct"
 STEPS = "trivium.tasks.verifier:steps"
@@ -24,6 +27,7 @@ class Budget:
     demonstrations: int
     problems: int
     held_out: int
+    credit: int
     sft_steps: int
     sft_batch: int
     rate: float
@@ -38,6 +42,7 @@ FULL = Budget(
     demonstrations=30_000,
     problems=4_000,
     held_out=1_000,
+    credit=8,
     sft_steps=1_500,
     sft_batch=32,
     rate=1e-3,
@@ -51,6 +56,7 @@ QUICK = Budget(
     demonstrations=8_000,
     problems=1_200,
     held_out=300,
+    credit=4,
     sft_steps=850,
     sft_batch=32,
     rate=5e-4,
@@ -62,202 +68,174 @@ QUICK = Budget(
 )
 
 
-@dataclass(frozen=True)
-class Road:
-    """One run of the demo: a command, its configuration, and the runs that it builds on.
-
-    Roads with a title are compared in the demo's table.
-    """
-
-    name: str
-    command: str
-    settings: Mapping[str, Any]
-    after: tuple[str, ...] = ()
-    title: str = ""
+BASE = "sft"
+"""The stage that every road starts from."""
 
 
-def roads(directory: Path, budget: Budget, seed: int) -> list[Road]:
-    """All runs of the demo, the longest chains first."""
-    plan = Plan(directory, budget, seed)
-    return [
-        plan.sft(),
-        plan.process_reward_model(),
-        plan.pairs(),
-        plan.outcome_reward_model(),
-        plan.ppo_with_process_model(),
-        plan.ppo_with_outcome_model(),
-        plan.ppo_with_verifier(),
-        plan.grpo("outcome", CORRECT),
-        plan.grpo("process", STEPS),
-        plan.dpo(),
-    ]
+def sft_job(directory: Path, budget: Budget, seed: int) -> Job:
+    """The base: fine-tuned from nothing on imperfect demonstrations."""
+    place = place_of(directory, seed)
+    settings = {
+        "model": {"path": str(place / "base")},
+        "data": {"path": str(place / "data" / "demonstrations.jsonl")},
+        "steps": budget.sft_steps,
+        "examples_per_step": budget.sft_batch,
+        "optimizer": {
+            "learning_rate": 4e-3,
+            "schedule": "cosine",
+            "warmup_steps": 50,
+            "weight_decay": 0.01,
+        },
+        "run": {"directory": str(place / BASE), "seed": seed, "overwrite": True},
+    }
+    return Job(f"{place.name}/{BASE}", "sft", place / BASE, settings)
 
 
-class Plan:
-    """The configurations, for one directory, budget and seed."""
+def place_of(directory: Path, seed: int) -> Path:
+    """Where a seed's data and base are."""
+    return directory / f"seed-{seed}"
 
-    def __init__(self, directory: Path, budget: Budget, seed: int) -> None:
-        self.directory, self.budget, self.seed = directory, budget, seed
 
-    def file(self, name: str) -> str:
-        return str(self.directory / "data" / name)
+def comparison(directory: Path, budget: Budget, seeds: Sequence[int]) -> dict[str, Any]:
+    """The comparison of all roads, the longest chains first."""
+    place = directory / "seed-${seed}"
+    roads = Roads(budget, place / "data")
+    return {
+        "title": "The demo: chained word problems",
+        "model": {"path": str(place / BASE / "final")},
+        "data": {"path": str(place / "data" / "problems.jsonl")},
+        "rewards": [{"function": CORRECT}],
+        "sampling": {"max_tokens": RESPONSE_TOKENS},
+        "evaluation": {"data": {"path": str(place / "data" / "heldout.jsonl")}},
+        "seeds": list(seeds),
+        "credit": budget.credit,
+        "directory": str(directory),
+        "roads": [
+            roads.ppo_with_outcome_model(),
+            roads.ppo_with_process_model(),
+            roads.ppo_with_verifier(),
+            roads.grpo("outcome", {}),
+            roads.grpo("process", {"rewards": [{"function": STEPS}]}),
+            roads.dpo(),
+        ],
+    }
 
-    def final(self, name: str) -> str:
-        return str(self.directory / "runs" / name / "final")
 
-    def run(self, name: str) -> dict[str, Any]:
-        return {
-            "directory": str(self.directory / "runs" / name),
-            "seed": self.seed,
-            "overwrite": True,
-        }
+class Roads:
+    """The demo's roads, for one budget; ``data`` is the directory of a seed's files."""
 
-    def falling(self, rate: float) -> dict[str, Any]:
-        return {"learning_rate": rate, "schedule": "linear", "final_share": 0.1}
+    def __init__(self, budget: Budget, data: Path) -> None:
+        self.budget, self.data = budget, data
 
-    def evaluation(self) -> dict[str, Any]:
-        return {
-            "data": {"path": self.file("heldout.jsonl")},
-            "rewards": [{"function": CORRECT}],
-            "max_tokens": RESPONSE_TOKENS,
-            "at_start": False,
-        }
-
-    def sampled(self) -> dict[str, Any]:
-        """What all roads over rollouts share."""
-        return {
-            "model": {"path": self.final("sft")},
-            "data": {"path": self.file("problems.jsonl")},
-            "sampling": {"max_tokens": RESPONSE_TOKENS},
-            "evaluation": self.evaluation(),
-        }
-
-    def sft(self) -> Road:
-        settings = {
-            "model": {"path": str(self.directory / "base")},
-            "data": {"path": self.file("demonstrations.jsonl")},
-            "steps": self.budget.sft_steps,
-            "examples_per_step": self.budget.sft_batch,
-            "optimizer": {
-                "learning_rate": 4e-3,
-                "schedule": "cosine",
-                "warmup_steps": 50,
-                "weight_decay": 0.01,
-            },
-            "evaluation": self.evaluation(),
-            "run": self.run("sft"),
-        }
-        return Road("sft", "sft", settings, title="SFT, the base of all roads")
-
-    def grpo(self, supervision: str, reward: str) -> Road:
-        name = f"grpo-{supervision}"
-        settings = {
-            **self.sampled(),
-            "rewards": [{"function": reward}],
+    def grpo(self, supervision: str, settings: dict[str, Any]) -> dict[str, Any]:
+        stage = {
             "supervision": supervision,
             "steps_per_iteration": self.budget.grpo_steps,
             "prompts_per_step": 48,
             "responses_per_prompt": 8,
             "beta": 0.0,
-            "optimizer": self.falling(self.budget.rate),
-            "run": self.run(name),
+            "optimizer": falling(self.budget.rate),
+            **evaluated_thrice(self.budget.grpo_steps),
+            **settings,
         }
-        return Road(name, "grpo", settings, ("sft",), f"GRPO, {supervision}")
+        return road(f"GRPO, {supervision}", ("grpo", "", stage))
 
-    def ppo(self, name: str, rewards: list[dict[str, Any]], beta: float) -> dict[str, Any]:
-        return {
-            **self.sampled(),
-            "rewards": rewards,
+    def ppo(self, beta: float, judge: str | None = None) -> dict[str, Any]:
+        """PPO; with a judge, the road's learned reward is kept true where the policy goes."""
+        stage = {
             "steps": self.budget.ppo_steps,
             "prompts_per_step": 96,
             "responses_per_prompt": 4,
             "epochs": 2,
             "minibatches": 2,
             "beta": beta,
-            "optimizer": self.falling(self.budget.rate / 2),
+            "optimizer": falling(self.budget.rate / 2),
             "critic": {"optimizer": {"learning_rate": self.budget.rate}},
-            "run": self.run(name),
+            **evaluated_thrice(self.budget.ppo_steps),
         }
+        if judge is not None:
+            stage["reward_update"] = {
+                "judge": {"function": judge},
+                "every": 2,
+                "examples": 256,
+                "replay": 0.5,
+                "optimizer": {"learning_rate": 3e-4},
+            }
+        return stage
 
-    def ppo_with_verifier(self) -> Road:
-        settings = self.ppo("ppo-verifier", [{"function": CORRECT}], beta=0.01)
-        return Road("ppo-verifier", "ppo", settings, ("sft",), "PPO, verifier")
+    def ppo_with_verifier(self) -> dict[str, Any]:
+        return road("PPO, verifier", ("ppo", "", self.ppo(beta=0.01)))
 
-    def ppo_with_process_model(self) -> Road:
-        arguments = {"path": self.final("process-model"), "aggregate": "product"}
-        rewards = [{"function": "process_reward_model", "arguments": arguments}]
-        settings = self.ppo("ppo-process-model", rewards, beta=0.02)
-        settings["reward_update"] = self.reward_update(LABELS)
-        title = "PPO, learned process reward"
-        return Road("ppo-process-model", "ppo", settings, ("process-model",), title)
+    def ppo_with_process_model(self) -> dict[str, Any]:
+        return road(
+            "PPO, learned process reward",
+            ("reward-model", "process", self.process_model()),
+            ("ppo", "", self.ppo(beta=0.02, judge=LABELS)),
+        )
 
-    def ppo_with_outcome_model(self) -> Road:
-        arguments = {"path": self.final("outcome-model")}
-        rewards = [{"function": "reward_model", "arguments": arguments}]
-        settings = self.ppo("ppo-outcome-model", rewards, beta=0.05)
-        settings["reward_update"] = self.reward_update(CORRECT)
-        title = "PPO, learned outcome reward"
-        return Road("ppo-outcome-model", "ppo", settings, ("outcome-model",), title)
+    def ppo_with_outcome_model(self) -> dict[str, Any]:
+        """Its reward model starts from the process model, which looks at single steps."""
+        outcome = reward_model(learning_rate=5e-4) | {"model": {"path": "${process}/final"}}
+        return road(
+            "PPO, learned outcome reward",
+            ("pairs", "", self.pairs()),
+            ("reward-model", "process", self.process_model()),
+            ("reward-model", "outcome", outcome),
+            ("ppo", "", self.ppo(beta=0.05, judge=CORRECT)),
+        )
 
-    def reward_update(self, judge: str) -> dict[str, Any]:
-        """Keeps a learned reward true where the policy goes; a fixed one may be gamed."""
-        return {
-            "judge": {"function": judge},
-            "every": 2,
-            "examples": 256,
-            "replay": 0.5,
-            "optimizer": {"learning_rate": 3e-4},
-        }
-
-    def pairs(self) -> Road:
-        settings = {
-            "model": {"path": self.final("sft")},
-            "data": {"path": self.file("problems.jsonl"), "limit": self.budget.pair_prompts},
-            "sampling": {"max_tokens": RESPONSE_TOKENS},
-            "samples": 8,
-            "pairs_per_prompt": 2,
-            "rewards": [{"function": CORRECT}],
-            "output": self.file("pairs.jsonl"),
-            "overwrite": True,
-            "seed": self.seed,
-        }
-        return Road("pairs", "pairs", settings, ("sft",))
-
-    def dpo(self) -> Road:
-        settings = {
-            "model": {"path": self.final("sft")},
-            "data": {"path": self.file("pairs.jsonl")},
+    def dpo(self) -> dict[str, Any]:
+        stage = {
             "epochs": 3.0,
             "pairs_per_step": 64,
             "beta": 0.1,
             "sft_coefficient": 0.2,
-            "optimizer": self.falling(self.budget.rate / 2) | {"warmup_steps": 5},
-            "evaluation": self.evaluation(),
-            "run": self.run("dpo"),
+            "optimizer": falling(self.budget.rate / 2) | {"warmup_steps": 5},
+            **evaluated_thrice(3 * self.budget.pair_prompts // 38),
         }
-        return Road("dpo", "dpo", settings, ("pairs",), "DPO, pairs from the base")
+        return road("DPO, pairs from the base", ("pairs", "", self.pairs()), ("dpo", "", stage))
 
-    def process_reward_model(self) -> Road:
-        settings = self.reward_model("process-model", "sft", learning_rate=1e-3)
-        settings["steps"] = {"path": self.file("labels.jsonl")}
-        return Road("process-model", "reward-model", settings, ("sft",))
-
-    def outcome_reward_model(self) -> Road:
-        """From the process model, which has learned to look at single steps."""
-        settings = self.reward_model("outcome-model", "process-model", learning_rate=5e-4)
-        settings["pairs"] = {"path": self.file("pairs.jsonl")}
-        return Road("outcome-model", "reward-model", settings, ("process-model", "pairs"))
-
-    def reward_model(self, name: str, start: str, learning_rate: float) -> dict[str, Any]:
+    def pairs(self) -> dict[str, Any]:
+        problems = str(self.data / "problems.jsonl")
         return {
-            "model": {"path": self.final(start)},
-            "epochs": 2.0,
-            "examples_per_step": 64,
-            "optimizer": {
-                "learning_rate": learning_rate,
-                "schedule": "cosine",
-                "warmup_steps": 10,
-                "weight_decay": 0.05,
-            },
-            "run": self.run(name),
+            "data": {"path": problems, "limit": self.budget.pair_prompts},
+            "samples": 8,
+            "pairs_per_prompt": 2,
         }
+
+    def process_model(self) -> dict[str, Any]:
+        labels = {"path": str(self.data / "labels.jsonl")}
+        return reward_model(learning_rate=1e-3) | {"steps": labels}
+
+
+def road(name: str, *stages: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
+    """A road of stages, each a command, its name in the road and its settings."""
+    return {
+        "name": name,
+        "stages": [
+            {"command": command, "name": label, "settings": settings}
+            for command, label, settings in stages
+        ],
+    }
+
+
+def reward_model(learning_rate: float) -> dict[str, Any]:
+    return {
+        "epochs": 2.0,
+        "examples_per_step": 64,
+        "optimizer": {
+            "learning_rate": learning_rate,
+            "schedule": "cosine",
+            "warmup_steps": 10,
+            "weight_decay": 0.05,
+        },
+    }
+
+
+def falling(rate: float) -> dict[str, Any]:
+    return {"learning_rate": rate, "schedule": "linear", "final_share": 0.1}
+
+
+def evaluated_thrice(steps: int) -> dict[str, Any]:
+    """Held-out evaluation twice on the way and at the end."""
+    return {"evaluation": {"every": math.ceil(steps / 3)}}
