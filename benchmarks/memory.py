@@ -120,7 +120,7 @@ def configuration(road: str, directory: Path, model: Path) -> dict[str, Any]:
             "examples_per_step": 16,
             "epochs": 0.5,
         },
-        "ppo": {**on_policy, "prompts_per_step": 16, "minibatches": 1, "epochs": 2, "steps": 2},
+        "ppo": {**on_policy, "prompts_per_step": 16, "epochs": 1, "minibatches": 1, "steps": 2},
         "dpo": {**common, "data": pairs, "pairs_per_step": 16, "epochs": 0.5},
         "grpo": {
             **on_policy,

@@ -125,19 +125,21 @@ class Rehearsal:
 
 
 def heaviest(data: Grouped, parts: MicroBatches) -> MicroBatches:
-    """The micro-batches with the longest line and with the largest table of attention, one before
-    them if there is one: gradients are there when a later micro-batch runs."""
-    def line(part: list[int]) -> int:
-        groups = data.select(part).groups
-        return sum(len(g.prompt) + sum(map(len, g.responses)) for g in groups)
+    """The micro-batches with the longest line and with the largest table of attention, in order.
 
-    def table(part: list[int]) -> int:
-        groups = data.select(part).groups
+    The first comes along, for gradients are there only when a later one runs; of equals the last
+    is taken.
+    """
+
+    def line(number: int) -> tuple[int, int]:
+        groups = data.select(parts[number]).groups
+        return sum(len(g.prompt) + sum(map(len, g.responses)) for g in groups), number
+
+    def table(number: int) -> tuple[int, int]:
+        groups = data.select(parts[number]).groups
         longest = max(len(r) for g in groups for r in g.responses)
-        return len(part) * longest * (longest + max(len(g.prompt) for g in groups))
+        keys = longest + max(len(g.prompt) for g in groups)
+        return len(parts[number]) * longest * keys, number
 
-    chosen = [max(parts, key=line), max(parts, key=table)]
-    if chosen[0] == chosen[1]:
-        chosen.pop()
-    others = [part for part in parts if part not in chosen]
-    return [*others[:1], *chosen]
+    numbers = range(len(parts))
+    return [parts[i] for i in sorted({0, max(numbers, key=line), max(numbers, key=table)})]

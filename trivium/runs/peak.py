@@ -16,6 +16,9 @@ import torch
 
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+LARGE_BLOCK, KEPT_ON_TOP = 1 << 17, 1 << 22
+"""Blocks of 128 KiB and more are mapped on their own; 4 MiB may stay free at the heap's end."""
 
 
 class PeakMemory:
@@ -30,7 +33,8 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
-        _give_back()
+        return_freed_memory()
+        _set_mark_back()
         self.baseline = _resident()
 
     def bytes(self) -> int:
@@ -40,16 +44,24 @@ class PeakMemory:
         return max(0, _largest() - self.baseline)
 
 
-def _give_back() -> None:
-    """Return freed memory to the system and set the high-water mark back, where that is possible."""
-    if not sys.platform.startswith("linux"):
-        return
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+def return_freed_memory() -> None:
+    """Let large tensors' memory go back to the system as soon as they are freed (glibc only).
+
+    Left alone, glibc serves ever larger blocks from its heap, where tensors of changing sizes leave
+    holes: the same run then needs up to half as much memory again.
+    """
+    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
+        library.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
+        library.mallopt(M_TRIM_THRESHOLD, KEPT_ON_TOP)
+        library.malloc_trim(0)
+
+
+def _set_mark_back() -> None:
+    """Set the high-water mark of resident memory to what is resident now, where that is possible."""
     try:
         CLEAR.write_text("5")
-    except OSError:  # Not permitted here: the mark then stays where it was.
+    except OSError:  # Not Linux, or not permitted: the mark stays where it was.
         return
 
 
