@@ -203,7 +203,9 @@ def main() -> int:
                 ratio = memory.bytes / measured
                 worst = max(worst, abs(ratio - 1))
                 sizes = f"{memory.bytes / 2**20:,.0f} | {measured / 2**20:,.0f}"
-                print(f"| {size} | {road} | {memory.peak.name} | {sizes} | {ratio:.3f} |", flush=True)
+                print(
+                    f"| {size} | {road} | {memory.peak.name} | {sizes} | {ratio:.3f} |", flush=True
+                )
                 if options.show_stages:
                     print_stages(memory)
     return int(worst > 0.1)

@@ -14,7 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -107,8 +108,8 @@ class Ledger:
 class DryRun(TorchDispatchMode):
     """While this mode is on, operations on fake tensors compute shapes and are counted.
 
-    Operations whose arguments are all real are carried out. A number read from a fake tensor is 1, and
-    fake tensors equal whatever they are compared with.
+    Operations whose arguments are all real are carried out. A number read from a fake tensor
+    is 1, and fake tensors equal whatever they are compared with.
     """
 
     def __init__(self) -> None:
@@ -118,23 +119,32 @@ class DryRun(TorchDispatchMode):
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Everything that is made inside is fake: for models."""
-        with self.fake:
+        """Everything that is made inside is fake: for models.
+
+        They are made where they belong, and moving them there again is left out: PyTorch cannot
+        swap fake parameters.
+        """
+        stay = mock.patch.object(nn.Module, "_apply", lambda module, *_: module)
+        with self.fake, FakeCopies(), stay:
             yield
 
     def adopt(self, model: nn.Module, role: str) -> None:
-        """Count the model's parameters and buffers, and its gradients from now on, as ``role``'s."""
+        """Count the model's parameters, buffers and, from now on, gradients as ``role``'s."""
         self.ledger.tag([*model.parameters(), *model.buffers()], role, PARAMETERS)
         for module in (model, getattr(model, "base_model", model)):
             module.register_forward_pre_hook(lambda *_: setattr(self.ledger, "working", role))
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(
-                    lambda p: self.ledger.tag([p.grad], role, GRADIENTS)  # type: ignore[list-item]
+                    lambda p: self.ledger.tag([cast(Tensor, p.grad)], role, GRADIENTS)
                 )
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if any(isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs))):
@@ -158,7 +168,11 @@ class FakeCopies(TorchFunctionMode):
     """While this mode is on, ``copy.deepcopy`` of a fake tensor is another fake tensor."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func is not Tensor.__deepcopy__ or not isinstance(args[0], FakeTensor):
             return func(*args, **(kwargs or {}))

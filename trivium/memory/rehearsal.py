@@ -22,7 +22,7 @@ from trivium.memory.dry_run import ACTIVATIONS, GRADIENTS, OPTIMIZER, PARAMETERS
 from trivium.memory.report import Lengths, Memory, Stage
 from trivium.memory.rollout import dry_rollout
 from trivium.memory.shapes import weightless_policy, weightless_scorer
-from trivium.models.loading import ModelConfig, trained_parameters
+from trivium.models.loading import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.models.reward_model import RewardModel
@@ -71,7 +71,9 @@ class Rehearsal:
         self.stages.append(Stage.of("load reference", self.run.ledger.bytes))
         return reference
 
-    def optimizer(self, sets: Sequence[tuple[str, OptimizerConfig, list[nn.Parameter]]]) -> Optimizer:
+    def optimizer(
+        self, sets: Sequence[tuple[str, OptimizerConfig, list[nn.Parameter]]]
+    ) -> Optimizer:
         """The optimiser as it is after a first step: moments and gradients are there."""
         ledger = self.run.ledger
         with self.run:

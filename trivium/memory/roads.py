@@ -7,14 +7,14 @@ libraries) and the texts.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, cast
 
 import torch
-from torch import nn
 
-from trivium.algorithms import dpo, grpo, ppo, reward_model, sft
+from trivium.algorithms import dpo, grpo, ppo, sft
 from trivium.algorithms.dpo import DPOConfig, PairData
 from trivium.algorithms.experience import MicroBatches, Weighted, plan_updates
 from trivium.algorithms.grpo import GRPOConfig, GRPOExperience
@@ -26,8 +26,8 @@ from trivium.algorithms.reward_update import RewardUpdateConfig
 from trivium.algorithms.sft import SFTConfig
 from trivium.algorithms.update import Optimizer, Work
 from trivium.config import Configuration
-from trivium.data.batch import Batch, Grouped
-from trivium.errors import ConfigurationError
+from trivium.data.batch import Grouped
+from trivium.errors import ConfigurationError, ModelError
 from trivium.memory.rehearsal import Rehearsal, heaviest
 from trivium.memory.report import Lengths, Memory
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
@@ -51,6 +51,7 @@ def predict(kind: str, config: Configuration, lengths: Lengths) -> Memory:
 
     Raises:
         ModelError: a checkpoint's configuration cannot be read.
+        ModelError: what the model computes depends on numbers, as where experts are chosen.
         ConfigurationError: there is no such kind.
     """
     if kind not in ROADS:
@@ -58,7 +59,18 @@ def predict(kind: str, config: Configuration, lengths: Lengths) -> Memory:
             f"there is no memory prediction for {kind!r}: the kinds are {', '.join(ROADS)}"
         )
     road = Rehearsal(kind, lengths)
-    ROADS[kind](road, config)
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logged, logger.disabled = logger.disabled, True
+    try:
+        ROADS[kind](road, config)
+    except RuntimeError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the memory of {kind} cannot be predicted for these models, as what they compute "
+            f"depends on more than shapes ({reason}): run it and read the measured peak"
+        ) from None
+    finally:
+        logger.disabled = logged
     return road.memory()
 
 

@@ -7,6 +7,7 @@ something grows: when the prompts are read, when the strips are lengthened, and 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -101,7 +102,7 @@ def _grow_separate(
     (cohort,) = cache.cohorts
     more = max(0, max_tokens - 2)
     cohort.held_RL = F.pad(cohort.held_RL, (0, more), value=True)
-    for layer in cohort.cache.layers:
+    for layer in cast(list[Any], cohort.cache.layers):
         layer.keys, layer.values = (F.pad(x, (0, 0, 0, more)) for x in (layer.keys, layer.values))
         run.ledger.tag([layer.keys, layer.values], role, CACHE)
     if max_tokens > 1:

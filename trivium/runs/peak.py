@@ -50,7 +50,9 @@ def return_freed_memory() -> None:
     Left alone, glibc serves ever larger blocks from its heap, where tensors of changing sizes leave
     holes: the same run then needs up to half as much memory again.
     """
-    library = ctypes.CDLL(None) if sys.platform.startswith("linux") else None
+    if not sys.platform.startswith("linux"):
+        return
+    library = ctypes.CDLL(None)
     if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
         library.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
         library.mallopt(M_TRIM_THRESHOLD, KEPT_ON_TOP)
@@ -58,7 +60,7 @@ def return_freed_memory() -> None:
 
 
 def _set_mark_back() -> None:
-    """Set the high-water mark of resident memory to what is resident now, where that is possible."""
+    """Set the high-water mark to what is resident now, where that is possible."""
     try:
         CLEAR.write_text("5")
     except OSError:  # Not Linux, or not permitted: the mark stays where it was.
