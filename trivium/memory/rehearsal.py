@@ -127,10 +127,11 @@ class Rehearsal:
 
 
 def heaviest(data: Grouped, parts: MicroBatches) -> MicroBatches:
-    """The micro-batches with the longest line and with the largest table of attention, in order.
+    """The first micro-batch and, of the others, the ones with the longest line and with the
+    largest table of attention.
 
-    The first comes along, for gradients are there only when a later one runs; of equals the last
-    is taken.
+    The first runs without gradients and the others beside them, so either may need more; of equals
+    the last is taken.
     """
 
     def line(number: int) -> tuple[int, int]:
@@ -143,5 +144,5 @@ def heaviest(data: Grouped, parts: MicroBatches) -> MicroBatches:
         keys = longest + max(len(g.prompt) for g in groups)
         return len(parts[number]) * longest * keys, number
 
-    numbers = range(len(parts))
-    return [parts[i] for i in sorted({0, max(numbers, key=line), max(numbers, key=table)})]
+    others = range(1, len(parts)) or range(1)
+    return [parts[i] for i in sorted({0, max(others, key=line), max(others, key=table)})]
