@@ -1,0 +1,215 @@
+"""Predicted memory of every road beside the measured peak, on models of three sizes.
+
+    python benchmarks/memory.py [--sizes small,medium,large] [--roads sft,ppo] [--show-stages]
+
+Writes random-weight Llamas with a tokenizer of numbered words and data of fixed lengths to a
+temporary directory, predicts each run from its configuration, and then trains in a process of its
+own, on one thread. Measured is the high-water mark of resident memory above that of the process
+after its imports and a first small step (which loads the libraries' code). Prints a Markdown table;
+exit status 1 if any prediction is more than 10 % off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from trivium.algorithms import dpo, grpo, ppo, reward_model, sft
+from trivium.memory.report import Lengths, Memory
+from trivium.memory.roads import predict
+from trivium.runs.peak import PeakMemory
+
+SIZES: dict[str, dict[str, int]] = {
+    "tiny": {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2},
+    "small": {"vocab_size": 2048, "hidden_size": 256, "num_hidden_layers": 6},
+    "medium": {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 8},
+    "large": {"vocab_size": 32000, "hidden_size": 768, "num_hidden_layers": 12},
+}
+ROADS: dict[str, tuple[Any, Any]] = {
+    "sft": (sft.SFTConfig, sft.train),
+    "reward-model": (reward_model.RewardModelConfig, reward_model.train),
+    "ppo": (ppo.PPOConfig, ppo.train),
+    "dpo": (dpo.DPOConfig, dpo.train),
+    "grpo": (grpo.GRPOConfig, grpo.train),
+}
+PROMPT, RESPONSE = 32, 64
+EXAMPLES = 64
+
+
+def write_model(directory: Path, settings: dict[str, int]) -> None:
+    """A random Llama with four heads' width of 64 and its tokenizer, whose tokens are words."""
+    words = {"<end>": 0, "<pad>": 1}
+    words |= {f"w{i}": i for i in range(2, settings["vocab_size"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>"
+    ).save_pretrained(directory)
+    width = settings["hidden_size"]
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        **settings,
+        intermediate_size=width * 8 // 3,
+        num_attention_heads=width // 64 or 1,
+        num_key_value_heads=width // 64 or 1,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=0,
+        pad_token_id=1,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+
+
+def write_data(directory: Path) -> None:
+    """Rows that serve every road: fixed numbers of words, and so of tokens."""
+
+    def text(words: int, first: int) -> str:
+        return " ".join(f"w{2 + (first + i) % 500}" for i in range(words))
+
+    rows = []
+    for i in range(EXAMPLES):
+        prompt, chosen, rejected = text(PROMPT, i), text(RESPONSE - 1, i), text(RESPONSE - 1, i + 9)
+        rows.append({"prompt": prompt, "chosen": " " + chosen, "rejected": " " + rejected})
+    lines = {
+        "pairs": rows,
+        "demonstrations": [{"prompt": r["prompt"], "completion": r["chosen"]} for r in rows],
+        "prompts": [{"prompt": r["prompt"]} for r in rows],
+    }
+    for name, records in lines.items():
+        text_lines = "".join(json.dumps(record) + "\n" for record in records)
+        (directory / f"{name}.jsonl").write_text(text_lines)
+
+
+def configuration(road: str, directory: Path, model: Path) -> dict[str, Any]:
+    """The run of one road: a few small optimiser steps."""
+    pairs = {"path": str(directory / "pairs.jsonl")}
+    prompts = {"path": str(directory / "prompts.jsonl")}
+    common = {
+        "model": {"path": str(model), "device": "cpu"},
+        "run": {"directory": str(directory / "run")},
+        "tokens_per_micro_batch": 1024,
+    }
+    on_policy = {
+        **common,
+        "data": prompts,
+        "rewards": [{"function": "reward_model", "arguments": {"path": str(model)}}],
+        "sampling": {"max_tokens": RESPONSE},
+    }
+    own: dict[str, dict[str, Any]] = {
+        "sft": {
+            **common,
+            "data": {"path": str(directory / "demonstrations.jsonl")},
+            "examples_per_step": 16,
+            "steps": 2,
+        },
+        "reward-model": {
+            **common,
+            "pairs": pairs,
+            "held_out_share": 0.25,
+            "examples_per_step": 16,
+            "epochs": 0.5,
+        },
+        "ppo": {**on_policy, "prompts_per_step": 16, "epochs": 1, "minibatches": 1, "steps": 2},
+        "dpo": {**common, "data": pairs, "pairs_per_step": 16, "epochs": 0.5},
+        "grpo": {
+            **on_policy,
+            "prompts_per_step": 4,
+            "responses_per_prompt": 4,
+            "beta": 0.04,
+            "steps_per_iteration": 2,
+        },
+    }
+    return own[road]
+
+
+def train(road: str, path: Path) -> None:
+    """Warm up, take the baseline, train, and print the peak: the child process."""
+    kind, run = ROADS[road]
+    settings = json.loads(path.read_text())
+    tiny = {**settings["tiny"], "run": {"directory": str(path.parent / "warm-up")}}
+    run(kind.model_validate(tiny))
+    peak = PeakMemory(torch.device("cpu"))
+    run(kind.model_validate(settings["real"]))
+    print(peak.bytes())
+
+
+def measure(road: str, settings: dict[str, Any]) -> int:
+    """The peak of a run in a process of its own, in bytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.json"
+        path.write_text(json.dumps(settings))
+        command = [sys.executable, __file__, "--train", road, str(path)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{road} failed:\n{done.stderr}")
+    return int(done.stdout.split()[-1])
+
+
+def compare(road: str, directory: Path, size: str) -> tuple[Memory, int]:
+    """The prediction for one run and its measured peak."""
+    models_of = {name: directory / name for name in ("tiny", size)}
+    for name, path in models_of.items():
+        if not path.exists():
+            write_model(path, SIZES[name])
+    real = configuration(road, directory, models_of[size])
+    lengths = Lengths((PROMPT,), (RESPONSE,), held_out=16 if road == "reward-model" else 0)
+    predicted = predict(road, ROADS[road][0].model_validate(real), lengths)
+    with tempfile.TemporaryDirectory(dir=directory) as folder:
+        real["run"] = {"directory": str(Path(folder) / "run")}
+        tiny = configuration(road, directory, models_of["tiny"])
+        return predicted, measure(road, {"real": real, "tiny": tiny})
+
+
+def print_stages(memory: Memory) -> None:
+    """Every stage and model of a prediction, in MiB."""
+    for stage in memory.stages:
+        print(f"    {stage.name}: {stage.total / 2**20:.0f}")
+        for m in stage.models:
+            parts = (m.parameters, m.gradients, m.optimizer, m.activations, m.cache)
+            print(f"        {m.role}:", *(f"{part / 2**20:.1f}" for part in parts))
+
+
+def main() -> int:
+    """Compare every road on every size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sizes", default="small,medium,large")
+    parser.add_argument("--roads", default=",".join(ROADS))
+    parser.add_argument("--show-stages", action="store_true")
+    parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.train:
+        train(options.train[0], Path(options.train[1]))
+        return 0
+    worst = 0.0
+    print("| model | road | peak stage | predicted, MiB | measured, MiB | ratio |")
+    print("|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory() as folder:
+        write_data(Path(folder))
+        for size in options.sizes.split(","):
+            for road in options.roads.split(","):
+                memory, measured = compare(road, Path(folder), size)
+                ratio = memory.bytes / measured
+                worst = max(worst, abs(ratio - 1))
+                sizes = f"{memory.bytes / 2**20:,.0f} | {measured / 2**20:,.0f}"
+                print(
+                    f"| {size} | {road} | {memory.peak.name} | {sizes} | {ratio:.3f} |", flush=True
+                )
+                if options.show_stages:
+                    print_stages(memory)
+    return int(worst > 0.1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""How much memory a run needs, predicted from its configuration before anything is loaded."""

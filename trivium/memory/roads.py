@@ -1,0 +1,376 @@
+"""The memory of every road, stage by stage, predicted from its configuration.
+
+Each road is set up as its ``train`` sets it up, with models that hold no data, and its own loss and
+optimiser step are run on the largest micro-batches. Left out: the process itself (interpreter,
+libraries) and the texts.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+
+from trivium.algorithms import dpo, grpo, ppo, sft
+from trivium.algorithms.dpo import DPOConfig, PairData
+from trivium.algorithms.experience import MicroBatches, Weighted, plan_updates
+from trivium.algorithms.grpo import GRPOConfig, GRPOExperience
+from trivium.algorithms.parts import OnPolicyParts
+from trivium.algorithms.ppo import PPOConfig, PPOExperience
+from trivium.algorithms.reward_model import RewardModelConfig
+from trivium.algorithms.reward_training import LabelledSteps, Pairs, labelled_step_loss, pair_loss
+from trivium.algorithms.reward_update import RewardUpdateConfig
+from trivium.algorithms.sft import SFTConfig
+from trivium.algorithms.update import Optimizer, Work
+from trivium.config import Configuration
+from trivium.data.batch import Grouped
+from trivium.errors import ConfigurationError, ModelError
+from trivium.memory.rehearsal import Rehearsal, heaviest
+from trivium.memory.report import Lengths, Memory
+from trivium.models.critic import Critic, SeparateCritic, SharedCritic
+from trivium.models.loading import trained_parameters
+from trivium.models.policy import Policy
+from trivium.models.reference import Reference
+from trivium.models.reward_model import RewardModel
+from trivium.rewards.learned import OUTCOME, PROCESS, TOKENS_PER_PASS
+from trivium.rewards.learned import _model_of as model_of
+from trivium.rewards.reward import RewardConfig
+from trivium.rollout.engine import Sampling
+from trivium.rollout.local import LocalEngine
+from trivium.runs.evaluate import EvaluationConfig
+
+SCORED = 16384
+"""Tokens per pass of the evaluation's log-probs."""
+
+
+def predict(kind: str, config: Configuration, lengths: Lengths) -> Memory:
+    """The memory of a run of ``kind`` (a training command's name) with ``config``, in bytes.
+
+    Raises:
+        ModelError: a checkpoint's configuration cannot be read.
+        ModelError: what the model computes depends on numbers, as where experts are chosen.
+        ConfigurationError: there is no such kind.
+    """
+    if kind not in ROADS:
+        raise ConfigurationError(
+            f"there is no memory prediction for {kind!r}: the kinds are {', '.join(ROADS)}"
+        )
+    road = Rehearsal(kind, lengths)
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    logged, logger.disabled = logger.disabled, True
+    try:
+        ROADS[kind](road, config)
+    except RuntimeError as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise ModelError(
+            f"the memory of {kind} cannot be predicted for these models, as what they compute "
+            f"depends on more than shapes ({reason}): run it and read the measured peak"
+        ) from None
+    finally:
+        logger.disabled = logged
+    return road.memory()
+
+
+def predict_sft(road: Rehearsal, config: SFTConfig) -> None:
+    """One model; its gradients and moments."""
+    judges = load_learned(road, () if config.evaluation is None else config.evaluation.rewards)
+    policy = road.policy(config.model)
+    optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
+    evaluate(road, config.evaluation, policy, None, judges)
+    data = demonstrations(road, config.examples_per_step)
+    maximum = config.data.max_response_tokens
+    with road.stage("update"):
+        parts = heaviest(data, data.split(config.tokens_per_micro_batch))
+        works = data.for_step(parts, config.aggregation, maximum)
+        optimizer.step([partial(sft.loss, policy, part) for part in works])
+    if road.lengths.held_out:
+        data = demonstrations(road, road.lengths.held_out)
+        parts = data.split(config.tokens_per_micro_batch)
+        road.score("validation", data, parts, policy.score)
+
+
+def predict_reward_model(road: Rehearsal, config: RewardModelConfig) -> None:
+    """One scorer; its gradients and moments."""
+    model = road.scorer(config.model, "reward model")
+    parameters = trained_parameters(model.model)
+    optimizer = road.optimizer([("reward model", config.optimizer, parameters)])
+    make = preference_pairs if config.pairs is not None else labelled_steps
+    with road.stage("update"):
+        data = make(road, config.examples_per_step)
+        step(optimizer, data, config.tokens_per_micro_batch, partial(reward_model_loss, model))
+    if road.lengths.held_out:
+        data = make(road, road.lengths.held_out)
+        with road.stage("validation"), torch.no_grad():
+            parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
+            for part in heaviest(data, parts):
+                reward_model_loss(model, data.select(part))
+
+
+def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
+    """The policy with gradients and moments, and the reference."""
+    online, evaluation = config.online, config.evaluation
+    judges = load_learned(road, () if online is None else online.rewards)
+    policy = road.policy(config.model, config.temperature)
+    reference = road.reference(policy)
+    quality = load_learned(road, own_rewards(evaluation)) or judges
+    data = PairData(road.groups(config.pairs_per_step, 2))
+    parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
+    compared = [] if config.reference_free else [reference.score]
+    if online is None:
+        road.score("log-probs", data, parts, *compared)
+    optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
+    evaluate(road, evaluation, policy, reference, quality)
+    if online is not None:
+        samples = online.responses_per_prompt
+        road.rollout("rollout", policy, config.pairs_per_step, samples, online.sampling)
+        score_learned(road, judges, config.pairs_per_step * samples)
+        road.score("log-probs", data, parts, *compared)
+    if compared:
+        data = PairData(data.groups, ref_logprobs_T=zeros(data))
+    with road.stage("update"):
+        works = [data.select(part) for part in heaviest(data, parts)]
+        total = len(data.groups)
+        optimizer.step([partial(dpo.loss, config, policy, part, total) for part in works])
+
+
+def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
+    """Actor and critic with gradients and moments, the reference, and learned rewards."""
+    judges = load_learned(road, config.rewards)
+    policy = road.policy(config.model, config.sampling.temperature)
+    reference = road.reference(policy)
+    quality = load_learned(road, own_rewards(config.evaluation)) or judges
+    critic = load_critic(road, config, policy)
+    optimizer = road.optimizer(
+        [
+            ("policy", config.optimizer, trained_parameters(policy.model)),
+            ("critic", config.critic.optimizer, critic.parameters()),
+        ]
+    )
+    trained = reward_optimizer(road, config.reward_update, judges)
+    evaluate(road, config.evaluation, policy, reference, quality)
+    samples = config.responses_per_prompt
+    road.rollout("rollout", policy, config.prompts_per_step, samples, config.sampling)
+    score_learned(road, judges, config.prompts_per_step * samples)
+    data = Grouped(road.groups(config.prompts_per_step, samples))
+    parts = chosen(config, data)
+    compared = [reference.score] if config.beta > 0 else []
+    road.score("log-probs", data, parts, partial(critic.score, policy), *compared)
+    with road.stage("update"):
+        z = zeros(data)
+        experience = PPOExperience(
+            groups=data.groups,
+            advantages_T=z,
+            trained_T=torch.ones_like(z, dtype=torch.bool),
+            old_logprobs_T=z,
+            ref_logprobs_T=z,
+            old_values_T=z,
+            targets_T=z,
+        )
+        works = experience.for_step(parts, config.aggregation, config.sampling.max_tokens)
+        work: list[Work] = [
+            partial(ppo.loss, config, on_policy(policy, reference), critic, part, True)
+            for part in works
+        ]
+        if config.pretraining is not None:
+            texts = demonstrations(road, config.pretraining.examples_per_step)
+            cut = heaviest(texts, texts.split(config.tokens_per_micro_batch))
+            work += [partial(sft.loss, policy, x) for x in texts.for_step(cut, "token_mean")]
+        optimizer.step(work)
+    update_rewards(road, config.reward_update, config.rewards, judges, trained)
+
+
+def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
+    """The policy with gradients and moments, the reference, and learned rewards."""
+    judges = load_learned(road, config.rewards)
+    policy = road.policy(config.model, config.sampling.temperature)
+    reference = road.reference(policy)
+    quality = load_learned(road, own_rewards(config.evaluation)) or judges
+    optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
+    trained = reward_optimizer(road, config.reward_update, judges)
+    evaluate(road, config.evaluation, policy, reference, quality)
+    samples = config.responses_per_prompt
+    road.rollout("rollout", policy, config.prompts_per_step, samples, config.sampling)
+    score_learned(road, judges, config.prompts_per_step * samples)
+    data = Grouped(road.groups(config.prompts_per_step, samples))
+    parts = chosen(config, data)
+    old = config.epochs * config.minibatches > 1 or config.importance_limit is not None
+    scores = [policy.score] * old + [reference.score] * (config.beta > 0)
+    road.score("log-probs", data, parts, *scores)
+    with road.stage("update"):
+        z = zeros(data)
+        experience = GRPOExperience(
+            groups=data.groups,
+            advantages_T=z,
+            trained_T=torch.ones_like(z, dtype=torch.bool),
+            sampler_logprobs_T=z,
+            old_logprobs_T=z if old else None,
+            ref_logprobs_T=z if config.beta > 0 else None,
+        )
+        grpo.update(config, on_policy(policy, reference), optimizer, experience, [parts])
+    update_rewards(road, config.reward_update, config.rewards, judges, trained)
+
+
+ROADS: dict[str, Callable[[Rehearsal, Any], None]] = {
+    "sft": predict_sft,
+    "reward-model": predict_reward_model,
+    "ppo": predict_ppo,
+    "dpo": predict_dpo,
+    "grpo": predict_grpo,
+}
+
+
+# --- Data -----------------------------------------------------------------------------------------
+
+
+def zeros(data: Grouped) -> torch.Tensor:
+    """A number per response token."""
+    return torch.zeros(int(data.lengths_N.sum()))
+
+
+def demonstrations(road: Rehearsal, count: int) -> Weighted:
+    """Demonstrations of which every token is learned."""
+    groups = road.groups(count, 1)
+    tokens = sum(len(g.responses[0]) for g in groups)
+    return Weighted(groups, trained_T=torch.ones(tokens, dtype=torch.bool))
+
+
+def preference_pairs(road: Rehearsal, count: int) -> Pairs:
+    """Pairs of a chosen and a rejected response."""
+    return Pairs.of(road.groups(count, 2))
+
+
+def labelled_steps(road: Rehearsal, count: int) -> LabelledSteps:
+    """Responses of one step each."""
+    groups = road.groups(count, 1)
+    ends = [[len(g.responses[0]) - 1] for g in groups]
+    return LabelledSteps.of(groups, ends, [[1.0]] * count)
+
+
+def chosen(config: PPOConfig | GRPOConfig, data: Grouped) -> MicroBatches:
+    """The largest micro-batches of the first epoch's largest optimiser step."""
+    steps = plan_updates(
+        data,
+        epochs=1,
+        minibatches=config.minibatches,
+        max_tokens=config.tokens_per_micro_batch,
+        seed=config.run.seed,
+        step=0,
+    )
+    return heaviest(data, max(steps, key=lambda parts: sum(map(len, parts))))
+
+
+# --- Models ---------------------------------------------------------------------------------------
+
+
+def own_rewards(evaluation: EvaluationConfig | None) -> tuple[RewardConfig, ...]:
+    """The rewards that the evaluation loads besides the training's."""
+    return () if evaluation is None else evaluation.rewards
+
+
+def load_learned(road: Rehearsal, rewards: Sequence[RewardConfig]) -> list[RewardModel]:
+    """The reward models that the rewards name, each path once."""
+    paths = {}
+    for reward in rewards:
+        if reward.function in (OUTCOME, PROCESS) and "path" in reward.arguments:
+            config = model_of(reward)
+            paths[config.path] = config
+    return [road.scorer(config, "reward model") for config in paths.values()]
+
+
+def load_critic(road: Rehearsal, config: PPOConfig, policy: Policy) -> Critic:
+    """The critic as ``actor_critic.make_critic`` makes it."""
+    if config.critic.kind == "separate":
+        return SeparateCritic(road.scorer(config.critic.model or config.model, "critic"))
+    with road.run.building():
+        critic = SharedCritic(policy)
+    with road.run:
+        road.run.adopt(critic.head, "critic")
+    return critic
+
+
+def on_policy(policy: Policy, reference: Reference) -> OnPolicyParts:
+    """The parts that a loss asks for."""
+    nothing = cast(Any, None)
+    return OnPolicyParts([], nothing, policy, reference, nothing, None, nothing)
+
+
+# --- Stages ---------------------------------------------------------------------------------------
+
+
+def score_learned(road: Rehearsal, judges: list[RewardModel], responses: int) -> None:
+    """Learned rewards of so many responses, each with its own copy of the prompt."""
+    if judges:
+        data = Grouped(road.groups(responses, 1))
+        parts = data.split(TOKENS_PER_PASS)
+        road.score("scoring", data, parts, *(judge.scores for judge in judges))
+
+
+def evaluate(
+    road: Rehearsal,
+    config: EvaluationConfig | None,
+    policy: Policy,
+    reference: Reference | None,
+    judges: list[RewardModel],
+) -> None:
+    """Held-out prompts: sampled, scored, and compared with the reference."""
+    if config is None:
+        return
+    prompts = config.prompts or LocalEngine(policy, ()).max_rows
+    sampling = Sampling(temperature=policy.temperature, max_tokens=config.max_tokens)
+    road.rollout("evaluation rollout", policy, prompts, config.samples, sampling)
+    score_learned(road, judges, prompts * config.samples)
+    if reference is not None:
+        data = Grouped(road.groups(prompts, config.samples))
+        scores = (policy.score, reference.score)
+        road.score("evaluation log-probs", data, data.split(SCORED), *scores)
+
+
+def step(
+    optimizer: Optimizer,
+    data: Grouped,
+    max_tokens: int,
+    loss: Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+) -> None:
+    """One optimiser step on the largest micro-batches."""
+    parts = heaviest(data, data.split(max_tokens, whole_groups=True))
+    optimizer.step([partial(loss, data.select(part)) for part in parts])
+
+
+def reward_model_loss(
+    model: RewardModel, data: Grouped
+) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """The loss of pairs or of labelled steps."""
+    if isinstance(data, LabelledSteps):
+        return labelled_step_loss(model, data, 1)
+    return pair_loss(model, cast(Pairs, data), 1, 0.0)
+
+
+def reward_optimizer(
+    road: Rehearsal, config: RewardUpdateConfig | None, judges: list[RewardModel]
+) -> Optimizer | None:
+    """The optimiser of a learned reward that is trained further."""
+    if config is None or not judges:
+        return None
+    parameters = trained_parameters(judges[0].model)
+    return road.optimizer([("reward model", config.optimizer, parameters)])
+
+
+def update_rewards(
+    road: Rehearsal,
+    config: RewardUpdateConfig | None,
+    rewards: Sequence[RewardConfig],
+    judges: list[RewardModel],
+    optimizer: Optimizer | None,
+) -> None:
+    """Train the learned reward further."""
+    if config is None or optimizer is None:
+        return
+    process = any(reward.function == PROCESS for reward in rewards)
+    make = labelled_steps if process else preference_pairs
+    with road.stage("reward update"):
+        data = make(road, config.examples_per_step)
+        loss = partial(reward_model_loss, judges[0])
+        step(optimizer, data, config.tokens_per_micro_batch, loss)

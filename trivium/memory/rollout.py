@@ -1,0 +1,115 @@
+"""The rollout's memory: caches, the forward pass over prompts, and the drawing of a token.
+
+The engine's own cache and drawing are run on tensors without data, but only at the moments where
+something grows: when the prompts are read, when the strips are lengthened, and at the last token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from trivium.memory.dry_run import CACHE, DryRun
+from trivium.models.policy import Policy
+from trivium.rollout.cache import STRIP, PromptLayout, RowCache
+from trivium.rollout.engine import Sampling, draw, uniforms
+from trivium.rollout.local import LocalEngine
+from trivium.rollout.separate import SeparateRows
+
+
+class CountedCache(RowCache):
+    """The engine's cache, which tells the ledger what it holds."""
+
+    def __init__(self, policy: Policy, run: DryRun, role: str) -> None:
+        super().__init__(policy)
+        self.run, self.role = run, role
+
+    def _store(self, layout: PromptLayout, samples: int) -> None:
+        super()._store(layout, samples)
+        self._count()
+
+    def _lengthen(self) -> None:
+        super()._lengthen()
+        self._count()
+
+    def _count(self) -> None:
+        for layer in self.layers.values():
+            self.run.ledger.tag(vars(layer).values(), self.role, CACHE)
+
+
+@torch.no_grad()
+def dry_rollout(
+    run: DryRun,
+    policy: Policy,
+    role: str,
+    prompt_lengths: Sequence[int],
+    samples: int,
+    max_tokens: int,
+    sampling: Sampling,
+) -> None:
+    """What the engine holds for ``samples`` responses of ``max_tokens`` to each prompt.
+
+    As many prompts are answered at once as the engine admits; all responses are equally long,
+    which is the most that they can need.
+    """
+    room = max(1, LocalEngine(policy, ()).max_rows // samples)
+    prompts = [[0] * length for length in sorted(prompt_lengths, reverse=True)[:room]]
+    grow = _grow_shared if policy.shared else _grow_separate
+    with run:
+        for hidden_RD in grow(run, policy, role, prompts, samples, max_tokens):
+            _draw(policy, hidden_RD, sampling)
+
+
+def _grow_shared(
+    run: DryRun,
+    policy: Policy,
+    role: str,
+    prompts: list[list[int]],
+    samples: int,
+    max_tokens: int,
+) -> Iterator[Tensor]:
+    cache = CountedCache(policy, run, role)
+    yield cache.admit(prompts, samples).repeat_interleave(samples, 0)
+    tokens_R = torch.zeros(len(prompts) * samples, dtype=torch.long)
+    for length in growing_lengths(max_tokens):
+        cache.length_S.fill_(length)
+        yield cache.advance(tokens_R)
+
+
+def growing_lengths(max_tokens: int) -> list[int]:
+    """The tokens that rows hold when their strips are doubled, and before their last token."""
+    lengths, full = [], STRIP
+    while full < max_tokens - 2:
+        lengths.append(full)
+        full *= 2
+    return [*lengths, max_tokens - 2] if max_tokens > 1 else []
+
+
+def _grow_separate(
+    run: DryRun,
+    policy: Policy,
+    role: str,
+    prompts: list[list[int]],
+    samples: int,
+    max_tokens: int,
+) -> Iterator[Tensor]:
+    cache = SeparateRows(policy)
+    yield cache.admit(prompts, samples).repeat_interleave(samples, 0)
+    (cohort,) = cache.cohorts
+    more = max(0, max_tokens - 2)
+    cohort.held_RL = F.pad(cohort.held_RL, (0, more), value=True)
+    for layer in cast(list[Any], cohort.cache.layers):
+        layer.keys, layer.values = (F.pad(x, (0, 0, 0, more)) for x in (layer.keys, layer.values))
+        run.ledger.tag([layer.keys, layer.values], role, CACHE)
+    if max_tokens > 1:
+        yield cache.advance(torch.zeros(len(prompts) * samples, dtype=torch.long))
+
+
+def _draw(policy: Policy, hidden_RD: Tensor, sampling: Sampling) -> None:
+    logits_RV = policy.head.logits(hidden_RD, sampling.temperature or 1.0)
+    keys_R = torch.zeros(len(hidden_RD), dtype=torch.long)
+    draw(logits_RV, uniforms(keys_R, keys_R), sampling)
