@@ -168,6 +168,6 @@ COMMANDS = {
         config="CompareConfig",
         function="run",
         example=_COMPARE,
-        arguments="seeds='[0]' parallel=1",
+        arguments="budget.amount=900 parallel=1",
     ),
 }

@@ -27,6 +27,7 @@ class Budget:
     demonstrations: int
     problems: int
     held_out: int
+    evaluations: int
     credit: int
     sft_steps: int
     sft_batch: int
@@ -36,12 +37,15 @@ class Budget:
     pair_prompts: int
     labels: int
     operations: tuple[int, int]
+    outcome_road: bool
+    """Whether PPO with an outcome reward model is a road: it needs more pairs and updates."""
 
 
 FULL = Budget(
     demonstrations=30_000,
     problems=4_000,
     held_out=1_000,
+    evaluations=3,
     credit=8,
     sft_steps=1_500,
     sft_batch=32,
@@ -51,20 +55,23 @@ FULL = Budget(
     pair_prompts=3_000,
     labels=12_000,
     operations=(2, 4),
+    outcome_road=True,
 )
 QUICK = Budget(
     demonstrations=8_000,
     problems=1_200,
     held_out=300,
+    evaluations=2,
     credit=4,
     sft_steps=850,
     sft_batch=32,
     rate=5e-4,
     grpo_steps=12,
-    ppo_steps=7,
+    ppo_steps=9,
     pair_prompts=500,
-    labels=3_000,
-    operations=(1, 2),
+    labels=4_000,
+    operations=(2, 2),
+    outcome_road=False,
 )
 
 
@@ -111,7 +118,7 @@ def comparison(directory: Path, budget: Budget, seeds: Sequence[int]) -> dict[st
         "credit": budget.credit,
         "directory": str(directory),
         "roads": [
-            roads.ppo_with_outcome_model(),
+            *([roads.ppo_with_outcome_model()] if budget.outcome_road else []),
             roads.ppo_with_process_model(),
             roads.ppo_with_verifier(),
             roads.grpo("outcome", {}),
@@ -135,7 +142,7 @@ class Roads:
             "responses_per_prompt": 8,
             "beta": 0.0,
             "optimizer": falling(self.budget.rate),
-            **evaluated_thrice(self.budget.grpo_steps),
+            **self.evaluated(self.budget.grpo_steps),
             **settings,
         }
         return road(f"GRPO, {supervision}", ("grpo", "", stage))
@@ -151,7 +158,7 @@ class Roads:
             "beta": beta,
             "optimizer": falling(self.budget.rate / 2),
             "critic": {"optimizer": {"learning_rate": self.budget.rate}},
-            **evaluated_thrice(self.budget.ppo_steps),
+            **self.evaluated(self.budget.ppo_steps),
         }
         if judge is not None:
             stage["reward_update"] = {
@@ -162,6 +169,10 @@ class Roads:
                 "optimizer": {"learning_rate": 3e-4},
             }
         return stage
+
+    def evaluated(self, steps: int) -> dict[str, Any]:
+        """Held-out evaluations spread evenly over about so many steps, the last at the end."""
+        return {"evaluation": {"every": math.ceil(steps / self.budget.evaluations)}}
 
     def ppo_with_verifier(self) -> dict[str, Any]:
         return road("PPO, verifier", ("ppo", "", self.ppo(beta=0.01)))
@@ -191,7 +202,7 @@ class Roads:
             "beta": 0.1,
             "sft_coefficient": 0.2,
             "optimizer": falling(self.budget.rate / 2) | {"warmup_steps": 5},
-            **evaluated_thrice(3 * self.budget.pair_prompts // 38),
+            **self.evaluated(3 * self.budget.pair_prompts // 38),
         }
         return road("DPO, pairs from the base", ("pairs", "", self.pairs()), ("dpo", "", stage))
 
@@ -234,8 +245,3 @@ def reward_model(learning_rate: float) -> dict[str, Any]:
 
 def falling(rate: float) -> dict[str, Any]:
     return {"learning_rate": rate, "schedule": "linear", "final_share": 0.1}
-
-
-def evaluated_thrice(steps: int) -> dict[str, Any]:
-    """Held-out evaluation twice on the way and at the end."""
-    return {"evaluation": {"every": math.ceil(steps / 3)}}
