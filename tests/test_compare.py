@@ -18,6 +18,7 @@ from trivium.compare.config import CompareConfig
 from trivium.compare.credit import signal_to_noise
 from trivium.compare.plan import MANY_STEPS, Job, make_plan, with_budget
 from trivium.compare.result import _best_of_record, _differences, _over_seeds
+from trivium.compare.risk import ranked_right, similarity
 from trivium.compare.run import check, compare, run
 from trivium.compare.verdict import judge, quality_at
 from trivium.config import load_configuration
@@ -388,6 +389,21 @@ def test_snr_does_not_depend_on_scale_and_counts_empty_batches() -> None:
     assert same["cosine"] == pytest.approx(1.0)
 
 
+# --- Risk -----------------------------------------------------------------------------------------
+
+
+def test_ranking_is_counted_over_pairs_of_unequal_quality() -> None:
+    assert ranked_right([1, 0, 1], [5, 3, 3]) == [1.0, 0.5]
+    assert ranked_right([1, 0], [0, 1]) == [0.0]
+    assert ranked_right([1, 1], [0, 1]) == []
+
+
+def test_similarity_is_of_words_in_order() -> None:
+    assert similarity("a b c", "a b c") == 1.0
+    assert similarity("a b", "b a") == 0.5
+    assert similarity("x", "y") == 0.0
+
+
 # --- End to end -----------------------------------------------------------------------------------
 
 
@@ -407,6 +423,8 @@ def small(world: World, **options: Any) -> CompareConfig:
         "budget": {"currency": "generated_tokens", "amount": 300},
         "parallel": 2,
         "credit": 2,
+        "risk": True,
+        "memory": True,
         "directory": str(world.directory / "compare"),
         "roads": [
             {"name": "GRPO", "stages": [{"command": "grpo", "settings": rate}]},
@@ -438,9 +456,16 @@ def test_comparison_runs_judges_and_goes_on_where_it_stopped(world: World, capsy
     assert dpo["stages"][0]["spent"]["generated_tokens"] > 0
     assert dpo["runs"][0]["curve"][1]["generated_tokens"] > 0, "pairs come before the first step"
     assert {record["road"] for record in result["credit"]} == {"GRPO", "DPO"}
+    (coverage,) = result["risk"]["coverage"]
+    assert coverage["road"] == "DPO" and coverage["responses"] == 16
+    assert 0 <= coverage["final"] <= 1
+    for stage in (grpo["stages"][0], dpo["stages"][1]):
+        assert stage["memory"]["measured_bytes"] > 0
+        (update,) = [s for s in stage["memory"]["predicted"]["stages"] if s["name"] == "update"]
+        assert {m["role"] for m in update["models"]} == {"policy", "reference"}
     again = compare(config)
     kept = capsys.readouterr().out
-    assert kept.count("kept from an earlier run") == 4
+    assert kept.count("kept from an earlier run") == 6
     assert again["roads"] == result["roads"] and again["credit"] == result["credit"]
 
 

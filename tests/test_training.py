@@ -26,7 +26,7 @@ from trivium.runs.store import (
     read_outcomes,
     read_samples,
 )
-from trivium.runs.training import Training
+from trivium.runs.training import Begun, Training
 
 
 class Plain(Configuration):
@@ -61,7 +61,7 @@ class Held:
 
 def training(path: Path, total: int, evaluator: Any = None, **options: Any) -> Training:
     config = RunConfig(directory=path / "run", **options)
-    return Training(config, "test", Plain(), total, evaluator=evaluator)
+    return Training(Begun(config), "test", Plain(), total, evaluator=evaluator)
 
 
 def go(training: Training, **numbers: float) -> list[int]:

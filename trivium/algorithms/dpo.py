@@ -36,8 +36,8 @@ from trivium.rewards.reward import RewardConfig
 from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.evaluate import EvaluationConfig, Evaluator
-from trivium.runs.store import RunConfig, require_free
-from trivium.runs.training import Training
+from trivium.runs.store import RunConfig
+from trivium.runs.training import Training, begin
 
 
 class OnlinePairsConfig(Configuration):
@@ -133,14 +133,14 @@ class PairData(Grouped):
 
 def train(config: DPOConfig) -> Path:
     """Run DPO; returns the run's directory, with the policy in ``final``."""
-    require_free(config.run)
+    begun = begin(config.run, config.model.device)
     source = Offline(config) if config.online is None else Online(config)
     policy = Policy.load(config.model, temperature=config.temperature)
     reference = Reference(policy)
     evaluator = make_evaluator(config, policy, reference)
     source.prepare(policy, reference)
     trained = [(config.optimizer, trained_parameters(policy.model))]
-    with Training(config.run, "dpo", config, source.steps, evaluator=evaluator) as training:
+    with Training(begun, "dpo", config, source.steps, evaluator=evaluator) as training:
         optimizer = Optimizer(trained, source.steps, training.budget_spent)
         for step in training.steps():
             pairs, metrics = source.pairs(step)

@@ -57,8 +57,8 @@ from trivium.rewards.reward import RewardConfig
 from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
 from trivium.runs.evaluate import EvaluationConfig
-from trivium.runs.store import RunConfig, require_free
-from trivium.runs.training import Training
+from trivium.runs.store import RunConfig
+from trivium.runs.training import Training, begin
 
 
 class GRPOConfig(Configuration):
@@ -173,7 +173,7 @@ class GRPOExperience(Experience):
 
 def train(config: GRPOConfig) -> Path:
     """Run GRPO; returns the run's directory, with the trained policy in ``final``."""
-    require_free(config.run)
+    begun = begin(config.run, config.model.device)
     parts = assemble(
         config.model,
         config.data,
@@ -186,9 +186,7 @@ def train(config: GRPOConfig) -> Path:
         reward_update = RewardUpdate(config.reward_update, parts, seed=config.run.seed)
     updates = config.total_steps * config.epochs * config.minibatches
     trained = [(config.optimizer, trained_parameters(parts.policy.model))]
-    with Training(
-        config.run, "grpo", config, config.total_steps, evaluator=parts.evaluator
-    ) as training:
+    with Training(begun, "grpo", config, config.total_steps, evaluator=parts.evaluator) as training:
         optimizer = Optimizer(trained, updates, training.budget_spent)
         for iteration in range(config.iterations):
             if iteration > 0:

@@ -56,8 +56,8 @@ from trivium.rewards.reward import RewardConfig
 from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.evaluate import EvaluationConfig
-from trivium.runs.store import RunConfig, require_free
-from trivium.runs.training import Training
+from trivium.runs.store import RunConfig
+from trivium.runs.training import Training, begin
 
 
 class AdaptiveKLConfig(Configuration):
@@ -156,7 +156,7 @@ class PPOExperience(Experience):
 
 def train(config: PPOConfig) -> Path:
     """Run PPO; returns the run's directory: the actor in ``final``, the critic in ``critic``."""
-    require_free(config.run)
+    begun = begin(config.run, config.model.device)
     parts = assemble(
         config.model,
         config.data,
@@ -172,7 +172,7 @@ def train(config: PPOConfig) -> Path:
     if config.reward_update is not None:
         reward_update = RewardUpdate(config.reward_update, parts, seed=config.run.seed)
     beta = config.beta
-    with Training(config.run, "ppo", config, config.steps, evaluator=parts.evaluator) as training:
+    with Training(begun, "ppo", config, config.steps, evaluator=parts.evaluator) as training:
         optimizer = make_optimizer(config, parts, critic, training)
         for step in training.steps():
             # Stage 1: rollout and scoring.

@@ -40,8 +40,8 @@ from trivium.models.loading import ModelConfig, load_tokenizer, trained_paramete
 from trivium.models.reward_model import RewardModel
 from trivium.runs.evaluate import Measured
 from trivium.runs.statistics import Interval, mean_interval
-from trivium.runs.store import RunConfig, require_free
-from trivium.runs.training import Training
+from trivium.runs.store import RunConfig
+from trivium.runs.training import Training, begin
 
 
 class RewardModelConfig(Configuration):
@@ -88,14 +88,14 @@ class RewardModelConfig(Configuration):
 
 def train(config: RewardModelConfig) -> Path:
     """Train a reward model; returns the run's directory, with the model in ``final``."""
-    require_free(config.run)
+    begun = begin(config.run, config.model.device)
     data, held_out = load_data(config)
     model = RewardModel.load(config.model)
     examples = len(data.groups)
     steps = steps_of(config.epochs, examples, config.examples_per_step)
     trained = [(config.optimizer, trained_parameters(model.model))]
     measured = None if held_out is None else HeldOut(config, model, held_out)
-    with Training(config.run, "reward-model", config, steps, evaluator=measured) as training:
+    with Training(begun, "reward-model", config, steps, evaluator=measured) as training:
         optimizer = Optimizer(trained, steps, training.budget_spent)
         for step in training.steps():
             index = epoch_batch(examples, config.examples_per_step, step - 1, seed=config.run.seed)

@@ -27,8 +27,8 @@ from trivium.models.loading import ModelConfig, load_tokenizer, trained_paramete
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.runs.evaluate import EvaluationConfig, Evaluator, Measured
-from trivium.runs.store import RunConfig, require_free
-from trivium.runs.training import Training
+from trivium.runs.store import RunConfig
+from trivium.runs.training import Training, begin
 
 
 class SFTConfig(Configuration):
@@ -79,7 +79,7 @@ class SFTConfig(Configuration):
 
 def train(config: SFTConfig) -> Path:
     """Fine-tune; returns the run's directory, with the model in ``final``."""
-    require_free(config.run)
+    begun = begin(config.run, config.model.device)
     tokenizer = load_tokenizer(config.model)
     demonstrations = load_demonstrations(config.data, tokenizer)
     held_out = None
@@ -101,7 +101,7 @@ def train(config: SFTConfig) -> Path:
     steps = config.steps or steps_of(config.epochs, len(demonstrations), config.examples_per_step)
     trained = [(config.optimizer, trained_parameters(policy.model))]
     measured = HeldOut(config, policy, held_out, evaluator)
-    with Training(config.run, "sft", config, steps, evaluator=measured) as training:
+    with Training(begun, "sft", config, steps, evaluator=measured) as training:
         optimizer = Optimizer(trained, steps, training.budget_spent)
         for step in training.steps():
             batch = as_data([demonstrations[i] for i in pick(config, len(demonstrations), step)])

@@ -146,6 +146,10 @@ class CompareConfig(Configuration):
     """Roads side by side; 0: as many as there are cores."""
     credit: int = Field(default=0, ge=0)
     """Measure every road's gradient at the base on so many independent batches; 0: leave out."""
+    memory: bool = False
+    """Predict every stage's memory, and measure it in one step of each."""
+    risk: bool = False
+    """Measure preference coverage, and reward models' accuracy on the policy's own responses."""
     directory: Path = Path("runs/compare")
     """Where everything is written; a comparison that was stopped goes on there."""
     title: str = "Comparison"

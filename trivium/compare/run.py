@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,27 +41,44 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     (config.directory / "config.yaml").write_text(dump(config), encoding="utf-8")
     seconds = conduct(plan.jobs, parallel=config.parallel)
     result = gather(config, plan, seconds)
-    result["credit"] = _credit(config, plan)
+    if config.memory:
+        _add_memory(result, plan, config)
+    if config.credit:
+        from trivium.compare import credit
+
+        result["credit"] = _measured(config, plan, "credit", credit.measure)
+    if config.risk:
+        from trivium.compare import risk
+
+        result["risk"] = _measured(config, plan, "risk", risk.measure)
     result["verdict"] = judge(result)
     return result
 
 
-def _credit(config: CompareConfig, plan: Plan) -> list[dict[str, Any]]:
-    """The roads' gradients at the base, measured once: kept while the roads' jobs are the same."""
-    if not config.credit:
-        return []
-    from trivium.compare.credit import measure
+def _add_memory(result: dict[str, Any], plan: Plan, config: CompareConfig) -> None:
+    """Predicted and measured memory, beside every stage."""
+    from trivium.compare.memory import memory_jobs, memory_record
 
-    kept = config.directory / "credit.json"
+    jobs = memory_jobs(plan)
+    conduct({job.name: job for job in jobs.values()}, parallel=config.parallel)
+    for road in result["roads"]:
+        for stage in road["stages"]:
+            if stage["job"] in jobs:
+                stage["memory"] = memory_record(jobs[stage["job"]])
+
+
+def _measured(
+    config: CompareConfig, plan: Plan, name: str, measure: Callable[[CompareConfig, Plan], Any]
+) -> Any:
+    """What is measured on the finished roads, once: kept while their jobs are the same."""
+    kept = config.directory / f"{name}.json"
     asked = {"credit": config.credit, "jobs": [job.settings for job in plan.jobs.values()]}
     asked = json.loads(json.dumps(asked))
     if kept.is_file():
         record = json.loads(kept.read_text(encoding="utf-8"))
         if record["asked"] == asked:
             return record["found"]
-    logger.info(
-        "measuring the roads' gradients on %d batches of the base's responses", config.credit
-    )
+    logger.info("measuring %s", name)
     found = measure(config, plan)
     kept.write_text(json.dumps({"asked": asked, "found": found}) + "\n", encoding="utf-8")
     return found

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from trivium.compare.plan import Job
-from trivium.runs.store import read_events, read_metrics
+from trivium.runs.store import read_metrics
 
 Record = dict[str, Any]
 Settings = Mapping[str, Any]
@@ -38,7 +38,6 @@ def stage_record(job: Job, spent: Mapping[str, float]) -> Record:
         | {"learning_rate": (settings.get("optimizer") or {}).get("learning_rate")},
         "spent": dict(spent),
         "steps": _steps(job),
-        "memory": _memory(job),
     }
 
 
@@ -46,16 +45,6 @@ def _steps(job: Job) -> int | None:
     if not (job.directory / "metrics.jsonl").is_file():
         return None
     return len(read_metrics(job.directory))
-
-
-def _memory(job: Job) -> Record | None:
-    """The models of the stage and their memory, as the run predicted and measured it."""
-    if not (job.directory / "run.json").is_file():
-        return None
-    for event in read_events(job.directory):
-        if event["kind"] == "memory":
-            return {k: v for k, v in event.items() if k not in ("time", "kind", "step")}
-    return None
 
 
 # --- In words -------------------------------------------------------------------------------------

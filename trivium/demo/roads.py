@@ -37,6 +37,8 @@ class Budget:
     pair_prompts: int
     labels: int
     operations: tuple[int, int]
+    deep: bool
+    """Whether to measure memory and risks too."""
     outcome_road: bool
     """Whether PPO with an outcome reward model is a road: it needs more pairs and updates."""
 
@@ -55,6 +57,7 @@ FULL = Budget(
     pair_prompts=3_000,
     labels=12_000,
     operations=(2, 4),
+    deep=True,
     outcome_road=True,
 )
 QUICK = Budget(
@@ -71,6 +74,7 @@ QUICK = Budget(
     pair_prompts=500,
     labels=4_000,
     operations=(2, 2),
+    deep=False,
     outcome_road=False,
 )
 
@@ -116,6 +120,8 @@ def comparison(directory: Path, budget: Budget, seeds: Sequence[int]) -> dict[st
         "evaluation": {"data": {"path": str(place / "data" / "heldout.jsonl")}},
         "seeds": list(seeds),
         "credit": budget.credit,
+        "memory": budget.deep,
+        "risk": budget.deep,
         "directory": str(directory),
         "roads": [
             *([roads.ppo_with_outcome_model()] if budget.outcome_road else []),

@@ -79,7 +79,8 @@ def predict_sft(road: Rehearsal, config: SFTConfig) -> None:
     judges = load_learned(road, () if config.evaluation is None else config.evaluation.rewards)
     policy = road.policy(config.model)
     optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
-    evaluate(road, config.evaluation, policy, None, judges)
+    reference = road.reference(policy) if config.measure_kl else None
+    evaluate(road, config.evaluation, policy, reference, judges, None)
     data = demonstrations(road, config.examples_per_step)
     maximum = config.data.max_response_tokens
     with road.stage("update"):
@@ -122,7 +123,8 @@ def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
     if online is None:
         road.score("log-probs", data, parts, *compared)
     optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
-    evaluate(road, evaluation, policy, reference, quality)
+    sampling = None if config.online is None else config.online.sampling
+    evaluate(road, evaluation, policy, reference, quality, sampling)
     if online is not None:
         samples = online.responses_per_prompt
         road.rollout("rollout", policy, config.pairs_per_step, samples, online.sampling)
@@ -150,7 +152,7 @@ def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
         ]
     )
     trained = reward_optimizer(road, config.reward_update, judges)
-    evaluate(road, config.evaluation, policy, reference, quality)
+    evaluate(road, config.evaluation, policy, reference, quality, config.sampling)
     samples = config.responses_per_prompt
     road.rollout("rollout", policy, config.prompts_per_step, samples, config.sampling)
     score_learned(road, judges, config.prompts_per_step * samples)
@@ -190,7 +192,7 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
     quality = load_learned(road, own_rewards(config.evaluation)) or judges
     optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
     trained = reward_optimizer(road, config.reward_update, judges)
-    evaluate(road, config.evaluation, policy, reference, quality)
+    evaluate(road, config.evaluation, policy, reference, quality, config.sampling)
     samples = config.responses_per_prompt
     road.rollout("rollout", policy, config.prompts_per_step, samples, config.sampling)
     score_learned(road, judges, config.prompts_per_step * samples)
@@ -314,12 +316,13 @@ def evaluate(
     policy: Policy,
     reference: Reference | None,
     judges: list[RewardModel],
+    training: Sampling | None,
 ) -> None:
     """Held-out prompts: sampled, scored, and compared with the reference."""
     if config is None:
         return
     prompts = config.prompts or LocalEngine(policy, ()).max_rows
-    sampling = Sampling(temperature=policy.temperature, max_tokens=config.max_tokens)
+    sampling = config.sampling(training)
     road.rollout("evaluation rollout", policy, prompts, config.samples, sampling)
     score_learned(road, judges, prompts * config.samples)
     if reference is not None:

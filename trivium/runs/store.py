@@ -61,6 +61,9 @@ class RunConfig(Configuration):
     """End the run when so much is spent, even before its steps are done."""
     trackers: tuple[TrackerName, ...] = ()
     """Mirror the metrics to tensorboard, wandb or trackio."""
+    measure_memory: bool = False
+    """Measure the run's peak memory. On the CPU this makes freed tensors' memory go back to the
+    system at once, which costs time (docs/memory.md)."""
     monitors: MonitorsConfig = MonitorsConfig()
     """What raises an alarm, and which alarms stop the run (docs/monitors.md)."""
 

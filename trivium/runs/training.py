@@ -4,7 +4,8 @@ A loop asks for its steps and hands over each step's numbers; here they are comp
 mirrored to trackers, watched by monitors, and shown; held-out evaluation is made when it is due,
 and the run ends early when its budget is spent or a monitor says so.
 
-    with Training(config.run, "ppo", config, config.steps, evaluator=parts.evaluator) as training:
+    begun = begin(config.run, config.model.device)
+    with Training(begun, "ppo", config, config.steps, evaluator=parts.evaluator) as training:
         for step in training.steps():
             ...
             training.log(metrics)
@@ -19,18 +20,21 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
 from trivium.config import Configuration
 from trivium.models import flops
+from trivium.models.loading import resolve_device
 from trivium.runs.budget import Spending
 from trivium.runs.metrics import derived, metric
 from trivium.runs.monitors import Alarm, Monitors
+from trivium.runs.peak import PeakMemory
 from trivium.runs.progress import Progress, printable
 from trivium.runs.samples import Rows
-from trivium.runs.store import Run, RunConfig
+from trivium.runs.store import Run, RunConfig, require_free
 from trivium.runs.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
@@ -88,18 +92,38 @@ class Stopwatch:
         self._since = time.perf_counter()
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A run that may be written, and the measurement of its memory if it was asked for."""
+
+    config: RunConfig
+    peak: PeakMemory | None = None
+
+
+def begin(config: RunConfig, device: str) -> Begun:
+    """Before anything slow: raise where the run cannot be written; measure memory from here on.
+
+    Raises:
+        ConfigurationError: the directory is taken, or a tracker is not installed.
+    """
+    require_free(config)
+    peak = PeakMemory(resolve_device(device)) if config.measure_memory else None
+    return Begun(config, peak)
+
+
 class Training:
     """A run that is being trained; a context manager whose end is the last evaluation."""
 
     def __init__(
         self,
-        config: RunConfig,
+        begun: Begun,
         kind: str,
         resolved: Configuration,
         total: int,
         *,
         evaluator: Evaluator | None = None,
     ) -> None:
+        config = begun.config
         self.total = total
         self.step = 0
         self.over = False
@@ -108,6 +132,7 @@ class Training:
         self._monitors = Monitors(config.monitors)
         self._config = config
         self._evaluator = evaluator
+        self._peak = begun.peak
         self._evaluated: int | None = None
         self._since = (0.0, 0.0)
         self.run = Run.create(config, kind, resolved)
@@ -132,6 +157,8 @@ class Training:
         try:
             if error is None:
                 self._evaluate(last=True)
+                if self._peak is not None:
+                    self.run.event("memory", measured_bytes=self._peak.bytes())
                 self.run.event("finished", step=self.step)
         finally:
             self._progress.__exit__(kind, error, trace)

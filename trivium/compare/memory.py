@@ -1,0 +1,107 @@
+"""The memory of every stage: predicted from its configuration, and measured in one step of it.
+
+Measuring slows a run down, so it is done apart: each stage is begun once more, for one step. The
+prediction (``trivium.memory``) is then asked about the very token counts that the step had.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from itertools import islice
+from typing import Any
+
+from trivium.commands import COMMANDS
+from trivium.compare.plan import Job, Plan
+from trivium.config import Configuration
+from trivium.data.batch import Group
+from trivium.data.demonstrations import load_demonstrations
+from trivium.data.preferences import load_preferences, load_step_labels
+from trivium.data.prompts import load_prompts
+from trivium.errors import ModelError
+from trivium.memory.report import Lengths
+from trivium.memory.roads import ROADS, predict
+from trivium.models.loading import ModelConfig, load_tokenizer
+from trivium.runs.store import read_events, read_samples
+
+EXAMPLES = 256
+ONE_STEP: dict[str, dict[str, Any]] = {
+    "sft": {"steps": 1, "epochs": 1.0, "validation": None},
+    "reward-model": {"epochs": 1e-9, "held_out_share": 0.0},
+    "dpo": {"epochs": 1e-9},
+    "ppo": {"steps": 1},
+    "grpo": {"iterations": 1, "steps_per_iteration": 1, "reward_update": None},
+}
+
+
+def memory_jobs(plan: Plan) -> dict[str, Job]:
+    """One step of every training stage, by the name of the stage's job."""
+    found = {}
+    first = min(route.seed for route in plan.routes)
+    for route in plan.routes:
+        if route.seed == first and route.varied is None:
+            for name in route.jobs:
+                if plan.jobs[name].command in ROADS and name not in found:
+                    found[name] = _one_step(plan.jobs[name])
+    return found
+
+
+def _one_step(job: Job) -> Job:
+    place = job.directory.with_name(f"{job.directory.name}-memory")
+    settings = {**job.settings, **ONE_STEP[job.command], "evaluation": None}
+    if job.command == "reward-model":
+        del settings["evaluation"]
+    if "online" in settings:
+        settings = {**settings, "epochs": 1.0, "online": {**settings["online"], "steps": 1}}
+    if settings.get("reward_update"):
+        settings["reward_update"] = {**settings["reward_update"], "every": 1}
+    run = {**settings["run"], "directory": str(place), "measure_memory": True, "samples_every": 1}
+    settings["run"] = {k: v for k, v in run.items() if k != "budget"}
+    name = f"{job.name}-memory"
+    return replace(job, name=name, directory=place, settings=settings, after=(), budget=None)
+
+
+def memory_record(job: Job) -> dict[str, Any]:
+    """What a finished job of ``memory_jobs`` measured, and what was to be expected."""
+    config_class, _ = COMMANDS[job.command].load()
+    config = config_class.model_validate(job.settings)
+    (event,) = [e for e in read_events(job.directory) if e["kind"] == "memory"]
+    record: dict[str, Any] = {"measured_bytes": event["measured_bytes"]}
+    try:
+        predicted = predict(job.command, config, _lengths(job, config))
+    except ModelError as error:
+        return record | {"predicted": None, "reason": str(error)}
+    stages = [{"name": s.name, "models": [asdict(m) for m in s.models]} for s in predicted.stages]
+    return record | {"predicted": {"stages": stages}, "predicted_bytes": predicted.bytes}
+
+
+def _lengths(job: Job, config: Configuration) -> Lengths:
+    """Token counts of the stage's data, or of what its one step sampled."""
+    settings: Any = config
+    tokenizer = load_tokenizer(ModelConfig.model_validate(job.settings["model"]))
+    if job.command in ("ppo", "grpo"):
+        prompts = islice(load_prompts(settings.data, tokenizer), EXAMPLES)
+        return Lengths(tuple(len(p.tokens) for p in prompts), _sampled(job))
+    if job.command == "sft":
+        rows = load_demonstrations(settings.data, tokenizer)
+        return _of_groups([row.group for row in rows[:EXAMPLES]])
+    if job.command == "dpo" and settings.online is not None:
+        prompts = islice(load_prompts(settings.online.data, tokenizer), EXAMPLES)
+        return Lengths(
+            tuple(len(p.tokens) for p in prompts), (settings.online.sampling.max_tokens,)
+        )
+    pairs = settings.data if job.command == "dpo" else settings.pairs
+    if pairs is not None:
+        found = load_preferences(pairs, tokenizer)
+        return _of_groups([pair.group for pair in found[:EXAMPLES]])
+    labelled = load_step_labels(settings.steps, tokenizer)
+    return _of_groups([row.group for row in labelled[:EXAMPLES]])
+
+
+def _of_groups(groups: list[Group]) -> Lengths:
+    prompts = tuple(len(group.prompt) for group in groups)
+    return Lengths(prompts, tuple(len(r) for group in groups for r in group.responses))
+
+
+def _sampled(job: Job) -> tuple[int, ...]:
+    rows = read_samples(job.directory)
+    return tuple(row["length"] for row in rows if row["drawn"] == "training")
