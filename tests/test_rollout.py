@@ -130,6 +130,16 @@ def test_samples_differ_by_seed_step_prompt_and_sample() -> None:
     assert len(set(found)) == len(found) == 24
 
 
+def test_a_prompt_that_comes_twice_gets_new_samples_and_its_first_ones_stay() -> None:
+    policy, prompts = policy_of(), prompts_of((3, 2))
+    once = tokens_of(engine_of(policy).generate(prompts, 3, FREE, seed=1, step=2))
+    both = [prompts[0], prompts[1], prompts[0]]
+    twice = tokens_of(engine_of(policy).generate(both, 3, FREE, seed=1, step=2))
+    assert twice[:2] == once
+    more = tokens_of(engine_of(policy).generate(prompts[:1], 6, FREE, seed=1, step=2))
+    assert twice[2] == more[0][3:] != twice[0]
+
+
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere2", "opt", "bloom", "gpt-oss"])
 def test_samplers_logprobs_equal_the_trainers(name: str, temperature: float) -> None:

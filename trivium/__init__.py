@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from trivium.commands.pairs import run as pairs
     from trivium.commands.sample import SampleConfig
     from trivium.commands.sample import run as sample
+    from trivium.compare.config import CompareConfig
+    from trivium.compare.run import run as run_comparison
     from trivium.config import Configuration, load_configuration
     from trivium.data.batch import Batch, Group
     from trivium.data.demonstrations import DemonstrationsConfig, load_demonstrations
@@ -54,11 +56,14 @@ if TYPE_CHECKING:
     from trivium.models.policy import Policy
     from trivium.models.reference import Reference
     from trivium.models.reward_model import RewardModel
+    from trivium.report.run import write as write_report
     from trivium.rewards.reward import RewardConfig, Rewards, Scores
     from trivium.rollout.engine import Engine, Response, Sampling
     from trivium.rollout.local import LocalEngine
     from trivium.rollout.rollouts import Rollouts, roll_out
+    from trivium.runs.budget import BudgetConfig
     from trivium.runs.evaluate import EvaluationConfig, Evaluator
+    from trivium.runs.monitors import Monitors, MonitorsConfig
     from trivium.runs.store import (
         RunConfig,
         read_evaluations,
@@ -80,6 +85,8 @@ _MODULES = {
     "trivium.commands.evaluate": ("EvaluateConfig", "run as evaluate"),
     "trivium.commands.pairs": ("CandidateConfig", "PairsConfig", "run as pairs"),
     "trivium.commands.sample": ("SampleConfig", "run as sample"),
+    "trivium.compare.config": ("CompareConfig",),
+    "trivium.compare.run": ("run as run_comparison",),
     "trivium.config": ("Configuration", "load_configuration"),
     "trivium.data.batch": ("Batch", "Group"),
     "trivium.data.demonstrations": ("DemonstrationsConfig", "load_demonstrations"),
@@ -103,11 +110,14 @@ _MODULES = {
     "trivium.models.policy": ("Policy",),
     "trivium.models.reference": ("Reference",),
     "trivium.models.reward_model": ("RewardModel",),
+    "trivium.report.run": ("write as write_report",),
     "trivium.rewards.reward": ("RewardConfig", "Rewards", "Scores"),
     "trivium.rollout.engine": ("Engine", "Response", "Sampling"),
     "trivium.rollout.local": ("LocalEngine",),
     "trivium.rollout.rollouts": ("Rollouts", "roll_out"),
+    "trivium.runs.budget": ("BudgetConfig",),
     "trivium.runs.evaluate": ("EvaluationConfig", "Evaluator"),
+    "trivium.runs.monitors": ("Monitors", "MonitorsConfig"),
     "trivium.runs.store": (
         "RunConfig",
         "read_evaluations",

@@ -7,7 +7,7 @@ to copy after an update.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Collection, Sequence
 
 import torch
@@ -54,10 +54,14 @@ class LocalEngine:
     ) -> list[list[Response]]:
         """``samples`` responses for each prompt, in order (see ``rollout.engine``)."""
         self._require_room(prompts, sampling)
-        rows = [
-            [Row(i, row_key(seed, step, prompt.index, j)) for j in range(samples)]
-            for i, prompt in enumerate(prompts)
-        ]
+        rows = []
+        met: Counter[int] = Counter()
+        for i, prompt in enumerate(prompts):
+            # A prompt that comes twice, as where a batch straddles two epochs, has new samples.
+            first = met[prompt.index] * samples
+            met[prompt.index] += 1
+            keys = [row_key(seed, step, prompt.index, first + j) for j in range(samples)]
+            rows.append([Row(i, key) for key in keys])
         waiting = deque(range(len(prompts)))
         cache = RowCache(self.policy) if self.policy.shared else SeparateRows(self.policy)
         active: list[Row] = []
