@@ -153,7 +153,9 @@ def __dir__() -> list[str]:
 __all__ = [
     "AdaptiveKLConfig",
     "Batch",
+    "BudgetConfig",
     "CandidateConfig",
+    "CompareConfig",
     "Configuration",
     "ConfigurationError",
     "CriticConfig",
@@ -170,6 +172,8 @@ __all__ = [
     "LoraConfig",
     "ModelConfig",
     "ModelError",
+    "Monitors",
+    "MonitorsConfig",
     "OnlinePairsConfig",
     "OptimizerConfig",
     "PPOConfig",
@@ -217,6 +221,8 @@ __all__ = [
     "read_samples",
     "reward_model",
     "roll_out",
+    "run_comparison",
     "sample",
     "sft",
+    "write_report",
 ]
