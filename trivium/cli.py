@@ -50,7 +50,8 @@ example:
 """
 REPORT = """\
 Write what a run's directory says to one HTML file: outcome, alarms, curves, evaluations, cost,
-samples, configuration. It opens from disk, needs no network, and can be sent to others.
+samples, configuration. It opens from disk, needs no network, and can be sent to others. Of a
+comparison's directory, write the comparison.
 
 example:
   trivium report runs/grpo-20260101-120000
@@ -236,10 +237,15 @@ def run_chat(parsed: argparse.Namespace) -> None:
 
 
 def run_report(parsed: argparse.Namespace) -> None:
-    """Write the report of a run."""
+    """Write the report of a run, or of a comparison."""
+    from trivium.report import compare
     from trivium.report.run import write
 
-    show(write(parsed.run_directory, parsed.output, overwrite=parsed.overwrite))
+    directory, output = parsed.run_directory, parsed.output
+    if (directory / compare.NUMBERS).is_file():
+        show(compare.rewrite(directory, output, overwrite=parsed.overwrite))
+    else:
+        show(write(directory, output, overwrite=parsed.overwrite))
 
 
 def run_watch(parsed: argparse.Namespace) -> None:

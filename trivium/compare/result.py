@@ -86,7 +86,7 @@ def _run_record(
     earlier = {c: sum(cost[c] for cost in costs[: len(before)]) for c in CURRENCIES}
     return {
         "seed": route.seed,
-        "path": str(final.directory),
+        "path": str(final.directory.relative_to(config.directory)),
         "final": evaluation,
         "win_rate": _win_rate(outcomes, base["outcomes"]),
         "outcomes": outcomes,

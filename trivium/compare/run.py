@@ -17,6 +17,7 @@ from trivium.compare.table import show
 from trivium.compare.verdict import judge
 from trivium.config import dump
 from trivium.errors import ConfigurationError
+from trivium.report import compare as report
 
 logger = logging.getLogger("trivium")
 
@@ -86,9 +87,9 @@ def _measured(
 
 def write(directory: Path, result: Mapping[str, Any]) -> list[Path]:
     """Write the numbers and the report; returns both paths."""
-    numbers = directory / "comparison.json"
+    numbers = directory / report.NUMBERS
     numbers.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return [numbers]
+    return [report.write(directory, result), numbers]
 
 
 def check(plan: Plan) -> None:

@@ -18,7 +18,7 @@ def show(result: Mapping[str, Any], seconds: float, written: Sequence[Path]) -> 
     """Print the table, the verdict, and where everything was written."""
     console = Console()
     if not console.is_terminal:
-        console = Console(width=120)
+        console = Console(width=130)
     console.print(table(result))
     for sentence in result["verdict"]["sentences"]:
         console.print(Text(printable(sentence)))

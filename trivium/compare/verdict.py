@@ -64,7 +64,7 @@ def _sentences(
     over = f"{seeds} seeds" if seeds > 1 else "one seed"
     budget = result["budget"]
     equal = (
-        f"With {budget['amount']:,.4g} {CURRENCY_WORDS[budget['currency']]} for each road"
+        f"With {budget['amount']:,.0f} {CURRENCY_WORDS[budget['currency']]} for each road"
         if budget
         else "With each road's own number of steps"
     )
@@ -119,7 +119,7 @@ def _less_budget(result: Mapping[str, Any], roads: Sequence[Record], chosen: Rec
         leader = max(known, key=lambda name: known[name])
         if known[leader] > known[chosen["name"]] + 0.02:
             return (
-                f"A smaller budget: after {limit:,.3g} {CURRENCY_WORDS[currency]} of these runs "
+                f"A smaller budget: after {limit:,.0f} {CURRENCY_WORDS[currency]} of these runs "
                 f"{leader} led with {known[leader]:.3f} against {known[chosen['name']]:.3f}."
             )
     return None

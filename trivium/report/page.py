@@ -15,9 +15,12 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from string import Template
 from typing import Any
 
+from trivium.errors import ConfigurationError, TrainingError
+from trivium.runs.progress import printable
 from trivium.runs.store import json_line
 
 _VENDORED = ("d3.min.js", "plot.min.js")
@@ -42,7 +45,7 @@ def assemble(
     sources += [_text("templates", name) for name in (*_SHARED, *scripts)]
     return Template(_text("templates", "page.html")).substitute(
         policy=html.escape(policy(sources, live=live)),
-        title=html.escape(title),
+        title=html.escape(printable(title)),
         style=_text("templates", "style.css"),
         live="live" if live else "still",
         data=encode(data),
@@ -77,6 +80,31 @@ def policy(sources: Sequence[str], *, live: bool) -> str:
         "form-action": "'none'",
     }
     return "; ".join(f"{name} {value}" for name, value in allowed.items())
+
+
+def require_free(output: Path | None, overwrite: bool) -> None:
+    """Refuse a file that the user named, that exists, and that may not be replaced."""
+    if output is not None and output.exists() and not overwrite:
+        raise ConfigurationError(
+            f"--output {output}: exists already; name another file, or write --overwrite to "
+            "replace it"
+        )
+
+
+def write_page(target: Path, text: str) -> Path:
+    """Write a page whole or not at all; TrainingError if it cannot be."""
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(target)
+    except OSError as error:
+        raise TrainingError(
+            f"{target}: the report cannot be written: {error.strerror}; name another file "
+            "with --output"
+        ) from None
+    finally:
+        partial.unlink(missing_ok=True)
+    return target
 
 
 def _hash(source: str) -> str:

@@ -11,10 +11,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from trivium.errors import ConfigurationError, TrainingError
 from trivium.report import curves, evaluations
 from trivium.report.headline import headline
-from trivium.report.page import assemble, clip, encode
+from trivium.report.page import assemble, clip, encode, require_free, write_page
 from trivium.report.samples import MOST_BYTES, select
 from trivium.runs.store import (
     read_evaluations,
@@ -46,25 +45,9 @@ def write(run: Path, output: Path | None = None, *, overwrite: bool = False) -> 
         ConfigurationError: ``output`` exists and may not be replaced.
         TrainingError: the file cannot be written.
     """
-    if output is not None and output.exists() and not overwrite:
-        raise ConfigurationError(
-            f"--output {output}: exists already; name another file, or write --overwrite to "
-            "replace it"
-        )
+    require_free(output, overwrite)
     data = collect(run)
-    target = output or run / "report.html"
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        partial.write_text(page(data), encoding="utf-8")
-        partial.replace(target)
-    except OSError as error:
-        raise TrainingError(
-            f"{target}: the report cannot be written: {error.strerror}; name another file "
-            "with --output"
-        ) from None
-    finally:
-        partial.unlink(missing_ok=True)
-    return target
+    return write_page(output or run / "report.html", page(data))
 
 
 def page(data: dict[str, Any], *, live: bool = False) -> str:

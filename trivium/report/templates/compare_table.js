@@ -1,0 +1,100 @@
+// The comparison table: one column per road, from its pipeline to its failures.
+"use strict";
+
+const tablePart = {
+  id: "table",
+  title: "Table",
+  data: ({ roads, unit, bases }) => ({ roads, unit, bases }),
+  build: ({ roads, unit, bases }) =>
+    section("table", "The roads side by side", "all of it measured, or read from the configurations",
+      sideBySide(roads, unit, bases)),
+};
+
+function sideBySide(roads, unit, bases) {
+  const baseLength = d3.mean(Object.values(bases), (b) => b.length);
+  const over = (road, value) => d3.mean(road.runs, value);
+  const rows = [
+    ["Pipeline", (r) => (r.best_of ? `best of ${r.best_of} of the base` : steps(r.stages, (s) => oneLine(s.name, 40)))],
+    ["Signal", (r) => (r.best_of ? "the training reward, when answering" : steps(r.stages, (s) => oneLine(s.signal, 160)))],
+    ["Sampling", (r) => (r.best_of ? `${r.best_of} for every answer` : steps(r.stages, (s) => oneLine(s.sampling, 80)))],
+    ["Advantage", (r) => lastOf(r, (s) => oneLine(s.advantage ?? "none", 160))],
+    ["Spread of the advantage", (r) => spread(r)],
+    ["Settings", (r) => steps(r.stages, settings)],
+    ["Models and memory", (r) => memory(r)],
+    ["Time of each stage", (r) => steps(r.stages, (s) => `${oneLine(s.name, 40)} ${duration(s.spent.seconds)}`)],
+    ["Generated tokens", (r) => (r.best_of ? `${plain(over(r, (run) => run.tokens_per_answer))} for every answer` : plain(over(r, (run) => run.spent.generated_tokens)))],
+    ["Trained tokens", (r) => plain(over(r, (run) => run.spent.trained_tokens))],
+    ["FLOPs", (r) => plain(over(r, (run) => run.spent.flops))],
+    ["Quality, greedy", (r) => interval(spanOf(r.greedy), unit)],
+    ["Quality, sampled", (r) => interval(spanOf(r.sampled), unit)],
+    ["Win rate against the base", (r) => winRate(r)],
+    ["KL to the base", (r) => plain(over(r, (run) => run.final.kl ?? NaN)) + (r.best_of ? " (bound)" : "")],
+    ["Length", (r) => `${plain(over(r, (run) => run.final.length))} (${signed(over(r, (run) => run.final.length) - baseLength, 2)})`],
+    ["Alarms", (r) => alarms(r)],
+    ["Runs", (r) => r.runs.map((run) => el("div", { class: "faint" }, run.path === null ? "–" : oneLine(run.path, 120)))],
+  ];
+  const columns = [
+    { title: "", text: true, cell: ([name]) => el("strong", {}, name) },
+    ...roads.map((road) => ({ title: oneLine(road.name, 60), text: true, cell: ([, value]) => value(road) })),
+  ];
+  const grid = table("The roads side by side", columns, rows);
+  grid.classList.add("wide");
+  return grid;
+}
+
+const spanOf = ({ mean, low, high }) => ({ value: mean, low, high });
+const steps = (stages, text) => stages.map((stage) => el("div", {}, text(stage)));
+const lastOf = (road, text) => (road.stages.length ? text(road.stages.at(-1)) : "–");
+
+function spread(road) {
+  const known = road.runs.map((run) => run.training["advantage/std"]).filter(Boolean);
+  if (!known.length) return "–";
+  return `${plain(d3.mean(known, (k) => k.first))} → ${plain(d3.mean(known, (k) => k.last))}`;
+}
+
+function settings(stage) {
+  const known = Object.entries(stage.hyperparameters).filter(([, value]) => value !== null);
+  const words = known.map(([name, value]) => `${name} ${typeof value === "number" ? plain(value) : value}`);
+  return `${oneLine(stage.name, 40)}: ${oneLine(words.join(", ") || "as by default", 400)}`;
+}
+
+function winRate(road) {
+  const mean = d3.mean(road.runs, (run) => run.win_rate.mean);
+  if (road.runs.length > 1) return withUnit(mean, "share");
+  const { low, high } = road.runs[0].win_rate;
+  return interval({ value: mean, low, high }, "share");
+}
+
+function alarms(road) {
+  const raised = road.runs.flatMap((run) => run.alarms.map((alarm) => oneLine(alarm.monitor, 40)));
+  if (!raised.length) return "none";
+  const counted = d3.rollups(raised, (all) => all.length, (name) => name);
+  return counted.map(([name, times]) => el("div", { class: "alarm-text" }, `${name}${times > 1 ? ` × ${times}` : ""}`));
+}
+
+// --- Memory -------------------------------------------------------------------------------------
+
+const KINDS = ["parameters", "gradients", "optimizer", "activations", "cache"];
+
+/** Of every stage: models at the moment of the predicted peak, and the peak, predicted, measured. */
+function memory(road) {
+  const known = road.stages.filter((stage) => stage.memory);
+  if (!known.length) return road.best_of ? "the base" : "not measured";
+  return known.map((stage) => {
+    const { predicted, predicted_bytes, measured_bytes, reason } = stage.memory;
+    const lines = [el("div", {}, `${oneLine(stage.name, 40)}: ${bytes(measured_bytes)} measured` +
+      (predicted ? `, ${bytes(predicted_bytes)} predicted` : `; not predicted: ${oneLine(reason ?? "", 120)}`))];
+    if (!predicted) return lines;
+    const total = (s) => d3.sum(s.models, (m) => d3.sum(KINDS, (kind) => m[kind]));
+    const peak = d3.greatest(predicted.stages, total);
+    return [...lines, ...peak.models.map((model) => {
+      const parts = KINDS.filter((kind) => model[kind] > 0).map((kind) => `${kind} ${bytes(model[kind])}`);
+      return el("div", { class: "faint" }, `${oneLine(model.role, 40)}: ${parts.join(", ")}`);
+    })];
+  });
+}
+
+function bytes(size) {
+  const mebi = size / 1048576;
+  return mebi < 1024 ? `${plain(mebi)} MiB` : `${plain(mebi / 1024)} GiB`;
+}
