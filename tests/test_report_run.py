@@ -137,8 +137,9 @@ def test_one_evaluation_claims_no_change(tmp_path: Path) -> None:
 def test_a_run_without_evaluations_tells_its_own_measure(
     tmp_path: Path, kind: str, title: str, held_out: bool
 ) -> None:
-    metrics = [{"step": s, "validation/nll": 3.0 - s, "accuracy": 0.5, "nll": 1} for s in (1, 2)]
-    run = make_run(tmp_path, metrics=metrics)
+    metrics = [{"step": s, "accuracy": 0.5, "nll": 1} for s in (1, 2)]
+    measured = [{"step": 2, "elapsed": 1.0, "n": 3, "nll": 2.5}] if held_out else []
+    run = make_run(tmp_path, metrics=metrics, evaluation=measured)
     (run / "run.json").write_text(json.dumps({"kind": kind}))
     told = collect(run)["headline"]["training"]
     assert told["title"].startswith(title)

@@ -13,13 +13,11 @@ from typing import Any
 import yaml
 
 from trivium.report.curves import axes, is_number, short
-from trivium.runs.metrics import METRICS
+from trivium.runs.metrics import EVALUATIONS, METRICS
 
-_MEASURES = {
-    "reward-model": ("validation/accuracy", "accuracy"),
-    "dpo": ("implicit_reward/accuracy",),
-}
-_OTHERWISE = ("validation/nll", "nll", "reward/mean", "loss")
+_HELD_OUT = ("accuracy", "nll")
+_MEASURES = {"reward-model": ("accuracy",), "dpo": ("implicit_reward/accuracy",)}
+_OTHERWISE = ("nll", "reward/mean", "loss")
 
 Row = dict[str, Any]
 
@@ -41,7 +39,7 @@ def headline(
         "step": rows[-1]["step"] if rows else None,
         "steps": _at(settings, "steps"),
         "quality": quality(measured),
-        "training": None if measured else training(kind, rows),
+        "training": None if quality(measured) else training(kind, rows, measured),
         "win_rate": _interval(last, "win_rate"),
         "kl": _interval(last, "kl") or _last(rows, "kl/response"),
         "length": change(measured, "length") or change(rows, "length/mean"),
@@ -96,14 +94,16 @@ def quality(measured: Sequence[Row]) -> dict[str, Any] | None:
     return None
 
 
-def training(kind: str, rows: Sequence[Row]) -> dict[str, Any] | None:
-    """The first and last of the number that tells most, for a run without evaluations."""
-    for name in (*_MEASURES.get(kind, ()), *_OTHERWISE):
-        found = change(rows, name)
+def training(kind: str, rows: Sequence[Row], measured: Sequence[Row]) -> dict[str, Any] | None:
+    """The first and last of the number that tells most, for a run that answers no prompts."""
+    names = (*_MEASURES.get(kind, ()), *_OTHERWISE)
+    known = [(EVALUATIONS[name], measured, True) for name in _HELD_OUT]
+    known += [(METRICS[name], rows, False) for name in names]
+    for metric, source, held_out in known:
+        found = change(source, metric.name)
         if found:
-            m = METRICS[name]
-            held_out = name.startswith("validation/")
-            return {"title": m.title, "meaning": m.meaning, "held_out": held_out, **found}
+            told = {"title": metric.title, "meaning": metric.meaning}
+            return {**told, "held_out": held_out, **found}
     return None
 
 
