@@ -57,7 +57,7 @@ def _one_step(job: Job) -> Job:
     run = {**settings["run"], "directory": str(place), "measure_memory": True, "samples_every": 1}
     settings["run"] = {k: v for k, v in run.items() if k != "budget"}
     name = f"{job.name}-memory"
-    return replace(job, name=name, directory=place, settings=settings, after=(), budget=None)
+    return replace(job, name=name, directory=place, settings=settings, budget=None)
 
 
 def memory_record(job: Job) -> dict[str, Any]:

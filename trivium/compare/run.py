@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from trivium.compare import credit, memory, risk
 from trivium.compare.conduct import conduct
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Plan, make_plan
@@ -40,32 +41,19 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     check(plan)
     config.directory.mkdir(parents=True, exist_ok=True)
     (config.directory / "config.yaml").write_text(dump(config), encoding="utf-8")
-    seconds = conduct(plan.jobs, parallel=config.parallel)
+    measuring = memory.memory_jobs(plan) if config.memory else {}
+    apart = {job.name: job for job in measuring.values()}
+    seconds = conduct(plan.jobs | apart, parallel=config.parallel)
     result = gather(config, plan, seconds)
-    if config.memory:
-        _add_memory(result, plan, config)
+    for stage in (stage for road in result["roads"] for stage in road["stages"]):
+        if stage["job"] in measuring:
+            stage["memory"] = memory.memory_record(measuring[stage["job"]])
     if config.credit:
-        from trivium.compare import credit
-
         result["credit"] = _measured(config, plan, "credit", credit.measure)
     if config.risk:
-        from trivium.compare import risk
-
         result["risk"] = _measured(config, plan, "risk", risk.measure)
     result["verdict"] = judge(result)
     return result
-
-
-def _add_memory(result: dict[str, Any], plan: Plan, config: CompareConfig) -> None:
-    """Predicted and measured memory, beside every stage."""
-    from trivium.compare.memory import memory_jobs, memory_record
-
-    jobs = memory_jobs(plan)
-    conduct({job.name: job for job in jobs.values()}, parallel=config.parallel)
-    for road in result["roads"]:
-        for stage in road["stages"]:
-            if stage["job"] in jobs:
-                stage["memory"] = memory_record(jobs[stage["job"]])
 
 
 def _measured(

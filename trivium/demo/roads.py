@@ -47,7 +47,7 @@ FULL = Budget(
     demonstrations=30_000,
     problems=4_000,
     held_out=1_000,
-    evaluations=3,
+    evaluations=2,
     credit=8,
     sft_steps=1_500,
     sft_batch=32,
@@ -126,10 +126,10 @@ def comparison(directory: Path, budget: Budget, seeds: Sequence[int]) -> dict[st
         "roads": [
             *([roads.ppo_with_outcome_model()] if budget.outcome_road else []),
             roads.ppo_with_process_model(),
+            roads.dpo(),
             roads.ppo_with_verifier(),
             roads.grpo("outcome", {}),
             roads.grpo("process", {"rewards": [{"function": STEPS}]}),
-            roads.dpo(),
         ],
     }
 
