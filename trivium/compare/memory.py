@@ -24,6 +24,8 @@ from trivium.models.loading import ModelConfig, load_tokenizer
 from trivium.runs.store import read_events, read_samples
 
 EXAMPLES = 256
+ROWS = 512
+"""Rows of data that a measured step reads at most: texts are no part of what is predicted."""
 ONE_STEP: dict[str, dict[str, Any]] = {
     "sft": {"steps": 1, "epochs": 1.0, "validation": None},
     "reward-model": {"epochs": 1e-9, "held_out_share": 0.0},
@@ -56,6 +58,9 @@ def _one_step(job: Job) -> Job:
         settings["reward_update"] = {**settings["reward_update"], "every": 1}
     run = {**settings["run"], "directory": str(place), "measure_memory": True, "samples_every": 1}
     settings["run"] = {k: v for k, v in run.items() if k != "budget"}
+    for part in ("data", "pairs", "steps"):
+        if isinstance(settings.get(part), dict):
+            settings[part] = {"limit": ROWS, **settings[part]}
     name = f"{job.name}-memory"
     return replace(job, name=name, directory=place, settings=settings, budget=None)
 

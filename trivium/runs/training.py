@@ -25,13 +25,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+import torch
+
 from trivium.config import Configuration
 from trivium.models import flops
 from trivium.models.loading import resolve_device
 from trivium.runs.budget import Spending
 from trivium.runs.metrics import derived, metric
 from trivium.runs.monitors import Alarm, Monitors
-from trivium.runs.peak import PeakMemory
+from trivium.runs.peak import PeakMemory, load_libraries
 from trivium.runs.progress import Progress, printable
 from trivium.runs.samples import Rows
 from trivium.runs.store import Run, RunConfig, require_free
@@ -107,8 +109,11 @@ def begin(config: RunConfig, device: str) -> Begun:
         ConfigurationError: the directory is taken, or a tracker is not installed.
     """
     require_free(config)
-    peak = PeakMemory(resolve_device(device)) if config.measure_memory else None
-    return Begun(config, peak)
+    if not config.measure_memory:
+        return Begun(config)
+    with torch.random.fork_rng(devices=[]):
+        load_libraries()
+    return Begun(config, PeakMemory(resolve_device(device)))
 
 
 class Training:
