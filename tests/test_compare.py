@@ -299,6 +299,13 @@ def test_best_road_is_recommended_and_those_behind_are_named_with_their_gap() ->
     assert any("weak is 0.500 lower (0.402 – 0.598)" in s for s in verdict["sentences"])
 
 
+def test_a_small_difference_that_is_sure_is_not_level() -> None:
+    verdict = judge(result_of(road("a", [clear(100, 70)], kl=0.1), road("b", [clear(100, 80)])))
+    assert verdict["level"] == ["b"] and verdict["recommended"] == "b"
+    near = judge(result_of(road("a", [clear(100, 79)], kl=0.1), road("b", [clear(100, 80)])))
+    assert near["level"] == ["b", "a"]
+
+
 def test_level_roads_are_told_apart_by_alarms_then_kl() -> None:
     best, near = clear(100, 80), clear(100, 79)
     quiet = judge(result_of(road("loud", [best], alarms=2), road("quiet", [near], kl=9.0)))
