@@ -197,7 +197,7 @@ def port_number(text: str) -> int:
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--quick", action="store_true", help="the same story in two minutes")
+    parser.add_argument("--quick", action="store_true", help="the same story in under two minutes")
     parser.add_argument(
         "--directory", type=Path, default=Path("runs/demo"), help="where it is written"
     )
