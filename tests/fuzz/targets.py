@@ -12,10 +12,11 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from data_tokenizers import chatml_tokenizer
 from fuzz.feed import WORDS, Feed, written
@@ -126,9 +127,9 @@ def sources(data: bytes) -> None:
     split = feed.pick(["train", "test", one_line(feed.text())]) if feed.chance(128) else None
     text = feed.rest().decode("utf-8", "surrogateescape").replace("\n", "").replace("..", ".")
     source = text.lstrip("/").replace("@", str(_tree()))
-    os.chdir(_tree())
-    data_files._hub_dataset = _no_hub  # type: ignore[attr-defined]
-    with quick():
+    home = mock.patch.dict(os.environ, HOME=str(_tree()))
+    hub = mock.patch.object(data_files, "_hub_dataset", _no_hub)
+    with home, hub, chdir(_tree()), quick():
         try:
             list(read_rows(RowsConfig(path=source, subset=subset, split=split)))
         except DataError as error:
@@ -151,7 +152,6 @@ def _tree() -> Path:
     (root / "loop.jsonl").symlink_to("loop.jsonl")
     (root / "folder.jsonl").mkdir()
     os.mkfifo(root / "pipe.jsonl")
-    os.environ["HOME"] = str(root)
     return root
 
 

@@ -273,9 +273,11 @@ class _Window:
             try:
                 value, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                if len(self._text) - self._at > _LONGEST:
+                # What is only cut off fails in a string that goes on, or in the last word.
+                cut = error.msg.startswith("Untermin") or error.pos + 16 > len(self._text)
+                if cut and len(self._text) - self._at > _LONGEST:
                     raise _too_long(self.where) from None
-                if self._more():
+                if cut and self._more():
                     continue
                 self._advance(error.pos)
                 raise DataError(f"{self.where}: not valid JSON: {error.msg}") from None
