@@ -7,8 +7,10 @@ seconds of work. ``run`` feeds the targets to a fuzzer; ``test_fuzz_replay`` rep
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -44,7 +46,9 @@ _STOPPED = "reading stopped after"
 def folder() -> Path:
     """Where inputs are written: in memory where the system has such a place."""
     memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="fuzz-", dir=memory if memory.is_dir() else None))
+    made = tempfile.mkdtemp(prefix="fuzz-", dir=memory if memory.is_dir() else None)
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return Path(made)
 
 
 @contextmanager
