@@ -19,10 +19,12 @@ from transformers import AutoModelForCausalLM
 from worlds import STILL, World, metrics_of, perturb, plain_logprobs
 
 from trivium.algorithms import grpo
-from trivium.algorithms.grpo import GRPOConfig, GRPOExperience
+from trivium.algorithms.grpo import GRPOExperience
+from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.parts import OnPolicyParts, assemble
 from trivium.algorithms.reward_update import RewardUpdate, contrasts
-from trivium.data.batch import Batch, Group
+from trivium.data.batch import Batch
+from trivium.data.group import Group
 from trivium.data.prompts import Prompt
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.models.reward_model import RewardModel

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from trivium.config import dump, load_configuration
 from trivium.errors import ConfigurationError
 from trivium.runs.metrics import metric
-from trivium.runs.monitors import MONITORS, Alarm, Monitors, MonitorsConfig, table
+from trivium.runs.monitor_config import MonitorsConfig
+from trivium.runs.monitors import MONITORS, Alarm, Monitors, table
 
 Numbers = Mapping[str, float]
 

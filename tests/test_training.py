@@ -12,7 +12,7 @@ import pytest
 from worlds import World, metrics_of
 
 from trivium.algorithms import grpo
-from trivium.algorithms.grpo import GRPOConfig
+from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.config import Configuration
 from trivium.errors import ConfigurationError
 from trivium.models import flops

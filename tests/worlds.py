@@ -40,8 +40,9 @@ from transformers import (
     SmolLM3Config,
 )
 
-from trivium.data.batch import Group
-from trivium.models.loading import ModelConfig, disable_dropout
+from trivium.data.group import Group
+from trivium.models.loading import disable_dropout
+from trivium.models.model_config import ModelConfig
 from trivium.models.reward_model import RewardModel
 
 LETTERS = "abcdefghij.\n"

@@ -1,8 +1,8 @@
 """The command line: which command, which configuration, and how a mistake is told.
 
 A user's mistake is one message on stderr and exit status 2, an interruption 130; whatever else goes
-wrong keeps its traceback. Nothing here imports torch: help, and a configuration file that cannot be
-read, must not wait for it.
+wrong keeps its traceback. Nothing here imports torch: help, and a mistake in a configuration, must
+not wait for it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import Any, NoReturn
 from trivium.commands import COMMANDS, Command
 from trivium.config import Configuration, describe, load_configuration
 from trivium.errors import ConfigurationError, TriviumError
-from trivium.yaml_source import YamlSource
 
 DESCRIPTION = """\
 Align language models by PPO, DPO and GRPO.
@@ -151,7 +150,7 @@ def make_parser() -> argparse.ArgumentParser:
             **style,
         )
         sub.add_argument("config", metavar="CONFIG.yaml", type=Path, help="the configuration file")
-        _add_settings(sub, lambda command=command: command.load()[0])
+        _add_settings(sub, lambda command=command: command.config_class())
         sub.set_defaults(run=lambda parsed, command=command: run_command(command, parsed))
     chat = commands.add_parser("chat", help="talk to a checkpoint", description=CHAT, **style)
     chat.add_argument("path", metavar="PATH", help="a checkpoint, a run's directory or a hub name")
@@ -218,9 +217,8 @@ def installed_version() -> str:
 
 def run_command(command: Command, parsed: argparse.Namespace) -> None:
     """Run a command that has a configuration file, and print what came of it."""
-    YamlSource(parsed.config)  # tells of a file that cannot be read before torch is imported
-    config_class, run = command.load()
-    config = load_configuration(config_class, parsed.config, parsed.settings)
+    config = load_configuration(command.config_class(), parsed.config, parsed.settings)
+    run = command.load()  # imports torch, which a mistake in the configuration must not wait for
     with quiet_libraries():
         outcome = run(config)
     show(outcome)
@@ -228,10 +226,12 @@ def run_command(command: Command, parsed: argparse.Namespace) -> None:
 
 def run_chat(parsed: argparse.Namespace) -> None:
     """Talk to the checkpoint at a path."""
-    from trivium.commands.chat import ChatConfig, chat
+    from trivium.commands.chat_config import ChatConfig
 
     settings = [f"model.path={json.dumps(parsed.path, ensure_ascii=False)}", *parsed.settings]
     config = load_configuration(ChatConfig, None, settings)
+    from trivium.commands.chat import chat
+
     with quiet_libraries():
         chat(config)
 
@@ -263,7 +263,7 @@ def run_demo(parsed: argparse.Namespace) -> None:
 
 
 def _chat_config() -> type[Configuration]:
-    from trivium.commands.chat import ChatConfig
+    from trivium.commands.chat_config import ChatConfig
 
     return ChatConfig
 

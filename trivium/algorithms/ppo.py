@@ -15,13 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from trivium.algorithms.actor_critic import CriticConfig, make_critic
+from trivium.algorithms.actor_critic import make_critic
 from trivium.algorithms.experience import (
     Experience,
     MicroBatches,
@@ -39,110 +37,20 @@ from trivium.algorithms.observe import (
     value_metrics,
 )
 from trivium.algorithms.parts import OnPolicyParts, assemble
-from trivium.algorithms.pretraining import PretrainingMix, PretrainingMixConfig
-from trivium.algorithms.reward_update import RewardUpdate, RewardUpdateConfig
-from trivium.algorithms.update import Optimizer, OptimizerConfig, StepResult
-from trivium.config import Configuration
+from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.pretraining import PretrainingMix
+from trivium.algorithms.reward_update import RewardUpdate
+from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch, Grouped
-from trivium.data.prompts import PromptsConfig
 from trivium.maths.advantages import gae, return_targets, whiten
 from trivium.maths.kl import KL_ESTIMATORS, adapted_coefficient, kl_shaped_rewards
 from trivium.maths.objectives import clipped_surrogate, value_loss
 from trivium.maths.ragged import segment_starts, spread
-from trivium.maths.weights import Aggregation, weighted_sum
+from trivium.maths.weights import weighted_sum
 from trivium.models.critic import Critic
-from trivium.models.loading import ModelConfig, trained_parameters
-from trivium.rewards.reward import RewardConfig
-from trivium.rollout.engine import Sampling
+from trivium.models.loading import trained_parameters
 from trivium.rollout.rollouts import Rollouts, roll_out
-from trivium.runs.evaluate import EvaluationConfig
-from trivium.runs.store import RunConfig
 from trivium.runs.training import Training, begin
-
-
-class AdaptiveKLConfig(Configuration):
-    """Steers β so that the KL per response stays near a target (Ziegler et al. 2019)."""
-
-    target: float = Field(gt=0)
-    """KL per response, in nats."""
-    horizon: int = Field(default=10000, gt=0)
-    """Responses over which β adapts."""
-
-
-class PPOConfig(Configuration):
-    """Everything a PPO run depends on."""
-
-    model: ModelConfig
-    """The actor; the reference is a frozen copy of it."""
-    data: PromptsConfig
-    """Prompts to sample from."""
-    rewards: tuple[RewardConfig, ...]
-    """What is rewarded: a weighted sum."""
-    critic: CriticConfig = CriticConfig()
-    """The critic."""
-    run: RunConfig = RunConfig()
-    """Where the run is written, and its seed."""
-    sampling: Sampling = Sampling()
-    """How responses are drawn."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
-    """The actor's optimiser."""
-    evaluation: EvaluationConfig | None = None
-    """Held-out evaluation."""
-
-    steps: int = Field(default=100, ge=1)
-    """Rollout batches."""
-    prompts_per_step: int = Field(default=64, ge=1)
-    """Prompts per rollout batch."""
-    responses_per_prompt: int = Field(default=1, ge=1)
-    """Responses per prompt."""
-    epochs: int = Field(default=2, ge=1)
-    """How often a rollout batch is reused."""
-    minibatches: int = Field(default=2, ge=1)
-    """Optimiser steps per epoch."""
-    tokens_per_micro_batch: int = Field(default=16384, ge=1)
-    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
-
-    beta: float = Field(default=0.05, ge=0)
-    """Weight of the KL term in the reward."""
-    kl: Literal["k1", "k2", "k3"] = "k1"
-    """Estimator of the KL term in the reward."""
-    adaptive_kl: AdaptiveKLConfig | None = None
-    """Adapt β while training."""
-    gamma: float = Field(default=1.0, ge=0, le=1)
-    """Discount γ."""
-    lam: float = Field(default=0.95, ge=0, le=1)
-    """λ of GAE: 1 is Monte Carlo, 0 one step."""
-    bootstrap_cut_off: bool = False
-    """Let cut-off responses continue with the critic's value instead of 0."""
-    whiten_advantages: bool = True
-    """Bring advantages to mean 0 and variance 1 over the rollout batch."""
-    clip_low: float = Field(default=0.2, gt=0, le=1)
-    """ε below 1."""
-    clip_high: float = Field(default=0.2, gt=0)
-    """ε above 1."""
-    aggregation: Aggregation = "sequence_mean"
-    """How tokens are averaged."""
-    entropy_bonus: float = Field(default=0.0, ge=0)
-    """Weight of the policy's entropy in the objective."""
-    stop_at_kl: float | None = Field(default=None, gt=0)
-    """End a batch's updates when KL(π_old‖π) per token exceeds this."""
-    pretraining: PretrainingMixConfig | None = None
-    """Add a language-modelling loss on demonstrations (PPO-ptx)."""
-    reward_update: RewardUpdateConfig | None = None
-    """Train the learned reward further on the policy's own responses while PPO runs."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PPOConfig:
-        if self.sampling.greedy:
-            raise ValueError("sampling.temperature is 0: PPO learns from what it explores")
-        if self.minibatches > self.prompts_per_step:
-            raise ValueError(
-                f"minibatches is {self.minibatches}, more than the {self.prompts_per_step} prompts "
-                "of a step: lower it or raise prompts_per_step"
-            )
-        if self.adaptive_kl is not None and self.beta == 0:
-            raise ValueError("adaptive_kl scales beta, which is 0: start it above 0")
-        return self
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,28 +5,16 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from trivium.algorithms.experience import Weighted, epoch_batch
+from trivium.algorithms.pretraining_config import PretrainingMixConfig
 from trivium.algorithms.update import Work
-from trivium.config import Configuration
 from trivium.data.batch import Batch
-from trivium.data.demonstrations import DemonstrationsConfig, load_demonstrations
+from trivium.data.demonstrations import load_demonstrations
 from trivium.maths.objectives import token_nll
 from trivium.maths.weights import weighted_sum
 from trivium.models.policy import Policy
-
-
-class PretrainingMixConfig(Configuration):
-    """Demonstrations or plain text whose likelihood is kept up while PPO runs."""
-
-    data: DemonstrationsConfig
-    """The texts."""
-    coefficient: float = Field(default=1.0, gt=0)
-    """Weight of the loss, a mean over tokens."""
-    examples_per_step: int = Field(default=16, ge=1)
-    """Texts per optimiser step."""
 
 
 class PretrainingMix:

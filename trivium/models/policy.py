@@ -13,14 +13,9 @@ from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.attention import hidden_states, use_ragged_attention, uses_ragged_attention
-from trivium.models.loading import (
-    ModelConfig,
-    base_of,
-    load_causal_lm,
-    load_tokenizer,
-    save_checkpoint,
-)
+from trivium.models.loading import base_of, load_causal_lm, load_tokenizer, save_checkpoint
 from trivium.models.logprobs import Head, token_logprobs
+from trivium.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,8 @@ from trivium.errors import ModelError
 from trivium.maths.ragged import spread
 from trivium.models import flops
 from trivium.models.attention import hidden_states, use_ragged_attention
-from trivium.models.loading import (
-    ModelConfig,
-    base_of,
-    load_scorer,
-    load_tokenizer,
-    save_checkpoint,
-)
+from trivium.models.loading import base_of, load_scorer, load_tokenizer, save_checkpoint
+from trivium.models.model_config import ModelConfig
 
 
 class RewardModel:
