@@ -28,3 +28,7 @@ class RewardError(TriviumError, RuntimeError):
 
 class TrainingError(TriviumError, RuntimeError):
     """A run cannot go on: a loss or gradient is not finite, or a batch holds nothing to learn."""
+
+
+class CheckpointError(TriviumError, ValueError):
+    """A checkpoint is torn or altered, or is not one of the run's own."""

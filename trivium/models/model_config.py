@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Literal
 
 from trivium.config import Configuration
@@ -37,3 +39,9 @@ class ModelConfig(Configuration):
     """Recompute activations in the backward pass: less memory, about a third more time."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Only for sources you trust."""
+
+    def inputs(self) -> Iterator[Path]:
+        """The checkpoint's directory; of a hub name there is none."""
+        path = Path(self.path).expanduser()
+        if path.is_dir():
+            yield path
