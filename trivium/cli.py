@@ -89,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with told_messages():
             require_command(arguments)
-            parsed = make_parser().parse_args(arguments)
+            parsed = make_parser().parse_args(flags_last(arguments))
             parsed.run(parsed)
             sys.stdout.flush()
     except TriviumError as error:
@@ -149,6 +149,12 @@ def require_command(arguments: Sequence[str]) -> None:
     near = difflib.get_close_matches(word, names, n=1)
     remedy = f"did you mean `{near[0]}`?" if near else f"the commands are {', '.join(names)}"
     raise ConfigurationError(f"`{word}` is not a command: {remedy}")
+
+
+def flags_last(arguments: Sequence[str]) -> list[str]:
+    """The arguments with flags that stand for settings moved behind the settings, between which
+    argparse does not take them."""
+    return sorted(arguments, key=("--resume", "--allow-changes").__contains__)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -54,7 +54,9 @@ def train(config: SFTConfig) -> Path:
         demonstrations = sorted(demonstrations, key=lambda d: len(d.trained))
     steps = config.steps or steps_of(config.epochs, len(demonstrations), config.examples_per_step)
     trained = [(config.optimizer, trained_parameters(policy.model))]
-    measured = HeldOut(config, policy, held_out, evaluator)
+    measured = None
+    if held_out is not None or evaluator is not None:
+        measured = HeldOut(config, policy, held_out, evaluator)
     with Training(begun, steps, evaluator=measured) as training:
         optimizer = Optimizer(trained, steps, training.budget_spent)
         training.keep(policy=policy, optimizer=optimizer)

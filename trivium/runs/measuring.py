@@ -52,6 +52,10 @@ class Stopwatch:
         self.seconds[f"time/{stage}"] = now - self._since
         self._since = now
 
+    def leave_out(self, seconds: float) -> None:
+        """Let so many of the last seconds count as none of a stage's."""
+        self._since += seconds
+
     def begin(self) -> None:
         """The next stage begins now."""
         self._since = time.perf_counter()

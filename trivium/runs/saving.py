@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from trivium.errors import ConfigurationError
 from trivium.runs.checkpoint import Checkpoint, Checkpoints, Place
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.store import Run
@@ -52,6 +53,10 @@ class Saver:
         config: when to save and what to keep.
         known: objects that states may name by their places, such as the run's prompts.
         checkpoint: where the run goes on from; None where it begins.
+
+    Attributes:
+        best: the best evaluation so far: its value, step, and the checkpoint's name.
+        saves, seconds: how often this process saved, and how long it took in all.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Saver:
         self._saved = checkpoint.place if checkpoint else Place(0)
         self._at = time.monotonic()
         self._took = 0.0
+        self.saves, self.seconds = 0, 0.0
         self.best: dict[str, Any] | None = None
 
     def frame(self) -> Any:
@@ -114,6 +120,8 @@ class Saver:
         finally:
             self._at = time.monotonic()
             self._took = self._at - began
+            self.saves += 1
+            self.seconds += self._took
 
     def try_to_save(self, place: Place, frame: Mapping[str, Any]) -> bool:
         """Save the state, or say why it cannot be: a run goes on without."""
@@ -139,7 +147,11 @@ class Saver:
             return False
         value = record.get(name)
         if not isinstance(value, int | float):
-            return False
+            numbers = [key for key, x in record.items() if isinstance(x, int | float)]
+            raise ConfigurationError(
+                f"run.checkpoints.best = {name}: this run's evaluations measure "
+                f"{', '.join(numbers)}; name one of them"
+            )
         better = self.best is None or (
             (value > self.best["value"]) == (self.config.best_is == "highest")
             and value != self.best["value"]

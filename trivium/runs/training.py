@@ -283,7 +283,8 @@ class Training:
             self._saver.try_to_save(Place(self.done), self._frame())
         if self._peak is not None:
             self.run.event("memory", measured_bytes=self._peak.bytes())
-        self.run.event("finished", step=self.step)
+        spent = {"saves": self._saver.saves, "saving_seconds": round(self._saver.seconds, 3)}
+        self.run.event("finished", step=self.step, **spent)
 
     # --- State ------------------------------------------------------------------------------------
 
@@ -312,7 +313,14 @@ class Training:
         if self._stopping.asked is not None:
             self._stop_here()
         if due or self._saver.due(place):
+            before = self._saver.seconds
             self._saver.try_to_save(place, self._frame())
+            self._leave_out(self._saver.seconds - before)
+
+    def _leave_out(self, seconds: float) -> None:
+        """Let a time not count as the step's, which a budget may limit."""
+        self._since = (self._since[0] + seconds, self._since[1])
+        self.stages.leave_out(seconds)
 
     def _stop_here(self) -> NoReturn:
         """Save, and end the run with the signal that asked for it."""
