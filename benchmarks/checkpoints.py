@@ -3,9 +3,10 @@
     python benchmarks/checkpoints.py [--sizes small,medium] [--roads sft,ppo]
 
 Trains the runs of ``benchmarks/memory.py`` with the defaults for checkpoints, but for minutes; each
-once untouched, and once stopped in its middle by SIGTERM and resumed. Prints, per size and road, how long one save took, the share of the
-run's time that saving took, a checkpoint's size beside that of the model, and the peak memory of
-the fresh and of the resumed run (resident memory above the process's before models are loaded).
+once untouched, and once stopped in its middle by SIGTERM and resumed. Prints, per size and road,
+how long one save took, the share of the run's time that saving took, a checkpoint's size beside
+that of the model, and the peak memory of the fresh and of the resumed run (resident memory above
+the process's before models are loaded).
 """
 
 from __future__ import annotations

@@ -113,8 +113,9 @@ def reward_model_config(world: World, run: Path) -> RewardModelConfig:
 
 
 def lora_config(world: World, run: Path) -> GRPOConfig:
-    """Adapters, whose reference is the same weights without them or with earlier ones."""
-    given = world.on_policy("letters", optimizer=FAST, run=running(run))
+    """Adapters, whose reference is the same weights without them or with earlier ones; and a reward
+    that draws from the process's random numbers."""
+    given = world.on_policy("letters", "noise", optimizer=FAST, run=running(run))
     given["model"] = {"path": world.path, "lora": {"rank": 2}}
     return GRPOConfig(**given, iterations=2, steps_per_iteration=1, epochs=2, beta=0.1)
 

@@ -19,7 +19,9 @@ from trivium.algorithms import sft
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.cli import main
 from trivium.config import dump
-from trivium.errors import CheckpointError, ConfigurationError
+from trivium.errors import CheckpointError, ConfigurationError, TrainingError
+from trivium.models.policy import Policy
+from trivium.runs.checkpoint import Checkpoints
 from trivium.runs.claim import LOCK, locked
 from trivium.runs.stopping import Interrupted, Stopping
 from trivium.runs.store import is_finished, read_events, read_metrics
@@ -292,6 +294,42 @@ def test_lock_ends_with_the_process_that_held_it(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)
     assert (tmp_path / LOCK).exists()
     locked(tmp_path).release()
+
+
+# --- A full disk ----------------------------------------------------------------------------------
+
+
+def test_run_goes_on_where_its_state_cannot_be_saved(
+    world: World, tmp_path: Path, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = Checkpoints.write, []
+
+    def full_at_first(checkpoints: Checkpoints, *given: Any) -> Any:
+        calls.append(given)
+        if len(calls) <= 2:
+            raise OSError(28, "No space left on device")
+        return write(checkpoints, *given)
+
+    monkeypatch.setattr(Checkpoints, "write", full_at_first)
+    run = sft.train(config_of(world, tmp_path / "run"))
+    assert is_finished(run)
+    assert [e["step"] for e in read_events(run) if e["kind"] == "not_saved"] == [1, 2]
+    assert "cannot be saved: No space left on device; the run goes on" in caplog.text
+
+
+def test_model_that_cannot_be_written_is_told_and_nothing_is_lost(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Policy, "save", full)
+        with pytest.raises(TrainingError, match=r"final: cannot be written: No space .* step 4"):
+            sft.train(config_of(world, tmp_path / "run"))
+    assert not is_finished(tmp_path / "run")
+    sft.train(config_of(world, tmp_path / "run"))
+    assert (tmp_path / "run" / "final" / "model.safetensors").exists()
 
 
 # --- The best -------------------------------------------------------------------------------------

@@ -154,6 +154,7 @@ class Crew:
                 encoding="utf-8",
                 errors="replace",
                 env=environment,
+                process_group=0,  # Ctrl-C is the conductor's, who tells each process once.
             )
             self._processes.add(process)
         return process

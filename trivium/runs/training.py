@@ -30,8 +30,9 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
-from trivium.errors import ConfigurationError, TriviumError
+from trivium.errors import ConfigurationError, TrainingError, TriviumError
 from trivium.models import flops
 from trivium.runs import randomness
 from trivium.runs.beginning import Begun, open_run
@@ -229,9 +230,20 @@ class Training:
         self.run.event(kind, step=self.step, **fields)
 
     def save(self, name: str, model: Saves) -> None:
-        """Write a model under the run's directory, whole or not at all."""
-        with self.run.saving(name) as directory:
-            model.save(directory)
+        """Write a model under the run's directory, whole or not at all.
+
+        Raises:
+            TrainingError: it cannot be written; the run can go on once it can.
+        """
+        try:
+            with self.run.saving(name) as directory:
+                model.save(directory)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise TrainingError(
+                f"{self.path / name}: cannot be written: {reason}; make room, and go on from "
+                f"{self._saver.saved}: trivium resume {self.path}"
+            ) from error
 
     def _mark(self) -> None:
         """Time and cost count from here."""
