@@ -1,11 +1,12 @@
-# `make demo` and `make test` each do all their own set-up, in a virtual environment under $(VENV).
+# Every target does all its own set-up, in a virtual environment under $(VENV).
 VENV ?= .venv
+KILLS ?= 40
 PYTHON ?= python3
 
 RUN = $(VENV)/bin
 INSTALL = $(RUN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint torture clean
 
 demo: $(VENV)/.demo-installed
 	$(RUN)/trivium demo
@@ -17,6 +18,9 @@ lint: $(VENV)/.test-installed
 	$(RUN)/ruff check
 	$(RUN)/ruff format --check
 	$(RUN)/pyright --pythonpath $(RUN)/python
+
+torture: $(VENV)/.test-installed
+	$(RUN)/python benchmarks/torture.py --kills $(KILLS)
 
 clean:
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist

@@ -25,6 +25,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from trivium.algorithms import dpo, grpo, ppo, reward_model, sft
+from trivium.algorithms.dpo_config import DPOConfig
+from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.reward_model_config import RewardModelConfig
+from trivium.algorithms.sft_config import SFTConfig
 from trivium.memory.report import Lengths, Memory
 from trivium.memory.roads import predict
 from trivium.runs.peak import PeakMemory
@@ -36,11 +41,11 @@ SIZES: dict[str, dict[str, int]] = {
     "large": {"vocab_size": 32000, "hidden_size": 768, "num_hidden_layers": 12},
 }
 ROADS: dict[str, tuple[Any, Any]] = {
-    "sft": (sft.SFTConfig, sft.train),
-    "reward-model": (reward_model.RewardModelConfig, reward_model.train),
-    "ppo": (ppo.PPOConfig, ppo.train),
-    "dpo": (dpo.DPOConfig, dpo.train),
-    "grpo": (grpo.GRPOConfig, grpo.train),
+    "sft": (SFTConfig, sft.train),
+    "reward-model": (RewardModelConfig, reward_model.train),
+    "ppo": (PPOConfig, ppo.train),
+    "dpo": (DPOConfig, dpo.train),
+    "grpo": (GRPOConfig, grpo.train),
 }
 PROMPT, RESPONSE = 32, 64
 EXAMPLES = 64

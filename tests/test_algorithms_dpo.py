@@ -14,11 +14,12 @@ from transformers import AutoModelForCausalLM
 from worlds import World, metrics_of, perturb, plain_logprobs
 
 from trivium.algorithms import dpo
-from trivium.algorithms.dpo import DPOConfig, Online, PairData, best_and_worst, with_reference
+from trivium.algorithms.dpo import Online, PairData, best_and_worst, with_reference
+from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.update import StepResult
-from trivium.data.batch import Group
+from trivium.data.group import Group
 from trivium.data.prompts import Prompt
-from trivium.models.loading import ModelConfig
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import Scores

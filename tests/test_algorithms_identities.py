@@ -12,7 +12,12 @@ import torch
 from worlds import STILL, World, metrics_of
 
 from trivium.algorithms import dpo, grpo, ppo, reward_model, sft
+from trivium.algorithms.dpo_config import DPOConfig
+from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.observe import policy_metrics
+from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.reward_model_config import RewardModelConfig
+from trivium.algorithms.sft_config import SFTConfig
 from trivium.algorithms.update import Optimizer, StepResult
 
 FAST = {"learning_rate": 0.01}
@@ -47,12 +52,12 @@ def results(monkeypatch: pytest.MonkeyPatch) -> list[StepResult]:
 def run_ppo(world: World, **options: Any) -> Path:
     critic = {"model": {"path": world.reward_model()}, "optimizer": STILL}
     given = world.on_policy("letters", "pairs") | {"critic": critic, "optimizer": FAST, "steps": 1}
-    return ppo.train(ppo.PPOConfig(**(given | REUSED | options)))
+    return ppo.train(PPOConfig(**(given | REUSED | options)))
 
 
 def run_grpo(world: World, **options: Any) -> Path:
     given = world.on_policy() | {"optimizer": FAST, "steps_per_iteration": 1}
-    return grpo.train(grpo.GRPOConfig(**(given | REUSED | options)))
+    return grpo.train(GRPOConfig(**(given | REUSED | options)))
 
 
 def run_dpo(world: World, **options: Any) -> Path:
@@ -63,7 +68,7 @@ def run_dpo(world: World, **options: Any) -> Path:
         "optimizer": FAST,
         "tokens_per_micro_batch": 30,
     }
-    return dpo.train(dpo.DPOConfig(**(given | options)))
+    return dpo.train(DPOConfig(**(given | options)))
 
 
 def run_sft(world: World, **options: Any) -> Path:
@@ -75,7 +80,7 @@ def run_sft(world: World, **options: Any) -> Path:
         "optimizer": FAST,
         "examples_per_step": 2,
     }
-    return sft.train(sft.SFTConfig(**(given | options)))
+    return sft.train(SFTConfig(**(given | options)))
 
 
 def run_reward_model(world: World, **options: Any) -> Path:
@@ -87,7 +92,7 @@ def run_reward_model(world: World, **options: Any) -> Path:
         "examples_per_step": 2,
         "held_out_share": 0.3,
     }
-    return reward_model.train(reward_model.RewardModelConfig(**(given | options)))
+    return reward_model.train(RewardModelConfig(**(given | options)))
 
 
 def model_of(world: World, lora: bool) -> dict[str, Any]:

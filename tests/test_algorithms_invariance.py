@@ -13,8 +13,13 @@ from torch import Tensor
 from worlds import STILL, Captured, World, assert_same_gradients, perturb
 
 from trivium.algorithms import dpo, grpo, ppo, reward_model, sft
+from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.experience import MicroBatches
+from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.parts import assemble
+from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.reward_model_config import RewardModelConfig
+from trivium.algorithms.sft_config import SFTConfig
 from trivium.models.critic import SharedCritic
 from trivium.models.loading import trained_parameters
 
@@ -72,7 +77,7 @@ def test_sft_gradient_does_not_depend_on_micro_batches(
 
     def train(budget: int) -> None:
         sft.train(
-            sft.SFTConfig(
+            SFTConfig(
                 model={"path": world.path}, data=data, run=world.run(), optimizer=STILL,
                 steps=2, examples_per_step=4, tokens_per_micro_batch=budget,
                 aggregation=aggregation,
@@ -93,7 +98,7 @@ def test_reward_model_gradient_does_not_depend_on_micro_batches(
 
     def train(budget: int) -> None:
         reward_model.train(
-            reward_model.RewardModelConfig(
+            RewardModelConfig(
                 model={"path": world.reward_model()}, run=world.run(), optimizer=STILL,
                 held_out_share=0.0, examples_per_step=3, tokens_per_micro_batch=budget,
                 **{kind: data},
@@ -122,7 +127,7 @@ def test_dpo_gradient_does_not_depend_on_micro_batches(
 
     def train(budget: int) -> None:
         dpo.train(
-            dpo.DPOConfig(
+            DPOConfig(
                 model=model, data=data, run=world.run(), optimizer=STILL,
                 epochs=1.5, pairs_per_step=3, tokens_per_micro_batch=budget, **options,
             )
@@ -152,7 +157,7 @@ def test_grpo_gradient_does_not_depend_on_micro_batches(
 
     def train(budget: int) -> None:
         given = world.on_policy(*rewards, tokens_per_micro_batch=budget, **shared)
-        grpo.train(grpo.GRPOConfig(**given))
+        grpo.train(GRPOConfig(**given))
 
     assert_gradients_do_not_depend_on_the_cut(captured, train)
 
@@ -175,7 +180,7 @@ def test_ppo_gradient_does_not_depend_on_micro_batches(
     def train(budget: int) -> None:
         given = world.on_policy("letters", "pairs", tokens_per_micro_batch=budget)
         ppo.train(
-            ppo.PPOConfig(
+            PPOConfig(
                 **given, steps=1, epochs=2, minibatches=2, critic=critic, beta=0.1,
                 entropy_bonus=0.01, bootstrap_cut_off=True,
             )
@@ -211,7 +216,7 @@ def gradients(
 
 @pytest.mark.parametrize("aggregation", ["sequence_mean", "token_mean", "fixed_length"])
 def test_grpo_gradient_does_not_depend_on_packing(world: World, aggregation: str) -> None:
-    config = grpo.GRPOConfig(
+    config = GRPOConfig(
         **world.on_policy("letters", "pairs", aggregation=aggregation, supervision="process")
     )
     parts = assemble(config.model, config.data, config.rewards, None, config.sampling)
@@ -231,7 +236,7 @@ def test_grpo_gradient_does_not_depend_on_packing(world: World, aggregation: str
 
 def test_ppo_gradient_does_not_depend_on_packing(world: World) -> None:
     critic_config = {"model": {"path": world.reward_model()}}
-    config = ppo.PPOConfig(
+    config = PPOConfig(
         **world.on_policy("letters", "pairs"), critic=critic_config, minibatches=1, epochs=1
     )
     parts = assemble(config.model, config.data, config.rewards, None, config.sampling)
@@ -260,7 +265,7 @@ def test_gradient_does_not_depend_on_the_order_of_the_data(
         if road == "sft":
             data = world.rows("order.jsonl", [DEMONSTRATIONS[i] for i in order])
             sft.train(
-                sft.SFTConfig(
+                SFTConfig(
                     model=model, data=data, run=run, optimizer=STILL, steps=1,
                     tokens_per_micro_batch=30,
                 )
@@ -269,13 +274,13 @@ def test_gradient_does_not_depend_on_the_order_of_the_data(
         data = world.rows("order.jsonl", [PAIRS[i] for i in order])
         if road == "dpo":
             dpo.train(
-                dpo.DPOConfig(
+                DPOConfig(
                     model=model, data=data, run=run, optimizer=STILL, tokens_per_micro_batch=30
                 )
             )
             return
         reward_model.train(
-            reward_model.RewardModelConfig(
+            RewardModelConfig(
                 model={"path": world.reward_model()}, pairs=data, run=run, optimizer=STILL,
                 held_out_share=0.0, tokens_per_micro_batch=30,
             )
@@ -291,7 +296,7 @@ def test_gradient_does_not_depend_on_the_order_of_the_data(
 
 def test_groups_may_be_divided_between_micro_batches(tmp_path: Path) -> None:
     world = World(tmp_path)
-    config = grpo.GRPOConfig(**world.on_policy(tokens_per_micro_batch=1, steps_per_iteration=1))
+    config = GRPOConfig(**world.on_policy(tokens_per_micro_batch=1, steps_per_iteration=1))
     parts = assemble(config.model, config.data, config.rewards, None, config.sampling)
     rollouts = grpo.sample(config, parts, 0)
     (micro_batches,) = grpo.plan(config, rollouts, 0)

@@ -23,9 +23,10 @@ from worlds import (
 
 from trivium.algorithms import ppo
 from trivium.algorithms.parts import assemble
-from trivium.algorithms.ppo import PPOConfig, PPOExperience
+from trivium.algorithms.ppo import PPOExperience
+from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.update import StepResult
-from trivium.data.batch import Group
+from trivium.data.group import Group
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.maths.kl import adapted_coefficient
 from trivium.models.policy import Policy

@@ -13,9 +13,11 @@ from transformers import AutoModelForSequenceClassification
 from worlds import STILL, World, letters_tokenizer, metrics_of
 
 from trivium.algorithms import reward_model
-from trivium.algorithms.reward_model import RewardModelConfig, load_data
-from trivium.data.batch import Batch, Group
-from trivium.models.loading import ModelConfig
+from trivium.algorithms.reward_model import load_data
+from trivium.algorithms.reward_model_config import RewardModelConfig
+from trivium.data.batch import Batch
+from trivium.data.group import Group
+from trivium.models.model_config import ModelConfig
 from trivium.models.reward_model import RewardModel
 
 PAIRS = [

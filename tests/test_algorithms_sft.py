@@ -13,7 +13,8 @@ from worlds import EOS, STILL, Captured, World, letters_tokenizer, metrics_of, r
 from worlds import family as model_family
 
 from trivium.algorithms import sft
-from trivium.algorithms.sft import SFTConfig, pick
+from trivium.algorithms.sft import pick
+from trivium.algorithms.sft_config import SFTConfig
 from trivium.runs.store import read_evaluations
 
 TEXTS = [("ab", "cdef"), ("g", "hi"), ("j", "a.b.c.d")]

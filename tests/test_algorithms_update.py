@@ -19,7 +19,8 @@ from trivium.algorithms.experience import (
     score_all,
     steps_of,
 )
-from trivium.algorithms.update import Optimizer, OptimizerConfig, Work, rate_share
+from trivium.algorithms.optimizer_config import OptimizerConfig
+from trivium.algorithms.update import Optimizer, Work, rate_share
 from trivium.data.batch import Grouped
 from trivium.errors import TrainingError
 

@@ -21,7 +21,8 @@ from worlds import (
     random_lm,
 )
 
-from trivium.data.batch import Batch, Group
+from trivium.data.batch import Batch
+from trivium.data.group import Group
 from trivium.models import attention
 from trivium.models.attention import (
     RAGGED as RAGGED_NAME,
@@ -32,7 +33,7 @@ from trivium.models.attention import (
     separate_rows,
     use_ragged_attention,
 )
-from trivium.models.loading import ModelConfig
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 
 GROUPS = random_groups(50, *RAGGED)

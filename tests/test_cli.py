@@ -102,7 +102,7 @@ def test_the_example_in_a_command_s_help_is_a_configuration(name: str, here: Pat
     command = COMMANDS[name]
     path = here / "example.yaml"
     path.write_text(command.example)
-    load_configuration(command.load()[0], path, command.arguments.split())
+    load_configuration(command.config_class(), path, command.arguments.split())
 
 
 def test_fields_shows_every_setting_and_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:

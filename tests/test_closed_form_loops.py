@@ -19,6 +19,9 @@ from transformers import AutoModelForCausalLM
 from worlds import checkpoint, rows, source
 
 from trivium.algorithms import dpo, grpo, ppo
+from trivium.algorithms.dpo_config import DPOConfig
+from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.algorithms.ppo_config import PPOConfig
 
 LETTERS = "abc"
 EOS = "<eos>"
@@ -122,7 +125,7 @@ def assert_tilted(base: str, run: Path, beta: float) -> None:
 
 
 def test_ppo_with_kl_in_the_reward_reaches_the_tilted_reference(base: str, tmp_path: Path) -> None:
-    config = ppo.PPOConfig(
+    config = PPOConfig(
         **settings(base, tmp_path, list(PROMPTS), "strength"),
         critic={"optimizer": optimizer()},
         sampling={"max_tokens": 2},
@@ -146,7 +149,7 @@ def test_dpo_on_bradley_terry_pairs_reaches_the_tilted_reference(base: str, tmp_
         for one, other in combinations(responses(2), 2):
             records += [pair(prompt, one, other)] * strength(prompt, one)
             records += [pair(prompt, other, one)] * strength(prompt, other)
-    config = dpo.DPOConfig(
+    config = DPOConfig(
         model={"path": base, "dtype": "float64"},
         data={
             "path": rows(tmp_path / "pairs.jsonl", records),
@@ -171,7 +174,7 @@ def test_grpo_reaches_the_fixed_point_of_its_kl_term(
     corrected: bool, base: str, tmp_path: Path
 ) -> None:
     beta, size = 0.5, 1024
-    config = grpo.GRPOConfig(
+    config = GRPOConfig(
         **settings(base, tmp_path, list(PROMPTS), "letter"),
         sampling={"max_tokens": 1},
         optimizer=optimizer(),

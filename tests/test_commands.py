@@ -11,9 +11,10 @@ from worlds import World, checkpoint, letters_tokenizer
 
 from trivium.cli import main
 from trivium.commands import sample
-from trivium.commands.evaluate import EvaluateConfig, Measured
+from trivium.commands.evaluate import Measured
 from trivium.commands.evaluate import run as evaluate
-from trivium.commands.sample import SampleConfig
+from trivium.commands.evaluate_config import EvaluateConfig
+from trivium.commands.sample_config import SampleConfig
 from trivium.errors import ConfigurationError, DataError, ModelError, RewardError
 from trivium.runs.statistics import mean_interval, wilson
 

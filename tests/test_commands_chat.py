@@ -13,10 +13,11 @@ from worlds import letters_tokenizer, scripted_lm
 
 from trivium.cli import main
 from trivium.commands import chat
-from trivium.commands.chat import ChatConfig, Conversation, printable_text
+from trivium.commands.chat import Conversation, printable_text
+from trivium.commands.chat_config import ChatConfig
 from trivium.models.loading import save_checkpoint
 from trivium.models.policy import Policy
-from trivium.rollout.engine import Sampling
+from trivium.rollout.sampling import Sampling
 
 
 @pytest.fixture(autouse=True)

@@ -12,11 +12,14 @@ import pytest
 from worlds import World
 
 from trivium.commands import sample
-from trivium.commands.pairs import Candidates, PairsConfig, contrasts, field_of
+from trivium.commands.pairs import Candidates, contrasts, field_of
 from trivium.commands.pairs import run as pairs
+from trivium.commands.pairs_config import PairsConfig
+from trivium.commands.sample_config import SampleConfig
 from trivium.data.preferences import PreferencesConfig, load_preferences
 from trivium.errors import DataError
-from trivium.models.loading import ModelConfig, load_tokenizer
+from trivium.models.loading import load_tokenizer
+from trivium.models.model_config import ModelConfig
 
 
 @pytest.fixture(scope="module")
@@ -132,7 +135,7 @@ def test_responses_that_were_cut_off_make_no_pairs_unless_they_are_kept(
         "samples": 64,
         "output": "responses.jsonl",
     }
-    every = lines(sample.run(sample.SampleConfig.model_validate(settings)))
+    every = lines(sample.run(SampleConfig.model_validate(settings)))
     whole = {row["response"] for row in every if row["ended"] == "eos"}
     cut_off = {row["response"] for row in every if row["ended"] == "length"}
     assert whole

@@ -11,15 +11,15 @@ import torch
 from worlds import World, letters_tokenizer
 
 from trivium.algorithms import dpo, grpo
-from trivium.algorithms.dpo import DPOConfig
-from trivium.algorithms.grpo import GRPOConfig
+from trivium.algorithms.dpo_config import DPOConfig
+from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.data.batch import Batch
 from trivium.data.chat import token_pieces
 from trivium.data.prompts import PromptsConfig
-from trivium.models.loading import ModelConfig
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
-from trivium.rollout.engine import Sampling
-from trivium.runs.evaluate import EvaluationConfig
+from trivium.rollout.sampling import Sampling
+from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.statistics import (
     distinct_words,
     mean_interval,
@@ -127,7 +127,7 @@ def test_reference_logprob_is_the_base_models_own_opinion(world: World) -> None:
     logprobs, ratios = [], []
     for row in rows:
         tokens = tokenizer.encode(row["response"]) + [0] * (row["ended"] == "eos")
-        from trivium.data.batch import Group
+        from trivium.data.group import Group
 
         batch = Batch.of([Group(tokenizer.encode(row["prompt"]), [tokens])])
         with torch.no_grad():

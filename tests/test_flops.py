@@ -11,11 +11,11 @@ from worlds import LETTERS, family, letters_tokenizer, random_groups, random_lm
 
 from trivium.data.batch import Batch
 from trivium.models import flops
-from trivium.models.loading import LoraConfig, ModelConfig
+from trivium.models.model_config import LoraConfig, ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import frozen_copy
-from trivium.rollout.engine import Sampling
 from trivium.rollout.local import LocalEngine
+from trivium.rollout.sampling import Sampling
 
 VOCABULARY = len(LETTERS) + 1
 PRODUCTS = ("aten.mm", "aten.addmm", "aten._grouped_mm")

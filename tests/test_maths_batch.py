@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trivium.data.batch import Batch, Group
+from trivium.data.batch import Batch
+from trivium.data.group import Group
 
 TOKENS = st.lists(st.integers(0, 9), min_size=1, max_size=4)
 GROUPS = st.lists(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from trivium.choices import Aggregation, Baseline
 from trivium.maths import (
     clipped_surrogate,
     gae,
@@ -27,8 +28,6 @@ from trivium.maths import (
     token_weights,
     weighted_sum,
 )
-from trivium.maths.advantages import Baseline
-from trivium.maths.weights import Aggregation
 
 Members = tuple[int, ...]
 

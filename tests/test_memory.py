@@ -16,14 +16,16 @@ from conftest import REPOSITORY
 from worlds import checkpoint
 
 from trivium.algorithms import sft
-from trivium.algorithms.dpo import DPOConfig
+from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.experience import Weighted
-from trivium.algorithms.grpo import GRPOConfig
-from trivium.algorithms.ppo import PPOConfig
-from trivium.algorithms.reward_model import RewardModelConfig
-from trivium.algorithms.sft import SFTConfig
-from trivium.algorithms.update import Optimizer, OptimizerConfig
-from trivium.data.batch import Group, Grouped
+from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.algorithms.optimizer_config import OptimizerConfig
+from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.reward_model_config import RewardModelConfig
+from trivium.algorithms.sft_config import SFTConfig
+from trivium.algorithms.update import Optimizer
+from trivium.data.batch import Grouped
+from trivium.data.group import Group
 from trivium.errors import ConfigurationError, ModelError
 from trivium.memory.dry_run import CACHE, DryRun
 from trivium.memory.rehearsal import heaviest
@@ -31,16 +33,11 @@ from trivium.memory.report import Lengths, Memory, Stage
 from trivium.memory.roads import predict
 from trivium.memory.rollout import dry_rollout, growing_lengths
 from trivium.memory.shapes import Shape, weightless_policy
-from trivium.models.loading import (
-    ModelConfig,
-    load_causal_lm,
-    load_scorer,
-    load_tokenizer,
-    trained_parameters,
-)
+from trivium.models.loading import load_causal_lm, load_scorer, load_tokenizer, trained_parameters
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout.cache import RowCache
-from trivium.rollout.engine import Sampling
+from trivium.rollout.sampling import Sampling
 from trivium.runs.peak import PeakMemory
 
 MIB = 1 << 20

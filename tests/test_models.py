@@ -30,16 +30,12 @@ from worlds import (
     random_lm,
 )
 
-from trivium.data.batch import Batch, Group
+from trivium.data.batch import Batch
+from trivium.data.group import Group
 from trivium.errors import ModelError
 from trivium.models.critic import SeparateCritic, SharedCritic
-from trivium.models.loading import (
-    LoraConfig,
-    ModelConfig,
-    base_of,
-    load_tokenizer,
-    trained_parameters,
-)
+from trivium.models.loading import base_of, load_tokenizer, trained_parameters
+from trivium.models.model_config import LoraConfig, ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.models.reward_model import RewardModel

@@ -50,14 +50,14 @@ def test_every_recipe_is_listed_here():
 @pytest.mark.parametrize("name", LEFT_TO_THE_USER)
 def test_recipe_loads_with_what_it_leaves_to_the_user(name):
     command, settings = LEFT_TO_THE_USER[name]
-    config_class, _ = COMMANDS[command].load()
+    config_class = COMMANDS[command].config_class()
     load_configuration(config_class, RECIPES / name, settings)
 
 
 @pytest.mark.parametrize("name", [n for n, (_, left) in LEFT_TO_THE_USER.items() if left])
 def test_recipe_names_what_it_lacks_and_nothing_else(name):
     command, settings = LEFT_TO_THE_USER[name]
-    config_class, _ = COMMANDS[command].load()
+    config_class = COMMANDS[command].config_class()
     with pytest.raises(ConfigurationError) as raised:
         load_configuration(config_class, RECIPES / name, [])
     faults = [line for line in str(raised.value).splitlines() if "missing" in line]

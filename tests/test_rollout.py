@@ -14,15 +14,17 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from worlds import EOS, family, letters_tokenizer, random_lm, scripted_lm
 
-from trivium.data.batch import Batch, Group
+from trivium.data.batch import Batch
+from trivium.data.group import Group
 from trivium.data.prompts import Prompt
 from trivium.errors import ModelError
-from trivium.models.loading import ModelConfig
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout import local
 from trivium.rollout.cache import RowCache
-from trivium.rollout.engine import Response, Sampling, draw, restricted, row_key, uniforms
+from trivium.rollout.engine import Response, draw, restricted, row_key, uniforms
 from trivium.rollout.local import LocalEngine
+from trivium.rollout.sampling import Sampling
 
 LENGTHS = (3, 1, 7, 2, 5, 4)
 FREE = Sampling(max_tokens=12)

@@ -13,11 +13,12 @@ from worlds import World, letters_tokenizer, source
 from trivium.algorithms.parts import local_engine
 from trivium.data.prompts import Prompt
 from trivium.errors import RewardError
-from trivium.models.loading import ModelConfig
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rewards.reward import RewardConfig, Rewards, Scores
-from trivium.rollout.engine import Ending, Response, Sampling
+from trivium.rollout.engine import Ending, Response
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
+from trivium.rollout.sampling import Sampling
 
 Places = list[list[tuple[int, float]]]
 

@@ -40,8 +40,9 @@ from transformers import (
     SmolLM3Config,
 )
 
-from trivium.data.batch import Group
-from trivium.models.loading import ModelConfig, disable_dropout
+from trivium.data.group import Group
+from trivium.models.loading import disable_dropout
+from trivium.models.model_config import ModelConfig
 from trivium.models.reward_model import RewardModel
 
 LETTERS = "abcdefghij.\n"
@@ -224,6 +225,13 @@ def plain_logprobs(
 
 PROMPTS = ("a", "bcd", "ef.gh", "ij")
 REWARDS = """
+import random
+import numpy
+import torch
+
+def noise(responses):
+    return [random.random() + numpy.random.rand() + torch.rand(()).item() for _ in responses]
+
 def letters(prompts, responses):
     return [r.count("a") - r.count("b") + 0.25 * r.count("c") for r in responses]
 

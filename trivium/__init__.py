@@ -12,30 +12,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trivium import maths
-    from trivium.algorithms.dpo import DPOConfig, OnlinePairsConfig
+    from trivium.algorithms.critic_config import CriticConfig
     from trivium.algorithms.dpo import train as dpo
-    from trivium.algorithms.grpo import GRPOConfig
+    from trivium.algorithms.dpo_config import DPOConfig, OnlinePairsConfig
     from trivium.algorithms.grpo import train as grpo
-    from trivium.algorithms.ppo import AdaptiveKLConfig, CriticConfig, PPOConfig
+    from trivium.algorithms.grpo_config import GRPOConfig
+    from trivium.algorithms.optimizer_config import OptimizerConfig
     from trivium.algorithms.ppo import train as ppo
-    from trivium.algorithms.pretraining import PretrainingMixConfig
-    from trivium.algorithms.reward_model import RewardModelConfig
+    from trivium.algorithms.ppo_config import AdaptiveKLConfig, PPOConfig
+    from trivium.algorithms.pretraining_config import PretrainingMixConfig
     from trivium.algorithms.reward_model import train as reward_model
-    from trivium.algorithms.reward_update import RewardUpdateConfig
-    from trivium.algorithms.sft import SFTConfig
+    from trivium.algorithms.reward_model_config import RewardModelConfig
+    from trivium.algorithms.reward_update_config import RewardUpdateConfig
     from trivium.algorithms.sft import train as sft
-    from trivium.algorithms.update import OptimizerConfig
-    from trivium.commands.evaluate import EvaluateConfig
+    from trivium.algorithms.sft_config import SFTConfig
     from trivium.commands.evaluate import run as evaluate
-    from trivium.commands.pairs import CandidateConfig, PairsConfig
+    from trivium.commands.evaluate_config import EvaluateConfig
     from trivium.commands.pairs import run as pairs
-    from trivium.commands.sample import SampleConfig
+    from trivium.commands.pairs_config import CandidateConfig, PairsConfig
     from trivium.commands.sample import run as sample
+    from trivium.commands.sample_config import SampleConfig
     from trivium.compare.config import CompareConfig
     from trivium.compare.run import run as run_comparison
     from trivium.config import Configuration, load_configuration
-    from trivium.data.batch import Batch, Group
+    from trivium.data.batch import Batch
     from trivium.data.demonstrations import DemonstrationsConfig, load_demonstrations
+    from trivium.data.group import Group
     from trivium.data.preferences import (
         PreferencesConfig,
         StepLabelsConfig,
@@ -52,18 +54,22 @@ if TYPE_CHECKING:
         TriviumError,
     )
     from trivium.models.critic import SeparateCritic, SharedCritic
-    from trivium.models.loading import LoraConfig, ModelConfig, load_tokenizer
+    from trivium.models.loading import load_tokenizer
+    from trivium.models.model_config import LoraConfig, ModelConfig
     from trivium.models.policy import Policy
     from trivium.models.reference import Reference
     from trivium.models.reward_model import RewardModel
     from trivium.report.run import write as write_report
     from trivium.rewards.reward import RewardConfig, Rewards, Scores
-    from trivium.rollout.engine import Engine, Response, Sampling
+    from trivium.rollout.engine import Engine, Response
     from trivium.rollout.local import LocalEngine
     from trivium.rollout.rollouts import Rollouts, roll_out
+    from trivium.rollout.sampling import Sampling
     from trivium.runs.budget import BudgetConfig
-    from trivium.runs.evaluate import EvaluationConfig, Evaluator
-    from trivium.runs.monitors import Monitors, MonitorsConfig
+    from trivium.runs.evaluate import Evaluator
+    from trivium.runs.evaluation_config import EvaluationConfig
+    from trivium.runs.monitor_config import MonitorsConfig
+    from trivium.runs.monitors import Monitors
     from trivium.runs.store import (
         RunConfig,
         read_evaluations,
@@ -74,22 +80,32 @@ if TYPE_CHECKING:
     )
 
 _MODULES = {
-    "trivium.algorithms.dpo": ("DPOConfig", "OnlinePairsConfig", "train as dpo"),
-    "trivium.algorithms.grpo": ("GRPOConfig", "train as grpo"),
-    "trivium.algorithms.ppo": ("AdaptiveKLConfig", "CriticConfig", "PPOConfig", "train as ppo"),
-    "trivium.algorithms.pretraining": ("PretrainingMixConfig",),
-    "trivium.algorithms.reward_model": ("RewardModelConfig", "train as reward_model"),
-    "trivium.algorithms.reward_update": ("RewardUpdateConfig",),
-    "trivium.algorithms.sft": ("SFTConfig", "train as sft"),
-    "trivium.algorithms.update": ("OptimizerConfig",),
-    "trivium.commands.evaluate": ("EvaluateConfig", "run as evaluate"),
-    "trivium.commands.pairs": ("CandidateConfig", "PairsConfig", "run as pairs"),
-    "trivium.commands.sample": ("SampleConfig", "run as sample"),
+    "trivium.algorithms.critic_config": ("CriticConfig",),
+    "trivium.algorithms.dpo": ("train as dpo",),
+    "trivium.algorithms.dpo_config": ("DPOConfig", "OnlinePairsConfig"),
+    "trivium.algorithms.grpo": ("train as grpo",),
+    "trivium.algorithms.grpo_config": ("GRPOConfig",),
+    "trivium.algorithms.optimizer_config": ("OptimizerConfig",),
+    "trivium.algorithms.ppo": ("train as ppo",),
+    "trivium.algorithms.ppo_config": ("AdaptiveKLConfig", "PPOConfig"),
+    "trivium.algorithms.pretraining_config": ("PretrainingMixConfig",),
+    "trivium.algorithms.reward_model": ("train as reward_model",),
+    "trivium.algorithms.reward_model_config": ("RewardModelConfig",),
+    "trivium.algorithms.reward_update_config": ("RewardUpdateConfig",),
+    "trivium.algorithms.sft": ("train as sft",),
+    "trivium.algorithms.sft_config": ("SFTConfig",),
+    "trivium.commands.evaluate": ("run as evaluate",),
+    "trivium.commands.evaluate_config": ("EvaluateConfig",),
+    "trivium.commands.pairs": ("run as pairs",),
+    "trivium.commands.pairs_config": ("CandidateConfig", "PairsConfig"),
+    "trivium.commands.sample": ("run as sample",),
+    "trivium.commands.sample_config": ("SampleConfig",),
     "trivium.compare.config": ("CompareConfig",),
     "trivium.compare.run": ("run as run_comparison",),
     "trivium.config": ("Configuration", "load_configuration"),
-    "trivium.data.batch": ("Batch", "Group"),
+    "trivium.data.batch": ("Batch",),
     "trivium.data.demonstrations": ("DemonstrationsConfig", "load_demonstrations"),
+    "trivium.data.group": ("Group",),
     "trivium.data.preferences": (
         "PreferencesConfig",
         "StepLabelsConfig",
@@ -106,18 +122,22 @@ _MODULES = {
         "TriviumError",
     ),
     "trivium.models.critic": ("SeparateCritic", "SharedCritic"),
-    "trivium.models.loading": ("LoraConfig", "ModelConfig", "load_tokenizer"),
+    "trivium.models.loading": ("load_tokenizer",),
+    "trivium.models.model_config": ("LoraConfig", "ModelConfig"),
     "trivium.models.policy": ("Policy",),
     "trivium.models.reference": ("Reference",),
     "trivium.models.reward_model": ("RewardModel",),
     "trivium.report.run": ("write as write_report",),
     "trivium.rewards.reward": ("RewardConfig", "Rewards", "Scores"),
-    "trivium.rollout.engine": ("Engine", "Response", "Sampling"),
+    "trivium.rollout.engine": ("Engine", "Response"),
     "trivium.rollout.local": ("LocalEngine",),
     "trivium.rollout.rollouts": ("Rollouts", "roll_out"),
+    "trivium.rollout.sampling": ("Sampling",),
     "trivium.runs.budget": ("BudgetConfig",),
-    "trivium.runs.evaluate": ("EvaluationConfig", "Evaluator"),
-    "trivium.runs.monitors": ("Monitors", "MonitorsConfig"),
+    "trivium.runs.evaluate": ("Evaluator",),
+    "trivium.runs.evaluation_config": ("EvaluationConfig",),
+    "trivium.runs.monitor_config": ("MonitorsConfig",),
+    "trivium.runs.monitors": ("Monitors",),
     "trivium.runs.store": (
         "RunConfig",
         "read_evaluations",

@@ -54,6 +54,14 @@ class Configuration(BaseModel):
         protected_namespaces=(),
     )
 
+    def inputs(self) -> Iterator[Path]:
+        """The files and directories that this section, and those within it, read."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(item, Configuration):
+                    yield from item.inputs()
+
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)

@@ -34,6 +34,10 @@ class TrainingError(TriviumError, RuntimeError):
     """A run cannot go on: a loss or gradient is not finite, or a batch holds nothing to learn."""
 
 
+class CheckpointError(TriviumError, ValueError):
+    """A checkpoint is torn or altered, or is not one of the run's own."""
+
+
 def escaped(text: str) -> str:
     """Return text whose characters, but for its line breaks, can all be shown."""
     return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)

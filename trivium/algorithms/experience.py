@@ -15,8 +15,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from trivium.choices import Aggregation
 from trivium.data.batch import Batch, Grouped, token_index
-from trivium.maths.weights import Aggregation, token_weights
+from trivium.maths.weights import token_weights
 
 MicroBatches = list[list[int]]
 """One optimiser step: the response indices of each of its micro-batches."""

@@ -13,10 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from trivium.algorithms.experience import (
@@ -27,6 +25,7 @@ from trivium.algorithms.experience import (
     plan_updates,
     score_all,
 )
+from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.observe import (
     first_group,
     join_observed,
@@ -35,131 +34,24 @@ from trivium.algorithms.observe import (
     update_metrics,
 )
 from trivium.algorithms.parts import OnPolicyParts, assemble
-from trivium.algorithms.reward_update import RewardUpdate, RewardUpdateConfig
-from trivium.algorithms.update import Optimizer, OptimizerConfig, StepResult
-from trivium.config import Configuration
+from trivium.algorithms.reward_update import RewardUpdate
+from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch, Grouped
-from trivium.data.prompts import PromptsConfig
 from trivium.errors import ConfigurationError, TrainingError
-from trivium.maths.advantages import (
-    Baseline,
-    Scale,
-    equal_groups,
-    group_advantages,
-    step_advantages,
-)
+from trivium.maths.advantages import equal_groups, group_advantages, step_advantages
 from trivium.maths.kl import KL_ESTIMATORS
 from trivium.maths.objectives import SURROGATES, importance_ratio, truncated_importance
 from trivium.maths.ragged import spread
-from trivium.maths.weights import Aggregation, weighted_sum
-from trivium.models.loading import ModelConfig, trained_parameters
-from trivium.rewards.reward import RewardConfig
-from trivium.rollout.engine import Sampling
+from trivium.maths.weights import weighted_sum
+from trivium.models.loading import trained_parameters
+from trivium.packing import packable
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
-from trivium.runs.evaluate import EvaluationConfig
-from trivium.runs.store import RunConfig
-from trivium.runs.training import Training, begin
+from trivium.runs.beginning import begin
+from trivium.runs.measuring import Updates
+from trivium.runs.training import Training
 
 
-class GRPOConfig(Configuration):
-    """Everything a GRPO run depends on."""
-
-    model: ModelConfig
-    """The policy; the reference starts as a copy of it."""
-    data: PromptsConfig
-    """Prompts to sample from."""
-    rewards: tuple[RewardConfig, ...]
-    """What is rewarded: a weighted sum."""
-    run: RunConfig = RunConfig()
-    """Where the run is written, and its seed."""
-    sampling: Sampling = Sampling()
-    """How responses are drawn."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
-    """The policy's optimiser."""
-    evaluation: EvaluationConfig | None = None
-    """Held-out evaluation."""
-
-    supervision: Literal["outcome", "process"] = "outcome"
-    """Compare whole responses, or their steps (needs a reward that scores steps)."""
-    iterations: int = Field(default=1, ge=1)
-    """Outer loop: the reference is refreshed at the start of each iteration but the first."""
-    steps_per_iteration: int = Field(default=100, ge=1)
-    """Middle loop: rollout batches per iteration."""
-    prompts_per_step: int = Field(default=16, ge=1)
-    """Prompts per rollout batch."""
-    responses_per_prompt: int = Field(default=8, ge=2)
-    """Group size G."""
-    epochs: int = Field(default=1, ge=1)
-    """Inner loop: μ, how often a rollout batch is reused."""
-    minibatches: int = Field(default=1, ge=1)
-    """Optimiser steps per epoch."""
-    tokens_per_micro_batch: int = Field(default=16384, ge=1)
-    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
-
-    beta: float = Field(default=0.04, ge=0)
-    """Weight of the KL term in the loss; 0 leaves the reference out."""
-    kl: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the KL term."""
-    kl_correction: bool = False
-    """Multiply the KL term by the ratio: its gradient is then that of KL(π‖π_ref) (docs/kl.md)."""
-    surrogate: Literal["clipped", "gspo", "cispo"] = "clipped"
-    """Clip each token's ratio, the sequence's (GSPO), or only the token's weight (CISPO)."""
-    clip_low: float = Field(default=0.2, gt=0, le=1)
-    """ε below 1."""
-    clip_high: float = Field(default=0.2, gt=0)
-    """ε above 1 (DAPO: 0.28)."""
-    aggregation: Aggregation = "sequence_mean"
-    """How tokens are averaged: by response, over all tokens (DAPO), by fixed length (Dr. GRPO)."""
-    baseline: Baseline = "group_mean"
-    """What a reward is compared with: the group's mean, or that of the others (RLOO)."""
-    scale: Scale = "sample_std"
-    """What the difference is divided by (Dr. GRPO: none)."""
-    dynamic_sampling: int = Field(default=0, ge=0)
-    """Sample up to so many further batches to replace groups of equal rewards (DAPO)."""
-    drop_cut_off: bool = False
-    """Give responses that were cut off by the length limit no weight (DAPO)."""
-    importance_limit: float | None = Field(default=None, gt=0)
-    """Truncated importance sampling between sampler and trainer: the largest weight."""
-    reward_update: RewardUpdateConfig | None = None
-    """Train the learned reward further after each iteration, on fresh and replayed rollouts."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> GRPOConfig:
-        if self.sampling.greedy:
-            raise ValueError(
-                "sampling.temperature is 0: a group of equal responses teaches nothing"
-            )
-        if self.minibatches > self.prompts_per_step:
-            raise ValueError(
-                f"minibatches is {self.minibatches}, more than the {self.prompts_per_step} groups "
-                "of a step: lower it or raise prompts_per_step"
-            )
-        if self.kl_correction and self.beta == 0:
-            raise ValueError("kl_correction needs a KL term: set beta above 0 or leave it out")
-        if self.beta > 0 and (self.kl, self.kl_correction) in (("k1", False), ("k2", True)):
-            raise ValueError(
-                f"kl: {self.kl} with kl_correction: {str(self.kl_correction).lower()} does not "
-                "pull towards the reference (docs/kl.md): use k3, k2 without the correction or k1 "
-                "with it"
-            )
-        if self.dynamic_sampling and self.supervision == "process":
-            raise ValueError("dynamic_sampling compares outcomes: use it with supervision: outcome")
-        if self.supervision == "process" and self.baseline != "group_mean":
-            raise ValueError(
-                "baseline leave_one_out compares outcomes: use it with supervision: outcome"
-            )
-        if self.reward_update is not None and self.iterations == 1:
-            raise ValueError(
-                "reward_update trains the reward model between iterations, but iterations is 1: "
-                "raise it or leave reward_update out"
-            )
-        return self
-
-    @property
-    def total_steps(self) -> int:
-        return self.iterations * self.steps_per_iteration
-
-
+@packable
 @dataclass(frozen=True, kw_only=True)
 class GRPOExperience(Experience):
     """Advantages, and the log-probs of sampler, π_old and π_ref, of one rollout batch.
@@ -173,7 +65,7 @@ class GRPOExperience(Experience):
 
 def train(config: GRPOConfig) -> Path:
     """Run GRPO; returns the run's directory, with the trained policy in ``final``."""
-    begun = begin(config.run, config.model.device)
+    begun = begin("grpo", config)
     parts = assemble(
         config.model,
         config.data,
@@ -186,35 +78,46 @@ def train(config: GRPOConfig) -> Path:
         reward_update = RewardUpdate(config.reward_update, parts, seed=config.run.seed)
     updates = config.total_steps * config.epochs * config.minibatches
     trained = [(config.optimizer, trained_parameters(parts.policy.model))]
-    with Training(begun, "grpo", config, config.total_steps, evaluator=parts.evaluator) as training:
+    total, known = config.total_steps, parts.prompts
+    with Training(begun, total, evaluator=parts.evaluator, known=known) as training:
         optimizer = Optimizer(trained, updates, training.budget_spent)
-        for iteration in range(config.iterations):
-            if iteration > 0:
-                parts.reference.refresh()
-            for step in training.steps(config.steps_per_iteration):
+        training.keep(
+            policy=parts.policy,
+            optimizer=optimizer,
+            reference=parts.reference,
+            reward_update=reward_update,
+        )
+        for iteration in training.rounds(config.steps_per_iteration):
+            if iteration > 0 and training.done == iteration * config.steps_per_iteration:
+                training.once("refresh", partial(refresh, parts, reward_update, training))
+            for step in training.steps(until=(iteration + 1) * config.steps_per_iteration):
                 # Stage 1: rollout and scoring.
-                rollouts = sample(config, parts, step)
+                rollouts = training.rollouts(partial(sample, config, parts, step))
                 training.stages.begin()
                 # Stage 2: advantages and old log-probs, fixed from here on.
                 steps = plan(config, rollouts, step)
-                experience = prepare(config, parts, rollouts, steps)
+                fix = partial(prepare, config, parts, rollouts, steps)
+                experience = training.once("experience", fix)
                 training.stages.lap("logprobs")
                 # Stage 3: optimisation.
-                results = update(config, parts, optimizer, experience, steps)
+                results = update(config, parts, optimizer, experience, training.updates(steps))
                 training.stages.lap("update")
                 if reward_update is not None:
                     reward_update.remember(rollouts)
                     training.stages.lap("reward_update")
                 metrics = step_metrics(config, rollouts, experience, results)
                 training.log(metrics, partial(first_group, parts, rollouts, experience))
-            if training.over:
-                break
-            if reward_update is not None and iteration + 1 < config.iterations:
-                training.event("reward_update", **reward_update.train())
-    training.save("final", parts.policy)
-    if reward_update is not None:
-        training.save("reward_model", reward_update.model)
+        training.save("final", parts.policy)
+        if reward_update is not None:
+            training.save("reward_model", reward_update.model)
     return training.path
+
+
+def refresh(parts: OnPolicyParts, reward_update: RewardUpdate | None, training: Training) -> None:
+    """Between two iterations: train the reward model further, and ``π_ref ← π_θ``."""
+    if reward_update is not None:
+        training.event("reward_update", **reward_update.train())
+    parts.reference.refresh()
 
 
 def sample(config: GRPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:
@@ -323,16 +226,15 @@ def update(
     parts: OnPolicyParts,
     optimizer: Optimizer,
     experience: GRPOExperience,
-    steps: list[MicroBatches],
+    steps: Updates[MicroBatches],
 ) -> list[StepResult]:
     """μ epochs of minibatches over one rollout batch."""
-    results = []
     for micro_batches in steps:
         work = experience.for_step(micro_batches, config.aggregation, config.sampling.max_tokens)
         if not any(bool(part.trained_T.any()) for part in work):
             continue  # Every response of the minibatch was cut off and dropped.
-        results.append(optimizer.step([partial(loss, config, parts, part) for part in work]))
-    return results
+        steps.results.append(optimizer.step([partial(loss, config, parts, part) for part in work]))
+    return steps.results
 
 
 def loss(

@@ -13,14 +13,17 @@ from transformers import PreTrainedTokenizerBase
 from trivium.data.chat import end_tokens
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.errors import ConfigurationError
-from trivium.models.loading import ModelConfig, base_of, load_tokenizer
+from trivium.models.loading import base_of, load_tokenizer
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.learned import LearnedRewards
 from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.rollout.engine import Engine, Sampling
+from trivium.rollout.engine import Engine
 from trivium.rollout.local import LocalEngine
-from trivium.runs.evaluate import EvaluationConfig, Evaluator
+from trivium.rollout.sampling import Sampling
+from trivium.runs.evaluate import Evaluator
+from trivium.runs.evaluation_config import EvaluationConfig
 
 
 @dataclass(frozen=True)

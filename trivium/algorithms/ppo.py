@@ -15,13 +15,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from trivium.algorithms.actor_critic import CriticConfig, make_critic
+from trivium.algorithms.actor_critic import make_critic
 from trivium.algorithms.experience import (
     Experience,
     MicroBatches,
@@ -30,6 +28,7 @@ from trivium.algorithms.experience import (
     plan_updates,
     score_all,
 )
+from trivium.algorithms.kl_coefficient import KLCoefficient
 from trivium.algorithms.observe import (
     first_group,
     join_observed,
@@ -39,112 +38,26 @@ from trivium.algorithms.observe import (
     value_metrics,
 )
 from trivium.algorithms.parts import OnPolicyParts, assemble
-from trivium.algorithms.pretraining import PretrainingMix, PretrainingMixConfig
-from trivium.algorithms.reward_update import RewardUpdate, RewardUpdateConfig
-from trivium.algorithms.update import Optimizer, OptimizerConfig, StepResult
-from trivium.config import Configuration
+from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.pretraining import PretrainingMix
+from trivium.algorithms.reward_update import RewardUpdate
+from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch, Grouped
-from trivium.data.prompts import PromptsConfig
 from trivium.maths.advantages import gae, return_targets, whiten
-from trivium.maths.kl import KL_ESTIMATORS, adapted_coefficient, kl_shaped_rewards
+from trivium.maths.kl import KL_ESTIMATORS, kl_shaped_rewards
 from trivium.maths.objectives import clipped_surrogate, value_loss
 from trivium.maths.ragged import segment_starts, spread
-from trivium.maths.weights import Aggregation, weighted_sum
+from trivium.maths.weights import weighted_sum
 from trivium.models.critic import Critic
-from trivium.models.loading import ModelConfig, trained_parameters
-from trivium.rewards.reward import RewardConfig
-from trivium.rollout.engine import Sampling
+from trivium.models.loading import trained_parameters
+from trivium.packing import packable
 from trivium.rollout.rollouts import Rollouts, roll_out
-from trivium.runs.evaluate import EvaluationConfig
-from trivium.runs.store import RunConfig
-from trivium.runs.training import Training, begin
+from trivium.runs.beginning import begin
+from trivium.runs.measuring import Updates
+from trivium.runs.training import Training
 
 
-class AdaptiveKLConfig(Configuration):
-    """Steers β so that the KL per response stays near a target (Ziegler et al. 2019)."""
-
-    target: float = Field(gt=0)
-    """KL per response, in nats."""
-    horizon: int = Field(default=10000, gt=0)
-    """Responses over which β adapts."""
-
-
-class PPOConfig(Configuration):
-    """Everything a PPO run depends on."""
-
-    model: ModelConfig
-    """The actor; the reference is a frozen copy of it."""
-    data: PromptsConfig
-    """Prompts to sample from."""
-    rewards: tuple[RewardConfig, ...]
-    """What is rewarded: a weighted sum."""
-    critic: CriticConfig = CriticConfig()
-    """The critic."""
-    run: RunConfig = RunConfig()
-    """Where the run is written, and its seed."""
-    sampling: Sampling = Sampling()
-    """How responses are drawn."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
-    """The actor's optimiser."""
-    evaluation: EvaluationConfig | None = None
-    """Held-out evaluation."""
-
-    steps: int = Field(default=100, ge=1)
-    """Rollout batches."""
-    prompts_per_step: int = Field(default=64, ge=1)
-    """Prompts per rollout batch."""
-    responses_per_prompt: int = Field(default=1, ge=1)
-    """Responses per prompt."""
-    epochs: int = Field(default=2, ge=1)
-    """How often a rollout batch is reused."""
-    minibatches: int = Field(default=2, ge=1)
-    """Optimiser steps per epoch."""
-    tokens_per_micro_batch: int = Field(default=16384, ge=1)
-    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
-
-    beta: float = Field(default=0.05, ge=0)
-    """Weight of the KL term in the reward."""
-    kl: Literal["k1", "k2", "k3"] = "k1"
-    """Estimator of the KL term in the reward."""
-    adaptive_kl: AdaptiveKLConfig | None = None
-    """Adapt β while training."""
-    gamma: float = Field(default=1.0, ge=0, le=1)
-    """Discount γ."""
-    lam: float = Field(default=0.95, ge=0, le=1)
-    """λ of GAE: 1 is Monte Carlo, 0 one step."""
-    bootstrap_cut_off: bool = False
-    """Let cut-off responses continue with the critic's value instead of 0."""
-    whiten_advantages: bool = True
-    """Bring advantages to mean 0 and variance 1 over the rollout batch."""
-    clip_low: float = Field(default=0.2, gt=0, le=1)
-    """ε below 1."""
-    clip_high: float = Field(default=0.2, gt=0)
-    """ε above 1."""
-    aggregation: Aggregation = "sequence_mean"
-    """How tokens are averaged."""
-    entropy_bonus: float = Field(default=0.0, ge=0)
-    """Weight of the policy's entropy in the objective."""
-    stop_at_kl: float | None = Field(default=None, gt=0)
-    """End a batch's updates when KL(π_old‖π) per token exceeds this."""
-    pretraining: PretrainingMixConfig | None = None
-    """Add a language-modelling loss on demonstrations (PPO-ptx)."""
-    reward_update: RewardUpdateConfig | None = None
-    """Train the learned reward further on the policy's own responses while PPO runs."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> PPOConfig:
-        if self.sampling.greedy:
-            raise ValueError("sampling.temperature is 0: PPO learns from what it explores")
-        if self.minibatches > self.prompts_per_step:
-            raise ValueError(
-                f"minibatches is {self.minibatches}, more than the {self.prompts_per_step} prompts "
-                "of a step: lower it or raise prompts_per_step"
-            )
-        if self.adaptive_kl is not None and self.beta == 0:
-            raise ValueError("adaptive_kl scales beta, which is 0: start it above 0")
-        return self
-
-
+@packable
 @dataclass(frozen=True, kw_only=True)
 class PPOExperience(Experience):
     """Advantages, return targets, and what π_old, π_ref and V_old said, of one rollout batch."""
@@ -156,7 +69,7 @@ class PPOExperience(Experience):
 
 def train(config: PPOConfig) -> Path:
     """Run PPO; returns the run's directory: the actor in ``final``, the critic in ``critic``."""
-    begun = begin(config.run, config.model.device)
+    begun = begin("ppo", config)
     parts = assemble(
         config.model,
         config.data,
@@ -171,36 +84,44 @@ def train(config: PPOConfig) -> Path:
     reward_update = None
     if config.reward_update is not None:
         reward_update = RewardUpdate(config.reward_update, parts, seed=config.run.seed)
-    beta = config.beta
-    with Training(begun, "ppo", config, config.steps, evaluator=parts.evaluator) as training:
+    beta = KLCoefficient(config.beta, config.adaptive_kl)
+    total, known = config.steps, parts.prompts
+    with Training(begun, total, evaluator=parts.evaluator, known=known) as training:
         optimizer = make_optimizer(config, parts, critic, training)
+        training.keep(
+            policy=parts.policy,
+            optimizer=optimizer,
+            critic=critic,
+            beta=beta,
+            mix=mix,
+            reward_update=reward_update,
+        )
         for step in training.steps():
             # Stage 1: rollout and scoring.
-            rollouts = sample(config, parts, step)
+            rollouts = training.rollouts(partial(sample, config, parts, step))
             training.stages.begin()
             # Stage 2: advantages and return targets, fixed from here on.
             steps = plan(config, rollouts, step)
-            experience = prepare(config, parts, critic, rollouts, steps, beta)
+            fix = partial(prepare, config, parts, critic, rollouts, steps, beta.value)
+            experience = training.once("experience", fix)
             training.stages.lap("logprobs")
             # Stage 3: optimisation.
             actor = step > config.critic.warmup_steps
-            results = update(config, parts, critic, optimizer, experience, steps, actor, mix)
+            updates = training.updates(steps)
+            results = update(config, parts, critic, optimizer, experience, updates, actor, mix)
             training.stages.lap("update")
             if reward_update is not None:
                 reward_update.remember(rollouts)
                 if reward_update.due(step):
                     training.event("reward_update", **reward_update.train())
                 training.stages.lap("reward_update")
-            metrics = step_metrics(config, rollouts, experience, results) | {"kl/beta": beta}
+            metrics = step_metrics(config, rollouts, experience, results) | {"kl/beta": beta.value}
             training.log(metrics, partial(first_group, parts, rollouts, experience))
-            if config.adaptive_kl is not None:
-                kl, responses = metrics["kl/response"], len(rollouts.flat)
-                target, horizon = config.adaptive_kl.target, config.adaptive_kl.horizon
-                beta = adapted_coefficient(beta, kl, target, responses, horizon)
-    training.save("final", parts.policy)
-    training.save("critic", critic)
-    if reward_update is not None:
-        training.save("reward_model", reward_update.model)
+            beta.adapt(metrics, len(rollouts.flat))
+        training.save("final", parts.policy)
+        training.save("critic", critic)
+        if reward_update is not None:
+            training.save("reward_model", reward_update.model)
     return training.path
 
 
@@ -316,12 +237,11 @@ def update(
     critic: Critic,
     optimizer: Optimizer,
     experience: PPOExperience,
-    steps: list[MicroBatches],
+    steps: Updates[MicroBatches],
     actor: bool,
     mix: PretrainingMix | None,
 ) -> list[StepResult]:
     """Epochs of minibatches; ends early once π has moved ``stop_at_kl`` from π_old."""
-    results = []
     for micro_batches in steps:
         work = [
             partial(loss, config, parts, critic, part, actor)
@@ -331,12 +251,12 @@ def update(
         ]
         if mix is not None and actor:
             work += mix.next_step(config.tokens_per_micro_batch)
-        results.append(optimizer.step(work))
-        seen = results[-1].observed
+        steps.results.append(optimizer.step(work))
+        seen = steps.results[-1].observed
         moved = float((seen["old_logprobs_T"] - seen["logprobs_T"]).mean())
         if config.stop_at_kl is not None and moved > config.stop_at_kl:
             break
-    return results
+    return steps.results
 
 
 def loss(

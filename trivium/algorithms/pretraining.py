@@ -5,28 +5,16 @@ from __future__ import annotations
 from functools import partial
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from trivium.algorithms.experience import Weighted, epoch_batch
+from trivium.algorithms.pretraining_config import PretrainingMixConfig
 from trivium.algorithms.update import Work
-from trivium.config import Configuration
 from trivium.data.batch import Batch
-from trivium.data.demonstrations import DemonstrationsConfig, load_demonstrations
+from trivium.data.demonstrations import load_demonstrations
 from trivium.maths.objectives import token_nll
 from trivium.maths.weights import weighted_sum
 from trivium.models.policy import Policy
-
-
-class PretrainingMixConfig(Configuration):
-    """Demonstrations or plain text whose likelihood is kept up while PPO runs."""
-
-    data: DemonstrationsConfig
-    """The texts."""
-    coefficient: float = Field(default=1.0, gt=0)
-    """Weight of the loss, a mean over tokens."""
-    examples_per_step: int = Field(default=16, ge=1)
-    """Texts per optimiser step."""
 
 
 class PretrainingMix:
@@ -36,6 +24,14 @@ class PretrainingMix:
         self.config, self.policy, self.seed = config, policy, seed
         self.texts = load_demonstrations(config.data, policy.tokenizer)
         self.steps = 0
+
+    def state(self) -> int:
+        """How many optimiser steps were given texts."""
+        return self.steps
+
+    def restore(self, state: int) -> None:
+        """Go on from a state."""
+        self.steps = state
 
     def next_step(self, max_tokens: int) -> list[Work]:
         """The micro-batches of the next optimiser step."""

@@ -14,11 +14,11 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from trivium.algorithms.experience import epoch_batch, steps_of
 from trivium.algorithms.observe import update_metrics
+from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.reward_training import (
     LabelledSteps,
     Pairs,
@@ -27,8 +27,7 @@ from trivium.algorithms.reward_training import (
     pair_loss,
     step_accuracy,
 )
-from trivium.algorithms.update import Optimizer, OptimizerConfig, Work
-from trivium.config import Configuration
+from trivium.algorithms.update import Optimizer, Work
 from trivium.data.batch import Grouped
 from trivium.data.preferences import (
     PreferencesConfig,
@@ -36,67 +35,26 @@ from trivium.data.preferences import (
     load_preferences,
     load_step_labels,
 )
-from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
+from trivium.models.loading import load_tokenizer, trained_parameters
 from trivium.models.reward_model import RewardModel
+from trivium.runs.beginning import begin
 from trivium.runs.evaluate import Measured
 from trivium.runs.statistics import Interval, mean_interval
-from trivium.runs.store import RunConfig
-from trivium.runs.training import Training, begin
-
-
-class RewardModelConfig(Configuration):
-    """Everything a reward-model run depends on."""
-
-    model: ModelConfig
-    """A language model (it gets a new head) or a reward model."""
-    pairs: PreferencesConfig | None = None
-    """Preference pairs: trains an outcome reward model."""
-    steps: StepLabelsConfig | None = None
-    """Labelled steps: trains a process reward model."""
-    validation_pairs: PreferencesConfig | None = None
-    """Held-out pairs; without them, a share of the pairs is held out."""
-    validation_steps: StepLabelsConfig | None = None
-    """Held-out labelled steps; without them, a share of the steps is held out."""
-    held_out_share: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the data that is held out when no validation data is named."""
-    run: RunConfig = RunConfig()
-    """Where the run is written, and its seed."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, schedule="cosine")
-    """The optimiser."""
-
-    epochs: float = Field(default=1.0, gt=0)
-    """Passes over the data."""
-    examples_per_step: int = Field(default=64, ge=1)
-    """Pairs or labelled responses per optimiser step."""
-    tokens_per_micro_batch: int = Field(default=16384, ge=1)
-    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
-    centre: float = Field(default=0.01, ge=0)
-    """Weight of (s_w + s_l)², which keeps outcome scores around 0 (Eisenstein et al. 2024)."""
-    evaluate_every: int = Field(default=0, ge=0)
-    """Held-out accuracy after every so many steps; 0: only at the end."""
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> RewardModelConfig:
-        if (self.pairs is None) == (self.steps is None):
-            raise ValueError("give either pairs (an outcome model) or steps (a process model)")
-        if self.pairs is None and self.validation_pairs is not None:
-            raise ValueError("validation_pairs goes with pairs; for steps it is validation_steps")
-        if self.steps is None and self.validation_steps is not None:
-            raise ValueError("validation_steps goes with steps; for pairs it is validation_pairs")
-        return self
+from trivium.runs.training import Training
 
 
 def train(config: RewardModelConfig) -> Path:
     """Train a reward model; returns the run's directory, with the model in ``final``."""
-    begun = begin(config.run, config.model.device)
+    begun = begin("reward-model", config)
     data, held_out = load_data(config)
     model = RewardModel.load(config.model)
     examples = len(data.groups)
     steps = steps_of(config.epochs, examples, config.examples_per_step)
     trained = [(config.optimizer, trained_parameters(model.model))]
     measured = None if held_out is None else HeldOut(config, model, held_out)
-    with Training(begun, "reward-model", config, steps, evaluator=measured) as training:
+    with Training(begun, steps, evaluator=measured) as training:
         optimizer = Optimizer(trained, steps, training.budget_spent)
+        training.keep(model=model, optimizer=optimizer)
         for step in training.steps():
             index = epoch_batch(examples, config.examples_per_step, step - 1, seed=config.run.seed)
             batch = take(data, sorted(set(index)))
@@ -108,7 +66,7 @@ def train(config: RewardModelConfig) -> Path:
                 "tokens/trained": float(batch.lengths_N.sum()),
             }
             training.log(metrics)
-    training.save("final", model)
+        training.save("final", model)
     return training.path
 
 
@@ -127,6 +85,12 @@ class HeldOut:
     def evaluate(self) -> Measured:
         """Loss, and accuracy with its 95 % interval."""
         return Measured(validate(self.config, self.model, self.data))
+
+    def state(self) -> None:
+        """Nothing: every evaluation stands alone."""
+
+    def restore(self, state: None) -> None:
+        """Nothing to restore."""
 
 
 def load_data(config: RewardModelConfig) -> tuple[Grouped, Grouped | None]:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from trivium.data.batch import Batch, Group, Grouped
+from trivium.data.batch import Batch, Grouped
+from trivium.data.group import Group
 from trivium.maths.objectives import bradley_terry_loss, step_loss
 from trivium.models.reward_model import RewardModel
 

@@ -11,9 +11,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 
 from trivium.algorithms.parts import OnPolicyParts
 from trivium.algorithms.reward_training import (
@@ -24,47 +24,17 @@ from trivium.algorithms.reward_training import (
     pair_loss,
     step_accuracy,
 )
-from trivium.algorithms.update import Optimizer, OptimizerConfig, StepResult
-from trivium.config import Configuration
-from trivium.data.batch import Group
+from trivium.algorithms.reward_update_config import RewardUpdateConfig
+from trivium.algorithms.update import Optimizer, StepResult
+from trivium.data.group import Group
 from trivium.errors import ConfigurationError
 from trivium.models.loading import trained_parameters
-from trivium.rewards.reward import RewardConfig, Rewards, Scores
+from trivium.packing import packable
+from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.rollouts import Rollouts
 
 
-class RewardUpdateConfig(Configuration):
-    """How the learned reward is trained further."""
-
-    judge: RewardConfig
-    """What labels responses: an outcome for a reward model, steps for a process reward model."""
-    every: int = Field(default=10, ge=1)
-    """PPO: rollout batches between updates. (GRPO updates once per iteration.)"""
-    examples: int = Field(default=512, ge=1)
-    """Fresh pairs (or step-labelled responses) used per update, at most."""
-    replay: float = Field(default=0.1, ge=0)
-    """Earlier examples that are added, as a share of the fresh ones."""
-    examples_per_step: int = Field(default=64, ge=1)
-    """Examples per optimiser step."""
-    epochs: int = Field(default=1, ge=1)
-    """Passes over each update's examples."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
-    """The reward model's optimiser."""
-    centre: float = Field(default=0.01, ge=0)
-    """Weight of (s_w + s_l)², which keeps outcome scores around 0."""
-    tokens_per_micro_batch: int = Field(default=16384, ge=1)
-    """Memory bound: tokens per forward and backward pass."""
-
-    @model_validator(mode="after")
-    def _constant_rate(self) -> RewardUpdateConfig:
-        if self.optimizer.schedule != "constant":
-            raise ValueError(
-                f"optimizer.schedule is {self.optimizer.schedule}, but how many updates there will "
-                "be is not known beforehand: use constant"
-            )
-        return self
-
-
+@packable
 @dataclass(frozen=True)
 class Example:
     """A pair (chosen first), or one response with its labelled step ends."""
@@ -135,6 +105,23 @@ class RewardUpdate:
             "loss": sum(r.loss for r in results) / max(1, len(results)),
             "accuracy": self._accuracy(results[:1]),
         }
+
+    def state(self) -> dict[str, Any]:
+        """The reward model, its optimiser, what it may still learn from, and the next choices."""
+        return {
+            "model": self.model.state(),
+            "optimizer": self.optimizer.state(),
+            "random": self.random.getstate(),
+            "fresh": self.fresh,
+            "archive": self.archive,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.model.restore(state["model"])
+        self.optimizer.restore(state["optimizer"])
+        self.random.setstate(state["random"])
+        self.fresh, self.archive = state["fresh"], state["archive"]
 
     def _step(self, examples: Sequence[Example]) -> StepResult:
         groups = [e.group for e in examples]

@@ -8,78 +8,32 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
 from trivium.algorithms.experience import Weighted, epoch_batch, steps_of
 from trivium.algorithms.observe import update_metrics
 from trivium.algorithms.parts import load_rewards, local_engine
-from trivium.algorithms.update import Optimizer, OptimizerConfig
-from trivium.config import Configuration
+from trivium.algorithms.sft_config import SFTConfig
+from trivium.algorithms.update import Optimizer
 from trivium.data.batch import Batch
-from trivium.data.demonstrations import Demonstration, DemonstrationsConfig, load_demonstrations
+from trivium.data.demonstrations import Demonstration, load_demonstrations
 from trivium.data.prompts import load_prompts
 from trivium.maths.objectives import token_nll
-from trivium.maths.weights import Aggregation, weighted_sum
-from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
+from trivium.maths.weights import weighted_sum
+from trivium.models.loading import load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
-from trivium.runs.evaluate import EvaluationConfig, Evaluator, Measured
-from trivium.runs.store import RunConfig
-from trivium.runs.training import Training, begin
-
-
-class SFTConfig(Configuration):
-    """Everything a supervised fine-tuning run depends on."""
-
-    model: ModelConfig
-    """The model to fine-tune."""
-    data: DemonstrationsConfig
-    """Demonstrations."""
-    run: RunConfig = RunConfig()
-    """Where the run is written, and its seed."""
-    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5, schedule="cosine")
-    """The optimiser."""
-    validation: DemonstrationsConfig | None = None
-    """Held-out demonstrations, for their loss."""
-    evaluation: EvaluationConfig | None = None
-    """Held-out evaluation on generated responses; needs evaluation.rewards."""
-    measure_kl: bool = False
-    """Let the evaluation measure the KL to the model as it started; keeps a frozen copy of it."""
-
-    epochs: float = Field(default=1.0, gt=0)
-    """Passes over the data."""
-    steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; given instead of epochs."""
-    examples_per_step: int = Field(default=32, ge=1)
-    """Demonstrations per optimiser step."""
-    tokens_per_micro_batch: int = Field(default=16384, ge=1)
-    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
-    aggregation: Aggregation = "token_mean"
-    """How tokens are averaged."""
-    sort_by_length: bool = False
-    """A curriculum: take the demonstrations from short to long responses in the first pass."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> SFTConfig:
-        if self.aggregation == "fixed_length" and self.data.max_response_tokens is None:
-            raise ValueError("aggregation fixed_length divides by data.max_response_tokens: set it")
-        if self.evaluation is not None and not self.evaluation.rewards:
-            raise ValueError(
-                "evaluation.rewards is empty: supervised data has no reward of its own"
-            )
-        if self.measure_kl and self.evaluation is None:
-            raise ValueError("measure_kl needs held-out prompts: give evaluation, or leave it out")
-        if self.steps is not None and self.epochs != 1.0:
-            raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}: give one of them")
-        return self
+from trivium.runs.beginning import begin
+from trivium.runs.evaluate import Evaluator, Measured
+from trivium.runs.training import Training
 
 
 def train(config: SFTConfig) -> Path:
     """Fine-tune; returns the run's directory, with the model in ``final``."""
-    begun = begin(config.run, config.model.device)
+    begun = begin("sft", config)
     tokenizer = load_tokenizer(config.model)
     demonstrations = load_demonstrations(config.data, tokenizer)
     held_out = None
@@ -100,9 +54,12 @@ def train(config: SFTConfig) -> Path:
         demonstrations = sorted(demonstrations, key=lambda d: len(d.trained))
     steps = config.steps or steps_of(config.epochs, len(demonstrations), config.examples_per_step)
     trained = [(config.optimizer, trained_parameters(policy.model))]
-    measured = HeldOut(config, policy, held_out, evaluator)
-    with Training(begun, "sft", config, steps, evaluator=measured) as training:
+    measured = None
+    if held_out is not None or evaluator is not None:
+        measured = HeldOut(config, policy, held_out, evaluator)
+    with Training(begun, steps, evaluator=measured) as training:
         optimizer = Optimizer(trained, steps, training.budget_spent)
+        training.keep(policy=policy, optimizer=optimizer)
         for step in training.steps():
             batch = as_data([demonstrations[i] for i in pick(config, len(demonstrations), step)])
             parts = batch.for_step(
@@ -118,7 +75,7 @@ def train(config: SFTConfig) -> Path:
                 "tokens/trained": float(batch.trained_T.sum()),
             }
             training.log(metrics)
-    training.save("final", policy)
+        training.save("final", policy)
     return training.path
 
 
@@ -140,6 +97,15 @@ class HeldOut:
         if self.demonstrations is not None:
             numbers["nll"] = validation_loss(self.config, self.policy, self.demonstrations)
         return Measured(numbers, None if self.responses is None else self.responses.evaluate())
+
+    def state(self) -> Any:
+        """What later evaluations of responses are compared with."""
+        return None if self.responses is None else self.responses.state()
+
+    def restore(self, state: Any) -> None:
+        """Compare with what ``state`` gave."""
+        if self.responses is not None:
+            self.responses.restore(state)
 
 
 def as_data(demonstrations: list[Demonstration]) -> Weighted:

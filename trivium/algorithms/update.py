@@ -9,53 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 
-from trivium.config import Configuration
+from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.errors import TrainingError
+from trivium.packing import packable
 
 Work = Callable[[], tuple[Tensor, dict[str, Tensor]]]
 """The loss of one micro-batch, and what was observed on the way (flat tensors, detached)."""
 
 
-class OptimizerConfig(Configuration):
-    """AdamW (Loshchilov & Hutter 2019), its schedule and gradient clipping."""
-
-    learning_rate: float = 1e-5
-    """Peak learning rate."""
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls after warm-up, down to final_share of the peak."""
-    warmup_steps: int = 0
-    """Optimiser steps over which the rate rises linearly from 0."""
-    final_share: float = 0.0
-    """Share of the peak rate that linear and cosine end at."""
-    betas: tuple[float, float] = (0.9, 0.999)
-    """Decay rates of AdamW's two moments."""
-    epsilon: float = 1e-8
-    """AdamW's ε."""
-    weight_decay: float = 0.0
-    """Decoupled weight decay, on matrices only (not on biases and norms)."""
-    max_grad_norm: float = 1.0
-    """Gradients with a larger global norm are scaled down to it."""
-
-    @model_validator(mode="after")
-    def _in_range(self) -> OptimizerConfig:
-        if self.learning_rate <= 0:
-            raise ValueError(f"learning_rate is {self.learning_rate}: it must be positive")
-        if self.max_grad_norm <= 0:
-            raise ValueError(f"max_grad_norm is {self.max_grad_norm}: it must be positive")
-        if self.warmup_steps < 0 or self.weight_decay < 0 or not 0 <= self.final_share <= 1:
-            raise ValueError(
-                "warmup_steps and weight_decay must be ≥ 0 and final_share in [0, 1], got "
-                f"{self.warmup_steps}, {self.weight_decay} and {self.final_share}"
-            )
-        return self
-
-
+@packable
 @dataclass(frozen=True)
 class StepResult:
     """What one optimiser step saw: loss, gradient norm before clipping, learning rate, and the
@@ -129,6 +96,15 @@ class Optimizer:
         names = dict.fromkeys(name for observed in seen for name in observed)
         joined = {name: torch.cat([o[name] for o in seen if name in o]) for name in names}
         return StepResult(total, norms[0], rate, joined)
+
+    def state(self) -> dict[str, Any]:
+        """AdamW's moments, and how many steps were taken."""
+        return {"steps": self.steps, "moments": self.adamw.state_dict()["state"]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.steps = state["steps"]
+        self.adamw.load_state_dict(self.adamw.state_dict() | {"state": state["moments"]})
 
     def _clip(self, config: OptimizerConfig, parameters: list[nn.Parameter]) -> float:
         return float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))

@@ -16,19 +16,31 @@ from trivium.config import Configuration
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its help, an example, and the module with its configuration and function."""
+    """One command: its help, an example, and where its configuration and function are.
+
+    They lie in modules of their own, so that a configuration is checked before torch is imported.
+    """
 
     help: str
-    module: str
     config: str
     function: str
     example: str
     arguments: str
+    trains: bool = False
+    """Whether it writes a run, which can be stopped and go on."""
 
-    def load(self) -> tuple[type[Configuration], Callable[[Any], Any]]:
-        """Import the module; return the configuration's class and what runs it."""
-        module = import_module(self.module)
-        return getattr(module, self.config), getattr(module, self.function)
+    def config_class(self) -> type[Configuration]:
+        """The class of the configuration; importing it is quick."""
+        return _imported(self.config)
+
+    def load(self) -> Callable[[Any], Any]:
+        """What runs the command; importing it takes seconds."""
+        return _imported(self.function)
+
+
+def _imported(place: str) -> Any:
+    module, name = place.split(":")
+    return getattr(import_module(module), name)
 
 
 _SFT = """\
@@ -100,73 +112,69 @@ roads:
 COMMANDS = {
     "sft": Command(
         help="fine-tune a model on demonstrations",
-        module="trivium.algorithms.sft",
-        config="SFTConfig",
-        function="train",
+        config="trivium.algorithms.sft_config:SFTConfig",
+        function="trivium.algorithms.sft:train",
         example=_SFT,
         arguments="epochs=2",
+        trains=True,
     ),
     "reward-model": Command(
         help="train a reward model on preference pairs, or a process one on labelled steps",
-        module="trivium.algorithms.reward_model",
-        config="RewardModelConfig",
-        function="train",
+        config="trivium.algorithms.reward_model_config:RewardModelConfig",
+        function="trivium.algorithms.reward_model:train",
         example=_REWARD_MODEL,
         arguments="optimizer.learning_rate=5e-6",
+        trains=True,
     ),
     "ppo": Command(
         help="train a policy by PPO, with a critic and the KL penalty in the reward",
-        module="trivium.algorithms.ppo",
-        config="PPOConfig",
-        function="train",
+        config="trivium.algorithms.ppo_config:PPOConfig",
+        function="trivium.algorithms.ppo:train",
         example=_PPO,
         arguments="steps=200 run.seed=1",
+        trains=True,
     ),
     "dpo": Command(
         help="train a policy by DPO, on pairs from a file or sampled while training",
-        module="trivium.algorithms.dpo",
-        config="DPOConfig",
-        function="train",
+        config="trivium.algorithms.dpo_config:DPOConfig",
+        function="trivium.algorithms.dpo:train",
         example=_DPO,
         arguments="loss=ipo",
+        trains=True,
     ),
     "grpo": Command(
         help="train a policy by GRPO, on outcome or process rewards",
-        module="trivium.algorithms.grpo",
-        config="GRPOConfig",
-        function="train",
+        config="trivium.algorithms.grpo_config:GRPOConfig",
+        function="trivium.algorithms.grpo:train",
         example=_GRPO,
         arguments="rewards.1.weight=0.2 run.seed=1",
+        trains=True,
     ),
     "sample": Command(
         help="write a model's responses to prompts, with their rewards",
-        module="trivium.commands.sample",
-        config="SampleConfig",
-        function="run",
+        config="trivium.commands.sample_config:SampleConfig",
+        function="trivium.commands.sample:run",
         example=_SAMPLE,
         arguments="sampling.temperature=0.7",
     ),
     "pairs": Command(
         help="write preference pairs: sampled and scored, or from rows that hold candidates",
-        module="trivium.commands.pairs",
-        config="PairsConfig",
-        function="run",
+        config="trivium.commands.pairs_config:PairsConfig",
+        function="trivium.commands.pairs:run",
         example=_PAIRS,
         arguments="pairs_per_prompt=4",
     ),
     "evaluate": Command(
         help="measure a model on held-out prompts, with 95 % intervals",
-        module="trivium.commands.evaluate",
-        config="EvaluateConfig",
-        function="run",
+        config="trivium.commands.evaluate_config:EvaluateConfig",
+        function="trivium.commands.evaluate:run",
         example=_EVALUATE,
         arguments="samples=4",
     ),
     "compare": Command(
         help="run several roads from one base at equal budget, and say which suits the problem",
-        module="trivium.compare.run",
-        config="CompareConfig",
-        function="run",
+        config="trivium.compare.config:CompareConfig",
+        function="trivium.compare.run:run",
         example=_COMPARE,
         arguments="budget.amount=900 parallel=1",
     ),

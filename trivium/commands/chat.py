@@ -14,18 +14,17 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from pydantic import Field, field_validator
 from torch import Tensor
 
 from trivium.algorithms.parts import local_engine
-from trivium.config import Configuration
+from trivium.commands.chat_config import LINE, ChatConfig
 from trivium.data.chat import Encoder, Messages, decode_response
 from trivium.data.prompts import Prompt
 from trivium.errors import ConfigurationError
-from trivium.models.loading import ModelConfig
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
-from trivium.rollout.engine import Sampling
 from trivium.rollout.local import LocalEngine, Row
+from trivium.rollout.sampling import Sampling
 
 logger = logging.getLogger("trivium")
 
@@ -33,29 +32,6 @@ _UNSAFE = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ufeff"
     "\ud800-\udfff\U000e0000-\U000e007f]"
 )
-_LINE = "{line}"
-
-
-class ChatConfig(Configuration):
-    """Whom to talk to, and how it answers."""
-
-    model: ModelConfig
-    """The model; of a run's directory, its final one."""
-    sampling: Sampling = Sampling(temperature=0.7)
-    """How responses are drawn."""
-    system: str | None = None
-    """The system message of the conversation."""
-    template: str | None = None
-    """Without a chat template: the prompt made of a line, as in "Question: {line}\\nAnswer:"."""
-    seed: int = Field(default=0, ge=0)
-    """Decides what is drawn."""
-
-    @field_validator("template")
-    @classmethod
-    def _holds_line(cls, template: str | None) -> str | None:
-        if template is not None and _LINE not in template:
-            raise ValueError("write {line} where the line that you type belongs")
-        return template
 
 
 def chat(config: ChatConfig) -> None:
@@ -160,8 +136,8 @@ class Conversation:
 
     def _continue(self, line: str) -> None:
         if line:
-            template = self.config.template or _LINE
-            tokens = self.encoder.prompt(template.replace(_LINE, line))
+            template = self.config.template or LINE
+            tokens = self.encoder.prompt(template.replace(LINE, line))
         else:
             tokens = self.tokens
         if not tokens:

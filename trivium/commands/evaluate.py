@@ -12,64 +12,24 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from trivium.algorithms.parts import load_rewards, local_engine
+from trivium.commands.evaluate_config import EvaluateConfig
 from trivium.commands.sample import require_free, unwritable
-from trivium.config import Configuration
-from trivium.data.prompts import PromptsConfig, load_prompts
+from trivium.data.prompts import load_prompts
 from trivium.errors import ModelError
-from trivium.models.loading import ModelConfig, load_tokenizer
+from trivium.models.loading import load_tokenizer
 from trivium.models.policy import Policy
-from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts
-from trivium.runs.evaluate import MAX_TOKENS, Evaluated, EvaluationConfig, Evaluator
+from trivium.runs.evaluate import Evaluated, Evaluator
+from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.progress import printable
 from trivium.runs.statistics import Interval, mean_interval
 
 logger = logging.getLogger("trivium")
-
-
-class EvaluateConfig(Configuration):
-    """Everything an evaluation depends on."""
-
-    model: ModelConfig
-    """The model to evaluate."""
-    reference: ModelConfig | None = None
-    """Where the KL divergence is measured from; without it none is measured."""
-    data: PromptsConfig
-    """Held-out prompts."""
-    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
-    """What quality is: a weighted sum."""
-    samples: int = Field(default=1, ge=1)
-    """Sampled responses per prompt, besides the greedy one."""
-    temperature: float = Field(default=1.0, gt=0)
-    """Divides the logits of the sampled responses, and of both models in the KL divergence."""
-    max_tokens: int = Field(default=MAX_TOKENS, ge=1)
-    """Length limit of the responses."""
-    stop: tuple[str, ...] = ()
-    """Texts that end a response."""
-    stop_tokens: tuple[int, ...] = ()
-    """Token ids that end a response, besides the model's own EOS."""
-    passes_at: float | None = None
-    """A response passes, for pass@k, with at least this reward; by default pass@k is measured
-    where every reward is 0 or 1."""
-    seed: int = Field(default=1, ge=0)
-    """Seed of the sampled responses."""
-    output: Path | None = None
-    """A .json file to write the numbers to."""
-    overwrite: bool = False
-    """Replace the file if it is there, instead of refusing to start."""
-
-    @field_validator("output")
-    @classmethod
-    def _json(cls, output: Path | None) -> Path | None:
-        if output is not None and output.suffix != ".json":
-            raise ValueError(f"write a name that ends in .json, such as {output.stem}.json")
-        return output
 
 
 @dataclass(frozen=True)

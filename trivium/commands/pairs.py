@@ -17,11 +17,9 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, model_validator
-
 from trivium.algorithms.parts import load_rewards
+from trivium.commands.pairs_config import CandidateConfig, PairsConfig
 from trivium.commands.sample import (
-    OutputConfig,
     load_sampler,
     require_free,
     rows_written,
@@ -29,84 +27,17 @@ from trivium.commands.sample import (
     total_rewards,
     write_counts,
 )
-from trivium.config import Configuration
 from trivium.data.chat import Messages
 from trivium.data.files import nearest, shortened
-from trivium.data.prompts import ASSISTANT_MARK, PromptsConfig, explicit_prompt, load_prompts
+from trivium.data.prompts import explicit_prompt, load_prompts
 from trivium.data.rows import Row, checked_text, collect
 from trivium.errors import DataError
-from trivium.models.loading import ModelConfig, load_tokenizer
-from trivium.rewards.reward import RewardConfig
-from trivium.rollout.engine import Sampling
+from trivium.models.loading import load_tokenizer
+from trivium.models.model_config import ModelConfig
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.budget import Spending
 
 logger = logging.getLogger("trivium")
-
-
-class CandidateConfig(Configuration):
-    """Where a row holds a response, or a list of them, and how good it is."""
-
-    response: str
-    """The column of the response's text, or a field in a column, as in `first_model.solution`."""
-    score: str
-    """The column or field of its score: true, false or a number; the higher the better."""
-
-
-class PairsConfig(OutputConfig):
-    """Everything a file of preference pairs depends on."""
-
-    data: PromptsConfig
-    """Prompts to sample from, or the rows that hold the candidates."""
-    model: ModelConfig | None = None
-    """The model to sample from."""
-    rewards: tuple[RewardConfig, ...] = ()
-    """What ranks the sampled responses."""
-    sampling: Sampling = Sampling()
-    """How responses are drawn."""
-    samples: int = Field(default=8, ge=2)
-    """Responses per prompt."""
-    keep_cut_off: bool = False
-    """Use responses that the length limit cut off too; read back, they will seem complete."""
-    candidates: tuple[CandidateConfig, ...] = ()
-    """Instead of a model: where each row holds its responses and their scores."""
-
-    pairs_per_prompt: int | None = Field(default=1, ge=1)
-    """At most so many pairs per prompt, those with the widest gap first; null: all there are."""
-    minimum_gap: float = Field(default=0.0, ge=0)
-    """How much better the chosen response must be; at 0 any difference will do."""
-
-    @model_validator(mode="after")
-    def _one_source(self) -> PairsConfig:
-        if (self.model is None) == (not self.candidates):
-            raise ValueError(
-                "give either model (to sample the responses) or candidates (the responses that "
-                "the rows hold)"
-            )
-        if self.model is not None and not self.rewards:
-            raise ValueError("rewards is empty: name what ranks the sampled responses")
-        if self.model is not None and self.sampling.greedy:
-            raise ValueError("sampling.temperature is 0: equal responses make no pairs")
-        idle = self._without_effect() if self.candidates else []
-        if idle:
-            raise ValueError(
-                f"with candidates nothing is sampled, so {', '.join(idle)} would have no effect: "
-                "leave it out"
-            )
-        return self
-
-    def _without_effect(self) -> list[str]:
-        """What is set but needs the model that candidates do without."""
-        mine = [
-            name
-            for name in ("rewards", "sampling", "samples", "keep_cut_off", "budget")
-            if getattr(self, name) != type(self).model_fields[name].default
-        ]
-        if self.data.max_prompt_tokens is not None:
-            mine.append("data.max_prompt_tokens")
-        if self.data.assistant_mark != ASSISTANT_MARK:
-            mine.append("data.assistant_mark")
-        return mine
 
 
 @dataclass(frozen=True)

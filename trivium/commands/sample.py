@@ -15,20 +15,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, field_validator, model_validator
 from transformers import PreTrainedTokenizerBase
 
 from trivium.algorithms.parts import load_rewards, local_engine
-from trivium.config import Configuration
-from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
+from trivium.commands.sample_config import SampleConfig
+from trivium.data.prompts import Prompt, load_prompts
 from trivium.errors import ConfigurationError, DataError
 from trivium.models import flops
-from trivium.models.loading import ModelConfig, load_tokenizer
+from trivium.models.loading import load_tokenizer
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
-from trivium.rewards.reward import RewardConfig, Rewards, Scores
-from trivium.rollout.engine import OUTSIDE_TRAINING, Sampling
+from trivium.rewards.reward import Rewards, Scores
+from trivium.rollout.engine import OUTSIDE_TRAINING
 from trivium.rollout.rollouts import Rollouts, roll_out
-from trivium.runs.budget import BudgetConfig, Spending
+from trivium.rollout.sampling import Sampling
+from trivium.runs.budget import Spending
 from trivium.runs.progress import Progress
 from trivium.runs.store import json_line
 
@@ -38,54 +39,6 @@ RESPONSES_PER_BATCH = 512
 """Responses between two reports of progress; no response depends on it."""
 WRITTEN = ("response", "tokens", "ended", "reward", "components", "step_rewards")
 """What a row says of its response, besides the prompt."""
-
-
-class OutputConfig(Configuration):
-    """A file of rows that a command writes."""
-
-    output: Path
-    """The .jsonl file to write; it appears when it is complete."""
-    overwrite: bool = False
-    """Replace the file if it is there, instead of refusing to start."""
-    seed: int = Field(default=0, ge=0)
-    """Decides every random choice."""
-    budget: BudgetConfig | None = None
-    """Stop sampling when so much is spent, even with prompts left."""
-
-    @field_validator("output")
-    @classmethod
-    def _jsonl(cls, output: Path) -> Path:
-        if output.suffix != ".jsonl":
-            raise ValueError(f"write a name that ends in .jsonl, such as {output.stem}.jsonl")
-        return output
-
-
-class SampleConfig(OutputConfig):
-    """Everything a file of responses depends on."""
-
-    model: ModelConfig
-    """The model to sample from."""
-    data: PromptsConfig
-    """Prompts."""
-    rewards: tuple[RewardConfig, ...] = ()
-    """Score each response."""
-    sampling: Sampling = Sampling()
-    """How responses are drawn."""
-    samples: int = Field(default=1, ge=1)
-    """Responses per prompt."""
-    minimum_reward: float | None = None
-    """Write only responses with at least this reward, as for fine-tuning on one's best samples."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> SampleConfig:
-        if self.sampling.greedy and self.samples > 1:
-            raise ValueError(
-                f"sampling.temperature is 0, so all {self.samples} samples of a prompt would be "
-                "the same: set samples to 1 or raise the temperature"
-            )
-        if self.minimum_reward is not None and not self.rewards:
-            raise ValueError("minimum_reward needs rewards: name what scores the responses")
-        return self
 
 
 def run(config: SampleConfig) -> Path:

@@ -15,12 +15,12 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from trivium.config import Configuration
 from trivium.data.prompts import PromptsConfig
-from trivium.models.loading import ModelConfig
+from trivium.models.model_config import ModelConfig
 from trivium.rewards.functions import anchored
 from trivium.rewards.reward import RewardConfig
-from trivium.rollout.engine import Sampling
+from trivium.rollout.sampling import Sampling
 from trivium.runs.budget import CURRENCIES
-from trivium.runs.evaluate import EvaluationConfig
+from trivium.runs.evaluation_config import EvaluationConfig
 
 StageCommand = Literal["sft", "reward-model", "ppo", "dpo", "grpo", "sample", "pairs"]
 Currency = Literal["seconds", "generated_tokens", "trained_tokens", "flops"]

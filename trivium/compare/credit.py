@@ -22,19 +22,23 @@ import torch
 from torch import Tensor
 
 from trivium.algorithms import dpo, grpo, ppo, sft
-from trivium.algorithms.actor_critic import CriticConfig, make_critic
-from trivium.algorithms.dpo import DPOConfig, PairData
+from trivium.algorithms.actor_critic import make_critic
+from trivium.algorithms.critic_config import CriticConfig
+from trivium.algorithms.dpo import PairData
+from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.experience import MicroBatches, Weighted, plan_updates
-from trivium.algorithms.grpo import GRPOConfig
+from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.parts import OnPolicyParts, load_rewards, local_engine
-from trivium.algorithms.ppo import PPOConfig
-from trivium.algorithms.sft import SFTConfig
+from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.sft_config import SFTConfig
 from trivium.algorithms.update import Work
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Job, Plan, for_seed
-from trivium.data.batch import Group, Grouped
+from trivium.data.batch import Grouped
+from trivium.data.group import Group
 from trivium.data.prompts import Prompt, load_prompts
-from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
+from trivium.models.loading import load_tokenizer, trained_parameters
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import RewardConfig

@@ -13,14 +13,15 @@ from typing import Any
 from trivium.commands import COMMANDS
 from trivium.compare.plan import Job, Plan
 from trivium.config import Configuration
-from trivium.data.batch import Group
 from trivium.data.demonstrations import load_demonstrations
+from trivium.data.group import Group
 from trivium.data.preferences import load_preferences, load_step_labels
 from trivium.data.prompts import load_prompts
 from trivium.errors import ModelError
 from trivium.memory.report import Lengths
 from trivium.memory.roads import ROADS, predict
-from trivium.models.loading import ModelConfig, load_tokenizer
+from trivium.models.loading import load_tokenizer
+from trivium.models.model_config import ModelConfig
 from trivium.runs.store import read_events, read_samples
 
 EXAMPLES = 256
@@ -67,7 +68,7 @@ def _one_step(job: Job) -> Job:
 
 def memory_record(job: Job) -> dict[str, Any]:
     """What a finished job of ``memory_jobs`` measured, and what was to be expected."""
-    config_class, _ = COMMANDS[job.command].load()
+    config_class = COMMANDS[job.command].config_class()
     config = config_class.model_validate(job.settings)
     (event,) = [e for e in read_events(job.directory) if e["kind"] == "memory"]
     record: dict[str, Any] = {"measured_bytes": event["measured_bytes"]}

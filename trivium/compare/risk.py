@@ -23,7 +23,8 @@ from trivium.algorithms.parts import load_rewards, local_engine
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Job, Plan, for_seed
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
-from trivium.models.loading import ModelConfig, load_tokenizer
+from trivium.models.loading import load_tokenizer
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts, roll_out

@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from trivium.compare import credit, memory, risk
+from pydantic import ValidationError
+
+from trivium.commands import COMMANDS
 from trivium.compare.conduct import conduct
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Plan, make_plan
@@ -39,6 +41,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     """Run all jobs and return what was found, with the verdict."""
     plan = make_plan(config)
     check(plan)
+    # These import torch, which a mistake in a stage's settings must not wait for.
+    from trivium.compare import credit, memory, risk
+
     config.directory.mkdir(parents=True, exist_ok=True)
     (config.directory / "config.yaml").write_text(dump(config), encoding="utf-8")
     measuring = memory.memory_jobs(plan) if config.memory else {}
@@ -82,13 +87,9 @@ def write(directory: Path, result: Mapping[str, Any]) -> list[Path]:
 
 def check(plan: Plan) -> None:
     """Validate every job's settings before the first is run; raises with all faults."""
-    from pydantic import ValidationError
-
-    from trivium.commands import COMMANDS
-
     faults = []
     for job in plan.jobs.values():
-        config_class, _ = COMMANDS[job.command].load()
+        config_class = COMMANDS[job.command].config_class()
         try:
             config_class.model_validate(job.settings)
         except ValidationError as error:

@@ -15,21 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from trivium.data.group import Group
 from trivium.maths.ragged import segment_ids, segment_starts, spread
-
-
-@dataclass(frozen=True)
-class Group:
-    """One prompt and its responses, as token ids."""
-
-    prompt: list[int]
-    responses: list[list[int]]
-
-    def __post_init__(self) -> None:
-        if not self.prompt:
-            raise ValueError("a group's prompt is empty: no position could predict the first token")
-        if not self.responses or not all(self.responses):
-            raise ValueError("a group needs at least one response, and every response a token")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from trivium.data.batch import Group
 from trivium.data.chat import Encoder, Exchange, Reply, checked_messages, reply_text
+from trivium.data.group import Group
 from trivium.data.prompts import TextConfig, check_prompt, explicit_prompt, with_system
 from trivium.data.rows import Dropped, LoadReport, Row, checked_text, collect
 from trivium.errors import DataError

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from trivium.data.batch import Group
 from trivium.data.chat import (
     Encoder,
     Messages,
@@ -26,6 +25,7 @@ from trivium.data.chat import (
 )
 from trivium.data.demonstrations import ResponsesConfig, exchanged, fitted, reply_of
 from trivium.data.files import shortened
+from trivium.data.group import Group
 from trivium.data.prompts import (
     ASSISTANT_MARK,
     as_prompt,

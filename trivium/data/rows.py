@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field, model_validator
@@ -41,6 +42,12 @@ class RowsConfig(Configuration):
     """Read at most this many rows, from the first."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name for a column: the data's name for it, as in {prompt: question}."""
+
+    def inputs(self) -> Iterator[Path]:
+        """The file or directory; of a hub name there is none."""
+        path = Path(self.path).expanduser()
+        if path.exists():
+            yield path
 
     known_columns: ClassVar[frozenset[str] | None] = None
 

@@ -7,11 +7,10 @@ detach the results and keep them fixed while a rollout batch is reused.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from trivium.choices import Baseline, Scale
 from trivium.maths.ragged import (
     require_lengths,
     require_same_shape,
@@ -22,9 +21,6 @@ from trivium.maths.ragged import (
     spread,
     suffix_sum,
 )
-
-Baseline = Literal["group_mean", "leave_one_out"]
-Scale = Literal["sample_std", "population_std", "batch_std", "none"]
 
 
 def gae(

@@ -6,14 +6,11 @@ split into micro-batches, so gradients cannot depend on the splitting.
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
+from trivium.choices import Aggregation
 from trivium.maths.ragged import require_lengths, require_same_shape, segment_sum, spread
-
-Aggregation = Literal["sequence_mean", "token_mean", "fixed_length"]
 
 
 def token_weights(

@@ -16,17 +16,19 @@ import torch
 from torch import nn
 
 from trivium.algorithms.experience import MicroBatches
-from trivium.algorithms.update import Optimizer, OptimizerConfig
-from trivium.data.batch import Batch, Group, Grouped
+from trivium.algorithms.optimizer_config import OptimizerConfig
+from trivium.algorithms.update import Optimizer
+from trivium.data.batch import Batch, Grouped
+from trivium.data.group import Group
 from trivium.memory.dry_run import ACTIVATIONS, GRADIENTS, OPTIMIZER, PARAMETERS, DryRun, FakeCopies
 from trivium.memory.report import Lengths, Memory, Stage
 from trivium.memory.rollout import dry_rollout
 from trivium.memory.shapes import weightless_policy, weightless_scorer
-from trivium.models.loading import ModelConfig
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.models.reward_model import RewardModel
-from trivium.rollout.engine import Sampling
+from trivium.rollout.sampling import Sampling
 
 Loaded = TypeVar("Loaded", Policy, RewardModel)
 

@@ -15,15 +15,18 @@ from typing import Any, cast
 import torch
 
 from trivium.algorithms import dpo, grpo, ppo, sft
-from trivium.algorithms.dpo import DPOConfig, PairData
+from trivium.algorithms.dpo import PairData
+from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.experience import MicroBatches, Weighted, plan_updates
-from trivium.algorithms.grpo import GRPOConfig, GRPOExperience
+from trivium.algorithms.grpo import GRPOExperience
+from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.parts import OnPolicyParts
-from trivium.algorithms.ppo import PPOConfig, PPOExperience
-from trivium.algorithms.reward_model import RewardModelConfig
+from trivium.algorithms.ppo import PPOExperience
+from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.reward_training import LabelledSteps, Pairs, labelled_step_loss, pair_loss
-from trivium.algorithms.reward_update import RewardUpdateConfig
-from trivium.algorithms.sft import SFTConfig
+from trivium.algorithms.reward_update_config import RewardUpdateConfig
+from trivium.algorithms.sft_config import SFTConfig
 from trivium.algorithms.update import Optimizer, Work
 from trivium.config import Configuration
 from trivium.data.batch import Grouped
@@ -38,9 +41,10 @@ from trivium.models.reward_model import RewardModel
 from trivium.rewards.learned import OUTCOME, PROCESS, TOKENS_PER_PASS
 from trivium.rewards.learned import _model_of as model_of
 from trivium.rewards.reward import RewardConfig
-from trivium.rollout.engine import Sampling
 from trivium.rollout.local import LocalEngine
-from trivium.runs.evaluate import EvaluationConfig
+from trivium.rollout.sampling import Sampling
+from trivium.runs.evaluation_config import EvaluationConfig
+from trivium.runs.measuring import Updates
 
 SCORED = 16384
 """Tokens per pass of the evaluation's log-probs."""
@@ -211,7 +215,7 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
             old_logprobs_T=z if old else None,
             ref_logprobs_T=z if config.beta > 0 else None,
         )
-        grpo.update(config, on_policy(policy, reference), optimizer, experience, [parts])
+        grpo.update(config, on_policy(policy, reference), optimizer, experience, Updates([parts]))
     update_rewards(road, config.reward_update, config.rewards, judges, trained)
 
 

@@ -16,8 +16,9 @@ from torch.nn import functional as F
 from trivium.memory.dry_run import CACHE, DryRun
 from trivium.models.policy import Policy
 from trivium.rollout.cache import STRIP, PromptLayout, RowCache
-from trivium.rollout.engine import Sampling, draw, uniforms
+from trivium.rollout.engine import draw, uniforms
 from trivium.rollout.local import LocalEngine
+from trivium.rollout.sampling import Sampling
 from trivium.rollout.separate import SeparateRows
 
 

@@ -17,13 +17,13 @@ from transformers import (
     PreTrainedModel,
 )
 
-from trivium.data.batch import Batch, Group
+from trivium.data.batch import Batch
+from trivium.data.group import Group
 from trivium.errors import ModelError
 from trivium.memory.dry_run import DryRun
 from trivium.models.attention import GroupLayout, Rule
 from trivium.models.loading import (
     DTYPES,
-    ModelConfig,
     _checkpoint_activations,
     _with_adapters,
     base_of,
@@ -31,6 +31,7 @@ from trivium.models.loading import (
     require_checkpoint,
     resolve_device,
 )
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 

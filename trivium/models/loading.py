@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -26,42 +26,10 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from trivium.config import Configuration
 from trivium.errors import ModelError
+from trivium.models.model_config import LoraConfig, ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
-
-
-class LoraConfig(Configuration):
-    """Train low-rank adapters instead of all weights (Hu et al. 2022), through ``peft``."""
-
-    rank: int = 16
-    """Width of the adapters."""
-    alpha: float = 32.0
-    """Their scale: the update is multiplied by alpha / rank."""
-    targets: str | list[str] = "all-linear"
-    """Names of the linear layers that get adapters, or all-linear."""
-    seed: int = 0
-    """Decides the adapters' initial values."""
-
-
-class ModelConfig(Configuration):
-    """Which checkpoint to load, and how."""
-
-    path: str
-    """A local directory or a hub name."""
-    revision: str | None = None
-    """Branch, tag or commit on the hub."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Type of the weights and of the arithmetic."""
-    device: str = "auto"
-    """Where the model lives: auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps …"""
-    lora: LoraConfig | None = None
-    """Train adapters instead of all weights."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
-    trust_remote_code: bool = False
-    """Run Python code that comes with the checkpoint. Only for sources you trust."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -170,6 +138,19 @@ def base_of(model: nn.Module) -> PreTrainedModel:
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that an optimiser moves."""
     return [p for p in model.parameters() if p.requires_grad]
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The trained parameters by name: what of a model changes. They share its memory."""
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def restore_trained(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Set the trained parameters, where they lie in memory, to what ``trained_state`` gave."""
+    parameters = dict(model.named_parameters())
+    for name, value in state.items():
+        parameters[name].copy_(value)
 
 
 def _from_pretrained(

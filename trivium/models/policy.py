@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +15,15 @@ from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.attention import hidden_states, use_ragged_attention, uses_ragged_attention
 from trivium.models.loading import (
-    ModelConfig,
     base_of,
     load_causal_lm,
     load_tokenizer,
+    restore_trained,
     save_checkpoint,
+    trained_state,
 )
 from trivium.models.logprobs import Head, token_logprobs
+from trivium.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,14 @@ class Policy:
             hidden_TD, self.head, targets_T, temperature=self.temperature
         )
         return TokenScores(logprobs_T, entropy_T)
+
+    def state(self) -> dict[str, Tensor]:
+        """What training changes: the weights, or the adapters."""
+        return trained_state(self.model)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights, or adapters, that ``state`` gave."""
+        restore_trained(self.model, state)
 
     def save(self, directory: Path) -> None:
         """Write a checkpoint that plain ``transformers`` loads, adapters merged."""

@@ -19,10 +19,11 @@ import torch
 from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
-from trivium.data.batch import Batch, Group, Grouped
+from trivium.data.batch import Batch, Grouped
 from trivium.data.chat import Encoder, step_ends
+from trivium.data.group import Group
 from trivium.errors import ConfigurationError
-from trivium.models.loading import ModelConfig
+from trivium.models.model_config import ModelConfig
 from trivium.models.reward_model import RewardModel
 from trivium.rewards.functions import Function
 from trivium.rewards.reward import RewardConfig

@@ -8,7 +8,7 @@ and what single rewards measure for the other modules of this package.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ from pydantic import Field, PrivateAttr, field_serializer
 
 from trivium.config import Configuration
 from trivium.errors import ConfigurationError, RewardError
+from trivium.packing import packable
 from trivium.rewards.component import Component, Step, Value
 from trivium.rewards.format import format, length
 from trivium.rewards.functions import (
@@ -79,12 +80,19 @@ class RewardConfig(Configuration):
     def _from_anywhere(self, function: str) -> str:
         return anchored(function, self._directory)
 
+    def inputs(self) -> Iterator[Path]:
+        """The function's file, and whatever the argument ``path`` names."""
+        place = Path(anchored(self.function, self._directory).rpartition(":")[0]).expanduser()
+        model = Path(str(self.arguments.get("path", "")))
+        yield from (p for p in (place, model) if p.name and p.exists())
+
     @property
     def directories(self) -> list[Path]:
         """Where a relative file is looked for: the current directory, then the configuration's."""
         return [Path.cwd(), *([self._directory.resolve()] if self._directory else [])]
 
 
+@packable
 @dataclass(frozen=True)
 class Scores:
     """The rewards of N responses.

@@ -19,7 +19,8 @@ from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.policy import Policy
 from trivium.rollout.cache import RowCache
-from trivium.rollout.engine import Ending, Response, Sampling, draw, row_key, uniforms
+from trivium.rollout.engine import Ending, Response, draw, row_key, uniforms
+from trivium.rollout.sampling import Sampling
 from trivium.rollout.separate import SeparateRows
 
 

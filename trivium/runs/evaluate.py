@@ -12,19 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from trivium.config import Configuration
 from trivium.data.batch import Batch, Grouped
 from trivium.data.chat import token_pieces
-from trivium.data.prompts import Prompt, PromptsConfig
+from trivium.data.prompts import Prompt
 from trivium.maths.ragged import segment_sum
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
-from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.rollout.engine import OUTSIDE_TRAINING, Engine, Sampling
+from trivium.rewards.reward import Rewards
+from trivium.rollout.engine import OUTSIDE_TRAINING, Engine
 from trivium.rollout.rollouts import Rollouts, roll_out
+from trivium.rollout.sampling import Sampling
+from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.samples import Rows, sample_rows
 from trivium.runs.statistics import (
     Interval,
@@ -34,45 +34,6 @@ from trivium.runs.statistics import (
     repetition,
     wins,
 )
-
-MAX_TOKENS = 256
-
-
-class EvaluationConfig(Configuration):
-    """Held-out evaluation while training and at its end."""
-
-    data: PromptsConfig
-    """Held-out prompts."""
-    rewards: tuple[RewardConfig, ...] = ()
-    """What quality is; the training rewards if empty."""
-    every: int = Field(default=0, ge=0)
-    """Evaluate after every so many training steps; 0: only at the start and at the end."""
-    at_start: bool = True
-    """Evaluate before the first step too: what win rates compare with."""
-    prompts: int | None = Field(default=None, ge=1)
-    """How many of the prompts are used; all by default."""
-    samples: int = Field(default=1, ge=1)
-    """Sampled responses per prompt, besides the greedy one."""
-    passes_at: float | None = None
-    """A response passes, for pass@k, with at least this reward; by default pass@k is measured
-    where every reward is 0 or 1."""
-    max_tokens: int | None = Field(default=None, ge=1)
-    """Length limit of the responses; that of the run's sampling by default, or 256."""
-    stop: tuple[str, ...] | None = None
-    """Texts that end a response; those of the run's sampling by default."""
-    stop_tokens: tuple[int, ...] | None = None
-    """Token ids that end a response; those of the run's sampling by default."""
-    seed: int = 1
-    """Seed of the sampled responses; the same at every evaluation."""
-
-    def sampling(self, training: Sampling | None) -> Sampling:
-        """How responses end: as in training, but for what is set here; the policy as it is."""
-        training = Sampling(max_tokens=MAX_TOKENS) if training is None else training
-        return Sampling(
-            max_tokens=training.max_tokens if self.max_tokens is None else self.max_tokens,
-            stop=training.stop if self.stop is None else self.stop,
-            stop_tokens=training.stop_tokens if self.stop_tokens is None else self.stop_tokens,
-        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +52,7 @@ class Evaluated:
     sampled: Rollouts
     distance: Distance | None
     pieces: list[list[str]]
-    base: Rollouts | None = None
+    base_totals_N: Tensor | None = None
     passes_at: float | None = None
 
     @property
@@ -115,9 +76,9 @@ class Evaluated:
     @property
     def win_rate(self) -> Interval | None:
         """How often a sampled response beats the base's to the same prompt; ties count half."""
-        if self.base is None:
+        if self.base_totals_N is None:
             return None
-        mine, theirs = (self._by_prompt(r.totals_N) for r in (self.sampled, self.base))
+        mine, theirs = map(self._by_prompt, (self.sampled.totals_N, self.base_totals_N))
         return mean_interval(wins(mine.tolist(), theirs.tolist()))
 
     def record(self) -> dict[str, Any]:
@@ -219,7 +180,7 @@ class Evaluator:
         self.reference = reference
         self.sampling = config.sampling(training)
         self.tokens_per_micro_batch = tokens_per_micro_batch
-        self._base: Rollouts | None = None
+        self._base_totals_N: Tensor | None = None
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after training step ``step``; 0 is before the first."""
@@ -236,11 +197,20 @@ class Evaluator:
             sampled=sampled,
             distance=None if self.reference is None else self._distance(sampled, self.reference),
             pieces=[token_pieces(self.policy.tokenizer, r.tokens) for r in sampled.flat],
-            base=self._base,
+            base_totals_N=self._base_totals_N,
             passes_at=self.config.passes_at,
         )
-        self._base = sampled if self._base is None else self._base
+        if self._base_totals_N is None:
+            self._base_totals_N = sampled.totals_N
         return evaluated
+
+    def state(self) -> Tensor | None:
+        """What later evaluations are compared with: the first one's rewards."""
+        return self._base_totals_N
+
+    def restore(self, state: Tensor | None) -> None:
+        """Compare with what ``state`` gave."""
+        self._base_totals_N = state
 
     def _roll_out(self, samples: int, temperature: float) -> Rollouts:
         return roll_out(

@@ -1,0 +1,117 @@
+"""What a GRPO run depends on; the loop is ``grpo``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from trivium.algorithms.optimizer_config import OptimizerConfig
+from trivium.algorithms.reward_update_config import RewardUpdateConfig
+from trivium.choices import Aggregation, Baseline, Scale
+from trivium.config import Configuration
+from trivium.data.prompts import PromptsConfig
+from trivium.models.model_config import ModelConfig
+from trivium.rewards.reward import RewardConfig
+from trivium.rollout.sampling import Sampling
+from trivium.runs.evaluation_config import EvaluationConfig
+from trivium.runs.store import RunConfig
+
+
+class GRPOConfig(Configuration):
+    """Everything a GRPO run depends on."""
+
+    model: ModelConfig
+    """The policy; the reference starts as a copy of it."""
+    data: PromptsConfig
+    """Prompts to sample from."""
+    rewards: tuple[RewardConfig, ...]
+    """What is rewarded: a weighted sum."""
+    run: RunConfig = RunConfig()
+    """Where the run is written, and its seed."""
+    sampling: Sampling = Sampling()
+    """How responses are drawn."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
+    """The policy's optimiser."""
+    evaluation: EvaluationConfig | None = None
+    """Held-out evaluation."""
+
+    supervision: Literal["outcome", "process"] = "outcome"
+    """Compare whole responses, or their steps (needs a reward that scores steps)."""
+    iterations: int = Field(default=1, ge=1)
+    """Outer loop: the reference is refreshed at the start of each iteration but the first."""
+    steps_per_iteration: int = Field(default=100, ge=1)
+    """Middle loop: rollout batches per iteration."""
+    prompts_per_step: int = Field(default=16, ge=1)
+    """Prompts per rollout batch."""
+    responses_per_prompt: int = Field(default=8, ge=2)
+    """Group size G."""
+    epochs: int = Field(default=1, ge=1)
+    """Inner loop: μ, how often a rollout batch is reused."""
+    minibatches: int = Field(default=1, ge=1)
+    """Optimiser steps per epoch."""
+    tokens_per_micro_batch: int = Field(default=16384, ge=1)
+    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
+
+    beta: float = Field(default=0.04, ge=0)
+    """Weight of the KL term in the loss; 0 leaves the reference out."""
+    kl: Literal["k1", "k2", "k3"] = "k3"
+    """Estimator of the KL term."""
+    kl_correction: bool = False
+    """Multiply the KL term by the ratio: its gradient is then that of KL(π‖π_ref) (docs/kl.md)."""
+    surrogate: Literal["clipped", "gspo", "cispo"] = "clipped"
+    """Clip each token's ratio, the sequence's (GSPO), or only the token's weight (CISPO)."""
+    clip_low: float = Field(default=0.2, gt=0, le=1)
+    """ε below 1."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """ε above 1 (DAPO: 0.28)."""
+    aggregation: Aggregation = "sequence_mean"
+    """How tokens are averaged: by response, over all tokens (DAPO), by fixed length (Dr. GRPO)."""
+    baseline: Baseline = "group_mean"
+    """What a reward is compared with: the group's mean, or that of the others (RLOO)."""
+    scale: Scale = "sample_std"
+    """What the difference is divided by (Dr. GRPO: none)."""
+    dynamic_sampling: int = Field(default=0, ge=0)
+    """Sample up to so many further batches to replace groups of equal rewards (DAPO)."""
+    drop_cut_off: bool = False
+    """Give responses that were cut off by the length limit no weight (DAPO)."""
+    importance_limit: float | None = Field(default=None, gt=0)
+    """Truncated importance sampling between sampler and trainer: the largest weight."""
+    reward_update: RewardUpdateConfig | None = None
+    """Train the learned reward further after each iteration, on fresh and replayed rollouts."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GRPOConfig:
+        if self.sampling.greedy:
+            raise ValueError(
+                "sampling.temperature is 0: a group of equal responses teaches nothing"
+            )
+        if self.minibatches > self.prompts_per_step:
+            raise ValueError(
+                f"minibatches is {self.minibatches}, more than the {self.prompts_per_step} groups "
+                "of a step: lower it or raise prompts_per_step"
+            )
+        if self.kl_correction and self.beta == 0:
+            raise ValueError("kl_correction needs a KL term: set beta above 0 or leave it out")
+        if self.beta > 0 and (self.kl, self.kl_correction) in (("k1", False), ("k2", True)):
+            raise ValueError(
+                f"kl: {self.kl} with kl_correction: {str(self.kl_correction).lower()} does not "
+                "pull towards the reference (docs/kl.md): use k3, k2 without the correction or k1 "
+                "with it"
+            )
+        if self.dynamic_sampling and self.supervision == "process":
+            raise ValueError("dynamic_sampling compares outcomes: use it with supervision: outcome")
+        if self.supervision == "process" and self.baseline != "group_mean":
+            raise ValueError(
+                "baseline leave_one_out compares outcomes: use it with supervision: outcome"
+            )
+        if self.reward_update is not None and self.iterations == 1:
+            raise ValueError(
+                "reward_update trains the reward model between iterations, but iterations is 1: "
+                "raise it or leave reward_update out"
+            )
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        return self.iterations * self.steps_per_iteration

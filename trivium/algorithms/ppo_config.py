@@ -1,0 +1,105 @@
+"""What a PPO run depends on; the loop is ``ppo``."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from trivium.algorithms.critic_config import CriticConfig
+from trivium.algorithms.optimizer_config import OptimizerConfig
+from trivium.algorithms.pretraining_config import PretrainingMixConfig
+from trivium.algorithms.reward_update_config import RewardUpdateConfig
+from trivium.choices import Aggregation
+from trivium.config import Configuration
+from trivium.data.prompts import PromptsConfig
+from trivium.models.model_config import ModelConfig
+from trivium.rewards.reward import RewardConfig
+from trivium.rollout.sampling import Sampling
+from trivium.runs.evaluation_config import EvaluationConfig
+from trivium.runs.store import RunConfig
+
+
+class AdaptiveKLConfig(Configuration):
+    """Steers β so that the KL per response stays near a target (Ziegler et al. 2019)."""
+
+    target: float = Field(gt=0)
+    """KL per response, in nats."""
+    horizon: int = Field(default=10000, gt=0)
+    """Responses over which β adapts."""
+
+
+class PPOConfig(Configuration):
+    """Everything a PPO run depends on."""
+
+    model: ModelConfig
+    """The actor; the reference is a frozen copy of it."""
+    data: PromptsConfig
+    """Prompts to sample from."""
+    rewards: tuple[RewardConfig, ...]
+    """What is rewarded: a weighted sum."""
+    critic: CriticConfig = CriticConfig()
+    """The critic."""
+    run: RunConfig = RunConfig()
+    """Where the run is written, and its seed."""
+    sampling: Sampling = Sampling()
+    """How responses are drawn."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
+    """The actor's optimiser."""
+    evaluation: EvaluationConfig | None = None
+    """Held-out evaluation."""
+
+    steps: int = Field(default=100, ge=1)
+    """Rollout batches."""
+    prompts_per_step: int = Field(default=64, ge=1)
+    """Prompts per rollout batch."""
+    responses_per_prompt: int = Field(default=1, ge=1)
+    """Responses per prompt."""
+    epochs: int = Field(default=2, ge=1)
+    """How often a rollout batch is reused."""
+    minibatches: int = Field(default=2, ge=1)
+    """Optimiser steps per epoch."""
+    tokens_per_micro_batch: int = Field(default=16384, ge=1)
+    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
+
+    beta: float = Field(default=0.05, ge=0)
+    """Weight of the KL term in the reward."""
+    kl: Literal["k1", "k2", "k3"] = "k1"
+    """Estimator of the KL term in the reward."""
+    adaptive_kl: AdaptiveKLConfig | None = None
+    """Adapt β while training."""
+    gamma: float = Field(default=1.0, ge=0, le=1)
+    """Discount γ."""
+    lam: float = Field(default=0.95, ge=0, le=1)
+    """λ of GAE: 1 is Monte Carlo, 0 one step."""
+    bootstrap_cut_off: bool = False
+    """Let cut-off responses continue with the critic's value instead of 0."""
+    whiten_advantages: bool = True
+    """Bring advantages to mean 0 and variance 1 over the rollout batch."""
+    clip_low: float = Field(default=0.2, gt=0, le=1)
+    """ε below 1."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """ε above 1."""
+    aggregation: Aggregation = "sequence_mean"
+    """How tokens are averaged."""
+    entropy_bonus: float = Field(default=0.0, ge=0)
+    """Weight of the policy's entropy in the objective."""
+    stop_at_kl: float | None = Field(default=None, gt=0)
+    """End a batch's updates when KL(π_old‖π) per token exceeds this."""
+    pretraining: PretrainingMixConfig | None = None
+    """Add a language-modelling loss on demonstrations (PPO-ptx)."""
+    reward_update: RewardUpdateConfig | None = None
+    """Train the learned reward further on the policy's own responses while PPO runs."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> PPOConfig:
+        if self.sampling.greedy:
+            raise ValueError("sampling.temperature is 0: PPO learns from what it explores")
+        if self.minibatches > self.prompts_per_step:
+            raise ValueError(
+                f"minibatches is {self.minibatches}, more than the {self.prompts_per_step} prompts "
+                "of a step: lower it or raise prompts_per_step"
+            )
+        if self.adaptive_kl is not None and self.beta == 0:
+            raise ValueError("adaptive_kl scales beta, which is 0: start it above 0")
+        return self

@@ -1,0 +1,19 @@
+"""The texts of PPO-ptx and their weight, which ``pretraining`` mixes in."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from trivium.config import Configuration
+from trivium.data.demonstrations import DemonstrationsConfig
+
+
+class PretrainingMixConfig(Configuration):
+    """Demonstrations or plain text whose likelihood is kept up while PPO runs."""
+
+    data: DemonstrationsConfig
+    """The texts."""
+    coefficient: float = Field(default=1.0, gt=0)
+    """Weight of the loss, a mean over tokens."""
+    examples_per_step: int = Field(default=16, ge=1)
+    """Texts per optimiser step."""

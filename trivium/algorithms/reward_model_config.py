@@ -1,0 +1,53 @@
+"""What a reward-model run depends on; the loop is ``reward_model``."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from trivium.algorithms.optimizer_config import OptimizerConfig
+from trivium.config import Configuration
+from trivium.data.preferences import PreferencesConfig, StepLabelsConfig
+from trivium.models.model_config import ModelConfig
+from trivium.runs.store import RunConfig
+
+
+class RewardModelConfig(Configuration):
+    """Everything a reward-model run depends on."""
+
+    model: ModelConfig
+    """A language model (it gets a new head) or a reward model."""
+    pairs: PreferencesConfig | None = None
+    """Preference pairs: trains an outcome reward model."""
+    steps: StepLabelsConfig | None = None
+    """Labelled steps: trains a process reward model."""
+    validation_pairs: PreferencesConfig | None = None
+    """Held-out pairs; without them, a share of the pairs is held out."""
+    validation_steps: StepLabelsConfig | None = None
+    """Held-out labelled steps; without them, a share of the steps is held out."""
+    held_out_share: float = Field(default=0.1, ge=0, lt=1)
+    """Share of the data that is held out when no validation data is named."""
+    run: RunConfig = RunConfig()
+    """Where the run is written, and its seed."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, schedule="cosine")
+    """The optimiser."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data."""
+    examples_per_step: int = Field(default=64, ge=1)
+    """Pairs or labelled responses per optimiser step."""
+    tokens_per_micro_batch: int = Field(default=16384, ge=1)
+    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
+    centre: float = Field(default=0.01, ge=0)
+    """Weight of (s_w + s_l)², which keeps outcome scores around 0 (Eisenstein et al. 2024)."""
+    evaluate_every: int = Field(default=0, ge=0)
+    """Held-out accuracy after every so many steps; 0: only at the end."""
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> RewardModelConfig:
+        if (self.pairs is None) == (self.steps is None):
+            raise ValueError("give either pairs (an outcome model) or steps (a process model)")
+        if self.pairs is None and self.validation_pairs is not None:
+            raise ValueError("validation_pairs goes with pairs; for steps it is validation_steps")
+        if self.steps is None and self.validation_steps is not None:
+            raise ValueError("validation_steps goes with steps; for pairs it is validation_pairs")
+        return self

@@ -1,0 +1,59 @@
+"""What a supervised fine-tuning run depends on; the loop is ``sft``."""
+
+from __future__ import annotations
+
+from pydantic import Field, model_validator
+
+from trivium.algorithms.optimizer_config import OptimizerConfig
+from trivium.choices import Aggregation
+from trivium.config import Configuration
+from trivium.data.demonstrations import DemonstrationsConfig
+from trivium.models.model_config import ModelConfig
+from trivium.runs.evaluation_config import EvaluationConfig
+from trivium.runs.store import RunConfig
+
+
+class SFTConfig(Configuration):
+    """Everything a supervised fine-tuning run depends on."""
+
+    model: ModelConfig
+    """The model to fine-tune."""
+    data: DemonstrationsConfig
+    """Demonstrations."""
+    run: RunConfig = RunConfig()
+    """Where the run is written, and its seed."""
+    optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5, schedule="cosine")
+    """The optimiser."""
+    validation: DemonstrationsConfig | None = None
+    """Held-out demonstrations, for their loss."""
+    evaluation: EvaluationConfig | None = None
+    """Held-out evaluation on generated responses; needs evaluation.rewards."""
+    measure_kl: bool = False
+    """Let the evaluation measure the KL to the model as it started; keeps a frozen copy of it."""
+
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the data."""
+    steps: int | None = Field(default=None, ge=1)
+    """Optimiser steps; given instead of epochs."""
+    examples_per_step: int = Field(default=32, ge=1)
+    """Demonstrations per optimiser step."""
+    tokens_per_micro_batch: int = Field(default=16384, ge=1)
+    """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
+    aggregation: Aggregation = "token_mean"
+    """How tokens are averaged."""
+    sort_by_length: bool = False
+    """A curriculum: take the demonstrations from short to long responses in the first pass."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> SFTConfig:
+        if self.aggregation == "fixed_length" and self.data.max_response_tokens is None:
+            raise ValueError("aggregation fixed_length divides by data.max_response_tokens: set it")
+        if self.evaluation is not None and not self.evaluation.rewards:
+            raise ValueError(
+                "evaluation.rewards is empty: supervised data has no reward of its own"
+            )
+        if self.measure_kl and self.evaluation is None:
+            raise ValueError("measure_kl needs held-out prompts: give evaluation, or leave it out")
+        if self.steps is not None and self.epochs != 1.0:
+            raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}: give one of them")
+        return self
