@@ -7,6 +7,7 @@ import json
 import os
 import time
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from trivium.data.preferences import StepLabelsConfig, load_step_labels
 from trivium.data.prompts import PromptsConfig, load_prompts
 from trivium.data.rows import RowsConfig, collect
 from trivium.errors import ConfigurationError, DataError, TriviumError
-from trivium.rewards.reward import RewardConfig
+from trivium.models.loading import require_checkpoint
+from trivium.models.model_config import ModelConfig
+from trivium.rewards.reward import RewardConfig, Rewards
 from trivium.yaml_source import YamlSource
 
 BYTES: Any = chatml_tokenizer()
@@ -83,16 +86,33 @@ def test_a_key_or_argument_cannot_write_a_line_of_its_own(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("source", "reason"),
+    ("path", "reason"),
     [
         ("~nobody-at-all/a.jsonl", "there is no such home directory"),
         ("~no\0body/a.jsonl", "there is no such home directory"),
-        ("a" * 300 + ".jsonl", "cannot be looked up: File name too long"),
-        ("a\0b.jsonl", "there is no such file"),
+        ("a" * 300 + ".jsonl", "File name too long"),
     ],
 )
-def test_a_path_that_no_system_can_look_up_is_a_fault_in_the_data(source: str, reason: str) -> None:
-    assert reason in refused(source)
+def test_a_path_that_no_system_can_look_up_is_refused_wherever_it_stands(
+    path: str, reason: str
+) -> None:
+    asked: list[Callable[[], Any]] = [
+        lambda: collected(path),
+        lambda: list(RowsConfig(path=path).inputs()),
+        lambda: list(ModelConfig(path=path).inputs()),
+        lambda: require_checkpoint(path),
+        lambda: Rewards([RewardConfig(function=f"{path}.py:f")]),
+        lambda: list(RewardConfig(function=f"{path}.py:f").inputs()),
+        lambda: list(RewardConfig(function="f", arguments={"path": path}).inputs()),
+    ]
+    for ask in asked:
+        with pytest.raises(ConfigurationError, match=f"cannot be looked up: {reason}"):
+            ask()
+    assert RewardConfig(function=f"{path}.py:f").model_dump()["function"] == f"{path}.py:f"
+
+
+def test_a_path_with_a_nul_leads_nowhere() -> None:
+    assert "there is no such file" in refused("a\0b.jsonl")
 
 
 def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ ANY = st.recursive(
 @cache
 def command(name: str) -> tuple[type[Configuration], str]:
     """A command's configuration class and the example that its help shows."""
-    return COMMANDS[name].load()[0], COMMANDS[name].example
+    return COMMANDS[name].config_class(), COMMANDS[name].example
 
 
 def bounds(metadata: list[Any]) -> dict[str, Any]:

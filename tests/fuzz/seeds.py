@@ -94,7 +94,7 @@ def _configuration() -> Iterator[bytes]:
         if name in sections:
             yield bytes([index]) + sections[name].encode()
         for command in COMMANDS.values():
-            if command.config == name:
+            if command.config.endswith(f":{name}"):
                 yield bytes([index]) + command.example.encode()
                 argument = command.arguments.replace(" ", "\0")
                 yield bytes([index]) + f"{command.example}\0{argument}".encode()

@@ -135,8 +135,10 @@ def sources(data: bytes) -> None:
     hub = mock.patch.object(data_files, "_hub_dataset", _no_hub)
     with home, hub, chdir(_tree()), quick():
         try:
-            list(read_rows(RowsConfig(path=source, subset=subset, split=split)))
-        except DataError as error:
+            config = RowsConfig(path=source, subset=subset, split=split)
+            list(config.inputs())
+            list(read_rows(config))
+        except (ConfigurationError, DataError) as error:
             check_message(error, "")
 
 

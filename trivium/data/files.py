@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.errors import DataError, one_line
+from trivium.paths import looked_up
 
 Record = tuple[str, Any]
 """Where a value stands, and the value; a DataError in its place says why it could not be read."""
@@ -38,7 +39,8 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 def open_records(source: str, subset: str | None, split: str | None) -> Iterator[Record]:
     """Return the records of a file, a directory, a saved dataset or a hub dataset, in order.
 
-    Raises DataError where there is nothing to read, here or while reading.
+    Raises DataError where there is nothing to read, here or while reading, and ConfigurationError
+    for a path that cannot be looked up.
     """
     try:
         return _found(source, subset, split)
@@ -47,10 +49,7 @@ def open_records(source: str, subset: str | None, split: str | None) -> Iterator
 
 
 def _found(source: str, subset: str | None, split: str | None) -> Iterator[Record]:
-    try:
-        path = Path(source).expanduser()
-    except (RuntimeError, ValueError):
-        raise DataError(f"{source}: there is no such home directory; check the path") from None
+    path = looked_up(source)
     if not path.exists() and _HUB_NAME.fullmatch(source) and _kind(path) is None:
         return _hub_dataset(source, subset, split)
     if subset is not None:

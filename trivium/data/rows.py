@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 from trivium.config import Configuration
 from trivium.data.files import nearest, open_records, shortened
 from trivium.errors import DataError, one_line
+from trivium.paths import looked_up
 
 logger = logging.getLogger("trivium")
 
@@ -45,7 +46,7 @@ class RowsConfig(Configuration):
 
     def inputs(self) -> Iterator[Path]:
         """The file or directory; of a hub name there is none."""
-        path = Path(self.path).expanduser()
+        path = looked_up(self.path)
         if path.exists():
             yield path
 
