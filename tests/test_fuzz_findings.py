@@ -227,6 +227,15 @@ def test_deep_brackets_are_refused_at_once(tmp_path: Path) -> None:
     assert held == []
 
 
+@pytest.mark.parametrize("place", ["a.yaml", "/dev/zero"])
+def test_a_file_too_large_for_a_configuration_is_not_read(tmp_path: Path, place: str) -> None:
+    path = tmp_path / place
+    if place == "a.yaml":
+        path.write_text("- a: 1\n" * 1_000_000)
+    with pytest.raises(ConfigurationError, match="holds more than 131,072 bytes, which no config"):
+        YamlSource(path)
+
+
 @pytest.mark.parametrize(
     "value", ["!!int ''", "!!float ''", "!!bool maybe", "!!float " + "1:" * 400 + "1"]
 )

@@ -22,6 +22,7 @@ Keys = tuple[Any, ...]
 
 _DEEPEST = 50
 _MOST = 20_000
+_LARGEST = 2**17
 _LONGEST_SHOWN = 80
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {_TAG + name for name in ("null", "bool", "int", "float", "str")}
@@ -259,7 +260,13 @@ def _compose(text: str, origin: str, lines: bool) -> yaml.Node | None:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) <= _LARGEST:
+            return data.decode("utf-8-sig")
+        raise ConfigurationError(
+            f"{path}: holds more than {_LARGEST:,} bytes, which no configuration does; is it data?"
+        )
     except FileNotFoundError:
         beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)
