@@ -23,7 +23,7 @@ from trivium.errors import ConfigurationError
 from trivium.yaml_source import _Loader, dump_yaml
 
 EACH = settings(
-    max_examples=12,
+    max_examples=8,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )
 Keys = tuple[str | int, ...]

@@ -29,7 +29,7 @@ from trivium.data.prompts import PromptsConfig, read_prompts
 from trivium.data.rows import RowsConfig, collect, read_rows
 from trivium.errors import DataError
 
-EACH = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+EACH = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\ufeff"), max_size=8)
 NUMBER = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
@@ -134,7 +134,7 @@ LOADERS: list[tuple[type[RowsConfig], Callable[..., Any], str]] = [
 LOADER_NAMES = ["prompts", "demonstrations", "preferences", "step labels"]
 
 
-@settings(EACH, max_examples=150)
+@settings(EACH, max_examples=80)
 @given(data=st.data())
 @pytest.mark.parametrize(
     ("config_class", "read", "names"),

@@ -30,7 +30,7 @@ from trivium.maths.ragged import segment_ids, segment_starts, spread
 from trivium.maths.weights import token_weights, weighted_sum
 from trivium.models.policy import Policy
 
-EACH = settings(max_examples=60)
+EACH = settings(max_examples=40)
 
 TOKENS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 GROUP = st.builds(Group, TOKENS, st.lists(TOKENS, min_size=1, max_size=4))

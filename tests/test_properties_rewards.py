@@ -19,7 +19,7 @@ from trivium.errors import RewardError
 from trivium.rewards.reward import RewardConfig, Rewards
 from trivium.rollout.engine import Response
 
-EACH = settings(max_examples=150)
+EACH = settings(max_examples=100)
 TEXTS = ["aaaa", "b\x1b[31mb", "", "dd\n"]
 
 

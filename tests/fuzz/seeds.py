@@ -131,44 +131,24 @@ def seeds(target: str) -> Iterator[bytes]:
     return makers[target]()
 
 
-_WORDS = [
-    *("{", "}", "[", "]", ":", ",", '"', "\\u", "\\ud800", "null", "true", "false", "NaN", "1e999"),
-    *(
-        "-Infinity",
-        '""',
-        "\\n",
-        ": ",
-        "- ",
-        "? ",
-        "&a ",
-        "*a",
-        "<<: ",
-        "!!int ",
-        "!!python/",
-        "|\n",
-    ),
-    *(">-\n", "---\n", "...\n", "%YAML", "%TAG", "# ", "~", ".inf", ".nan", "0x", "1_0", "'", "@/"),
-    *("model", "path", "data", "rewards", "function", "weight", "template", "columns", "optimizer"),
-    *(
-        "learning_rate",
-        "run",
-        "directory",
-        "seed",
-        "evaluation",
-        "every",
-        "beta",
-        "responses_per_prompt",
-    ),
-    *("sampling", "temperature", "critic", "lora", "rank", "limit", "split", "subset", "budget"),
-    *("prompt", "completion", "messages", "role", "content", "chosen", "rejected", "labels"),
-]
+_MARKS = ['"', '""', ": ", "- ", "? ", "&a ", "<<: ", "!!int ", "|\n", ">-\n", "---\n", "...\n"]
+_WORDS = r"""
+{ } [ ] : , \u \ud800 null true false NaN 1e999 -Infinity \n *a !!python/ %YAML %TAG ~ # '
+.inf .nan 0x 1_0 @/ model path data rewards function weight template columns optimizer
+learning_rate run directory seed evaluation every beta responses_per_prompt sampling
+temperature critic lora rank limit split subset budget prompt completion messages role
+content chosen rejected labels
+"""
+_BYTES = [b"\xef\xbb\xbf", b"\xff", b"\0", b"\x1f\x8b"]
 
 
-def _quoted(word: str) -> str:
-    escaped = (f"\\x{byte:02x}" for byte in word.encode())
-    return f'"{"".join(escaped)}"'
+def _quoted(word: bytes) -> str:
+    escaped = "".join(f"\\x{byte:02x}" for byte in word)
+    return f'"{escaped}"'
 
 
-DICTIONARY = (
-    "\n".join(map(_quoted, [*_WORDS])) + '\n"\\xef\\xbb\\xbf"\n"\\xff"\n"\\x00"\n"\\x1f\\x8b"\n'
+DICTIONARY = "".join(
+    _quoted(word) + "\n"
+    for word in [*_BYTES, *(text.encode() for text in (*_MARKS, *_WORDS.split()))]
 )
+"""What the fuzzer puts in, in libFuzzer's form."""
