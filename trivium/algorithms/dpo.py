@@ -19,7 +19,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from trivium.algorithms.experience import epoch_batch, score_all, steps_of
+from trivium.algorithms.experience import epoch_batch, steps_of
+from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.observe import update_metrics
 from trivium.algorithms.parts import load_rewards, local_engine
 from trivium.algorithms.update import Optimizer, OptimizerConfig, StepResult
@@ -32,6 +33,7 @@ from trivium.maths.ragged import segment_mean, segment_sum
 from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
+from trivium.models.scoring import score_all
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts, roll_out
@@ -242,11 +244,11 @@ def with_reference(config: DPOConfig, data: PairData, reference: Reference) -> P
     return replace(data, ref_logprobs_T=ref_T)
 
 
-def work(config: DPOConfig, policy: Policy, pairs: PairData) -> list[partial]:
+def work(config: DPOConfig, policy: Policy, pairs: PairData) -> list[MicroBatch]:
     """The micro-batches of one optimiser step."""
     parts = pairs.split(config.tokens_per_micro_batch, whole_groups=True)
-    total = len(pairs.groups)
-    return [partial(loss, config, policy, pairs.select(part), total) for part in parts]
+    of_pairs = partial(loss, config, policy, total=len(pairs.groups))
+    return [MicroBatch(pairs.select(part), of_pairs, whole_groups=True) for part in parts]
 
 
 def loss(

@@ -28,8 +28,8 @@ from trivium.algorithms.experience import (
     epoch_batch,
     first_epoch,
     plan_updates,
-    score_all,
 )
+from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.observe import (
     first_group,
     join_observed,
@@ -52,6 +52,7 @@ from trivium.maths.ragged import segment_starts, spread
 from trivium.maths.weights import Aggregation, weighted_sum
 from trivium.models.critic import Critic
 from trivium.models.loading import ModelConfig, trained_parameters
+from trivium.models.scoring import in_parts, score_all
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.engine import Sampling
 from trivium.rollout.rollouts import Rollouts, roll_out
@@ -304,9 +305,10 @@ def final_values(
         return None
     data = Grouped(rollouts.groups)
     values_N = like_T.new_zeros(len(rollouts.flat))
-    for responses in data.split(config.tokens_per_micro_batch):
-        batch = Batch.of(data.select(responses).groups)
-        values_N[responses] = critic.final_values(parts.policy, batch).to(values_N)
+    final = partial(critic.final_values, parts.policy)
+    for whole in data.split(config.tokens_per_micro_batch):
+        for responses, values in in_parts(data, whole, lambda d: final(Batch.of(d.groups))):
+            values_N[responses] = values.to(values_N)
     return torch.where(rollouts.cut_off_N.to(values_N.device), values_N, 0.0)
 
 
@@ -324,7 +326,7 @@ def update(
     results = []
     for micro_batches in steps:
         work = [
-            partial(loss, config, parts, critic, part, actor)
+            MicroBatch(part, partial(loss, config, parts, critic, actor=actor))
             for part in experience.for_step(
                 micro_batches, config.aggregation, config.sampling.max_tokens
             )

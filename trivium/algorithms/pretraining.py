@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from trivium.algorithms.experience import Weighted, epoch_batch
-from trivium.algorithms.update import Work
+from trivium.algorithms.micro_batch import MicroBatch
 from trivium.config import Configuration
 from trivium.data.batch import Batch
 from trivium.data.demonstrations import DemonstrationsConfig, load_demonstrations
@@ -37,7 +35,7 @@ class PretrainingMix:
         self.texts = load_demonstrations(config.data, policy.tokenizer)
         self.steps = 0
 
-    def next_step(self, max_tokens: int) -> list[Work]:
+    def next_step(self, max_tokens: int) -> list[MicroBatch]:
         """The micro-batches of the next optimiser step."""
         count = self.config.examples_per_step
         index = epoch_batch(len(self.texts), count, self.steps, seed=self.seed)
@@ -46,7 +44,7 @@ class PretrainingMix:
         trained = torch.tensor([t for text in chosen for t in text.trained])
         batch = Weighted([text.group for text in chosen], trained_T=trained)
         parts = batch.for_step(batch.split(max_tokens), "token_mean")
-        return [partial(self._loss, part) for part in parts]
+        return [MicroBatch(part, self._loss) for part in parts]
 
     def _loss(self, part: Weighted) -> tuple[Tensor, dict[str, Tensor]]:
         logprobs_T = self.policy.score(Batch.of(part.groups)).logprobs_T
