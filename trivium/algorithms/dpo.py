@@ -28,6 +28,7 @@ from trivium.config import Configuration
 from trivium.data.batch import Batch, Group, Grouped
 from trivium.data.preferences import PreferencesConfig, load_preferences
 from trivium.data.prompts import PromptsConfig, load_prompts
+from trivium.errors import TrainingError
 from trivium.maths.objectives import PREFERENCE_LOSSES, preference_gradient_weight
 from trivium.maths.ragged import segment_mean, segment_sum
 from trivium.models.loading import ModelConfig, load_tokenizer, trained_parameters
@@ -153,6 +154,12 @@ def train(config: DPOConfig) -> Path:
                 metrics |= step_metrics(config, result)
                 metrics["tokens/trained"] = float(pairs.lengths_N.sum())
             training.log(metrics)
+        if optimizer.steps == 0:
+            raise TrainingError(
+                f"none of {training.step} steps found a pair: all responses to a prompt always got "
+                "the same reward, so nothing was learned. Choose other prompts, raise "
+                "online.responses_per_prompt, or reward in finer grades"
+            )
     training.save("final", policy)
     return training.path
 

@@ -12,7 +12,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -101,7 +101,7 @@ def _too_large(part: Grouped, no_room: NoRoom) -> str:
 def in_parts(
     data: Grouped,
     responses: Sequence[int],
-    run: Callable[[Grouped], Result],
+    run: Callable[[Any], Result],
     *,
     whole_groups: bool = False,
 ) -> Iterator[tuple[list[int], Result]]:
@@ -122,7 +122,7 @@ def in_parts(
             yield chosen, result
 
 
-def _attempt(run: Callable[[Grouped], Result], part: Grouped) -> Result | NoRoom:
+def _attempt(run: Callable[[Any], Result], part: Grouped) -> Result | NoRoom:
     """Returning drops the error and, with its frames, the tensors that it held."""
     try:
         return run(part)
