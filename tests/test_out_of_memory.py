@@ -298,7 +298,7 @@ def test_scores_are_the_same_in_halves() -> None:
     for mine, theirs in zip(score_all(data, parts, score), expected, strict=True):
         assert torch.equal(mine, theirs)
     most = 0
-    with pytest.raises(TrainingError, match=r"a prompt of 1 tokens and its response of [12] tokens"):
+    with pytest.raises(TrainingError, match=r"prompt of 1 tokens and its response of [12] tokens"):
         score_all(data, parts, score)
 
 
