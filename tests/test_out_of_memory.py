@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -277,6 +279,45 @@ def test_division_is_told_once_for_each_smaller_size(caplog: pytest.LogCaptureFi
     sizes = [record.args[0] for record in caplog.records if record.args]
     assert sizes == [16, 8]
     assert "Set tokens_per_micro_batch below 16" in caplog.records[0].getMessage()
+
+
+REAL = """
+import resource, torch
+from torch import nn
+from trivium.algorithms.micro_batch import MicroBatch
+from trivium.algorithms.update import Optimizer, OptimizerConfig
+from trivium.data.batch import Group, Grouped
+
+class Hungry(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, n):
+        ctx.n = n
+        return n * x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        torch.ones(ctx.n << 25, dtype=torch.uint8)  # 32 MiB for each response
+        return ctx.n * gradient, None
+
+def loss(part):
+    return Hungry.apply(x, len(part.lengths_N)).sum(), {}
+
+x = nn.Parameter(torch.ones(1))
+size = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + (80 << 20), resource.RLIM_INFINITY))
+work = [MicroBatch(Grouped([Group([1], [[1]] * n)]), loss) for n in (1, 8, 5)]
+result = Optimizer([(OptimizerConfig(max_grad_norm=99.0), [x])], 1).step(work)
+print(result.loss, float(x.grad), result.splits)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="address space is limited as on Linux")
+def test_memory_that_really_runs_out_is_recognised() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", REAL], capture_output=True, text=True, cwd=Path(__file__).parents[1]
+    )
+    # Two responses fit: 8 become 4 times 2, and 5, larger than the 4 that failed, 2 and 3 → 1, 2.
+    assert ran.stdout.split() == ["14.0", "14.0", "5"], ran.stderr
 
 
 # --- without gradients --------------------------------------------------------------------------
