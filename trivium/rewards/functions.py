@@ -15,8 +15,10 @@ import importlib.util
 import inspect
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -27,6 +29,15 @@ Function = Callable[..., Any]
 
 # What every function may name besides the data's columns; one entry per response.
 GIVEN = ("prompts", "responses", "prompt_tokens", "response_tokens", "ended")
+
+
+_DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
+
+
+def time_left() -> float | None:
+    """Seconds that the reward call in progress may still take; None where it has no limit."""
+    deadline = _DEADLINE.get()
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 class PastLimit(Exception):
@@ -138,9 +149,17 @@ def located(error: BaseException, own: Callable[[str], bool]) -> str:
     kind = type(error).__name__
     if isinstance(error, SyntaxError) and error.filename and own(error.filename):
         return f"{error.filename}:{error.lineno}: {kind}: {error.msg}"
-    message = f"{kind}: {printable(str(error))}".rstrip(": ")
+    message = f"{kind}: {printable(words_of(error))}".rstrip(": ")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if own(f.filename)]
     return f"{frames[-1].filename}:{frames[-1].lineno}: {message}" if frames else message
+
+
+def words_of(error: BaseException) -> str:
+    """Return an error's message, whatever its class makes of it."""
+    try:
+        return str(error)
+    except Exception as fault:
+        return f"(its message raises {type(fault).__name__})"
 
 
 def _is_users(file: str) -> bool:
@@ -300,6 +319,7 @@ def call(function: Function, keywords: Mapping[str, Any], seconds: float | None)
     """
 
     def run() -> Any:
+        _DEADLINE.set(None if seconds is None else time.monotonic() + seconds)
         result = function(**keywords)
         if inspect.isawaitable(result):
             return asyncio.run(_awaited(result, seconds))
@@ -321,6 +341,10 @@ def call(function: Function, keywords: Mapping[str, Any], seconds: float | None)
     threading.Thread(target=work, daemon=True, name="trivium reward").start()
     if not done.wait(seconds):
         raise PastLimit
-    if "error" in outcome:
-        raise outcome["error"]
+    error = outcome.get("error")
+    if isinstance(error, KeyboardInterrupt):
+        # The user's own reaches the main thread alone.
+        raise RuntimeError("it raised KeyboardInterrupt itself") from error
+    if error is not None:
+        raise error
     return outcome["result"]

@@ -1,8 +1,9 @@
 """Rewards as plain functions: their configuration and their weighted sum.
 
 A function sees texts and the data's columns, and returns a number, or a list of scored spans, per
-response. How it is found and called is for ``functions``, what it may return for ``component``,
-and what single rewards measure for the other modules of this package.
+response; an exception in a value's place says why that response has none. How a function is found
+and called is for ``functions``, what it may return for ``component``, and what single rewards
+measure for the other modules of this package.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from trivium.rewards.functions import (
 )
 from trivium.rewards.math import gsm8k
 from trivium.rewards.math import math as math_verified
+from trivium.rewards.server import server
 from trivium.rewards.steps import steps
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ BUILT_IN: dict[str, Function] = {
     "gsm8k": gsm8k,
     "length": length,
     "math": math_verified,
+    "server": server,
     "steps": steps,
 }
 
