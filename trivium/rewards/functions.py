@@ -299,6 +299,16 @@ def objection_to_arguments(function: Function, arguments: Mapping[str, Any]) -> 
 
 # --- Calling -------------------------------------------------------------------------------------
 
+_this_call = threading.local()
+
+
+def deadline() -> float | None:
+    """Return when, by ``time.monotonic``, the call that this thread is in will be given up.
+
+    A function with processes of its own can end them by then, and raise PastLimit itself.
+    """
+    return getattr(_this_call, "deadline", None)
+
 
 async def _awaited(result: Awaitable[Any], seconds: float | None) -> Any:
     limit = asyncio.timeout(seconds)
@@ -332,6 +342,7 @@ def call(function: Function, keywords: Mapping[str, Any], seconds: float | None)
     done = threading.Event()
 
     def work() -> None:
+        _this_call.deadline = time.monotonic() + seconds
         try:
             outcome["result"] = run()
         except BaseException as error:  # SystemExit, too, must reach the caller, not end a thread

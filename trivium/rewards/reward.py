@@ -19,6 +19,7 @@ from pydantic import Field, PrivateAttr, field_serializer
 from trivium.config import Configuration
 from trivium.errors import ConfigurationError, RewardError
 from trivium.packing import packable
+from trivium.rewards.code import code
 from trivium.rewards.component import Component, Step, Value
 from trivium.rewards.format import format, length
 from trivium.rewards.functions import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from trivium.rollout.engine import Response
 
 BUILT_IN: dict[str, Function] = {
+    "code": code,
     "format": format,
     "gsm8k": gsm8k,
     "length": length,
