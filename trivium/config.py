@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationErro
 from pydantic.fields import FieldInfo
 from pydantic_core import CoreSchema, ErrorDetails, to_jsonable_python
 
-from trivium.errors import ConfigurationError
+from trivium.errors import ConfigurationError, one_line
 from trivium.yaml_source import Keys, YamlSource, dotted, dump_yaml, parse_scalar, shown
 
 _EXACT_TYPES = frozenset({"int", "float", "bool", "str"})
@@ -98,6 +98,7 @@ def load_configuration(cls: type[C], path: Path | None, overrides: Sequence[str]
     else:
         if not faults:
             return config
+    faults = [*map(one_line, faults)]
     if len(faults) == 1:
         raise ConfigurationError(faults[0])
     raise ConfigurationError("\n  - ".join([f"{source}: found {len(faults)} faults:", *faults]))

@@ -12,7 +12,6 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from trivium.data.prompts import Prompt
 from trivium.errors import ConfigurationError
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
+from trivium.paths import looked_up
 from trivium.rollout.local import LocalEngine, Row
 from trivium.rollout.sampling import Sampling
 
@@ -181,7 +181,7 @@ def printable_text(text: str) -> str:
 
 
 def _final_of_run(model: ModelConfig) -> ModelConfig:
-    path = Path(model.path).expanduser()
+    path = looked_up(model.path)
     if (path / "run.json").is_file() and (path / "final").is_dir():
         return model.model_copy(update={"path": str(path / "final")})
     return model

@@ -19,13 +19,15 @@ from pydantic import Field, model_validator
 
 from trivium.config import Configuration
 from trivium.data.files import nearest, open_records, shortened
-from trivium.errors import DataError
+from trivium.errors import DataError, one_line
+from trivium.paths import looked_up
 
 logger = logging.getLogger("trivium")
 
 T = TypeVar("T")
 
 _MOST_FAULTS = 10
+_DEEPEST = 100
 
 
 class RowsConfig(Configuration):
@@ -44,7 +46,7 @@ class RowsConfig(Configuration):
 
     def inputs(self) -> Iterator[Path]:
         """The file or directory; of a hub name there is none."""
-        path = Path(self.path).expanduser()
+        path = looked_up(self.path)
         if path.exists():
             yield path
 
@@ -132,14 +134,14 @@ def collect(
     for row in read_rows(config):
         rows += 1
         if isinstance(row, DataError):
-            faults.append(str(row))
+            faults.append(one_line(str(row)))
         else:
             try:
                 items.append(convert(row, notes))
             except Dropped as reason:
                 dropped[str(reason)] += 1
             except DataError as error:
-                faults.append(f"{row.where}: {error}")
+                faults.append(one_line(f"{row.where}: {error}"))
         if len(faults) == _MOST_FAULTS:
             faults.append(f"reading stopped after {_MOST_FAULTS} faulty rows; there may be more")
             break
@@ -162,6 +164,8 @@ def read_rows(config: RowsConfig) -> Iterator[Row | DataError]:
     for index, (where, value) in enumerate(islice(records, config.limit)):
         if isinstance(value, DataError):
             yield value
+        elif _nests_deeper(value, _DEEPEST):
+            yield DataError(f"{where}: values nest more than {_DEEPEST} deep; flatten them")
         elif not isinstance(value, dict):
             yield DataError(
                 f"{where}: holds {shortened(value)}, not a row; write an object, {{column: value}}"
@@ -171,6 +175,20 @@ def read_rows(config: RowsConfig) -> Iterator[Row | DataError]:
         else:
             named = {name: value[source] for name, source in config.columns.items()}
             yield Row(value | named, index, where)
+
+
+def _nests_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects stand in each other more than so many levels deep.
+
+    What reads or writes values later, such as a chat template, goes one call deeper with each.
+    """
+    inside = [value]
+    for _ in range(levels + 1):
+        holders = [held for held in inside if isinstance(held, dict | list)]
+        if not holders:
+            return False
+        inside = [p for h in holders for p in (h.values() if isinstance(h, dict) else h)]
+    return True
 
 
 def _missing_sources(config: RowsConfig, row: dict[str, Any]) -> str:

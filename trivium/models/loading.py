@@ -28,6 +28,7 @@ from transformers import (
 
 from trivium.errors import ModelError
 from trivium.models.model_config import LoraConfig, ModelConfig
+from trivium.paths import looked_up
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -98,7 +99,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 def require_checkpoint(path: str) -> None:
     """Raise unless ``path`` can be a checkpoint: a directory that is one, or a hub name."""
-    where = Path(path).expanduser()
+    where = looked_up(path)
     if where.is_dir():
         if not (where / "config.json").is_file():
             raise ModelError(f"{path} is a directory without config.json, so it is no checkpoint")

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from trivium.config import Configuration
+from trivium.paths import looked_up
 
 
 class LoraConfig(Configuration):
@@ -42,6 +43,6 @@ class ModelConfig(Configuration):
 
     def inputs(self) -> Iterator[Path]:
         """The checkpoint's directory; of a hub name there is none."""
-        path = Path(self.path).expanduser()
+        path = looked_up(self.path)
         if path.is_dir():
             yield path

@@ -19,6 +19,7 @@ from pydantic import Field, PrivateAttr, field_serializer
 from trivium.config import Configuration
 from trivium.errors import ConfigurationError, RewardError
 from trivium.packing import packable
+from trivium.paths import looked_up
 from trivium.rewards.code import code
 from trivium.rewards.component import Component, Step, Value
 from trivium.rewards.format import format, length
@@ -87,8 +88,8 @@ class RewardConfig(Configuration):
 
     def inputs(self) -> Iterator[Path]:
         """The function's file, and whatever the argument ``path`` names."""
-        place = Path(anchored(self.function, self._directory).rpartition(":")[0]).expanduser()
-        model = Path(str(self.arguments.get("path", "")))
+        place = looked_up(anchored(self.function, self._directory).rpartition(":")[0])
+        model = looked_up(str(self.arguments.get("path", "")))
         yield from (p for p in (place, model) if p.name and p.exists())
 
     @property
