@@ -122,7 +122,9 @@ class Sandbox:
     """
 
     def __init__(self, walls: Sequence[str] = WALLS) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="trivium-sealed-")
+        self._folder = tempfile.TemporaryDirectory(
+            prefix="trivium-sealed-", ignore_cleanup_errors=True
+        )
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = {"walls": walls, "readable": readable_paths(), "place": self._folder.name}
         here, options = str(Path(__file__).parent), json.dumps(settings)
@@ -354,7 +356,7 @@ def require_isolation(accept_missing: Sequence[str] = (), walls: tuple[str, ...]
         return
     needs = "; ".join(f"isolation of {way} needs {_NEEDS[way]}" for way in missing)
     raise ConfigurationError(
-        f"programs cannot be sealed off on this machine: {needs}. Run on a kernel and in a container "
-        "that have it, or, if whatever the policy may write is harmless to this machine, say so "
+        f"programs cannot be sealed off here: {needs}. Run on a kernel and in a "
+        "container that have it, or, if whatever the policy may write is harmless here, say so "
         f"with 'accept_missing: [{', '.join(missing)}]'"
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import builtins
 import json
+import operator
 import os
 import sys
 import threading
@@ -81,6 +82,12 @@ def _finish() -> None:
 # --- The program's side --------------------------------------------------------------------------
 
 
+_DEEDS: dict[str, Callable[..., Any]] = {
+    **{deed.__name__: deed for deed in (getattr, setattr, iter, next, len, str, repr)},
+    **{deed.__name__: deed for deed in (operator.getitem, operator.setitem, operator.contains)},
+}
+
+
 class _Program:
     """A program whose functions can be called from outside, and whose objects stay here."""
 
@@ -122,13 +129,10 @@ class _Program:
         before = json.dumps(asked["arguments"])
         arguments = [self._decode(argument) for argument in asked["arguments"]]
         named = {name: self._decode(code) for name, code in asked["named"].items()}
-        function = target if asked["do"] == "call" else getattr(builtins, asked["do"], None)
-        if function is target:
+        if asked["do"] == "call":
             value = self._encode(target(*arguments, **named))
-        elif function is not None:  # getattr, setattr, len, iter, next, str, repr
-            value = self._encode(function(target, *arguments))
-        else:  # an operator's method: __getitem__, __contains__, …
-            value = self._encode(getattr(target, asked["do"])(*arguments))
+        else:
+            value = self._encode(_DEEDS[asked["do"]](target, *arguments))
         after = [self._encode(argument) for argument in arguments]
         changed = json.dumps(after) != before
         return {"value": value, "arguments": after} if changed else {"value": value}
@@ -201,13 +205,13 @@ class _Remote:
         return self.__dict__[_TESTS].ask(self, "repr", (), {})
 
     def __getitem__(self, key: Any) -> Any:
-        return self.__dict__[_TESTS].ask(self, "__getitem__", (key,), {})
+        return self.__dict__[_TESTS].ask(self, "getitem", (key,), {})
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.__dict__[_TESTS].ask(self, "__setitem__", (key, value), {})
+        self.__dict__[_TESTS].ask(self, "setitem", (key, value), {})
 
     def __contains__(self, key: Any) -> bool:
-        return self.__dict__[_TESTS].ask(self, "__contains__", (key,), {})
+        return self.__dict__[_TESTS].ask(self, "contains", (key,), {})
 
     __bool__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _uncomparable
     __hash__ = None  # pyright: ignore[reportAssignmentType]

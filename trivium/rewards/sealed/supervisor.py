@@ -216,6 +216,7 @@ def main(descriptor: int, options: str) -> None:
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1 << 12, 8)
         if not message:
+            shutil.rmtree(place.path, ignore_errors=True)
             return
         if message == b"stop":  # it crossed with the end of the program it meant
             continue

@@ -1,0 +1,501 @@
+"""Programs that try to break out of the sandbox, and a world outside in which that would show.
+
+Each escape is run twice: sealed, and by a plain interpreter. `seen` looks at the world, not at what
+the program says, wherever there is something to see. ``python tests/escapes.py`` prints the table
+of outcomes that docs/sandbox.md shows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from trivium.rewards import sandbox
+from trivium.rewards.sandbox import Limits, Outcome, Sandbox
+
+SECRET = "correct-horse-battery-staple"
+
+
+class World:
+    """Things outside a program that it must not reach, and ways to see whether it did."""
+
+    def __init__(self, home: Path) -> None:
+        self.home, self.outside = home, home / "outside"
+        self.outside.mkdir(parents=True)
+        (home / "key").write_text(SECRET)
+        (home / "file").write_text("untouched")
+        os.chmod(home / "file", 0o640)
+        os.utime(home / "file", (1e9, 1e9))
+        self.tcp = socket.create_server(("127.0.0.1", 0))
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.bind(("127.0.0.1", 0))
+        self.abstract = socket.socket(socket.AF_UNIX)
+        self.abstract.bind(f"\0trivium-test-{os.getpid()}-{id(self)}")
+        self.abstract.listen()
+        self.named = socket.socket(socket.AF_UNIX)
+        self.named.bind(str(home / "socket"))
+        self.named.listen()
+        # What a handler notes here was sent to this very process, the sandbox's caller.
+        self.signals: list[int] = []
+
+    def prelude(self) -> str:
+        known = {
+            "home": str(self.home),
+            "outside": str(self.outside),
+            "tcp": self.tcp.getsockname()[1],
+            "udp": self.udp.getsockname()[1],
+            "abstract": self.abstract.getsockname().decode(),
+            "caller": os.getpid(),
+        }
+        return f"import ctypes, os, socket, sys, time\nW = {known!r}\n{_HELPERS}\n"
+
+    def connected(self) -> bool:
+        """Whether anything came in on any of the sockets."""
+        return bool(select.select([self.tcp, self.udp, self.abstract, self.named], [], [], 0.05)[0])
+
+    def written(self) -> bool:
+        return any(self.outside.iterdir())
+
+    def changed(self) -> bool:
+        file = self.home / "file"
+        status = file.stat()
+        kept = (status.st_mode & 0o7777, status.st_mtime, status.st_nlink) == (0o640, 1e9, 1)
+        return not kept or file.read_text() != "untouched"
+
+    def signalled(self) -> bool:
+        return bool(self.signals)
+
+    def close(self) -> None:
+        for one in (self.tcp, self.udp, self.abstract, self.named):
+            one.close()
+
+
+@contextlib.contextmanager
+def new_world(home: Path) -> Iterator[World]:
+    """A world, in which this process notes SIGUSR1 and has a secret in its environment."""
+    world = World(home)
+    before = signal.signal(signal.SIGUSR1, lambda number, frame: world.signals.append(number))
+    os.environ["TRIVIUM_TEST_SECRET"] = SECRET
+    try:
+        yield world
+    finally:
+        del os.environ["TRIVIUM_TEST_SECRET"]
+        signal.signal(signal.SIGUSR1, before)
+        world.close()
+
+
+_USUAL = Limits(seconds=2, wall=4, memory=256)
+_HELPERS = """
+libc = ctypes.CDLL(None, use_errno=True)
+def call(result):
+    if result < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return result
+"""
+
+
+@dataclass(frozen=True)
+class Escape:
+    """One attempt.
+
+    Attributes:
+        name: what is tried, in words.
+        source: the program; it may use ``W``, ``libc`` and ``call`` of the prelude.
+        expected: a pattern that ``shown`` of the sealed program's outcome must match.
+        seen: whether it happened; without one, whether the program printed "escaped".
+        control: whether the plain interpreter succeeds, so that `seen` is known to see: False for
+            what needs root, would harm this machine, or has no outside.
+        limits: of the sealed run.
+    """
+
+    name: str
+    source: str
+    expected: str
+    seen: Callable[[World, Outcome], bool] | None = None
+    control: bool = True
+    limits: Limits = _USUAL
+
+    def happened(self, world: World, outcome: Outcome) -> bool:
+        if self.seen is None:
+            return b"escaped" in outcome.output
+        return self.seen(world, outcome)
+
+
+def _connected(world: World, outcome: Outcome) -> bool:
+    return world.connected()
+
+
+def _written(world: World, outcome: Outcome) -> bool:
+    return world.written()
+
+
+def _changed(world: World, outcome: Outcome) -> bool:
+    return world.changed()
+
+
+def _signalled(world: World, outcome: Outcome) -> bool:
+    return world.signalled()
+
+
+def _told(world: World, outcome: Outcome) -> bool:
+    return SECRET.encode() in outcome.output
+
+
+_QUICK = Limits(seconds=0.2, wall=0.4, memory=256)
+_NO = "PermissionError"
+
+ESCAPES = (
+    # Network
+    Escape("TCP to loopback", "socket.create_connection(('127.0.0.1', W['tcp']))", _NO, _connected),
+    Escape(
+        "UDP to loopback",
+        "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', W['udp']))",
+        _NO,
+        _connected,
+    ),
+    Escape(
+        "abstract Unix socket",
+        "socket.socket(socket.AF_UNIX).connect(W['abstract'])",
+        _NO,
+        _connected,
+    ),
+    Escape(
+        "named Unix socket",
+        "socket.socket(socket.AF_UNIX).connect(W['home'] + '/socket')",
+        _NO,
+        _connected,
+    ),
+    Escape(
+        "name server (DNS)",
+        "print(socket.getaddrinfo('localhost', 80) and 'escaped')",
+        "gaierror",
+    ),
+    Escape("listening", "socket.create_server(('', 0)); print('escaped')", _NO),
+    Escape("socket pair", "socket.socketpair(); print('escaped')", _NO),
+    Escape(
+        "io_uring, which makes calls that no filter sees",
+        "call(libc.syscall(425, 8, bytes(120))); print('escaped')",
+        _NO,
+        control=False,
+    ),
+    # Reading
+    Escape("a file in the home folder", "print(open(W['home'] + '/key').read())", _NO, _told),
+    Escape("a folder's names", "print(os.listdir(W['home']) and 'escaped')", _NO),
+    Escape("/etc/passwd", "open('/etc/passwd').read(); print('escaped')", _NO),
+    Escape(
+        "the caller's environment in /proc",
+        "print(open(f'/proc/{W[\"caller\"]}/environ').read())",
+        _NO,
+        lambda world, outcome: b"PATH=" in outcome.output,
+    ),
+    Escape(
+        "the supervisor's memory in /proc",
+        "open(f'/proc/{os.getppid()}/mem', 'rb'); print('escaped')",
+        _NO,
+    ),
+    Escape("the processes in /proc", "os.listdir('/proc'); print('escaped')", _NO),
+    Escape("a secret in the environment", "print(dict(os.environ))", "LANG", _told),
+    Escape(
+        "a folder above by '..'",
+        "os.chdir(W['home']); print(open('outside/../key').read())",
+        _NO,
+        _told,
+    ),
+    Escape(
+        "inherited descriptors",
+        "from stat import *\n"
+        "for n in range(256):\n"
+        "    try: os.lseek(n, 0, 0); print(os.read(n, 100))\n"
+        "    except OSError: pass",
+        "b''",
+        _told,
+    ),
+    Escape(
+        "process_vm_readv of the caller",
+        "b = ctypes.create_string_buffer(8); v = (ctypes.c_size_t * 2)(ctypes.addressof(b), 8)\n"
+        "call(libc.process_vm_readv(W['caller'], v, 1, v, 1, 0)); print('escaped')",
+        _NO,
+        control=False,
+    ),
+    # Writing
+    Escape("a file outside", "open(W['outside'] + '/x', 'w').write('x')", _NO, _written),
+    Escape("overwriting a file", "open(W['home'] + '/file', 'w').write('x')", _NO, _changed),
+    Escape("emptying a file", "os.truncate(W['home'] + '/file', 0)", _NO, _changed),
+    Escape(
+        "removing a file",
+        "os.remove(W['home'] + '/key')",
+        _NO,
+        lambda w, o: not (w.home / "key").exists(),
+    ),
+    Escape(
+        "a symbolic link to the outside",
+        "os.symlink(W['outside'], 'link'); open('link/x', 'w').write('x')",
+        _NO,
+        _written,
+    ),
+    Escape("a hard link to a file outside", "os.link(W['home'] + '/file', 'link')", _NO, _changed),
+    Escape(
+        "moving a file out",
+        "open('x', 'w').close(); os.rename('x', W['outside'] + '/x')",
+        _NO,
+        _written,
+    ),
+    Escape("chmod", "os.chmod(W['home'] + '/file', 0o777)", _NO, _changed),
+    Escape("chown", "os.chown(W['home'] + '/file', 65534, 65534)", _NO, _changed, control=False),
+    Escape("utime", "os.utime(W['home'] + '/file', (0, 0))", _NO, _changed),
+    Escape(
+        "a file in /tmp",
+        "p = f'/tmp/trivium-test-{os.getpid()}'\nopen(p, 'w'); os.remove(p); print('escaped')",
+        _NO,
+    ),
+    Escape(
+        "/dev/shm",
+        "p = f'/dev/shm/trivium-{os.getpid()}'\nopen(p, 'w'); os.remove(p); print('escaped')",
+        _NO,
+    ),
+    Escape("a folder of its own", "os.mkdir('d'); print('escaped')", _NO),
+    Escape("a named pipe", "os.mkfifo('p'); print('escaped')", _NO),
+    Escape("a device", "os.mknod('d', 0o60600, os.makedev(254, 0))", _NO, control=False),
+    # Other processes
+    Escape("a signal to the caller", "os.kill(W['caller'], 10)", _NO, _signalled),
+    Escape(
+        "a signal by rt_sigqueueinfo",
+        "i = (ctypes.c_int * 32)(10, 0, -1); call(libc.syscall(129, W['caller'], 10, i))",
+        _NO,
+        _signalled,
+    ),
+    Escape(
+        "a signal by the owner of a pipe (F_SETOWN)",
+        "import fcntl\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, W['caller'])\n"
+        "fcntl.fcntl(r, 10, 10); fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')",
+        _NO,
+        _signalled,
+    ),
+    Escape("a signal to every process", "os.kill(-1, 10)", _NO, _signalled, control=False),
+    Escape(
+        "a limit of the caller's",
+        "import resource\nresource.prlimit(W['caller'], resource.RLIMIT_CORE); print('escaped')",
+        _NO,
+    ),
+    Escape(
+        "ptrace of the caller",
+        "call(libc.ptrace(16, W['caller'], 0, 0)); print('escaped')",
+        _NO,
+        control=False,
+    ),
+    Escape("a process of its own", "os.fork() or os._exit(0); print('escaped')", _NO),
+    Escape(
+        "a shell",
+        "import subprocess\nprint(subprocess.run(['/bin/sh', '-c', 'echo escaped']))",
+        _NO,
+    ),
+    Escape(
+        "another program in its place",
+        "os.execv('/bin/sh', ['sh', '-c', 'echo escaped'])",
+        _NO,
+    ),
+    Escape(
+        "multiprocessing",
+        "import multiprocessing as m\nm.get_context('fork').Process(target=print).start()\n"
+        "print('escaped')",
+        _NO,
+    ),
+    Escape(
+        "a daemon that outlives the program",
+        "if not os.fork():\n    os.setsid()\n    if not os.fork():\n"
+        "        os.close(1); os.close(2); time.sleep(0.2); open(W['outside'] + '/x', 'w')\n"
+        "    os._exit(0)",
+        _NO,
+        lambda world, outcome: time_passes() or world.written(),
+    ),
+    Escape(
+        "a fork bomb",
+        "while True:\n    try: os.fork()\n    except OSError as e: print(type(e).__name__); break",
+        _NO,
+        control=False,
+    ),
+    # Rights
+    Escape("root, by setuid", "os.setuid(0); print('escaped')", _NO, control=False),
+    Escape(
+        "a user namespace",
+        "call(libc.unshare(0x10000000)); print('escaped')",
+        _NO,
+        control=False,
+    ),
+    Escape(
+        "a mount",
+        "call(libc.mount(b'none', b'/mnt', b'tmpfs', 0, None)); print('escaped')",
+        _NO,
+        control=False,
+    ),
+    Escape("chroot", "os.chroot('.'); print('escaped')", _NO, control=False),
+    Escape(
+        "more memory than its limit",
+        "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1)); print('escaped')",
+        "ValueError: not allowed to raise maximum limit",
+    ),
+    Escape(
+        "System V shared memory",
+        "i = call(libc.shmget(0, 4096, 0o1600)); libc.shmctl(i, 0, None); print('escaped')",
+        _NO,
+    ),
+    Escape(
+        "kernel keys", "call(libc.syscall(250, 0, -3, 1)); print('escaped')", _NO, control=False
+    ),
+    Escape("bpf", "call(libc.syscall(321, 0, 0, 0)); print('escaped')", _NO, control=False),
+    Escape(
+        "calls of the 32-bit machine, which have other numbers",
+        "import mmap\nm = mmap.mmap(-1, 4096, prot=7)\n"
+        "m.write(bytes.fromhex('b814000000cd80c3'))\n"  # mov eax, 20 (getpid); int 0x80; ret
+        "f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\n"
+        "print(f() and 'escaped')",
+        "status -31",
+        control=False,
+    ),
+    # Resources
+    Escape("an endless loop", "while True: pass", "time", control=False, limits=_QUICK),
+    Escape("an endless sleep", "time.sleep(60)", "time", control=False, limits=_QUICK),
+    Escape(
+        "an endless loop that ignores signals",
+        "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
+        "    except (OSError, ValueError): pass\nwhile True: pass",
+        "time",
+        control=False,
+        limits=_QUICK,
+    ),
+    Escape(
+        "an endless loop in C",
+        "sum(iter(int, 1))",
+        "time",
+        control=False,
+        limits=_QUICK,
+    ),
+    Escape(
+        "a memory bomb",
+        "b = bytearray(300 << 20); print('escaped')",
+        "MemoryError",
+    ),
+    Escape("a huge text", "s = 'x' * (300 << 20); print('escaped')", "MemoryError"),
+    Escape(
+        "a compression bomb",
+        "import zlib\nc = zlib.compressobj(1)\n"
+        "b = b''.join([c.compress(bytes(1 << 24)) for _ in range(6)]) + c.flush()\n"
+        "zlib.decompress(b); print('escaped')",
+        "MemoryError",
+        limits=Limits(seconds=2, wall=4, memory=96),
+    ),
+    Escape(
+        "a huge output",
+        "sys.stdout.write('x' * (3 << 20)); sys.stdout.flush()",
+        "File too large",
+        lambda world, outcome: len(outcome.output) > 1 << 20,
+    ),
+    Escape(
+        "a huge file",
+        "f = open('x', 'wb'); f.write(bytes(3 << 20)); f.flush(); print('escaped')",
+        "File too large",
+    ),
+    Escape(
+        "many files",
+        "for n in range(400): open(str(n), 'wb').write(bytes(1 << 16))\n"
+        "time.sleep(0.3); print('escaped')",
+        "files",
+    ),
+    Escape(
+        "many threads",
+        "import threading\nthreading.stack_size(1 << 16)\nfor n in range(40):\n"
+        "    threading.Thread(target=time.sleep, args=(0.4,)).start()\nprint('escaped')",
+        "threads",
+    ),
+    Escape(
+        "many open files",
+        "f = [open('/dev/null') for _ in range(200)]; print('escaped')",
+        "Too many",
+    ),
+    Escape(
+        "endless recursion",
+        "sys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**5): x = [x]\nrepr(x)",
+        "status -11|RecursionError",
+        control=False,
+    ),
+    Escape(
+        "a crash, with a core dump",
+        "ctypes.string_at(0)",
+        "status -11",
+        lambda world, outcome: any(Path.cwd().glob("core*")),
+        control=False,
+    ),
+)
+
+
+def time_passes() -> None:
+    """Wait for what a program may have left running."""
+    select.select([], [], [], 0.4)
+
+
+def run_plainly(escape: Escape, world: World) -> Outcome:
+    """Run an escape by an ordinary interpreter, in the world's home."""
+    with open(world.home / "key") as inherited:
+        result = subprocess.run(
+            [sys.executable, "-I", "-c", world.prelude() + escape.source],
+            capture_output=True,
+            cwd=world.home,
+            timeout=20,
+            pass_fds=(inherited.fileno(),),
+        )
+    return Outcome(result.returncode, None, 0.0, result.stdout, result.stderr.decode())
+
+
+def run_sealed(escape: Escape, world: World, place: Sandbox) -> Outcome:
+    """Run an escape sealed, while this process holds an inheritable secret file open."""
+    with open(world.home / "key") as inherited:
+        os.set_inheritable(inherited.fileno(), True)
+        return place.run(world.prelude() + escape.source, escape.limits)
+
+
+def shown(outcome: Outcome) -> str:
+    """Return how a program ended, in a few words."""
+    if outcome.reason:
+        return outcome.reason
+    if outcome.status < 0:
+        return f"status {outcome.status}"
+    last = outcome.error.strip().rpartition("\n")[2]
+    return last or outcome.output.decode(errors="replace").strip()[-200:]
+
+
+def main() -> None:
+    """Print every escape with what came of it, sealed and by a plain interpreter."""
+    missing = sandbox.open_ways()
+    print(f"isolation that does not hold here: {', '.join(missing) or 'none'}\n")
+    print("| attempt | sealed | without the seal |\n|---|---|---|")
+    with Sandbox() as place:
+        for escape in ESCAPES:
+            with tempfile.TemporaryDirectory() as folder, new_world(Path(folder, "home")) as world:
+                outcome = run_sealed(escape, world, place)
+                sealed = "**ESCAPED**" if escape.happened(world, outcome) else "held"
+                plain = "not run"
+            if escape.control:
+                with (
+                    tempfile.TemporaryDirectory() as folder,
+                    new_world(Path(folder, "home")) as world,
+                ):
+                    plain = (
+                        "succeeds" if escape.happened(world, run_plainly(escape, world)) else "?"
+                    )
+            print(
+                f"| {escape.name} | {sealed}: {json.dumps(shown(outcome)[:60])[1:-1]} | {plain} |"
+            )
+
+
+if __name__ == "__main__":
+    main()
