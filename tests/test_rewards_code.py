@@ -207,6 +207,24 @@ def test_a_machine_that_cannot_isolate_is_refused_before_the_run(monkeypatch):
     Rewards([RewardConfig(function="code", arguments={"accept_missing": ["network"]})])
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "\0",
+        "\ud800 = 1",
+        "(" * 50_000,
+        "-" * 200_000 + "1",
+        "x = '" + "a" * (2 << 20) + "'",
+        "é",
+        "\x1b[2J",
+    ],
+    ids=["null", "surrogate", "brackets", "signs", "long", "name", "terminal"],
+)
+def test_a_hostile_text_is_a_wrong_program_and_nothing_worse(source):
+    responses, tests = [source] * 2, [["assert f(1) == 1"], [{"output": "1"}]]
+    assert code(responses, tests, extract="response") == [0, 0]
+
+
 # --- Test code of every kind ---------------------------------------------------------------------
 
 
