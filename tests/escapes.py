@@ -493,7 +493,7 @@ def main() -> None:
                         "succeeds" if escape.happened(world, run_plainly(escape, world)) else "?"
                     )
             print(
-                f"| {escape.name} | {sealed}: {json.dumps(shown(outcome)[:60])[1:-1]} | {plain} |"
+                f"| {escape.name} | {sealed}: {json.dumps(shown(outcome)[:70])[1:-1]} | {plain} |"
             )
 
 

@@ -34,6 +34,7 @@ _START = (
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 _HARMLESS = ("/usr/share/zoneinfo", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 _SHOWN_ERROR = 2000
+_SUPERVISOR_ENDED = "the sandbox's supervisor process has ended: was it killed?"
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,14 @@ def readable_paths() -> list[str]:
     return list(dict.fromkeys([*python, libraries, *_SYSTEM_LIBRARIES, *_HARMLESS]))
 
 
+def _received(control: socket.socket) -> bytes:
+    """Return a supervisor's next message, empty where it has ended."""
+    try:
+        return control.recv(1 << 12)
+    except ConnectionError:
+        return b""
+
+
 class Run:
     """A program that is running: wait for its end, or talk to it over its `channel`."""
 
@@ -94,9 +103,9 @@ class Run:
     def wait(self) -> Outcome:
         """Return how the program ended; raises RuntimeError where its supervisor was killed."""
         try:
-            message = self._control.recv(1 << 12)
+            message = _received(self._control)
             if not message:
-                raise RuntimeError("the sandbox's supervisor process has ended: was it killed?")
+                raise RuntimeError(_SUPERVISOR_ENDED)
             output = os.pread(self._out, os.fstat(self._out).st_size, 0)
             size = os.fstat(self._error).st_size
             shown = os.pread(self._error, _SHOWN_ERROR, max(size - _SHOWN_ERROR, 0))
@@ -149,7 +158,7 @@ class Sandbox:
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,
             )
-        first = self._control.recv(1 << 12)
+        first = _received(self._control)
         if not first:
             reason = self._reason()
             self.close()
@@ -176,6 +185,8 @@ class Sandbox:
         try:
             told = json.dumps(vars(limits)).encode()
             socket.send_fds(self._control, [told], descriptors)
+        except ConnectionError:
+            raise RuntimeError(_SUPERVISOR_ENDED) from None
         finally:
             for file in files:
                 os.close(file)
@@ -308,9 +319,12 @@ def opened(attempt):
     return True
 
 path, port = json.loads(sys.stdin.readline())
+there = ("127.0.0.1", port)
+tcp = opened(lambda: socket.create_connection(there, 1).close())
+udp = opened(lambda: socket.socket(type=socket.SOCK_DGRAM).sendto(b"", there))
 print(json.dumps({
     "files": opened(lambda: open(path).close()),
-    "network": opened(lambda: socket.create_connection(("127.0.0.1", port), 1).close()),
+    "network": tcp or udp,
     "processes": opened(lambda: os.fork() or os._exit(0)),
 }))
 """
@@ -326,8 +340,8 @@ _NEEDS = {
 def open_ways(walls: tuple[str, ...] = WALLS) -> tuple[str, ...]:
     """Return which of ``ISOLATION`` does not hold here, tried with a program that breaks out.
 
-    It tries to read a file of this process's, to connect to a port of this process's, and to start
-    another process. Raises ConfigurationError where no program can be run at all.
+    It tries to read a file of this process's, to reach a port of this process's by TCP and by UDP,
+    and to start another process. Raises ConfigurationError where no program can be run at all.
     """
     if sys.platform != "linux":
         raise ConfigurationError(

@@ -205,7 +205,11 @@ def filter_program(numbers: Machine, own: int) -> list[Instruction]:
 
 def filter_calls() -> None:
     """Put this process and its threads under the filter, for good; needs no_new_privs."""
-    program = filter_program(machine(), os.getpid())
+    install(filter_program(machine(), os.getpid()))
+
+
+def install(program: Sequence[Instruction]) -> None:
+    """Give a filter to the kernel."""
     code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
     buffer = ctypes.create_string_buffer(code)
     header = struct.pack("HxxxxxxP", len(program), ctypes.addressof(buffer))

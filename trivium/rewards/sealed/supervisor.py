@@ -8,6 +8,7 @@ earlier program, a test or an output. It runs one program at a time and imports 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import fcntl
 import importlib
 import json
@@ -201,8 +202,28 @@ def _seal(settings: dict[str, Any], place: _Place) -> tuple[dict[str, Any], seal
     return {"landlock": version, "seccomp": filtered, "namespaces": private}, files
 
 
+def _serve(control: socket.socket, place: _Place, files: seal.Files | None, filtered: bool) -> None:
+    """Run one program after the other, until the other side closes."""
+    while True:
+        message, descriptors, _, _ = socket.recv_fds(control, 1 << 12, 8)
+        if not message:
+            return
+        if message == b"stop":  # it crossed with the end of the program it meant
+            continue
+        limits = {**json.loads(message), "place": place.path}
+        pid = os.fork()
+        if pid == 0:
+            _become(limits, descriptors, files, filtered)
+        for one in descriptors:
+            os.close(one)
+        outcome = _watch(pid, limits, control, place)
+        _kill_strays()
+        place.empty()
+        control.send(json.dumps(outcome).encode())
+
+
 def main(descriptor: int, options: str) -> None:
-    """Serve the socket until the other side closes it."""
+    """Build the walls, say which there are, and serve; remove the programs' folder at the end."""
     settings = json.loads(options)
     control = socket.socket(fileno=fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _CHANNEL + 1))
     os.dup2(0, _CHANNEL)  # taken, so that nothing which must outlive a dup2 gets this number
@@ -212,21 +233,7 @@ def main(descriptor: int, options: str) -> None:
         importlib.import_module(name)
     builtins.exit = builtins.quit = sys.exit  # as `site`, which is not loaded, would define them
     built, files = _seal(settings, place)
-    control.send(json.dumps(built).encode())
-    while True:
-        message, descriptors, _, _ = socket.recv_fds(control, 1 << 12, 8)
-        if not message:
-            shutil.rmtree(place.path, ignore_errors=True)
-            return
-        if message == b"stop":  # it crossed with the end of the program it meant
-            continue
-        limits = {**json.loads(message), "place": place.path}
-        pid = os.fork()
-        if pid == 0:
-            _become(limits, descriptors, files, built["seccomp"])
-        for one in descriptors:
-            os.close(one)
-        outcome = _watch(pid, limits, control, place)
-        _kill_strays()
-        place.empty()
-        control.send(json.dumps(outcome).encode())
+    with contextlib.suppress(ConnectionError):  # the caller has ended
+        control.send(json.dumps(built).encode())
+        _serve(control, place, files, built["seccomp"])
+    shutil.rmtree(place.path, ignore_errors=True)
