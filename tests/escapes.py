@@ -8,8 +8,8 @@ of outcomes that docs/sandbox.md shows.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import re
 import select
 import signal
 import socket
@@ -473,6 +473,12 @@ def shown(outcome: Outcome) -> str:
     return last or outcome.output.decode(errors="replace").strip()[-200:]
 
 
+def _brief(outcome: Outcome) -> str:
+    """Return ``shown`` without paths, numbers of errors and line breaks."""
+    text = shown(outcome).replace("\n", " ")
+    return re.sub(r"\[Errno -?\d+\] |:? '/?[\w.].*", "", text)
+
+
 def main() -> None:
     """Print every escape with what came of it, sealed and by a plain interpreter."""
     missing = sandbox.open_ways()
@@ -492,9 +498,7 @@ def main() -> None:
                     plain = (
                         "succeeds" if escape.happened(world, run_plainly(escape, world)) else "?"
                     )
-            print(
-                f"| {escape.name} | {sealed}: {json.dumps(shown(outcome)[:70])[1:-1]} | {plain} |"
-            )
+            print(f"| {escape.name} | {sealed}: {_brief(outcome)} | {plain} |")
 
 
 if __name__ == "__main__":
