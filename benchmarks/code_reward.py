@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import time
 
 from trivium.rewards.code import code
@@ -30,8 +31,14 @@ TESTS = {
 }
 
 
+def _processor_time() -> float:
+    """Return the seconds that this process and those it has waited for have computed."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
+
+
 def main() -> None:
-    """Score one batch per kind of test and print how long it took."""
+    """Score one batch per kind of test; print how long it took, and its processor time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--responses", type=int, default=512)
     parser.add_argument("--workers", type=int, default=None)
@@ -40,11 +47,12 @@ def main() -> None:
     print(f"{options.responses} responses, {cores} at once")
     for name, tests in TESTS.items():
         count = options.responses
-        started = time.perf_counter()
+        started, before = time.perf_counter(), _processor_time()
         scores = code([PROGRAM] * count, [tests] * count, workers=options.workers)
         seconds = time.perf_counter() - started
         assert scores == [1.0] * count, "every program is right"
-        print(f"{name:28} {seconds:6.1f} s {count / seconds:8.0f} responses/s")
+        each = 1e3 * (_processor_time() - before) / count
+        print(f"{name:28} {seconds:6.1f} s {count / seconds:6.0f} a second {each:6.1f} ms each")
 
 
 if __name__ == "__main__":
