@@ -349,6 +349,13 @@ def test_a_helper_of_the_program_s_module_is_not_believed():
     assert score(forged, "assert math.isclose(f(1), 1 / 3)") == 0
 
 
+def test_a_program_cannot_make_the_data_look_at_fault():
+    """An error of the data stops a run, so nothing that a program returns may be taken for one."""
+    for value in ("math", "print", "f", "type", "iter([1])", "(lambda: 1)", "[f]", "{f: f}", "..."):
+        source = f"import math\ndef f(x): return {value}"
+        assert score(source, "x = f(1)\nf(x)\nassert x == 1") == 0
+
+
 def test_programs_and_tests_never_share_a_sandbox(monkeypatch):
     held: list[tuple[int, str]] = []
     start = module.Sandbox.start

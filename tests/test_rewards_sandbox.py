@@ -11,7 +11,8 @@ import time
 from pathlib import Path
 
 import pytest
-from escapes import ESCAPES, SECRET, new_world, run_plainly, run_sealed, shown
+from escapes import ESCAPES
+from outside import SECRET, new_world, run_plainly, run_sealed, shown
 
 from trivium.rewards import sandbox
 from trivium.rewards.sandbox import Limits, Sandbox
@@ -137,6 +138,16 @@ def _memory(pid: int) -> bytes:
     return b"".join(found)
 
 
+def test_files_that_come_and_go_do_not_disturb_the_supervisor(place):
+    source = (
+        "import os, time\nuntil = time.monotonic() + 0.5\nwhile time.monotonic() < until:\n"
+        "    for n in range(20): open(str(n), 'w').close()\n"
+        "    for n in range(20): os.unlink(str(n))\nprint('done')"
+    )
+    for _ in range(3):
+        assert place.run(source).output == b"done\n"
+
+
 # --- Ends ----------------------------------------------------------------------------------------
 
 
@@ -177,6 +188,11 @@ def test_a_killed_supervisor_is_an_error_and_no_verdict():
             run.wait()
         with pytest.raises(RuntimeError, match="supervisor process has ended"):
             place.run("print(1)")
+        place._process.wait()
+        until = time.monotonic() + 5
+        while _running(place._process.pid) and time.monotonic() < until:
+            time.sleep(0.02)
+        assert _running(place._process.pid) == []
 
 
 def test_a_sandbox_that_cannot_start_says_why(monkeypatch):

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 import pytest
-from escapes import ESCAPES, Escape, new_world, run_sealed
+from escapes import ESCAPES
+from outside import Escape, new_world, run_sealed
 
 from trivium.errors import ConfigurationError
 from trivium.rewards import sandbox
@@ -261,7 +262,7 @@ def test_everything_holds_without_root():
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
         script = (
             "import json, sys, tempfile, os\nsys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']\n"
-            "from pathlib import Path\nfrom escapes import *\nbad = []\n"
+            "from pathlib import Path\nfrom escapes import *\nfrom outside import *\nbad = []\n"
             "with Sandbox() as place:\n"
             "    for e in ESCAPES:\n"
             "        with tempfile.TemporaryDirectory() as f, new_world(Path(f, 'home')) as w:\n"

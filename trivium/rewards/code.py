@@ -259,6 +259,10 @@ def _shares(
 
     count = sum(program is not None for program in programs)
     with ThreadPoolExecutor(max(1, min(workers, count)), "trivium code") as pool:
-        for done in [pool.submit(work) for _ in range(min(workers, count))]:
-            done.result()
+        benches = [pool.submit(work) for _ in range(min(workers, count))]
+        try:
+            for bench in benches:
+                bench.result()
+        finally:
+            failed.set()  # an interrupted call shall wait for what runs, not for the whole batch
     return shares

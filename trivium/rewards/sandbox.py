@@ -275,9 +275,9 @@ def _carry(answering: Run, asking: Run, limits: Limits) -> dict[str, Any]:
     assert answering.channel is not None and asking.channel is not None, "both can talk"
     most = limits.output << 20
     lines = {run: _lines(run, most) for run in (answering, asking)}
-    with contextlib.suppress(OSError, ValueError, StopIteration):
+    with contextlib.suppress(OSError, TypeError, ValueError, StopIteration):
         while True:
-            message = json.loads(next(lines[asking]))
+            message = dict(json.loads(next(lines[asking])))
             if "ask" not in message:
                 return message
             answering.channel.sendall(json.dumps(message["ask"]).encode() + b"\n")

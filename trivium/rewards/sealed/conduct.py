@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import importlib
 import json
 import operator
 import os
@@ -234,9 +235,16 @@ class _Tests:
         return reply
 
     def find(self, name: str) -> tuple[bool, Any]:
-        """Return whether the program has a name, and its value."""
+        """Return whether the program has a name, and its value.
+
+        A module is imported here, not taken from the program, which may have changed it.
+        """
         reply = self._exchange({"name": name})
-        return ("value" in reply), self._decode(reply.get("value"))
+        match reply.get("value"):
+            case {"reference": {"module": str(module)}}:
+                return True, _standard(module)
+            case value:
+                return "value" in reply, self._decode(value)
 
     def ask(
         self, of: _Remote, do: str, arguments: Any, named: dict[str, Any], ends: bool = False
@@ -270,13 +278,15 @@ class _Tests:
         return decode(code, self._resolve)
 
     def _resolve(self, reference: Any) -> Any:
-        if isinstance(reference, int):
-            return _Remote(self, reference)
-        name = reference["module"]
-        if name.partition(".")[0] not in sys.stdlib_module_names:
-            raise _Wrong(f"the tests use the program's module {name!r}")
-        __import__(name)
-        return sys.modules[name]
+        if type(reference) is not int:
+            raise _Wrong("the program gave a module for a value")
+        return _Remote(self, reference)
+
+
+def _standard(module: str) -> types.ModuleType:
+    if module.partition(".")[0] not in sys.stdlib_module_names:
+        raise _Wrong(f"the tests use the program's module {module!r}")
+    return importlib.import_module(module)
 
 
 def _refer(value: Any) -> Any:

@@ -43,7 +43,8 @@ class _Place:
         total = 0
         with os.scandir(self.path) as entries:
             for count, entry in enumerate(entries, 1):
-                total += entry.stat(follow_symlinks=False).st_size
+                with contextlib.suppress(FileNotFoundError):  # the program has just removed it
+                    total += entry.stat(follow_symlinks=False).st_size
                 if count > _MOST_FILES or total > size:
                     return True
         return False
