@@ -11,7 +11,7 @@ import re
 import tempfile
 from pathlib import Path
 
-from outside import SECRET, Escape, World, new_world, run_plainly, run_sealed, shown
+from outside import SECRET, Escape, World, new_world, run_plainly, run_sealed, shown, time_passes
 
 from trivium.rewards import sandbox
 from trivium.rewards.sandbox import Limits, Outcome, Sandbox
