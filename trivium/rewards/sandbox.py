@@ -34,7 +34,6 @@ _START = (
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 _HARMLESS = ("/usr/share/zoneinfo", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 _SHOWN_ERROR = 2000
-_SUPERVISOR_ENDED = "the sandbox's supervisor process has ended: was it killed?"
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Run:
         try:
             message = _received(self._control)
             if not message:
-                raise RuntimeError(_SUPERVISOR_ENDED)
+                raise RuntimeError("the sandbox's supervisor process has ended: was it killed?")
             output = os.pread(self._out, os.fstat(self._out).st_size, 0)
             size = os.fstat(self._error).st_size
             shown = os.pread(self._error, _SHOWN_ERROR, max(size - _SHOWN_ERROR, 0))
@@ -127,7 +126,7 @@ class Run:
 class Sandbox:
     """A supervisor that runs one sealed program at a time; close it, or use it in a ``with``.
 
-    It must be closed in the thread that made it or outlive none: it ends with its caller anyway.
+    `walls` are those to build where the machine permits them; fewer than all are for tests.
     """
 
     def __init__(self, walls: Sequence[str] = WALLS) -> None:
@@ -182,16 +181,12 @@ class Sandbox:
         out, error = _in_memory(b""), _in_memory(b"")
         ours, theirs = socket.socketpair() if talk else (None, None)
         descriptors = [*files, out, error, *([theirs.fileno()] if theirs else [])]
-        try:
-            told = json.dumps(vars(limits)).encode()
-            socket.send_fds(self._control, [told], descriptors)
-        except ConnectionError:
-            raise RuntimeError(_SUPERVISOR_ENDED) from None
-        finally:
-            for file in files:
-                os.close(file)
-            if theirs is not None:
-                theirs.close()
+        with contextlib.suppress(ConnectionError):  # `wait` says that the supervisor has ended
+            socket.send_fds(self._control, [json.dumps(vars(limits)).encode()], descriptors)
+        for file in files:
+            os.close(file)
+        if theirs is not None:
+            theirs.close()
         return Run(self._control, ours, out, error)
 
     def run(self, source: str, limits: Limits = Limits(), stdin: str = "") -> Outcome:
