@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -183,6 +184,10 @@ def test_programs_end_when_their_caller_is_killed(tmp_path):
 def test_a_killed_supervisor_is_an_error_and_no_verdict():
     with Sandbox() as place:
         run = place.start({"do": "run", "source": "while True: pass"}, Limits(seconds=60, wall=60))
+        until = time.monotonic() + 5
+        while len(_running(place._process.pid)) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        assert len(_running(place._process.pid)) == 2
         place._process.kill()
         with pytest.raises(RuntimeError, match="supervisor process has ended"):
             run.wait()
@@ -199,6 +204,19 @@ def test_a_sandbox_that_cannot_start_says_why(monkeypatch):
     monkeypatch.setattr(sandbox.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="could not start: it ended at once"):
         Sandbox()
+
+
+def test_a_program_holds_no_open_file_but_its_own(place):
+    source = (
+        "import os, stat\nfor n in range(4096):\n    try: s = os.fstat(n).st_mode\n"
+        "    except OSError: continue\n    print(n, stat.S_ISREG(s), stat.S_ISSOCK(s), flush=True)"
+    )
+    files = b"0 True False\n1 True False\n2 True False\n"
+    assert place.run(source).output == files
+    run = place.start({"do": "answer", "source": source}, Limits(seconds=2, wall=4), talk=True)
+    assert run.channel is not None
+    run.channel.shutdown(socket.SHUT_WR)
+    assert run.wait().output == files + b"3 False True\n"
 
 
 def test_the_root_of_a_program_has_no_rights(place):

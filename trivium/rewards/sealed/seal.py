@@ -118,31 +118,16 @@ class Files:
 
 # --- seccomp: system calls -----------------------------------------------------------------------
 
-_LOAD, _EQUAL, _ANY_BIT, _AND, _RETURN = 0x20, 0x15, 0x45, 0x54, 0x06
+_LOAD, _EQUAL, _ANY_BIT, _RETURN = 0x20, 0x15, 0x45, 0x06
 _ALLOW, _KILL = 0x7FFF0000, 0x80000000
 _REFUSE, _UNKNOWN = 0x00050000 | errno.EPERM, 0x00050000 | errno.ENOSYS
 _NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
 _CLONE_THREAD = 0x10000
 _TRUNCATES, _ACCESS_MODE = os.O_TRUNC, os.O_ACCMODE
-_FCNTL = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    6,
-    7,
-    1030,
-)  # duplicate, flags, locks; not F_SETOWN, which sends signals
-_IOCTL = (
-    0x5401,
-    0x5413,
-    0x541B,
-    0x5421,
-    0x5450,
-    0x5451,
-)  # is it a terminal, its size, bytes to read
+# Duplicate, flags, locks; not F_SETOWN, by which a descriptor sends signals to another process.
+_FCNTL = (0, 1, 2, 3, 4, 5, 6, 7, 1030)
+# Is it a terminal, how large, how much is to be read, blocking, closed on exec.
+_IOCTL = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451)
 
 Instruction = tuple[int, int, int, int]
 
