@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 from forgeries import EXPECTED, FORGERIES, STYLES
@@ -151,6 +153,22 @@ def test_a_call_that_runs_out_of_time_is_no_verdict():
     responses = [Response(tokens=[1], logprobs=[0.0], ended="eos", text=t) for t in texts]
     with pytest.raises(RewardError, match=r"ran past its limit of 0.7 s"):
         Rewards([config]).score([prompt] * 2, responses)
+    ends = time.monotonic() + 5  # the programs themselves would go on for 30
+    while _supervisors() and time.monotonic() < ends:
+        time.sleep(0.02)
+    assert _supervisors() == []
+
+
+def _supervisors() -> list[Path]:
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == os.getpid() and b"sealed.supervisor" in (process / "cmdline").read_bytes():
+                found.append(process)
+        except OSError:
+            continue
+    return found
 
 
 def test_it_is_a_built_in_reward_with_the_data_s_columns():
