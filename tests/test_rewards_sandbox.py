@@ -119,6 +119,7 @@ def test_a_program_finds_nothing_of_the_one_before(place):
 def test_the_supervisor_s_memory_holds_no_program_no_input_and_no_output(place):
     word = "needle-" + os.urandom(8).hex()
     place.run(f"print(input() + {word!r})", stdin="input-" + word)
+    assert word.encode() not in _memory(place._process.pid)
     scan = (
         "import sys, ctypes\nhead, tail = sys.stdin.read().split()\n"
         "import gc\nfound = sum((head + tail) in o for o in gc.get_objects() if type(o) is str)\n"
