@@ -252,5 +252,6 @@ def test_half_a_character_in_a_configuration_is_a_fault_at_its_line(tmp_path: Pa
     assert f'{path}:2: "\\ud800" holds half of a character, not text' in message
     message = faults_of(path, 'function: gsm8k\narguments: {"\\ud800": 1}\n')
     assert f"{path}:2: a key must be a word" in message
-    message = faults_of(path, "function: gsm8k\n", "name=\udcff", "arguments.\udcff=1")
-    assert "argument `name=\\udcff`" in message
+    arguments = ["name=\udcff", "arguments.\udcff=1", 'columns."x\udcff"=a']
+    message = faults_of(path, "function: gsm8k\n", *arguments)
+    assert message.count("is not UTF-8 text") == 3 and "argument `name=\\udcff`: " in message

@@ -28,7 +28,23 @@ EACH = settings(
 )
 Keys = tuple[str | int, ...]
 WORDS = st.sampled_from(
-    ["a", "no", "1.5", "null", "x y", "é✓", "#1", "- a", "{a: b}", "'", "\\", ""]
+    [
+        "2e-5",
+        "no",
+        "1.5",
+        "0x1F",
+        "1_0",
+        "a",
+        "null",
+        "x y",
+        "é✓",
+        "#1",
+        "- a",
+        "{a: b}",
+        "'",
+        "\\",
+        "",
+    ]
 )
 TEXT = WORDS | st.text(st.characters(categories=["L", "N", "P", "S", "Zs"]), max_size=6)
 ANY = st.recursive(
@@ -156,7 +172,7 @@ def load(path: Path, cls: type[Configuration], values: Any, *arguments: str) -> 
 
 def at(config: Any, keys: Keys) -> Any:
     for key in keys:
-        config = getattr(config, str(key))
+        config = getattr(config, str(key), None)
     return config
 
 
@@ -200,6 +216,22 @@ def test_no_value_is_rewritten(tmp_path: Path, name: str, data: Any) -> None:
     config = load(tmp_path / "a.yaml", cls, values)
     for keys, value in changes:
         assert same(at(config, keys), value), (keys, value, at(config, keys))
+
+
+@EACH
+@given(data=st.data())
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_change_moves_nothing_else(tmp_path: Path, name: str, data: Any) -> None:
+    cls, example = command(name)
+    values, changes = data.draw(configurations(name))
+    before, after = (load(tmp_path / "a.yaml", cls, v) for v in (example, values))
+    changed = [keys for keys, _ in changes]
+    for keys, _ in places(cls):
+        if any(k[: len(keys)] == keys or keys[: len(k)] == k for k in changed):
+            continue
+        sections = at(before, keys[:-1]), at(after, keys[:-1])
+        if all(isinstance(section, Configuration) for section in sections):
+            assert at(after, keys) == at(before, keys), keys
 
 
 @EACH

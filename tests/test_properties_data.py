@@ -147,7 +147,7 @@ def test_any_value_in_any_column_is_used_dropped_or_named_by_its_line(
     optional = dict.fromkeys(names.split(), ANY)
     if config_class is StepLabelsConfig:
         optional["completions"] = ANY | st.lists(TEXT, max_size=3)
-        optional["labels"] = ANY | st.lists(st.booleans() | NUMBER, max_size=3)
+        optional["labels"] = ANY | st.lists(st.booleans() | NUMBER | st.just(10**400), max_size=3)
     one = st.fixed_dictionaries({}, optional=optional) | JSON
     rows = data.draw(st.lists(one, min_size=1, max_size=4))
     path = put(tmp_path / "a.jsonl", json_lines(rows))

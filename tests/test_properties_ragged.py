@@ -6,7 +6,9 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import accumulate
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -21,14 +23,15 @@ from trivium.algorithms.experience import (
     first_epoch,
     group_minibatches,
     plan_updates,
-    score_all,
     shuffled,
     steps_of,
 )
 from trivium.data.batch import Batch, Group, token_index
 from trivium.maths.ragged import segment_ids, segment_starts, spread
 from trivium.maths.weights import token_weights, weighted_sum
+from trivium.models import scoring
 from trivium.models.policy import Policy
+from trivium.models.scoring import score_all
 
 EACH = settings(max_examples=40)
 
@@ -123,6 +126,38 @@ def test_scores_of_parts_in_any_order_join_to_the_scores_of_the_whole(
     assert tokens_T.tolist() == [token for _, response in flat for token in response]
     expected = [len(prompt) + t for prompt, response in flat for t in range(len(response))]
     assert positions_T.tolist() == expected
+
+
+@EACH
+@given(data=experiences(), whole=st.booleans())
+def test_halves_hold_every_response_once_and_are_as_even_as_can_be(data: Data, whole: bool) -> None:
+    sizes = [len(g.responses) for g in data.groups] if whole else [1] * len(listed(data))
+    halves = data.halves(whole_groups=whole)
+    if len(sizes) == 1:
+        assert halves is None
+        return
+    first, second = halves or ([], [])
+    assert first and second and first + second == list(range(len(listed(data))))
+    assert len(first) in accumulate(sizes)
+    lengths = data.lengths_N.tolist()
+
+    def uneven(cut: int) -> int:
+        return abs(sum(lengths[:cut]) - sum(lengths[cut:]))
+
+    assert uneven(len(first)) == min(map(uneven, list(accumulate(sizes))[:-1]))
+
+
+@EACH
+@given(data=experiences(), room=st.integers(1, 40))
+def test_scores_are_the_same_where_memory_runs_out(data: Data, room: int) -> None:
+    def score(batch: Batch) -> tuple[Tensor]:
+        if len(batch.tokens_L) > room and len(batch.lengths_N) > 1:
+            raise MemoryError
+        return (batch.targets_T,)
+
+    with mock.patch.object(scoring, "free_memory"):
+        (tokens_T,) = score_all(data, [list(range(len(data.lengths_N)))], score)
+    assert tokens_T.tolist() == [t for g in data.groups for r in g.responses for t in r]
 
 
 @EACH

@@ -127,6 +127,8 @@ class YamlSource:
         key, equals, text = argument.partition("=")
         names = key.split(".")
         try:
+            if not _is_text(argument):
+                raise ConfigurationError(f"{self._argument}: is not UTF-8 text; retype it")
             if not equals or not all(names):
                 raise ConfigurationError(f"{self._argument}: not an assignment; write key=value")
             node = _compose(text, self._argument, lines=False)
