@@ -90,8 +90,18 @@ def proper_steps(draw: Any, length: int = 4) -> list[Any]:
     return [((a, b), draw(FINITE)) for a, b in pairwise(cuts)]
 
 
+@st.composite
+def almost_proper_steps(draw: Any) -> list[Any]:
+    """Steps in which spans may overlap, or the first position is no whole number."""
+    if draw(st.booleans()):
+        spans = st.tuples(st.integers(0, 4), st.integers(0, 4))
+        return draw(st.lists(st.tuples(spans, FINITE), min_size=2, max_size=3))
+    end, number = draw(st.integers(1, 4)), draw(FINITE)
+    return [((draw(st.sampled_from([False, 0.0, "0", None])), end), number)]
+
+
 # Of each kind alike, which `|` would not give: it counts the alternatives inside.
-KINDS = [FINITE, proper_steps(), NO_NUMBER, NO_STEPS, STRANGE]
+KINDS = [FINITE, proper_steps(), almost_proper_steps(), NO_NUMBER, NO_STEPS, STRANGE]
 VALUE = st.sampled_from(KINDS).flatmap(lambda kind: kind)
 
 
