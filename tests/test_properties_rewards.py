@@ -175,6 +175,19 @@ def test_a_value_is_read_exactly_or_named_with_its_reward_and_response(values: l
             assert scores.outcomes[n] == want and type(scores.outcomes[n]) is float
 
 
+@EACH
+@given(almost_proper_steps())
+def test_steps_are_read_exactly_when_their_spans_are_whole_ordered_and_disjoint(steps: Any) -> None:
+    want = expected(steps, "aaaa")
+    if want is None:
+        with pytest.raises(
+            RewardError, match=r"on response 0 of 1 \(prompt row 10\), 'aaaa': step "
+        ):
+            score({"mine": lambda responses: [steps]}, count=1)
+    else:
+        assert score({"mine": lambda responses: [steps]}, count=1).steps == [want]
+
+
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=[type(value).__name__ for value in NO_NUMBERS])
 def test_what_is_no_number_is_none_alone_in_a_step_and_as_the_result(value: Any) -> None:
     for returned in (value, [((0, 1), value)]):
