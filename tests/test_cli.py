@@ -111,7 +111,7 @@ def test_fields_shows_every_setting_and_needs_no_file(capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert left.value.code == 0
     assert "pairs_per_prompt: whole number >= 1 or null, default 1\n    At most" in out
-    assert "candidates.0.response: text, required" in out
+    assert "candidates.0.response: text of length >= 1, required" in out
 
 
 def test_the_demo_is_given_its_directory_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,8 +211,11 @@ def test_a_missing_model_or_data_file_is_told_without_traceback(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "float99"}, "arguments.dtype = 'float99': it must be 'float32', 'bfloat16' or"),
-        ({"pth": 3}, "arguments sets 'pth', which it does not accept (did you mean 'path'?)"),
+        (
+            {"dtype": "float99"},
+            "arguments.dtype = \"float99\": it must be 'float32', 'bfloat16' or",
+        ),
+        ({"pth": 3}, "takes no `pth` (did you mean 'path'?)"),
     ],
 )
 def test_a_learned_reward_s_wrong_argument_is_told_without_traceback(

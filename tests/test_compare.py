@@ -154,9 +154,9 @@ def test_best_of_measures_quality_and_reward_of_the_same_responses() -> None:
         ({"roads": [{"name": "x", "stages": [{"command": "pairs"}]}]}, "trains no policy"),
         ({"roads": [GRPO, GRPO]}, "two roads are called GRPO"),
         ({"roads": [GRPO, {**GRPO, "name": "grpo!"}]}, "become directories"),
-        ({"roads": [GRPO], "seeds": [1, 1]}, "holds one twice"),
+        ({"roads": [GRPO], "seeds": [1, 1]}, "one is there twice"),
         ({"roads": [GRPO], "credit": 1}, "between at least two"),
-        ({"roads": [GRPO], "rewards": []}, "rewards is empty"),
+        ({"roads": [GRPO], "rewards": []}, "should have at least 1 item"),
         ({"roads": [{"name": "x", "best_of": 2, "vary": {"beta": [1]}}]}, "there is none"),
         ({"roads": [{**GRPO, "vary": {"beta": []}}]}, "at least one value"),
         (

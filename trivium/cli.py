@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trivium.commands import COMMANDS, Command
-from trivium.config import Configuration, describe, load_configuration
+from trivium.config import Configuration, load_configuration
+from trivium.config_reference import describe
 from trivium.errors import ConfigurationError, TriviumError
 
 DESCRIPTION = """\

@@ -22,7 +22,7 @@ class ChatConfig(Configuration):
     """The system message of the conversation."""
     template: str | None = None
     """Without a chat template: the prompt made of a line, as in "Question: {line}\\nAnswer:"."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides what is drawn."""
 
     @field_validator("template")

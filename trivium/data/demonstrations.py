@@ -8,11 +8,13 @@ no trainer needs to know about templates.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from trivium.config import Contradiction
 from trivium.data.chat import Encoder, Exchange, Reply, checked_messages, reply_text
 from trivium.data.group import Group
 from trivium.data.prompts import TextConfig, check_prompt, explicit_prompt, with_system
@@ -36,11 +38,10 @@ class ResponsesConfig(TextConfig):
     long_responses: Literal["error", "drop", "truncate"] = "error"
     """What becomes of a longer one: an error, its row dropped, or cut off there without an EOS."""
 
-    @model_validator(mode="after")
-    def _check_responses(self) -> ResponsesConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
         if self.long_responses != "error" and self.max_response_tokens is None:
-            raise ValueError("`long_responses` needs a limit; set `max_response_tokens`")
-        return self
+            yield "long_responses", "`long_responses` needs a limit; set `max_response_tokens`"
 
 
 class DemonstrationsConfig(ResponsesConfig):

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
+from trivium.config import Contradiction
 from trivium.data.chat import Encoder, Messages, Reply, checked_messages, shared_length
 from trivium.data.files import nearest, shortened
 from trivium.data.rows import Dropped, LoadReport, Row, RowsConfig, checked_text, collect
@@ -53,13 +54,12 @@ class TextConfig(RowsConfig):
                 )
         return template
 
-    @model_validator(mode="after")
-    def _check_prompt(self) -> TextConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
         if self.template is not None and "prompt" in self.columns:
-            raise ValueError("`template` and `columns.prompt` both give the prompt; keep one")
+            yield "template", "`template` and `columns.prompt` both give the prompt; keep one"
         if self.long_prompts != "error" and self.max_prompt_tokens is None:
-            raise ValueError("`long_prompts` needs a limit; set `max_prompt_tokens`")
-        return self
+            yield "long_prompts", "`long_prompts` needs a limit; set `max_prompt_tokens`"
 
 
 class PromptsConfig(TextConfig):

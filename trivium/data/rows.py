@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 from trivium.data.files import nearest, open_records, shortened
 from trivium.errors import DataError
 
@@ -30,7 +30,7 @@ _MOST_FAULTS = 10
 class RowsConfig(Configuration):
     """Where rows of data come from, and what their columns are called."""
 
-    path: str
+    path: str = Field(min_length=1)
     """A .jsonl, .json, .csv (each also .gz) or .parquet file, a directory, or a hub name."""
     subset: str | None = None
     """The configuration of a hub dataset, such as main for openai/gsm8k."""
@@ -43,16 +43,15 @@ class RowsConfig(Configuration):
 
     known_columns: ClassVar[frozenset[str] | None] = None
 
-    @model_validator(mode="after")
-    def _check_columns(self) -> RowsConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         known = self.known_columns
         unknown = [] if known is None else sorted(set(self.columns) - known)
         if known and unknown:
-            raise ValueError(
+            yield (
+                "columns",
                 f"`columns` gives a source for {', '.join(unknown)}, which nothing here reads; "
-                f"it may name {', '.join(sorted(known))}"
+                f"it may name {', '.join(sorted(known))}",
             )
-        return self
 
 
 @dataclass(frozen=True)
