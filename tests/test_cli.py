@@ -358,7 +358,8 @@ def test_every_public_name_is_there_and_is_what_a_type_checker_sees() -> None:
         for alias in node.names
     }
     assert seen.pop("maths") == ("trivium", "maths")
-    assert seen == trivium._PLACES
+    functions = {n: tuple(COMMANDS[c].function.split(":")) for n, c in trivium._COMMANDS.items()}
+    assert seen == trivium._PLACES | functions
     assert sorted(trivium.__all__) == sorted([*seen, "maths"]) == sorted(dir(trivium))
     for name in trivium.__all__:
         assert getattr(trivium, name) is not None

@@ -12,7 +12,8 @@ import pytest
 from worlds import World
 
 from trivium.commands import sample
-from trivium.commands.pairs import Candidates, contrasts, field_of
+from trivium.commands.candidates import Candidates, field_of
+from trivium.commands.pairs import contrasts
 from trivium.commands.pairs import run as pairs
 from trivium.commands.pairs_config import PairsConfig
 from trivium.commands.sample_config import SampleConfig

@@ -36,7 +36,8 @@ def test_all_faults_are_reported_together_with_line_or_argument(faults: Load) ->
         "argument `nonsense`: not an assignment; write key=value",
         f"recipe.yaml:3: step.rate = -1: must be greater than 0{USUAL_RATE}",
         "recipe.yaml:4: `step.knd` is not a known key: did you mean `step.kind`?",
-        'recipe.yaml:1: steps = "many": must be a whole number',
+        'recipe.yaml:1: steps = "many": must be a whole number; '
+        "the default is 10 (How many steps.)",
         "argument `seed=1.5`: seed = 1.5: must be a whole number",
     ]
 
@@ -79,7 +80,7 @@ def test_missing_value_is_named_with_its_meaning(faults: Load) -> None:
         ("steps: 1e2", "steps = 100.0: must be a whole number; write 100"),
         ("steps: '3'", 'steps = "3": must be a whole number; write 3, not in quotes'),
         ("fast: 'true'", 'fast = "true": must be true or false; write true, not in quotes'),
-        ("fast: yes", 'fast = "yes": must be true or false'),
+        ("fast: yes", 'fast = "yes": must be true or false; the default is false'),
         ("label: 3", 'label = 3: must be text; write "3", in quotes'),
         ("steps: 0", "steps = 0: must be greater than 0; the default is 10 (How many steps.)"),
         ("step: {rate: 2}", f"step.rate = 2: must be less than or equal to 1{USUAL_RATE}"),
@@ -87,7 +88,7 @@ def test_missing_value_is_named_with_its_meaning(faults: Load) -> None:
             "step: {kind: adma}",
             "step.kind = \"adma\": must be 'adam' or 'sgd'; did you mean adam?",
         ),
-        ("limit: soon", "limit = \"soon\": must be a number or 'auto'"),
+        ("limit: soon", 'limit = "soon": must be a number or \'auto\'; the default is "auto"'),
         ("stop: x", 'stop = "x": must be a list'),
         ("stop: [a, 3]", 'stop.1 = 3: must be text; write "3", in quotes'),
         ("step: 3", "step = 3: must be a section of `key: value` lines"),

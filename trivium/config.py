@@ -211,7 +211,7 @@ _EXPECTED = {
     "too_short": "a list with at least one entry",
     "string_too_short": "text that is not empty",
 }
-_BEYOND = frozenset(
+_USUAL = frozenset(
     {
         "greater_than",
         "greater_than_equal",
@@ -220,6 +220,11 @@ _BEYOND = frozenset(
         "too_short",
         "string_too_short",
         "string_pattern_mismatch",
+        "too_long",
+        "int_type",
+        "float_type",
+        "bool_type",
+        "finite_number",
     }
 )
 
@@ -231,8 +236,12 @@ def _explain(error: ValidationError, cls: type[Configuration], source: YamlSourc
         keys = _keys_of(detail["loc"], source.values)
         if detail["type"] == "missing":
             keys = (*keys, detail["loc"][-1])
+        elif detail["type"] == "contradiction":
+            keys = detail["loc"]
         places.setdefault(keys, []).append(detail)
     for keys, details in places.items():
+        if details[0]["type"] == "too_short" and any(k[: len(keys)] == keys != k for k in places):
+            continue  # pydantic does not count the entries that are wrong
         origin = source.origin(keys)
         match details[0]["type"]:
             case "missing":
@@ -240,8 +249,10 @@ def _explain(error: ValidationError, cls: type[Configuration], source: YamlSourc
             case "extra_forbidden":
                 yield f"{origin}: {_unknown(keys, cls)}"
             case _:
-                usual = _usual(keys, cls) if details[0]["type"] in _BEYOND else ""
-                yield f"{origin}: {_wrong(keys, details)}{usual}"
+                remedy = _remedy(details[0]["input"], details)
+                if not remedy and any(detail["type"] in _USUAL for detail in details):
+                    remedy = _usual(keys, cls)
+                yield f"{origin}: {_wrong(keys, details)}{remedy}"
 
 
 def _keys_of(loc: Sequence[int | str], values: Any) -> Keys:
@@ -277,14 +288,17 @@ def _missing(keys: Keys, cls: type[Configuration]) -> str:
 
 def _usual(keys: Keys, cls: type[Configuration]) -> str:
     """Return what a value that is out of bounds usually is, and what it means."""
-    sections = _sections_at(keys[:-1], cls)
-    field = next((s.model_fields[keys[-1]] for s in sections if keys[-1] in s.model_fields), None)
-    if field is None:
-        return ""
-    meaning = f" ({sentence(field)})" if sentence(field) else ""
-    if field.is_required() or not (default := to_jsonable_python(_default_of(field))):
-        return meaning
-    return f"; the default is {shown(default)}{meaning}"
+    while keys and not isinstance(keys[-1], str):
+        keys = keys[:-1]
+    name = dotted(tuple(0 if isinstance(key, int) else key for key in keys))
+    for known, field, default in all_fields(cls):
+        if known == name:
+            meaning = f" ({sentence(field)})" if sentence(field) else ""
+            default = None if field.is_required() else to_jsonable_python(default)
+            if default is None or default in ("", [], {}):
+                return meaning
+            return f"; the default is {shown(default)}{meaning}"
+    return ""
 
 
 def _unknown(keys: Keys, cls: type[Configuration]) -> str:
@@ -312,7 +326,7 @@ def _wrong(keys: Keys, details: Sequence[ErrorDetails]) -> str:
     reason = "; ".join(([f"must be {' or '.join(expected)}"] if expected else []) + others)
     whole = isinstance(value, dict | Configuration) and details[0]["type"] not in _EXPECTED
     place = dotted(keys) if whole else f"{dotted(keys)} = {shown(value)}"
-    return f"{place}: {reason}{_remedy(value, details)}" if keys else f"{reason}"
+    return f"{place}: {reason}" if keys else reason
 
 
 def _reason(detail: ErrorDetails) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from pydantic import Field, field_validator
 
 from trivium.config import Configuration
@@ -31,3 +33,10 @@ class ChatConfig(Configuration):
         if template is not None and LINE not in template:
             raise ValueError("write {line} where the line that you type belongs")
         return template
+
+    def checkpoint(self) -> ModelConfig:
+        """The model; of a run's directory, its final one."""
+        path = Path(self.model.path).expanduser()
+        if (path / "run.json").is_file() and (path / "final").is_dir():
+            return self.model.model_copy(update={"path": str(path / "final")})
+        return self.model

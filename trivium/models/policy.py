@@ -13,7 +13,13 @@ from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.attention import hidden_states, use_ragged_attention, uses_ragged_attention
-from trivium.models.loading import base_of, load_causal_lm, load_tokenizer, save_checkpoint
+from trivium.models.loading import (
+    base_of,
+    load_causal_lm,
+    load_tokenizer,
+    require_vocabulary,
+    save_checkpoint,
+)
 from trivium.models.logprobs import Head, token_logprobs
 from trivium.models.model_config import ModelConfig
 
@@ -66,7 +72,9 @@ class Policy:
     ) -> Policy:
         """The policy of a checkpoint, with the checkpoint's tokenizer unless another is given."""
         tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
-        return cls(load_causal_lm(config), tokenizer, temperature=temperature)
+        model = load_causal_lm(config)
+        require_vocabulary(model, tokenizer)
+        return cls(model, tokenizer, temperature=temperature)
 
     @property
     def device(self) -> torch.device:

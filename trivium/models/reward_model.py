@@ -18,7 +18,13 @@ from trivium.errors import ModelError
 from trivium.maths.ragged import spread
 from trivium.models import flops
 from trivium.models.attention import hidden_states, use_ragged_attention
-from trivium.models.loading import base_of, load_scorer, load_tokenizer, save_checkpoint
+from trivium.models.loading import (
+    base_of,
+    load_scorer,
+    load_tokenizer,
+    require_vocabulary,
+    save_checkpoint,
+)
 from trivium.models.model_config import ModelConfig
 
 
@@ -42,7 +48,9 @@ class RewardModel:
     @classmethod
     def load(cls, config: ModelConfig) -> RewardModel:
         """The reward model of a checkpoint; a language model gets a new head that scores 0."""
-        return cls(load_scorer(config), load_tokenizer(config))
+        model, tokenizer = load_scorer(config), load_tokenizer(config)
+        require_vocabulary(model, tokenizer)
+        return cls(model, tokenizer)
 
     @property
     def device(self) -> torch.device:

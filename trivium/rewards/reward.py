@@ -86,7 +86,7 @@ class Rewards:
                 faults.append(f"{where}: {error}")
                 continue
             self._components.append(Component(config, function))
-            faults += [f"{where}: {fault}" for fault in _function_faults(config, function)]
+            faults += [f"{where}: {fault}" for fault in function_faults(config, function)]
         _refuse(faults + _repeated(self.names))
 
     @property
@@ -132,7 +132,8 @@ class Rewards:
         return Scores(outcomes, ordered if process else None, components, fallbacks)
 
 
-def _function_faults(config: RewardConfig, function: Function) -> list[str]:
+def function_faults(config: RewardConfig, function: Function) -> list[str]:
+    """Return what keeps the function from being called as this reward, whatever the data."""
     faults = signature_faults(function, config.arguments, config.columns)
     if not faults and function in BUILT_IN.values():
         faults = objection_to_arguments(function, config.arguments)
