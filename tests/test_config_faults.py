@@ -15,7 +15,7 @@ from trivium.errors import ConfigurationError
 from trivium.yaml_source import shown
 
 Load = Callable[..., Any]
-USUAL_RATE = "; the default is 0.001 (Step size.)"
+USUAL_RATE = "; the default is 1e-05 (Step size.)"
 
 
 @pytest.fixture
