@@ -1,11 +1,13 @@
-# `make demo` and `make test` each do all their own set-up, in a virtual environment under $(VENV).
+# Every target does all its own set-up, in a virtual environment under $(VENV).
 VENV ?= .venv
+KILLS ?= 40
+FUZZ_SECONDS ?= 60
 PYTHON ?= python3
 
 RUN = $(VENV)/bin
 INSTALL = $(RUN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint torture fuzz clean
 
 demo: $(VENV)/.demo-installed
 	$(RUN)/trivium demo
@@ -18,8 +20,16 @@ lint: $(VENV)/.test-installed
 	$(RUN)/ruff format --check
 	$(RUN)/pyright --pythonpath $(RUN)/python
 
+torture: $(VENV)/.test-installed
+	$(RUN)/python benchmarks/torture.py --kills $(KILLS)
+
+fuzz: $(VENV)/.fuzz-installed
+	for target in loaders files sources parquet configuration; do \
+	  PYTHONPATH=tests $(RUN)/python -m fuzz.run $$target --seconds $(FUZZ_SECONDS) || exit 1; \
+	done
+
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist fuzzing
 	find trivium tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -33,3 +43,7 @@ $(VENV)/.demo-installed: $(VENV)/.created pyproject.toml constraints.txt
 $(VENV)/.test-installed: $(VENV)/.created pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[test]'
 	touch $@ $(VENV)/.demo-installed
+
+$(VENV)/.fuzz-installed: $(VENV)/.test-installed
+	$(INSTALL) --editable '.[test,fuzz]'
+	touch $@

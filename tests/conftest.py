@@ -5,10 +5,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 # One thread: sums are then added in one order, and small tensors gain nothing from more.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+# The same examples in every run; `--hypothesis-profile=search` draws new ones.
+settings.register_profile("reproducible", deadline=None, derandomize=True)
+settings.register_profile("search", deadline=None, print_blob=True)
+settings.load_profile("reproducible")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 

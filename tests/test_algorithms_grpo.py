@@ -31,6 +31,7 @@ from trivium.models.reward_model import RewardModel
 from trivium.rewards.reward import Scores
 from trivium.rollout.engine import Response
 from trivium.rollout.rollouts import Rollouts
+from trivium.runs.measuring import Updates
 
 FAST = {"learning_rate": 0.01}
 PROBE = Batch.of([Group([1, 2], [[3, 4, 5]])])
@@ -266,7 +267,7 @@ def test_minibatch_of_cut_off_responses_only_moves_nothing(
     optimizer = grpo.Optimizer(
         [(bench.config.optimizer, list(bench.parts.policy.model.parameters()))], 10
     )
-    results = grpo.update(bench.config, bench.parts, optimizer, experience, bench.steps)
+    results = grpo.update(bench.config, bench.parts, optimizer, experience, Updates(bench.steps))
     assert 0 < int(cut_G.sum()) < 4
     assert len(results) == 4 - int(cut_G.sum())
 

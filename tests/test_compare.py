@@ -13,7 +13,7 @@ import torch
 import yaml
 from worlds import World, source
 
-from trivium.compare.conduct import spent
+from trivium.compare.conduct import _can_go_on, spent
 from trivium.compare.config import CompareConfig
 from trivium.compare.credit import signal_to_noise
 from trivium.compare.plan import MANY_STEPS, Job, make_plan, with_budget
@@ -23,6 +23,7 @@ from trivium.compare.run import check, compare, run
 from trivium.compare.verdict import judge, quality_at
 from trivium.config import load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError
+from trivium.runs.identity import source_digest
 from trivium.runs.statistics import t_interval
 
 SHARED = {
@@ -494,3 +495,23 @@ def test_data_that_a_stage_names_is_looked_at_before_any_job_is_run(world: World
 
 def test_jobs_without_a_run_spent_nothing(tmp_path: Path) -> None:
     assert set(spent(Job("x", "evaluate", tmp_path, {})).values()) == {0.0}
+
+
+# --- Going on -------------------------------------------------------------------------------------
+
+
+def test_stage_that_was_stopped_goes_on_and_any_other_begins_anew(tmp_path: Path) -> None:
+    job = Job("road/seed-0/sft", "sft", tmp_path / "run", {"steps": 3})
+    text = "steps: 3\n"
+    assert not _can_go_on(job, text)
+    record = {"kind": "sft", "source": source_digest()}
+    job.directory.mkdir()
+    (job.directory / "run.json").write_text(json.dumps(record))
+    job.config.write_text(text)
+    assert _can_go_on(job, text)
+    assert not _can_go_on(job, "steps: 4\n")
+    (job.directory / "run.json").write_text(json.dumps({**record, "source": "older"}))
+    assert not _can_go_on(job, text)
+    (job.directory / "run.json").write_text(json.dumps(record))
+    (job.directory / "events.jsonl").write_text('{"kind": "finished"}\n')
+    assert not _can_go_on(job, text)

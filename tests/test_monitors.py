@@ -504,7 +504,7 @@ def test_resumed_run_raises_the_same_alarms(
             if step == stops_at:
                 text = json.dumps(monitors.state(), allow_nan=False)
                 monitors = Monitors(config)
-                monitors.load(json.loads(text))
+                monitors.restore(json.loads(text))
                 assert json.dumps(monitors.state()) == text
         return alarms, json.dumps(monitors.state())
 
@@ -520,7 +520,7 @@ def test_state_is_a_copy() -> None:
         monitors.observe(step, numbers)
     assert json.dumps(state) == text
     other = Monitors(MonitorsConfig())
-    other.load(state)
+    other.restore(state)
     other.observe(1, RISING[0])
     other.evaluated(1, held_out(greedy=0.9))
     assert json.dumps(state) == text
@@ -530,7 +530,7 @@ def test_monitor_that_was_off_before_begins_afresh() -> None:
     before = Monitors(MonitorsConfig.model_validate({"kl": {"action": "off"}}))
     assert "kl" not in before.state()
     after = Monitors(MonitorsConfig())
-    after.load(before.state())
+    after.restore(before.state())
     assert [len(after.observe(step, {"kl/response": 50.0})) for step in (1, 2, 3)] == [0, 0, 1]
 
 

@@ -162,6 +162,9 @@ def test_state_follows_the_latest_event_unless_training_went_on() -> None:
     assert state(rows, [stopped]) == {"kind": "stopped", "reason": "KL"}
     assert state([{"step": 6}], [stopped])["kind"] == "open"
     assert state(rows, [stopped, {"kind": "finished", "step": 5}])["kind"] == "finished"
+    interrupted = {"kind": "interrupted", "step": 5, "message": "Ctrl-C"}
+    assert state(rows, [interrupted]) == {"kind": "interrupted", "reason": "Ctrl-C"}
+    assert state(rows, [interrupted, {"kind": "resumed", "step": 5}])["kind"] == "open"
     assert state(rows, [{"kind": "saved", "name": "critic"}])["kind"] == "open"
 
 

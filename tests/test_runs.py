@@ -15,6 +15,7 @@ import torch
 
 from trivium.config import Configuration, load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError
+from trivium.runs.claim import LOCK, Claim, claim, new_directory
 from trivium.runs.store import (
     Run,
     RunConfig,
@@ -34,7 +35,13 @@ class Job(Configuration):
 
 def start(directory: Path, **fields: Any) -> Run:
     job = Job(run=RunConfig(directory=directory, **fields))
-    return Run.create(job.run, "grpo", job)
+    return begun(claim("grpo", job.run, job))
+
+
+def begun(claimed: Claim) -> Run:
+    path, lock = new_directory(claimed)
+    lock.release()
+    return Run.create(path, claimed.kind, claimed.resolved)
 
 
 @pytest.fixture
@@ -46,7 +53,7 @@ def contents(directory: Path) -> dict[str, str]:
     return {
         str(file.relative_to(directory)): file.read_text()
         for file in directory.rglob("*")
-        if file.is_file()
+        if file.is_file() and file.name != LOCK
     }
 
 
@@ -66,15 +73,16 @@ def test_runs_without_a_directory_get_one_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    paths = [Run.create(RunConfig(), "dpo", Job()).path for _ in range(3)]
+    paths = [begun(claim("dpo", RunConfig(), Job())).path for _ in range(3)]
     assert len(set(paths)) == 3
     assert all(re.match(r"runs/dpo-\d{8}-\d{6}", str(path)) for path in paths)
     assert all(read_run(path)["kind"] == "dpo" for path in paths)
 
 
-def test_directory_that_holds_a_run_is_refused_and_left_alone(run: Run) -> None:
+def test_directory_that_holds_a_finished_run_is_refused_and_left_alone(run: Run) -> None:
+    run.event("finished", step=0)
     before = contents(run.path)
-    with pytest.raises(ConfigurationError, match=r"holds a run already; .*run\.overwrite=true"):
+    with pytest.raises(ConfigurationError, match=r"holds a finished run: .*run\.overwrite=true"):
         start(run.path)
     assert contents(run.path) == before
 
@@ -104,7 +112,7 @@ def test_directory_of_something_else_is_refused_and_left_alone(
 
 def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match=r"run\.directory = .*file.*: cannot be used"):
+    with pytest.raises(ConfigurationError, match=r"run\.directory = .*file: is a file"):
         start(tmp_path / "file")
     with pytest.raises(ConfigurationError, match="cannot be used: Not a directory"):
         start(tmp_path / "file" / "run")
@@ -216,7 +224,7 @@ def test_saved_model_appears_only_when_complete(run: Run) -> None:
         assert not (run.path / "final").exists()
         assert directory.parent == run.path
     assert contents(run.path / "final") == {"weights": "new"}
-    assert [p.name for p in run.path.iterdir() if p.name.startswith(".")] == []
+    assert [p.name for p in run.path.iterdir() if p.name.startswith(".")] == [LOCK]
     (event,) = read_events(run.path)
     assert (event["kind"], event["name"]) == ("saved", "final")
 
@@ -259,7 +267,7 @@ def test_old_model_returns_if_the_new_one_cannot_be_put_in_place(
     with pytest.raises(OSError, match="no"), run.saving("final") as directory:
         (directory / "weights").write_text("new")
     assert contents(run.path / "final") == {"weights": "old"}
-    assert [p.name for p in run.path.iterdir() if p.name.startswith(".")] == []
+    assert [p.name for p in run.path.iterdir() if p.name.startswith(".")] == [LOCK]
 
 
 def test_model_reaches_the_disk_before_it_gets_its_name(

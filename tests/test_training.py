@@ -16,6 +16,7 @@ from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.config import Configuration
 from trivium.errors import ConfigurationError
 from trivium.models import flops
+from trivium.runs.beginning import begin
 from trivium.runs.budget import BudgetConfig, Spending
 from trivium.runs.metrics import EVALUATIONS, METRICS, derived, metric, table
 from trivium.runs.store import (
@@ -26,12 +27,13 @@ from trivium.runs.store import (
     read_outcomes,
     read_samples,
 )
-from trivium.runs.training import Begun, Training
+from trivium.runs.training import Training
 
 
 class Plain(Configuration):
     """A configuration."""
 
+    run: RunConfig = RunConfig()
     answer: int = 42
 
 
@@ -58,10 +60,16 @@ class Held:
     def outcomes(self) -> dict[str, Any]:
         return {"index": [0, 1], "greedy": [0.0, 1.0]}
 
+    def state(self) -> list[int]:
+        return self.asked
+
+    def restore(self, state: list[int]) -> None:
+        self.asked = state
+
 
 def training(path: Path, total: int, evaluator: Any = None, **options: Any) -> Training:
-    config = RunConfig(directory=path / "run", **options)
-    return Training(Begun(config), "test", Plain(), total, evaluator=evaluator)
+    config = Plain(run=RunConfig(directory=path / "run", **options))
+    return Training(begin("test", config), total, evaluator=evaluator)
 
 
 def go(training: Training, **numbers: float) -> list[int]:
@@ -76,12 +84,12 @@ def go(training: Training, **numbers: float) -> list[int]:
 def test_steps_are_numbered_from_one_over_all_loops(tmp_path: Path) -> None:
     seen = []
     with training(tmp_path, 5) as run:
-        for count in (2, 2, 2):
-            for step in run.steps(count):
+        for number in run.rounds(2):
+            for step in run.steps(until=2 * (number + 1)):
                 run.log({})
-                seen.append(step)
-    assert seen == [1, 2, 3, 4, 5]
-    assert [line["step"] for line in read_metrics(run.path)] == seen
+                seen.append((number, step))
+    assert seen == [(0, 1), (0, 2), (1, 3), (1, 4), (2, 5)]
+    assert [line["step"] for line in read_metrics(run.path)] == [1, 2, 3, 4, 5]
     assert read_events(run.path)[-1]["kind"] == "finished"
 
 
@@ -204,7 +212,7 @@ def test_every_number_reaches_the_trackers(tmp_path: Path, monkeypatch: Any) -> 
     monkeypatch.setitem(sys.modules, "wandb", fake)
     run = training(tmp_path, 1, Held(every=1), trackers=("wandb",))
     go(run, **{"reward/mean": 3.0})
-    assert calls[0]["config"] == {"answer": 42} and calls[0]["name"] == "run"
+    assert calls[0]["config"]["answer"] == 42 and calls[0]["name"] == "run"
     assert calls[1] == (0, {"evaluation/n": 2.0, "evaluation/greedy": 0.5})
     assert calls[2][0] == 1 and calls[2][1]["reward/mean"] == 3.0
     assert calls[-1] == "finished"
@@ -215,9 +223,7 @@ def test_tracker_that_is_not_installed_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr("trivium.runs.trackers.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'trivium\[trackio\]'"):
-        from trivium.runs.store import require_free
-
-        require_free(RunConfig(directory=tmp_path / "run", trackers=("trackio",)))
+        training(tmp_path, 1, trackers=("trackio",))
     assert not (tmp_path / "run").exists()
 
 

@@ -225,6 +225,13 @@ def plain_logprobs(
 
 PROMPTS = ("a", "bcd", "ef.gh", "ij")
 REWARDS = """
+import random
+import numpy
+import torch
+
+def noise(responses):
+    return [random.random() + numpy.random.rand() + torch.rand(()).item() for _ in responses]
+
 def letters(prompts, responses):
     return [r.count("a") - r.count("b") + 0.25 * r.count("c") for r in responses]
 

@@ -1,8 +1,8 @@
 """The command line: which command, which configuration, and how a mistake is told.
 
-A user's mistake is one message on stderr and exit status 2, an interruption 130; whatever else goes
-wrong keeps its traceback. Nothing here imports torch: help, and a mistake in a configuration, must
-not wait for it.
+A user's mistake is one message on stderr and exit status 2, an interruption by a signal 128 and its
+number; whatever else goes wrong keeps its traceback. Nothing here imports torch: help, and a
+mistake in a configuration, must not wait for it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import difflib
 import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -64,6 +65,15 @@ Serve the same page live while a run goes on, to this machine only. Ctrl-C ends 
 example:
   trivium watch runs/grpo-20260101-120000
 """
+RESUME = """\
+Go on with a run that was stopped, by Ctrl-C, a signal, a crash or the end of the machine, as if it
+had not been: with its own configuration, from its last saved state. Giving its command again in its
+directory does the same.
+
+example:
+  trivium resume runs/grpo-20260101-120000
+  trivium resume runs/grpo-20260101-120000 --allow-changes steps=200
+"""
 EXAMPLE = """\
 example: {name}.yaml
 {yaml}
@@ -81,15 +91,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         with told_messages():
             require_command(arguments)
-            parsed = make_parser().parse_args(arguments)
+            parsed = make_parser().parse_args(flags_last(arguments))
             parsed.run(parsed)
             sys.stdout.flush()
     except TriviumError as error:
         tell("error: ", str(error), "bold red")
         return 2
-    except KeyboardInterrupt:
-        tell("", "interrupted", "bold red")
-        return 130
+    except KeyboardInterrupt as stopped:
+        tell("", str(stopped) or "interrupted", "bold red")
+        return 128 + getattr(stopped, "signal", signal.SIGINT)
     except BrokenPipeError:
         # Whoever read the output has left; nothing may be written to it while Python ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -120,15 +130,33 @@ class Fields(argparse.Action):
         parser.exit()
 
 
+class Setting(argparse.Action):
+    """A flag that stands for a setting."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, const: str, help: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, const=const, help=help)
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        namespace.flags = [*namespace.flags, self.const]
+
+
 def require_command(arguments: Sequence[str]) -> None:
     """Refuse a word that is no command, with the nearest one."""
-    names = [*COMMANDS, "chat", "report", "watch", "demo"]
+    names = [*COMMANDS, "resume", "chat", "report", "watch", "demo"]
     word = next(iter(arguments), "-")
     if word.startswith("-") or word in names:
         return
     near = difflib.get_close_matches(word, names, n=1)
     remedy = f"did you mean `{near[0]}`?" if near else f"the commands are {', '.join(names)}"
     raise ConfigurationError(f"`{word}` is not a command: {remedy}")
+
+
+def flags_last(arguments: Sequence[str]) -> list[str]:
+    """The arguments with flags that stand for settings moved behind the settings, between which
+    argparse does not take them."""
+    return sorted(arguments, key=("--resume", "--allow-changes").__contains__)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -153,7 +181,16 @@ def make_parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("config", metavar="CONFIG.yaml", type=Path, help="the configuration file")
         _add_settings(sub, lambda command=command: command.config_class())
+        if command.trains:
+            _add_resuming(sub)
+            insist = "insist on going on with a run that was stopped in run.directory"
+            sub.add_argument("--resume", action=Setting, const="run.resume=true", help=insist)
         sub.set_defaults(run=lambda parsed, command=command: run_command(command, parsed))
+    resume = commands.add_parser("resume", help="go on with a run", description=RESUME, **style)
+    resume.add_argument("run_directory", metavar="RUN", type=Path, help="a run's directory")
+    resume.add_argument("settings", metavar="key=value", nargs="*", help="settings to change")
+    _add_resuming(resume)
+    resume.set_defaults(run=run_resume)
     chat = commands.add_parser("chat", help="talk to a checkpoint", description=CHAT, **style)
     chat.add_argument("path", metavar="PATH", help="a checkpoint, a run's directory or a hub name")
     _add_settings(chat, _chat_config)
@@ -172,6 +209,16 @@ def _add_settings(parser: argparse.ArgumentParser, fields: Callable[[], type]) -
     parser.add_argument("settings", metavar="key=value", nargs="*", help="settings to correct")
     parser.add_argument(
         "--fields", action=Fields, nargs=0, const=fields, help="show every setting and leave"
+    )
+
+
+def _add_resuming(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(flags=[])
+    parser.add_argument(
+        "--allow-changes",
+        action=Setting,
+        const="run.allow_changes=true",
+        help="go on with a run even where its configuration, data or code changed",
     )
 
 
@@ -228,10 +275,26 @@ def installed_version() -> str:
 
 def run_command(command: Command, parsed: argparse.Namespace) -> None:
     """Run a command that has a configuration file, and print what came of it."""
-    config = load_configuration(command.config_class(), parsed.config, parsed.settings)
+    settings = [*parsed.settings, *(parsed.flags if command.trains else [])]
+    config = load_configuration(command.config_class(), parsed.config, settings)
     with quiet_libraries():
         outcome = command.run(config)
     show(outcome)
+
+
+def run_resume(parsed: argparse.Namespace) -> None:
+    """Go on with a run by its own configuration, from where its command was given."""
+    from trivium.runs.store import read_run
+
+    path = parsed.run_directory.absolute()
+    record = read_run(path)
+    command = COMMANDS[record["kind"]]
+    if Path(record["from"]).is_dir():
+        os.chdir(record["from"])
+    parsed.config = path / "config.yaml"
+    where = f"run.directory={json.dumps(str(path), ensure_ascii=False)}"
+    parsed.settings = [where, "run.resume=true", "run.overwrite=false", *parsed.settings]
+    run_command(command, parsed)
 
 
 def run_chat(parsed: argparse.Namespace) -> None:

@@ -23,7 +23,7 @@ from pydantic_core import (
     to_jsonable_python,
 )
 
-from trivium.errors import ConfigurationError
+from trivium.errors import ConfigurationError, one_line
 from trivium.yaml_source import Keys, YamlSource, dotted, dump_yaml, parse_scalar, shown
 
 _EXACT_TYPES = frozenset({"int", "float", "bool", "str"})
@@ -59,6 +59,14 @@ class Configuration(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    def inputs(self) -> Iterator[Path]:
+        """The files and directories that this section, and those within it, read."""
+        for name in type(self).model_fields:
+            value = getattr(self, name)
+            for item in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(item, Configuration):
+                    yield from item.inputs()
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -118,6 +126,7 @@ def load_configuration(cls: type[C], path: Path | None, overrides: Sequence[str]
     else:
         if not faults:
             return config
+    faults = [*map(one_line, faults)]
     if len(faults) == 1:
         raise ConfigurationError(faults[0])
     raise ConfigurationError("\n  - ".join([f"{source}: found {len(faults)} faults:", *faults]))

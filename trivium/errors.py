@@ -2,12 +2,16 @@
 
 Each error also inherits the standard type a caller would expect to catch. A message states the
 value, where it came from, why it is wrong and what to write instead; the command line prints it
-without a traceback.
+without a traceback. What a message quotes was written by others: control characters in it are
+escaped here, so that no log and no terminal obeys them.
 """
 
 
 class TriviumError(Exception):
     """Base of every error that is addressed to the user."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(escaped(message))
 
 
 class ConfigurationError(TriviumError, ValueError):
@@ -28,3 +32,17 @@ class RewardError(TriviumError, RuntimeError):
 
 class TrainingError(TriviumError, RuntimeError):
     """A run cannot go on: a loss or gradient is not finite, or a batch holds nothing to learn."""
+
+
+class CheckpointError(TriviumError, ValueError):
+    """A checkpoint is torn or altered, or is not one of the run's own."""
+
+
+def escaped(text: str) -> str:
+    """Return text whose characters, but for its line breaks, can all be shown."""
+    return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def one_line(text: str) -> str:
+    """Return text in which line breaks are escaped too, so that one fault cannot look like two."""
+    return escaped(text).replace("\n", "\\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import yaml
+from yaml.scanner import ScannerError
 
 from trivium.credentials import is_secret
 from trivium.errors import ConfigurationError
@@ -22,6 +23,7 @@ Keys = tuple[Any, ...]
 
 _DEEPEST = 50
 _MOST = 20_000
+_LARGEST = 2**17
 _LONGEST_SHOWN = 80
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {_TAG + name for name in ("null", "bool", "int", "float", "str")}
@@ -37,6 +39,13 @@ class _Loader(yaml.SafeLoader):
     """Plain scalars as in YAML 1.2: 3e-4 is a number; `no`, 1:30 and 2026-01-01 are text."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
+        """Stop at a depth that no configuration has: PyYAML's time grows with its square."""
+        if self.flow_level == _DEEPEST:
+            reason = f"brackets nest more than {_DEEPEST} deep"
+            raise ScannerError(None, None, reason, self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -199,7 +208,7 @@ class YamlSource:
         for key_node, value_node in node.value:
             origin = self._origin_of(key_node)
             key = key_node.value
-            if not isinstance(key_node, yaml.ScalarNode):
+            if not isinstance(key_node, yaml.ScalarNode) or not _is_text(key):
                 self.faults.append(f"{origin}: a key must be a word, not a list or section")
                 continue
             if key in values:
@@ -215,15 +224,23 @@ class YamlSource:
         if not isinstance(node, yaml.ScalarNode) or node.tag not in _SCALARS:
             self.faults.append(f"{origin}: the tag `{node.tag}` is not allowed; remove it")
             return None
+        if not _is_text(node.value):
+            self.faults.append(f"{origin}: {shown(node.value)} holds half of a character, not text")
+            return None
         try:
             return _Loader("").construct_object(node)
-        except (ValueError, KeyError, yaml.YAMLError):
+        except (ValueError, ArithmeticError, LookupError, yaml.YAMLError):
             kind = node.tag.removeprefix(_TAG)
             self.faults.append(f"{origin}: {shown(node.value)} is not of type {kind}")
             return None
 
     def _origin_of(self, node: yaml.Node) -> str:
         return self._argument or f"{self}:{node.start_mark.line + 1}"
+
+
+def _is_text(value: str) -> bool:
+    """Whether it is whole characters: an escape or a broken argument can give half of one."""
+    return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _compose(text: str, origin: str, lines: bool) -> yaml.Node | None:
@@ -245,7 +262,13 @@ def _compose(text: str, origin: str, lines: bool) -> yaml.Node | None:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) <= _LARGEST:
+            return data.decode("utf-8-sig")
+        raise ConfigurationError(
+            f"{path}: holds more than {_LARGEST:,} bytes, which no configuration does; is it data?"
+        )
     except FileNotFoundError:
         beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []
         near = difflib.get_close_matches(path.name, beside, n=1, cutoff=0.5)

@@ -32,8 +32,9 @@ from trivium.models.loading import context_length, load_tokenizer, trained_param
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts, roll_out
+from trivium.runs.beginning import begin
 from trivium.runs.evaluate import Evaluator
-from trivium.runs.training import Training, begin
+from trivium.runs.training import Training
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,16 @@ class PairData(Grouped):
 
 def train(config: DPOConfig) -> Path:
     """Run DPO; returns the run's directory, with the policy in ``final``."""
-    begun = begin(config.run, config.model.device)
+    begun = begin("dpo", config)
     source = Offline(config) if config.online is None else Online(config)
     policy = Policy.load(config.model, temperature=config.temperature)
     reference = Reference(policy)
     evaluator = make_evaluator(config, policy, reference)
     source.prepare(policy, reference)
     trained = [(config.optimizer, trained_parameters(policy.model))]
-    with Training(begun, "dpo", config, source.steps, evaluator=evaluator) as training:
+    with Training(begun, source.steps, evaluator=evaluator) as training:
         optimizer = Optimizer(trained, source.steps, training.budget_spent)
+        training.keep(policy=policy, optimizer=optimizer)
         for step in training.steps():
             pairs, metrics = source.pairs(step)
             training.stages.begin()
@@ -67,7 +69,7 @@ def train(config: DPOConfig) -> Path:
                 metrics |= step_metrics(config, result)
                 metrics["tokens/trained"] = float(pairs.lengths_N.sum())
             training.log(metrics)
-    training.save("final", policy)
+        training.save("final", policy)
     return training.path
 
 

@@ -44,10 +44,14 @@ from trivium.maths.objectives import SURROGATES, importance_ratio, truncated_imp
 from trivium.maths.ragged import spread
 from trivium.maths.weights import weighted_sum
 from trivium.models.loading import trained_parameters
+from trivium.packing import packable
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
-from trivium.runs.training import Training, begin
+from trivium.runs.beginning import begin
+from trivium.runs.measuring import Updates
+from trivium.runs.training import Training
 
 
+@packable
 @dataclass(frozen=True, kw_only=True)
 class GRPOExperience(Experience):
     """Advantages, and the log-probs of sampler, π_old and π_ref, of one rollout batch.
@@ -61,7 +65,7 @@ class GRPOExperience(Experience):
 
 def train(config: GRPOConfig) -> Path:
     """Run GRPO; returns the run's directory, with the trained policy in ``final``."""
-    begun = begin(config.run, config.model.device)
+    begun = begin("grpo", config)
     parts = assemble(
         config.model,
         config.data,
@@ -74,35 +78,46 @@ def train(config: GRPOConfig) -> Path:
         reward_update = RewardUpdate(config.reward_update, parts, seed=config.run.seed)
     updates = config.total_steps * config.epochs * config.minibatches
     trained = [(config.optimizer, trained_parameters(parts.policy.model))]
-    with Training(begun, "grpo", config, config.total_steps, evaluator=parts.evaluator) as training:
+    total, known = config.total_steps, parts.prompts
+    with Training(begun, total, evaluator=parts.evaluator, known=known) as training:
         optimizer = Optimizer(trained, updates, training.budget_spent)
-        for iteration in range(config.iterations):
-            if iteration > 0:
-                parts.reference.refresh()
-            for step in training.steps(config.steps_per_iteration):
+        training.keep(
+            policy=parts.policy,
+            optimizer=optimizer,
+            reference=parts.reference,
+            reward_update=reward_update,
+        )
+        for iteration in training.rounds(config.steps_per_iteration):
+            if iteration > 0 and training.done == iteration * config.steps_per_iteration:
+                training.once("refresh", partial(refresh, parts, reward_update, training))
+            for step in training.steps(until=(iteration + 1) * config.steps_per_iteration):
                 # Stage 1: rollout and scoring.
-                rollouts = sample(config, parts, step)
+                rollouts = training.rollouts(partial(sample, config, parts, step))
                 training.stages.begin()
                 # Stage 2: advantages and old log-probs, fixed from here on.
                 steps = plan(config, rollouts, step)
-                experience = prepare(config, parts, rollouts, steps)
+                fix = partial(prepare, config, parts, rollouts, steps)
+                experience = training.once("experience", fix)
                 training.stages.lap("logprobs")
                 # Stage 3: optimisation.
-                results = update(config, parts, optimizer, experience, steps)
+                results = update(config, parts, optimizer, experience, training.updates(steps))
                 training.stages.lap("update")
                 if reward_update is not None:
                     reward_update.remember(rollouts)
                     training.stages.lap("reward_update")
                 metrics = step_metrics(config, rollouts, experience, results)
                 training.log(metrics, partial(first_group, parts, rollouts, experience))
-            if training.over:
-                break
-            if reward_update is not None and iteration + 1 < config.iterations:
-                training.event("reward_update", **reward_update.train())
-    training.save("final", parts.policy)
-    if reward_update is not None:
-        training.save("reward_model", reward_update.model)
+        training.save("final", parts.policy)
+        if reward_update is not None:
+            training.save("reward_model", reward_update.model)
     return training.path
+
+
+def refresh(parts: OnPolicyParts, reward_update: RewardUpdate | None, training: Training) -> None:
+    """Between two iterations: train the reward model further, and ``π_ref ← π_θ``."""
+    if reward_update is not None:
+        training.event("reward_update", **reward_update.train())
+    parts.reference.refresh()
 
 
 def sample(config: GRPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:
@@ -211,16 +226,15 @@ def update(
     parts: OnPolicyParts,
     optimizer: Optimizer,
     experience: GRPOExperience,
-    steps: list[MicroBatches],
+    steps: Updates[MicroBatches],
 ) -> list[StepResult]:
     """μ epochs of minibatches over one rollout batch."""
-    results = []
     for micro_batches in steps:
         work = experience.for_step(micro_batches, config.aggregation, config.sampling.max_tokens)
         if not any(bool(part.trained_T.any()) for part in work):
             continue  # Every response of the minibatch was cut off and dropped.
-        results.append(optimizer.step([partial(loss, config, parts, part) for part in work]))
-    return results
+        steps.results.append(optimizer.step([partial(loss, config, parts, part) for part in work]))
+    return steps.results
 
 
 def loss(

@@ -28,6 +28,7 @@ from trivium.algorithms.experience import (
     plan_updates,
     score_all,
 )
+from trivium.algorithms.kl_coefficient import KLCoefficient
 from trivium.algorithms.observe import (
     first_group,
     join_observed,
@@ -43,16 +44,20 @@ from trivium.algorithms.reward_update import RewardUpdate
 from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch, Grouped
 from trivium.maths.advantages import gae, return_targets, whiten
-from trivium.maths.kl import KL_ESTIMATORS, adapted_coefficient, kl_shaped_rewards
+from trivium.maths.kl import KL_ESTIMATORS, kl_shaped_rewards
 from trivium.maths.objectives import clipped_surrogate, value_loss
 from trivium.maths.ragged import segment_starts, spread
 from trivium.maths.weights import weighted_sum
 from trivium.models.critic import Critic
 from trivium.models.loading import trained_parameters
+from trivium.packing import packable
 from trivium.rollout.rollouts import Rollouts, roll_out
-from trivium.runs.training import Training, begin
+from trivium.runs.beginning import begin
+from trivium.runs.measuring import Updates
+from trivium.runs.training import Training
 
 
+@packable
 @dataclass(frozen=True, kw_only=True)
 class PPOExperience(Experience):
     """Advantages, return targets, and what π_old, π_ref and V_old said, of one rollout batch."""
@@ -64,7 +69,7 @@ class PPOExperience(Experience):
 
 def train(config: PPOConfig) -> Path:
     """Run PPO; returns the run's directory: the actor in ``final``, the critic in ``critic``."""
-    begun = begin(config.run, config.model.device)
+    begun = begin("ppo", config)
     parts = assemble(
         config.model,
         config.data,
@@ -79,36 +84,44 @@ def train(config: PPOConfig) -> Path:
     reward_update = None
     if config.reward_update is not None:
         reward_update = RewardUpdate(config.reward_update, parts, seed=config.run.seed)
-    beta = config.beta
-    with Training(begun, "ppo", config, config.steps, evaluator=parts.evaluator) as training:
+    beta = KLCoefficient(config.beta, config.adaptive_kl)
+    total, known = config.steps, parts.prompts
+    with Training(begun, total, evaluator=parts.evaluator, known=known) as training:
         optimizer = make_optimizer(config, parts, critic, training)
+        training.keep(
+            policy=parts.policy,
+            optimizer=optimizer,
+            critic=critic,
+            beta=beta,
+            mix=mix,
+            reward_update=reward_update,
+        )
         for step in training.steps():
             # Stage 1: rollout and scoring.
-            rollouts = sample(config, parts, step)
+            rollouts = training.rollouts(partial(sample, config, parts, step))
             training.stages.begin()
             # Stage 2: advantages and return targets, fixed from here on.
             steps = plan(config, rollouts, step)
-            experience = prepare(config, parts, critic, rollouts, steps, beta)
+            fix = partial(prepare, config, parts, critic, rollouts, steps, beta.value)
+            experience = training.once("experience", fix)
             training.stages.lap("logprobs")
             # Stage 3: optimisation.
             actor = step > config.critic.warmup_steps
-            results = update(config, parts, critic, optimizer, experience, steps, actor, mix)
+            updates = training.updates(steps)
+            results = update(config, parts, critic, optimizer, experience, updates, actor, mix)
             training.stages.lap("update")
             if reward_update is not None:
                 reward_update.remember(rollouts)
                 if reward_update.due(step):
                     training.event("reward_update", **reward_update.train())
                 training.stages.lap("reward_update")
-            metrics = step_metrics(config, rollouts, experience, results) | {"kl/beta": beta}
+            metrics = step_metrics(config, rollouts, experience, results) | {"kl/beta": beta.value}
             training.log(metrics, partial(first_group, parts, rollouts, experience))
-            if config.adaptive_kl is not None:
-                kl, responses = metrics["kl/response"], len(rollouts.flat)
-                target, horizon = config.adaptive_kl.target, config.adaptive_kl.horizon
-                beta = adapted_coefficient(beta, kl, target, responses, horizon)
-    training.save("final", parts.policy)
-    training.save("critic", critic)
-    if reward_update is not None:
-        training.save("reward_model", reward_update.model)
+            beta.adapt(metrics, len(rollouts.flat))
+        training.save("final", parts.policy)
+        training.save("critic", critic)
+        if reward_update is not None:
+            training.save("reward_model", reward_update.model)
     return training.path
 
 
@@ -224,12 +237,11 @@ def update(
     critic: Critic,
     optimizer: Optimizer,
     experience: PPOExperience,
-    steps: list[MicroBatches],
+    steps: Updates[MicroBatches],
     actor: bool,
     mix: PretrainingMix | None,
 ) -> list[StepResult]:
     """Epochs of minibatches; ends early once π has moved ``stop_at_kl`` from π_old."""
-    results = []
     for micro_batches in steps:
         work = [
             partial(loss, config, parts, critic, part, actor)
@@ -239,12 +251,12 @@ def update(
         ]
         if mix is not None and actor:
             work += mix.next_step(config.tokens_per_micro_batch)
-        results.append(optimizer.step(work))
-        seen = results[-1].observed
+        steps.results.append(optimizer.step(work))
+        seen = steps.results[-1].observed
         moved = float((seen["old_logprobs_T"] - seen["logprobs_T"]).mean())
         if config.stop_at_kl is not None and moved > config.stop_at_kl:
             break
-    return results
+    return steps.results
 
 
 def loss(

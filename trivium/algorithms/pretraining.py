@@ -25,6 +25,14 @@ class PretrainingMix:
         self.texts = load_demonstrations(config.data, policy.tokenizer, policy.context_length)
         self.steps = 0
 
+    def state(self) -> int:
+        """How many optimiser steps were given texts."""
+        return self.steps
+
+    def restore(self, state: int) -> None:
+        """Go on from a state."""
+        self.steps = state
+
     def next_step(self, max_tokens: int) -> list[Work]:
         """The micro-batches of the next optimiser step."""
         count = self.config.examples_per_step

@@ -37,22 +37,24 @@ from trivium.data.preferences import (
 )
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.reward_model import RewardModel
+from trivium.runs.beginning import begin
 from trivium.runs.evaluate import Measured
 from trivium.runs.statistics import Interval, mean_interval
-from trivium.runs.training import Training, begin
+from trivium.runs.training import Training
 
 
 def train(config: RewardModelConfig) -> Path:
     """Train a reward model; returns the run's directory, with the model in ``final``."""
-    begun = begin(config.run, config.model.device)
+    begun = begin("reward-model", config)
     data, held_out = load_data(config)
     model = RewardModel.load(config.model)
     examples = len(data.groups)
     steps = steps_of(config.epochs, examples, config.examples_per_step)
     trained = [(config.optimizer, trained_parameters(model.model))]
     measured = None if held_out is None else HeldOut(config, model, held_out)
-    with Training(begun, "reward-model", config, steps, evaluator=measured) as training:
+    with Training(begun, steps, evaluator=measured) as training:
         optimizer = Optimizer(trained, steps, training.budget_spent)
+        training.keep(model=model, optimizer=optimizer)
         for step in training.steps():
             index = epoch_batch(examples, config.examples_per_step, step - 1, seed=config.run.seed)
             batch = take(data, sorted(set(index)))
@@ -64,7 +66,7 @@ def train(config: RewardModelConfig) -> Path:
                 "tokens/trained": float(batch.lengths_N.sum()),
             }
             training.log(metrics)
-    training.save("final", model)
+        training.save("final", model)
     return training.path
 
 
@@ -83,6 +85,12 @@ class HeldOut:
     def evaluate(self) -> Measured:
         """Loss, and accuracy with its 95 % interval."""
         return Measured(validate(self.config, self.model, self.data))
+
+    def state(self) -> None:
+        """Nothing: every evaluation stands alone."""
+
+    def restore(self, state: None) -> None:
+        """Nothing to restore."""
 
 
 def load_data(config: RewardModelConfig) -> tuple[Grouped, Grouped | None]:

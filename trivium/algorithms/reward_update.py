@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -28,10 +29,12 @@ from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError
 from trivium.models.loading import trained_parameters
+from trivium.packing import packable
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.rollouts import Rollouts
 
 
+@packable
 @dataclass(frozen=True)
 class Example:
     """A pair (chosen first), or one response with its labelled step ends."""
@@ -97,6 +100,23 @@ class RewardUpdate:
             "loss": sum(r.loss for r in results) / max(1, len(results)),
             "accuracy": self._accuracy(results[:1]),
         }
+
+    def state(self) -> dict[str, Any]:
+        """The reward model, its optimiser, what it may still learn from, and the next choices."""
+        return {
+            "model": self.model.state(),
+            "optimizer": self.optimizer.state(),
+            "random": self.random.getstate(),
+            "fresh": self.fresh,
+            "archive": self.archive,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.model.restore(state["model"])
+        self.optimizer.restore(state["optimizer"])
+        self.random.setstate(state["random"])
+        self.fresh, self.archive = state["fresh"], state["archive"]
 
     def _step(self, examples: Sequence[Example]) -> StepResult:
         groups = [e.group for e in examples]

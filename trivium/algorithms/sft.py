@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,13 +26,14 @@ from trivium.maths.weights import weighted_sum
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
+from trivium.runs.beginning import begin
 from trivium.runs.evaluate import Evaluator, Measured
-from trivium.runs.training import Training, begin
+from trivium.runs.training import Training
 
 
 def train(config: SFTConfig) -> Path:
     """Fine-tune; returns the run's directory, with the model in ``final``."""
-    begun = begin(config.run, config.model.device)
+    begun = begin("sft", config)
     tokenizer = load_tokenizer(config.model)
     context = context_length(config.model)
     demonstrations = load_demonstrations(config.data, tokenizer, context)
@@ -54,9 +56,12 @@ def train(config: SFTConfig) -> Path:
         demonstrations = sorted(demonstrations, key=lambda d: len(d.trained))
     steps = config.steps or steps_of(config.epochs, len(demonstrations), config.examples_per_step)
     trained = [(config.optimizer, trained_parameters(policy.model))]
-    measured = HeldOut(config, policy, held_out, evaluator)
-    with Training(begun, "sft", config, steps, evaluator=measured) as training:
+    measured = None
+    if held_out is not None or evaluator is not None:
+        measured = HeldOut(config, policy, held_out, evaluator)
+    with Training(begun, steps, evaluator=measured) as training:
         optimizer = Optimizer(trained, steps, training.budget_spent)
+        training.keep(policy=policy, optimizer=optimizer)
         for step in training.steps():
             batch = as_data([demonstrations[i] for i in pick(config, len(demonstrations), step)])
             parts = batch.for_step(
@@ -72,7 +77,7 @@ def train(config: SFTConfig) -> Path:
                 "tokens/trained": float(batch.trained_T.sum()),
             }
             training.log(metrics)
-    training.save("final", policy)
+        training.save("final", policy)
     return training.path
 
 
@@ -94,6 +99,15 @@ class HeldOut:
         if self.demonstrations is not None:
             numbers["nll"] = validation_loss(self.config, self.policy, self.demonstrations)
         return Measured(numbers, None if self.responses is None else self.responses.evaluate())
+
+    def state(self) -> Any:
+        """What later evaluations of responses are compared with."""
+        return None if self.responses is None else self.responses.state()
+
+    def restore(self, state: Any) -> None:
+        """Compare with what ``state`` gave."""
+        if self.responses is not None:
+            self.responses.restore(state)
 
 
 def as_data(demonstrations: list[Demonstration]) -> Weighted:

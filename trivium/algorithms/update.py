@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.errors import TrainingError
+from trivium.packing import packable
 
 Work = Callable[[], tuple[Tensor, dict[str, Tensor]]]
 """The loss of one micro-batch, and what was observed on the way (flat tensors, detached)."""
 
 
+@packable
 @dataclass(frozen=True)
 class StepResult:
     """What one optimiser step saw: loss, gradient norm before clipping, learning rate, and the
@@ -94,6 +96,15 @@ class Optimizer:
         names = dict.fromkeys(name for observed in seen for name in observed)
         joined = {name: torch.cat([o[name] for o in seen if name in o]) for name in names}
         return StepResult(total, norms[0], rate, joined)
+
+    def state(self) -> dict[str, Any]:
+        """AdamW's moments, and how many steps were taken."""
+        return {"steps": self.steps, "moments": self.adamw.state_dict()["state"]}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from a state."""
+        self.steps = state["steps"]
+        self.adamw.load_state_dict(self.adamw.state_dict() | {"state": state["moments"]})
 
     def _clip(self, config: OptimizerConfig, parameters: list[nn.Parameter]) -> float:
         return float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))

@@ -26,6 +26,8 @@ class Command:
     function: str
     example: str
     arguments: str
+    trains: bool = False
+    """Whether it writes a run, which can be stopped and go on."""
 
     def config_class(self) -> type[Configuration]:
         """The class of the configuration; importing it is quick."""
@@ -119,6 +121,7 @@ COMMANDS = {
         function="trivium.algorithms.sft:train",
         example=_SFT,
         arguments="epochs=2",
+        trains=True,
     ),
     "reward-model": Command(
         help="train a reward model on preference pairs, or a process one on labelled steps",
@@ -126,6 +129,7 @@ COMMANDS = {
         function="trivium.algorithms.reward_model:train",
         example=_REWARD_MODEL,
         arguments="optimizer.learning_rate=5e-6",
+        trains=True,
     ),
     "ppo": Command(
         help="train a policy by PPO, with a critic and the KL penalty in the reward",
@@ -133,6 +137,7 @@ COMMANDS = {
         function="trivium.algorithms.ppo:train",
         example=_PPO,
         arguments="steps=200 run.seed=1",
+        trains=True,
     ),
     "dpo": Command(
         help="train a policy by DPO, on pairs from a file or sampled while training",
@@ -140,6 +145,7 @@ COMMANDS = {
         function="trivium.algorithms.dpo:train",
         example=_DPO,
         arguments="loss=ipo",
+        trains=True,
     ),
     "grpo": Command(
         help="train a policy by GRPO, on outcome or process rewards",
@@ -147,6 +153,7 @@ COMMANDS = {
         function="trivium.algorithms.grpo:train",
         example=_GRPO,
         arguments="rewards.1.weight=0.2 run.seed=1",
+        trains=True,
     ),
     "sample": Command(
         help="write a model's responses to prompts, with their rewards",

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from pydantic import Field, field_validator
 
 from trivium.config import Configuration
 from trivium.models.model_config import ModelConfig
+from trivium.paths import looked_up
 from trivium.rollout.sampling import Sampling
 
 LINE = "{line}"
@@ -36,7 +35,7 @@ class ChatConfig(Configuration):
 
     def checkpoint(self) -> ModelConfig:
         """The model; of a run's directory, its final one."""
-        path = Path(self.model.path).expanduser()
+        path = looked_up(self.model.path)
         if (path / "run.json").is_file() and (path / "final").is_dir():
             return self.model.model_copy(update={"path": str(path / "final")})
         return self.model

@@ -1,7 +1,8 @@
 """The conductor: runs jobs side by side, each an ordinary command in a process of its own.
 
 Nothing here trains: what can be seen here, a user can do by hand with the configurations that are
-written. Jobs that a stopped comparison had finished are kept as long as they would be the same.
+written. Jobs that a stopped comparison had finished are kept as long as they would be the same, and
+one that was stopped in its middle goes on from its last saved state.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from trivium.compare.board import Board
 from trivium.compare.plan import Job, with_budget
 from trivium.errors import TrainingError
 from trivium.runs.budget import CURRENCIES
-from trivium.runs.store import read_metrics
+from trivium.runs.identity import source_digest
+from trivium.runs.store import is_finished, read_metrics, read_run
 
 
 def cores() -> int:
@@ -104,20 +106,21 @@ class Crew:
         if taken is not None:
             board.finish(job.name, taken, "kept from an earlier run")
             return taken
+        further = ["run.overwrite=false"] if _can_go_on(job, text) else []
         job.config.parent.mkdir(parents=True, exist_ok=True)
         done.unlink(missing_ok=True)
         job.config.write_text(text, encoding="utf-8")
         board.start(job.name)
         started = time.perf_counter()
-        self._execute(job, threads, board)
+        self._execute(job, further, threads, board)
         taken = time.perf_counter() - started
         done.write_text(json.dumps({"seconds": taken}) + "\n", encoding="utf-8")
         board.finish(job.name, taken)
         return taken
 
-    def _execute(self, job: Job, threads: int, board: Board) -> None:
+    def _execute(self, job: Job, further: list[str], threads: int, board: Board) -> None:
         log = job.beside(".log")
-        process = self._start(job, threads)
+        process = self._start(job, further, threads)
         last: list[str] = []
         with process, log.open("w", encoding="utf-8") as file:
             assert process.stdout is not None, "asked for by PIPE"
@@ -131,7 +134,7 @@ class Crew:
         if process.returncode != 0:
             raise TrainingError(f"{job.name} failed; {log} ends with:\n" + "\n".join(last))
 
-    def _start(self, job: Job, threads: int) -> subprocess.Popen[str]:
+    def _start(self, job: Job, further: list[str], threads: int) -> subprocess.Popen[str]:
         count = str(threads)
         environment = {
             **os.environ,
@@ -139,7 +142,7 @@ class Crew:
             "MKL_NUM_THREADS": count,
             "TOKENIZERS_PARALLELISM": "false",
         }
-        command = [sys.executable, "-m", "trivium", job.command, str(job.config)]
+        command = [sys.executable, "-m", "trivium", job.command, str(job.config), *further]
         with self._lock:
             if self._stopped:
                 raise TrainingError(f"{job.name} was not started: another job had failed")
@@ -151,9 +154,19 @@ class Crew:
                 encoding="utf-8",
                 errors="replace",
                 env=environment,
+                process_group=0,  # Ctrl-C is the conductor's, who tells each process once.
             )
             self._processes.add(process)
         return process
+
+
+def _can_go_on(job: Job, text: str) -> bool:
+    """Whether the job's run was stopped in its middle, and would be the same again."""
+    directory = job.directory
+    if not (directory / "run.json").is_file() or is_finished(directory):
+        return False
+    same = job.config.is_file() and job.config.read_text(encoding="utf-8") == text
+    return same and read_run(directory).get("source") == source_digest()
 
 
 def _kept(job: Job, done: Path, text: str) -> float | None:

@@ -119,6 +119,7 @@ def step_ends(
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the text's tokens, without any that the tokenizer would add around them."""
+    checked_text(text, "the text to be tokenised")
     return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 

@@ -19,15 +19,17 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from trivium.errors import DataError
+from trivium.errors import DataError, one_line
+from trivium.paths import looked_up
 
 Record = tuple[str, Any]
 """Where a value stands, and the value; a DataError in its place says why it could not be read."""
 
-_LONGEST_FIELD = 2**31 - 1
+_LONGEST = 2**26
 _LONGEST_SHOWN = 60
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _BOM = b"\xef\xbb\xbf"
@@ -37,9 +39,17 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 def open_records(source: str, subset: str | None, split: str | None) -> Iterator[Record]:
     """Return the records of a file, a directory, a saved dataset or a hub dataset, in order.
 
-    Raises DataError where there is nothing to read, here or while reading.
+    Raises DataError where there is nothing to read, here or while reading, and ConfigurationError
+    for a path that cannot be looked up.
     """
-    path = Path(source).expanduser()
+    try:
+        return _found(source, subset, split)
+    except OSError as error:
+        raise DataError(f"{source}: cannot be looked up: {error.strerror or error}") from None
+
+
+def _found(source: str, subset: str | None, split: str | None) -> Iterator[Record]:
+    path = looked_up(source)
     if not path.exists() and _HUB_NAME.fullmatch(source) and _kind(path) is None:
         return _hub_dataset(source, subset, split)
     if subset is not None:
@@ -67,7 +77,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 def is_dataset(source: str) -> bool:
     """Whether the source is a saved or a hub dataset, which a library of its own reads."""
-    path = Path(source).expanduser()
+    path = looked_up(source)
     if path.is_dir():
         return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
     return not path.exists() and bool(_HUB_NAME.fullmatch(source)) and _kind(path) is None
@@ -93,6 +103,8 @@ def _file(path: Path) -> Iterator[Record]:
             f"{path}: its name does not end in {', '.join(_READERS)} (or .gz of the first three), "
             "so its format is unknown; rename or convert it"
         )
+    if not path.is_file():
+        raise DataError(f"{path}: is a pipe or device, not a file; write its content to a file")
     return _READERS[kind](path)
 
 
@@ -134,8 +146,18 @@ def _reading(path: Path) -> Iterator[BufferedIOBase]:
 
 def _lines(path: Path, file: BufferedIOBase) -> Iterator[tuple[str, bytes]]:
     """Yield each line with its place, without a byte order mark."""
-    for number, line in enumerate(file, 1):
+    for number in count(1):
+        line = file.readline(_LONGEST + 1)
+        if not line:
+            return
+        if len(line) > _LONGEST:
+            raise _too_long(f"{path}:{number}")
         yield f"{path}:{number}", line.removeprefix(_BOM) if number == 1 else line
+
+
+def _too_long(where: str) -> DataError:
+    """No text needs this; a small zipped file can hold a line that fills any memory."""
+    return DataError(f"{where}: is longer than {_LONGEST:,} bytes, which no row may be; split it")
 
 
 def _decoded(data: bytes, where: str) -> str:
@@ -153,14 +175,22 @@ def _not_utf8(error: UnicodeDecodeError, where: str) -> DataError:
 def _parquet(path: Path) -> Iterator[Record]:
     parquet = _needed("pyarrow.parquet", f"{path}: a Parquet file", "pyarrow")
     number = 0
+    fault = f"{path}: not a readable Parquet file"
+    with _columns_read(fault), parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                number += 1
+                yield f"{path}, row {number}", row
+
+
+@contextmanager
+def _columns_read(fault: str) -> Iterator[None]:
+    """Make a DataError of what Arrow raises for a file it cannot read, or Python for a value."""
+    arrow = _needed("pyarrow", fault, "pyarrow")
     try:
-        with parquet.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield f"{path}, row {number}", row
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable Parquet file: {_first_line(error)}") from None
+        yield
+    except (arrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
+        raise DataError(f"{fault}: {_first_line(error)}") from None
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -250,7 +280,11 @@ class _Window:
             try:
                 value, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                if self._more():
+                # What is only cut off fails in a string that goes on, or in the last word.
+                cut = error.msg.startswith("Untermin") or error.pos + 16 > len(self._text)
+                if cut and len(self._text) - self._at > _LONGEST:
+                    raise _too_long(self.where) from None
+                if cut and self._more():
                     continue
                 self._advance(error.pos)
                 raise DataError(f"{self.where}: not valid JSON: {error.msg}") from None
@@ -281,7 +315,7 @@ class _Window:
 
 
 def _csv(path: Path) -> Iterator[Record]:
-    csv.field_size_limit(_LONGEST_FIELD)
+    csv.field_size_limit(_LONGEST)
     header: list[str] | None = None
     with _reading(path) as file:
         reader = csv.reader((_decoded(line, at) for at, line in _lines(path, file)), strict=True)
@@ -302,7 +336,7 @@ def _csv(path: Path) -> Iterator[Record]:
 def _checked_header(fields: list[str], where: str) -> list[str]:
     twice = [name for name, count in Counter(fields).items() if count > 1]
     if twice:
-        raise DataError(f"{where}: the column `{twice[0]}` is there twice; rename one")
+        raise DataError(f"{where}: the column `{one_line(twice[0])}` is there twice; rename one")
     return fields
 
 
@@ -363,4 +397,10 @@ def _dataset_rows(loaded: Any, name: str, split: str | None) -> Iterator[Record]
             raise DataError(f"{name}: {wanted}; set `split` to one of {', '.join(loaded)}")
         loaded = loaded[split]
     place = name if split is None else f"{name}[{split}]"
-    return ((f"{place}, row {number}", row) for number, row in enumerate(loaded, 1))
+    return _counted_rows(loaded, place)
+
+
+def _counted_rows(loaded: Any, place: str) -> Iterator[Record]:
+    with _columns_read(f"{place}: its rows cannot be read"):
+        for number, row in enumerate(loaded, 1):
+            yield f"{place}, row {number}", row

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trivium.packing import packable
 
+
+@packable
 @dataclass(frozen=True)
 class Group:
     """One prompt and its responses, as token ids."""

@@ -7,7 +7,6 @@ algorithms.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -259,7 +258,7 @@ def _labels(row: Row) -> list[float]:
     if not isinstance(labels, list):
         raise DataError(f"column `labels` is {shortened(labels)}; it takes a list, one per step")
     for number, label in enumerate(labels, 1):
-        if not isinstance(label, int | float) or not (math.isfinite(label) and 0 <= label <= 1):
+        if not isinstance(label, int | float) or not 0 <= label <= 1:
             raise DataError(
                 f"label {number} is {shortened(label)}; write true, false or a number in [0, 1]"
             )

@@ -12,19 +12,22 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field
 
 from trivium.config import Configuration, Contradiction
 from trivium.data.files import nearest, open_records, shortened
-from trivium.errors import DataError
+from trivium.errors import DataError, one_line
+from trivium.paths import looked_up
 
 logger = logging.getLogger("trivium")
 
 T = TypeVar("T")
 
 _MOST_FAULTS = 10
+_DEEPEST = 100
 
 
 class RowsConfig(Configuration):
@@ -40,6 +43,12 @@ class RowsConfig(Configuration):
     """Read at most this many rows, from the first."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name for a column: the data's name for it, as in {prompt: question}."""
+
+    def inputs(self) -> Iterator[Path]:
+        """The file or directory; of a hub name there is none."""
+        path = looked_up(self.path)
+        if path.exists():
+            yield path
 
     known_columns: ClassVar[frozenset[str] | None] = None
 
@@ -142,7 +151,7 @@ class Pass:
         for row in islice(read_rows(self.config), most):
             self.rows += 1
             if isinstance(row, DataError):
-                self.faults.append(str(row))
+                self.faults.append(one_line(str(row)))
             else:
                 self.columns.update(row.columns.keys())
                 try:
@@ -150,7 +159,7 @@ class Pass:
                 except Dropped as reason:
                     self.dropped[str(reason)] += 1
                 except DataError as error:
-                    self.faults.append(f"{row.where}: {error}")
+                    self.faults.append(one_line(f"{row.where}: {error}"))
             if len(self.faults) == _MOST_FAULTS:
                 self.faults.append(
                     f"reading stopped after {_MOST_FAULTS} faulty rows; there may be more"
@@ -210,6 +219,8 @@ def read_rows(config: RowsConfig) -> Iterator[Row | DataError]:
     for index, (where, value) in enumerate(islice(records, config.limit)):
         if isinstance(value, DataError):
             yield value
+        elif _nests_deeper(value, _DEEPEST):
+            yield DataError(f"{where}: values nest more than {_DEEPEST} deep; flatten them")
         elif not isinstance(value, dict):
             yield DataError(
                 f"{where}: holds {shortened(value)}, not a row; write an object, {{column: value}}"
@@ -219,6 +230,20 @@ def read_rows(config: RowsConfig) -> Iterator[Row | DataError]:
         else:
             named = {name: value[source] for name, source in config.columns.items()}
             yield Row(value | named, index, where)
+
+
+def _nests_deeper(value: Any, levels: int) -> bool:
+    """Whether lists and objects stand in each other more than so many levels deep.
+
+    What reads or writes values later, such as a chat template, goes one call deeper with each.
+    """
+    inside = [value]
+    for _ in range(levels + 1):
+        holders = [held for held in inside if isinstance(held, dict | list)]
+        if not holders:
+            return False
+        inside = [p for h in holders for p in (h.values() if isinstance(h, dict) else h)]
+    return True
 
 
 def _missing_sources(config: RowsConfig, row: dict[str, Any]) -> str:

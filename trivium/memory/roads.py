@@ -44,6 +44,7 @@ from trivium.rewards.reward import RewardConfig
 from trivium.rollout.local import LocalEngine
 from trivium.rollout.sampling import Sampling
 from trivium.runs.evaluation_config import EvaluationConfig
+from trivium.runs.measuring import Updates
 
 SCORED = 16384
 """Tokens per pass of the evaluation's log-probs."""
@@ -214,7 +215,7 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
             old_logprobs_T=z if old else None,
             ref_logprobs_T=z if config.beta > 0 else None,
         )
-        grpo.update(config, on_policy(policy, reference), optimizer, experience, [parts])
+        grpo.update(config, on_policy(policy, reference), optimizer, experience, Updates([parts]))
     update_rewards(road, config.reward_update, config.rewards, judges, trained)
 
 

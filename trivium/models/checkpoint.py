@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.errors import ModelError
+from trivium.paths import looked_up
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -23,7 +24,7 @@ _CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 def local_directory(path: str) -> Path | None:
     """The directory that the path names; None for a hub name. Raises ModelError if it is gone."""
-    where = Path(path).expanduser()
+    where = looked_up(path)
     if where.is_dir():
         return where
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or where.exists():

@@ -6,6 +6,7 @@ Either a model of its own (``SeparateCritic``) or a head on the actor's hidden s
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -14,7 +15,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trivium.data.batch import Batch
-from trivium.models.loading import base_of, trained_parameters
+from trivium.models.loading import (
+    base_of,
+    restore_trained,
+    trained_parameters,
+    trained_state,
+)
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 
@@ -36,6 +42,8 @@ class Critic(Protocol):
     def parameters(self) -> list[nn.Parameter]: ...
     def score(self, policy: Policy, batch: Batch) -> ActorCriticScores: ...
     def final_values(self, policy: Policy, batch: Batch) -> Tensor: ...
+    def state(self) -> dict[str, Tensor]: ...
+    def restore(self, state: Mapping[str, Tensor]) -> None: ...
     def save(self, directory: Path) -> None: ...
 
 
@@ -59,6 +67,12 @@ class SeparateCritic:
     def final_values(self, policy: Policy, batch: Batch) -> Tensor:
         """V after each response's last token, ``[N]``: what a cut-off response bootstraps from."""
         return self.model.scores_at(batch, batch.last_tokens_N)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.model.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.model.restore(state)
 
     def save(self, directory: Path) -> None:
         self.model.save(directory)
@@ -86,6 +100,12 @@ class SharedCritic:
     def final_values(self, policy: Policy, batch: Batch) -> Tensor:
         """V after each response's last token, ``[N]``."""
         return self.head(policy.hidden_at(batch, batch.last_tokens_N))[:, 0]
+
+    def state(self) -> dict[str, Tensor]:
+        return trained_state(self.head)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        restore_trained(self.head, state)
 
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)

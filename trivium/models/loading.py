@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -156,6 +156,19 @@ def base_of(model: nn.Module) -> PreTrainedModel:
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that an optimiser moves."""
     return [p for p in model.parameters() if p.requires_grad]
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """The trained parameters by name: what of a model changes. They share its memory."""
+    return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def restore_trained(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Set the trained parameters, where they lie in memory, to what ``trained_state`` gave."""
+    parameters = dict(model.named_parameters())
+    for name, value in state.items():
+        parameters[name].copy_(value)
 
 
 def _from_pretrained(

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from trivium.config import Configuration, Contradiction
+from trivium.paths import looked_up
 
 LayerName = Annotated[str, Field(min_length=1)]
 
@@ -44,6 +45,12 @@ class ModelConfig(Configuration):
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Only for sources you trust."""
 
+    def inputs(self) -> Iterator[Path]:
+        """The checkpoint's directory; of a hub name there is none."""
+        path = looked_up(self.path)
+        if path.is_dir():
+            yield path
+
     def contradictions(self) -> Iterator[Contradiction]:
-        if self.revision is not None and Path(self.path).is_dir():
+        if self.revision is not None and looked_up(self.path).is_dir():
             yield "revision", "the path is a local directory, which has none: leave revision out"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +19,9 @@ from trivium.models.loading import (
     load_causal_lm,
     load_tokenizer,
     require_vocabulary,
+    restore_trained,
     save_checkpoint,
+    trained_state,
 )
 from trivium.models.logprobs import Head, token_logprobs
 from trivium.models.model_config import ModelConfig
@@ -116,6 +119,14 @@ class Policy:
             hidden_TD, self.head, targets_T, temperature=self.temperature
         )
         return TokenScores(logprobs_T, entropy_T)
+
+    def state(self) -> dict[str, Tensor]:
+        """What training changes: the weights, or the adapters."""
+        return trained_state(self.model)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights, or adapters, that ``state`` gave."""
+        restore_trained(self.model, state)
 
     def save(self, directory: Path) -> None:
         """Write a checkpoint that plain ``transformers`` loads, adapters merged."""

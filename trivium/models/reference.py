@@ -24,6 +24,7 @@ class Reference:
 
     def __init__(self, policy: Policy) -> None:
         self._policy = policy
+        self._refreshed = False
         self._adapters: list[Tensor] | None = None
         self._copy = None if is_adapted(policy.model) else frozen_copy(policy)
 
@@ -38,11 +39,32 @@ class Reference:
     @torch.no_grad()
     def refresh(self) -> None:
         """``π_ref ← π_θ``."""
+        self._refreshed = True
         if self._copy is None:
             self._adapters = [p.detach().clone() for p in trained_parameters(self._policy.model)]
             return
         current = self._policy.model.state_dict()
         self._copy.model.load_state_dict(current)
+
+    def state(self) -> list[Tensor] | None:
+        """What it was refreshed to; None where it is still what it started as."""
+        if not self._refreshed:
+            return None
+        if self._copy is not None:
+            return [p.detach() for p in self._copy.model.parameters()]
+        return self._adapters
+
+    @torch.no_grad()
+    def restore(self, state: list[Tensor] | None) -> None:
+        """Be as it was when ``state`` was asked for."""
+        if state is None:
+            return
+        self._refreshed = True
+        if self._copy is None:
+            self._adapters = state
+            return
+        for parameter, value in zip(self._copy.model.parameters(), state, strict=True):
+            parameter.copy_(value)
 
     @contextmanager
     def _as_reference(self) -> Iterator[None]:

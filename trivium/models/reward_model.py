@@ -7,6 +7,7 @@ process reward model at each step's last token, a critic (``models.critic``) bef
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -23,7 +24,9 @@ from trivium.models.loading import (
     load_scorer,
     load_tokenizer,
     require_vocabulary,
+    restore_trained,
     save_checkpoint,
+    trained_state,
 )
 from trivium.models.model_config import ModelConfig
 
@@ -87,6 +90,14 @@ class RewardModel:
         counts_N = torch.tensor([len(e) for e in ends])
         ends_S = torch.tensor([end for e in ends for end in e], dtype=torch.long)
         return self.scores_at(batch, spread(batch.starts_N.cpu(), counts_N) + ends_S)
+
+    def state(self) -> dict[str, Tensor]:
+        """What training changes: the weights, or the adapters."""
+        return trained_state(self.model)
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take weights, or adapters, that ``state`` gave."""
+        restore_trained(self.model, state)
 
     def save(self, directory: Path) -> None:
         """Write a checkpoint that ``AutoModelForSequenceClassification`` loads, adapters merged."""

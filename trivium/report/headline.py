@@ -61,7 +61,9 @@ def state(rows: Sequence[Row], events: Sequence[Row]) -> dict[str, Any]:
     for event in reversed(events):
         kind = event.get("kind")
         step = event.get("step")
-        if kind in ("finished", "stopped"):
+        if kind == "resumed":
+            break
+        if kind in ("finished", "stopped", "interrupted", "failed"):
             if isinstance(step, int | float) and step < reached:
                 break
             return {"kind": kind, "reason": str(event.get("message", ""))}

@@ -17,7 +17,7 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from trivium.errors import ConfigurationError, RewardError
-from trivium.rewards.functions import Function, PastLimit, call, fit, given, located
+from trivium.rewards.functions import Function, PastLimit, call, fit, given, located, printable
 
 if TYPE_CHECKING:
     from trivium.data.prompts import Prompt
@@ -109,6 +109,12 @@ def read_value(value: Any, text: str) -> Value:
     return found
 
 
+def _unreadable(value: Any, error: Exception) -> str:
+    """Return what to say of an object whose own code raises when it is looked at."""
+    raised = printable(f"{type(error).__name__}: {error}").rstrip(": ")
+    return f"{type(value).__name__}, which cannot be read as a number or as steps ({raised})"
+
+
 def _entries(result: Any, count: int) -> list[Any]:
     """Return a call's result as one entry per response."""
     if not isinstance(result, list | tuple) and callable(getattr(result, "tolist", None)):
@@ -171,7 +177,13 @@ class Component:
             if "main thread" in str(error):
                 reason += "; 'timeout: null' calls it there, without a limit"
             raise _CallFailed(reason, locatable=True, cause=error) from error
-        return _entries(result, len(responses))
+        try:
+            return _entries(result, len(responses))
+        except _CallFailed:
+            raise
+        except Exception as error:
+            reason = f"returned {_unreadable(result, error)}"
+            raise _CallFailed(reason, locatable=False, cause=error) from error
 
     def _keywords(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> dict[str, Any]:
         available = {column for prompt in prompts for column in prompt.columns}
@@ -208,6 +220,8 @@ class Component:
             return read_value(entry, text)
         except ValueError as error:
             return _Fault(str(error))
+        except Exception as error:
+            return _Fault(f"its value is {_unreadable(entry, error)}", cause=error)
 
     def _one_by_one(
         self, failed: _CallFailed, prompts: Sequence[Prompt], responses: Sequence[Response]

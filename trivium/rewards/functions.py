@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from trivium.errors import ConfigurationError
+from trivium.paths import looked_up
 
 Function = Callable[..., Any]
 
@@ -78,7 +79,10 @@ def anchored(source: str, directory: Path | None) -> str:
     A relative file that the current directory lacks and `directory` holds gets its whole path.
     """
     place, colon, name = source.rpartition(":")
-    file = Path(place).expanduser()
+    try:
+        file = looked_up(place)
+    except ConfigurationError:  # told when the function is looked for
+        return source
     if directory is None or not place.endswith(".py") or file.is_absolute() or file.exists():
         return source
     there = directory.resolve() / file
@@ -92,7 +96,7 @@ def _extend_import_path(directory: Path) -> None:
 
 def find_file(place: str, directories: Sequence[Path]) -> Path:
     """Return the first of the directories' files of this name; ConfigurationError if none has."""
-    candidates = [directory / Path(place).expanduser() for directory in directories]
+    candidates = [directory / looked_up(place) for directory in directories]
     path = next((candidate.resolve() for candidate in candidates if candidate.is_file()), None)
     if path is None:
         tried = " and ".join(dict.fromkeys(str(candidate.resolve()) for candidate in candidates))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from trivium.errors import ConfigurationError, RewardError
+from trivium.packing import packable
 from trivium.rewards.component import Component, Step, Value
 from trivium.rewards.format import format, length
 from trivium.rewards.functions import (
@@ -41,6 +42,7 @@ BUILT_IN: dict[str, Function] = {
 }
 
 
+@packable
 @dataclass(frozen=True)
 class Scores:
     """The rewards of N responses.

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, field_
 
 from trivium.config import Configuration, Contradiction
 from trivium.credentials import secrets_in
+from trivium.paths import looked_up
 from trivium.rewards.functions import anchored, nearest
 
 Aggregate = Literal["none", "product", "minimum"]
@@ -79,6 +80,12 @@ class RewardConfig(Configuration):
     @field_serializer("function")
     def _from_anywhere(self, function: str) -> str:
         return anchored(function, self._directory)
+
+    def inputs(self) -> Iterator[Path]:
+        """The function's file, and whatever the argument ``path`` names."""
+        place = looked_up(anchored(self.function, self._directory).rpartition(":")[0])
+        model = looked_up(str(self.arguments.get("path", "")))
+        yield from (p for p in (place, model) if p.name and p.exists())
 
     @property
     def directories(self) -> list[Path]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trivium.data.prompts import Prompt
+from trivium.packing import packable
 from trivium.rollout.sampling import Sampling
 
 Ending = Literal["eos", "stop", "length"]
@@ -24,6 +25,7 @@ OUTSIDE_TRAINING = -1
 """The step of what is sampled by no training step: its random numbers are its own."""
 
 
+@packable
 @dataclass(frozen=True)
 class Response:
     """One sampled response.

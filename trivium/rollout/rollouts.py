@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trivium.data.chat import step_ends
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
+from trivium.packing import packable
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.engine import Engine, Response
 from trivium.rollout.sampling import Sampling
@@ -32,6 +33,7 @@ class Steps:
     counts_N: Tensor
 
 
+@packable
 @dataclass(frozen=True)
 class Rollouts:
     """G prompts, their responses, and the scores of the flattened N responses."""

@@ -52,7 +52,7 @@ class Evaluated:
     sampled: Rollouts
     distance: Distance | None
     pieces: list[list[str]]
-    base: Rollouts | None = None
+    base_totals_N: Tensor | None = None
     passes_at: float | None = None
 
     @property
@@ -76,9 +76,9 @@ class Evaluated:
     @property
     def win_rate(self) -> Interval | None:
         """How often a sampled response beats the base's to the same prompt; ties count half."""
-        if self.base is None:
+        if self.base_totals_N is None:
             return None
-        mine, theirs = (self._by_prompt(r.totals_N) for r in (self.sampled, self.base))
+        mine, theirs = map(self._by_prompt, (self.sampled.totals_N, self.base_totals_N))
         return mean_interval(wins(mine.tolist(), theirs.tolist()))
 
     def record(self) -> dict[str, Any]:
@@ -180,7 +180,7 @@ class Evaluator:
         self.reference = reference
         self.sampling = config.sampling(training)
         self.tokens_per_micro_batch = tokens_per_micro_batch
-        self._base: Rollouts | None = None
+        self._base_totals_N: Tensor | None = None
 
     def due(self, step: int) -> bool:
         """Whether to evaluate after training step ``step``; 0 is before the first."""
@@ -197,11 +197,20 @@ class Evaluator:
             sampled=sampled,
             distance=None if self.reference is None else self._distance(sampled, self.reference),
             pieces=[token_pieces(self.policy.tokenizer, r.tokens) for r in sampled.flat],
-            base=self._base,
+            base_totals_N=self._base_totals_N,
             passes_at=self.config.passes_at,
         )
-        self._base = sampled if self._base is None else self._base
+        if self._base_totals_N is None:
+            self._base_totals_N = sampled.totals_N
         return evaluated
+
+    def state(self) -> Tensor | None:
+        """What later evaluations are compared with: the first one's rewards."""
+        return self._base_totals_N
+
+    def restore(self, state: Tensor | None) -> None:
+        """Compare with what ``state`` gave."""
+        self._base_totals_N = state
 
     def _roll_out(self, samples: int, temperature: float) -> Rollouts:
         return roll_out(

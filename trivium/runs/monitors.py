@@ -234,7 +234,7 @@ class Monitors:
         """Everything remembered, as JSON can hold it."""
         return {name: memory.state() for name, memory in self._memories.items()}
 
-    def load(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; a monitor that was off then, or is new, begins afresh."""
         self._memories |= {name: Memory.of(state[name]) for name in self._on if name in state}
 

@@ -30,7 +30,8 @@ _WINDOW = 20
 
 
 class Progress:
-    """Shows the progress of `total` steps; a context manager, told of every step by `advance`.
+    """Shows the progress of `total` steps, `done` of them before; a context manager, told of every
+    step by `advance`.
 
     Without a terminal it writes a line at the first step, at most every `every` seconds from then
     on, and at the last.
@@ -41,13 +42,14 @@ class Progress:
         title: str,
         total: int,
         *,
+        done: int = 0,
         every: float = 5.0,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.title = printable(title)
         self.total = total
-        self.done = 0
+        self.done = done
         self._every = every
         self._console = console or Console()
         self._clock = clock
@@ -62,7 +64,7 @@ class Progress:
         self._times.append(self._clock())
         if _is_live(self._console):
             live = Live(BarColumn(bar_width=16), _Status(self), console=self._console)
-            self._task = live.add_task("", total=self.total)
+            self._task = live.add_task("", total=self.total, completed=self.done)
             live.start()
             self._live = live
         return self

@@ -7,39 +7,44 @@
     samples.jsonl      responses, a few per evaluation and of training steps
     outcomes.jsonl     the reward of every held-out response, by prompt
     events.jsonl       what happened besides
+    checkpoints/       the run's state, to go on from
     final/ ...         models
 
 Lines are strict JSON and are appended whole; a number that is not finite is written as the text
 "NaN", "Infinity" or "-Infinity", which `read_metrics` and `read_evaluations` turn back. Models
-appear only when complete. Left out: continuing a stopped run, and drawing what the files say.
+appear only when complete. Left out: who may write here (``runs.claim``), a run's state
+(``runs.checkpoint``), and drawing what the files say.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
-import platform
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from trivium.config import Configuration, dump
-from trivium.errors import ConfigurationError, DataError, TrainingError
+from trivium.errors import CheckpointError, DataError, TrainingError
 from trivium.runs.budget import BudgetConfig
+from trivium.runs.checkpoint_config import CheckpointsConfig
+from trivium.runs.files import flush_to_disk, placing, write_text
+from trivium.runs.identity import circumstances
 from trivium.runs.monitor_config import MonitorsConfig
-from trivium.runs.trackers import TrackerName, require_trackers
+from trivium.runs.trackers import TrackerName
 
-_PACKAGES = ("trivium", "torch", "transformers", "tokenizers", "safetensors", "peft")
+LOGS = ("metrics", "evaluation", "samples", "outcomes", "events")
+"""The files to which lines are appended, without their ending."""
+_HAPPEN_ONCE = ("interrupted", "failed", "resumed", "not_saved")
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
@@ -50,7 +55,14 @@ class RunConfig(Configuration):
     directory: Path | None = None
     """The run's directory, new or empty; by default runs/ and then the kind and time of the run."""
     overwrite: bool = False
-    """Delete the run that the directory already holds, instead of refusing to start."""
+    """Delete the run that the directory already holds, and begin anew."""
+    resume: bool = False
+    """Insist on going on with a run that was stopped. (One goes on by itself when its command is
+    given again; this refuses to begin one.)"""
+    allow_changes: bool = False
+    """Go on with a run even where its configuration, data or code changed."""
+    checkpoints: CheckpointsConfig = CheckpointsConfig()
+    """Saved states that a stopped run goes on from."""
     seed: int = Field(default=0, ge=0)
     """Decides every random choice of the run."""
     samples: int = Field(default=8, ge=0)
@@ -68,40 +80,75 @@ class RunConfig(Configuration):
     """What raises an alarm, and which alarms stop the run (docs/monitors.md)."""
 
 
-def require_free(config: RunConfig) -> None:
-    """Raise ConfigurationError where the run's directory is taken; before anything slow is done."""
-    require_trackers(config.trackers)
-    if config.directory is not None:
-        _may_go(config.directory, config.overwrite)
-
-
 class Run:
-    """A run that is being written."""
+    """A run that is being written.
 
-    def __init__(self, path: Path) -> None:
+    Attributes:
+        path: its directory.
+        identity: an id of its own, which its checkpoints bear.
+    """
+
+    def __init__(self, path: Path, identity: str, *, elapsed: float = 0.0) -> None:
         self.path = path
-        self._started = time.monotonic()
+        self.identity = identity
+        self._started = time.monotonic() - elapsed
+        self._written = {stem: (0, hashlib.sha256()) for stem in LOGS}
 
     @classmethod
-    def create(cls, config: RunConfig, kind: str, resolved: Configuration) -> Run:
-        """Make the run's directory, and write its configuration and circumstances.
-
-        Raises ConfigurationError where the directory holds something already.
-        """
-        path = _new_directory(config, kind)
+    def create(cls, path: Path, kind: str, resolved: Configuration) -> Run:
+        """Begin a run in an empty directory: write its configuration and circumstances."""
         record = {
             "kind": kind,
+            "id": uuid.uuid4().hex,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "packages": {name: _version(name) for name in _PACKAGES},
+            **circumstances(resolved),
         }
-        _write(path / "config.yaml", dump(resolved))
-        _write(path / "run.json", json.dumps(record, indent=2) + "\n")
-        return cls(path)
+        write_text(path / "config.yaml", dump(resolved))
+        write_text(path / "run.json", json.dumps(record, indent=2) + "\n")
+        return cls(path, record["id"])
+
+    @classmethod
+    def resume(cls, path: Path, logs: Mapping[str, Any]) -> Run:
+        """Go on with a run from where its ``logs`` were then; what came after is cut off.
+
+        Of events nothing is: what happened, happened. ``read_events`` knows what was done again.
+
+        Raises:
+            CheckpointError: a log was shortened or altered since.
+        """
+        run = cls(path, read_run(path)["id"], elapsed=logs["elapsed"])
+        for stem, (size, digest) in logs["written"].items():
+            file = path / f"{stem}.jsonl"
+            data = file.read_bytes() if file.exists() else b""
+            if len(data) < size or hashlib.sha256(data[:size]).hexdigest() != digest:
+                raise CheckpointError(
+                    f"{file}: was shortened or altered after the checkpoint, so the run cannot go "
+                    "on from there; put it back as it was, or write run.overwrite=true to begin "
+                    "anew"
+                )
+            if stem == "events":
+                size = data.rfind(b"\n") + 1
+            run._written[stem] = (size, hashlib.sha256(data[:size]))
+            if len(data) > size:
+                os.truncate(file, size)
+        return run
+
+    def written(self) -> dict[str, Any]:
+        """How far every log is written, flushed to the disk, and when."""
+        for stem in LOGS:
+            if (self.path / f"{stem}.jsonl").exists():
+                flush_to_disk(self.path / f"{stem}.jsonl")
+        return {
+            "elapsed": self.elapsed(),
+            "written": {stem: (n, total.hexdigest()) for stem, (n, total) in self._written.items()},
+        }
+
+    def resumed(self, logs: Mapping[str, Any], **fields: Any) -> None:
+        """Note that the run goes on from where its logs were then."""
+        self.event("resumed", events_bytes=logs["written"]["events"][0], **fields)
 
     def elapsed(self) -> float:
-        """Seconds since the run began."""
+        """Seconds since the run began, without the time that it was stopped."""
         return round(time.monotonic() - self._started, 3)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -135,21 +182,16 @@ class Run:
 
         What stood there before stays until then, and for good if the block raises.
         """
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = _sibling(target, "partial")
-        partial.mkdir()
-        try:
+        with placing(self.path / name) as partial:
             yield partial
-            _flush_to_disk(partial)
-            _put_in_place(partial, target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
         self.event("saved", name=name)
 
     def _append(self, stem: str, record: Mapping[str, Any]) -> None:
         path = self.path / f"{stem}.jsonl"
         data = (json_line(record) + "\n").encode()
+        size, total = self._written[stem]
+        total.update(data)
+        self._written[stem] = (size + len(data), total)
         try:
             with path.open("ab", buffering=0) as file:
                 while data:
@@ -194,25 +236,46 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return what happened in the run, in order."""
-    return list(_read(path, "events"))
+    """Return what happened in the run, in order.
+
+    Where the run went on from a checkpoint, what had come after it is left out: it was done again.
+    """
+    found: list[tuple[int, dict[str, Any]]] = []
+    for end, event in _read_with_ends(path, "events"):
+        if event["kind"] == "resumed":
+            kept = event["events_bytes"]
+            found = [(at, e) for at, e in found if at <= kept or e["kind"] in _HAPPEN_ONCE]
+        found.append((end, event))
+    return [event for _, event in found]
+
+
+def is_finished(path: Path) -> bool:
+    """Whether the run came to its end, and did not go on from there."""
+    kinds = [event["kind"] for event in read_events(path)]
+    return [kind for kind in kinds if kind in ("finished", "resumed")][-1:] == ["finished"]
 
 
 def _read(directory: Path, stem: str) -> Iterator[dict[str, Any]]:
     """Yield a file's records; a last line that was cut off in the middle of writing is left out."""
+    return (record for _, record in _read_with_ends(directory, stem))
+
+
+def _read_with_ends(directory: Path, stem: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield a file's records, each with the byte at which its line ends."""
     read_run(directory)
     path = directory / f"{stem}.jsonl"
     if not path.exists():
         return
-    lines = path.read_bytes().split(b"\n")[:-1]
-    for number, line in enumerate(lines, start=1):
+    end = 0
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        end += len(line) + 1
         try:
             record = json.loads(line)
         except ValueError as error:
             raise DataError(f"{path}:{number}: is damaged, not JSON: {error}") from None
         if not isinstance(record, dict):
             raise DataError(f"{path}:{number}: is damaged: holds no record of named values")
-        yield record
+        yield end, record
 
 
 def _with_numbers(record: dict[str, Any]) -> dict[str, Any]:
@@ -250,111 +313,3 @@ def _distinct(own: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     shared = own.keys() & given.keys()
     assert not shared, f"a record's own fields cannot be given: {sorted(shared)}"
     return {**own, **given}
-
-
-def _new_directory(config: RunConfig, kind: str) -> Path:
-    try:
-        if config.directory is None:
-            return _timed_directory(kind)
-        path = config.directory
-        path.mkdir(parents=True, exist_ok=True)
-        _make_room(path, config.overwrite)
-    except OSError as error:
-        place = config.directory or "runs"
-        raise ConfigurationError(
-            f"run.directory = {place}: cannot be used: {error.strerror}; name another"
-        ) from None
-    return path
-
-
-def _timed_directory(kind: str) -> Path:
-    """Make a new directory; runs that start in the same second are numbered."""
-    name = f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
-    Path("runs").mkdir(exist_ok=True)
-    number = 1
-    while True:
-        path = Path("runs") / (name if number == 1 else f"{name}-{number}")
-        try:
-            path.mkdir()
-        except FileExistsError:
-            number += 1
-        else:
-            return path
-
-
-def _make_room(path: Path, overwrite: bool) -> None:
-    """Refuse a directory that holds something, or empty it if it is a run that may go."""
-    for entry in _may_go(path, overwrite):
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
-
-
-def _may_go(path: Path, overwrite: bool) -> list[Path]:
-    """What the directory holds, if all of it may be deleted."""
-    entries = list(path.iterdir()) if path.is_dir() else []
-    if not entries:
-        return []
-    if not (path / "run.json").is_file():
-        raise ConfigurationError(
-            f"run.directory = {path}: holds {entries[0].name} but no run; name a new or empty "
-            "directory"
-        )
-    if not overwrite:
-        raise ConfigurationError(
-            f"run.directory = {path}: holds a run already; name another directory, or write "
-            "run.overwrite=true to delete that run"
-        )
-    return entries
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
-
-
-def _sibling(path: Path, ending: str) -> Path:
-    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}.{ending}")
-
-
-def _write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    partial = _sibling(path, "partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        _flush_to_disk(partial)
-        partial.replace(path)
-    except OSError as error:
-        raise TrainingError(f"{path}: cannot be written: {error.strerror}") from error
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _put_in_place(partial: Path, target: Path) -> None:
-    """Rename a complete directory to its name, moving aside what bore it before."""
-    previous = _sibling(target, "previous")
-    if target.exists():
-        target.rename(previous)
-    try:
-        partial.rename(target)
-    except OSError:
-        if previous.exists():
-            previous.rename(target)
-        raise
-    _flush_to_disk(target.parent, below=False)
-    shutil.rmtree(previous, ignore_errors=True)
-
-
-def _flush_to_disk(path: Path, *, below: bool = True) -> None:
-    """Wait until a file, or a directory and what is below it, has reached the disk."""
-    if below and path.is_dir():
-        for entry in path.iterdir():
-            _flush_to_disk(entry)
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from trivium.config import Configuration
 from trivium.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from trivium.runs.store import Run
 
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 
@@ -36,21 +38,21 @@ def require_trackers(names: Sequence[TrackerName]) -> None:
 
 
 def open_trackers(
-    names: Sequence[TrackerName], run: Path, resolved: Configuration
+    names: Sequence[TrackerName], run: Run, resolved: Configuration, done: int = 0
 ) -> list[Tracker]:
-    """Open the named trackers for a run's directory."""
+    """Open the named trackers for a run, of which ``done`` steps were mirrored before."""
     require_trackers(names)
     settings = resolved.model_dump(mode="json")
-    return [OPENERS[name](run, settings) for name in names]
+    return [OPENERS[name](run, settings, done) for name in names]
 
 
 class TensorBoard:
     """Event files in the run's directory: ``tensorboard --logdir runs``."""
 
-    def __init__(self, run: Path, settings: Mapping[str, Any]) -> None:
+    def __init__(self, run: Run, settings: Mapping[str, Any], done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(run / "tensorboard"))
+        self._writer = SummaryWriter(str(run.path / "tensorboard"), purge_step=done + 1)
         self._writer.add_text("configuration", f"```\n{dict(settings)}\n```")
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
@@ -63,11 +65,13 @@ class TensorBoard:
 
 
 class Hosted:
-    """Weights & Biases or trackio, which share one interface."""
+    """Weights & Biases or trackio, which share one interface; a run that goes on stays one."""
 
-    def __init__(self, module: str, run: Path, settings: Mapping[str, Any], **options: Any) -> None:
+    def __init__(self, module: str, run: Run, settings: Mapping[str, Any], **options: Any) -> None:
         self._module = import_module(module)
-        self._module.init(project="trivium", name=run.name, config=dict(settings), **options)
+        self._module.init(
+            project="trivium", name=run.path.name, config=dict(settings), resume="allow", **options
+        )
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None:
         self._module.log(dict(numbers), step=step)
@@ -76,8 +80,10 @@ class Hosted:
         self._module.finish()
 
 
-OPENERS: dict[str, Callable[[Path, Mapping[str, Any]], Tracker]] = {
+OPENERS: dict[str, Callable[[Run, Mapping[str, Any], int], Tracker]] = {
     "tensorboard": TensorBoard,
-    "wandb": lambda run, settings: Hosted("wandb", run, settings, dir=str(run)),
-    "trackio": lambda run, settings: Hosted("trackio", run, settings),
+    "wandb": lambda run, settings, done: Hosted(
+        "wandb", run, settings, dir=str(run.path), id=run.identity
+    ),
+    "trackio": lambda run, settings, done: Hosted("trackio", run, settings),
 }

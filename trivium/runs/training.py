@@ -1,156 +1,126 @@
 """What goes on around the steps of a training run: the same for every algorithm.
 
 A loop asks for its steps and hands over each step's numbers; here they are completed, logged,
-mirrored to trackers, watched by monitors, and shown; held-out evaluation is made when it is due,
-and the run ends early when its budget is spent or a monitor says so.
+mirrored to trackers, watched by monitors, and shown; held-out evaluation is made when it is due;
+the run ends early when its budget is spent or a monitor says so; and its state is saved, so that
+one that was stopped goes on as if it had not been.
 
-    begun = begin(config.run, config.model.device)
-    with Training(begun, "ppo", config, config.steps, evaluator=parts.evaluator) as training:
+    begun = begin("ppo", config)
+    with Training(begun, config.steps, evaluator=parts.evaluator, known=parts.prompts) as training:
+        training.keep(policy=policy, optimizer=optimizer)
         for step in training.steps():
-            ...
+            rollouts = training.rollouts(partial(sample, step))
+            updates = training.updates(plan(rollouts))
+            for micro_batches in updates:
+                updates.results.append(optimizer.step(micro_batches))
             training.log(metrics)
-        ...
-    training.save("final", policy)
+        training.save("final", policy)
 
-Left out: what a step does, and the form of the files (``runs.store``).
+Left out: what a step does, the form of the files (``runs.store``), when and what to save
+(``runs.saving``).
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NoReturn, TypeVar
 
 import torch
+from safetensors import SafetensorError
 
-from trivium.config import Configuration
+from trivium.errors import ConfigurationError, TrainingError, TriviumError
 from trivium.models import flops
-from trivium.models.loading import resolve_device
+from trivium.runs import randomness
+from trivium.runs.beginning import Begun, open_run
 from trivium.runs.budget import Spending
+from trivium.runs.checkpoint import Place
+from trivium.runs.measuring import Evaluator, Stopwatch, Updates
 from trivium.runs.metrics import derived, metric
 from trivium.runs.monitors import Alarm, Monitors
-from trivium.runs.peak import PeakMemory, load_libraries
 from trivium.runs.progress import Progress, printable
 from trivium.runs.samples import Rows
-from trivium.runs.store import Run, RunConfig, require_free
+from trivium.runs.saving import LOGS, Saver, Saves, Stateful
+from trivium.runs.stopping import GivenUp, Interrupted, Stopping, name_of
 from trivium.runs.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
 
-
-class Evaluation(Protocol):
-    """What a held-out evaluation found."""
-
-    def record(self) -> dict[str, Any]:
-        """Flat numbers."""
-        ...
-
-    def samples(self, prompts: int) -> list[dict[str, Any]]:
-        """Responses to the first so many prompts."""
-        ...
-
-    def outcomes(self) -> dict[str, Any]:
-        """The reward of every response, by prompt; what paired comparisons rest on."""
-        ...
-
-
-class Evaluator(Protocol):
-    """Something that measures the model on held-out data, again and again."""
-
-    def due(self, step: int) -> bool:
-        """Whether to measure after training step ``step``; 0 is before the first."""
-        ...
-
-    def evaluate(self) -> Evaluation:
-        """Measure."""
-        ...
-
-
-class Saves(Protocol):
-    """A model that can write itself."""
-
-    def save(self, directory: Path) -> None: ...
-
-
-class Stopwatch:
-    """Seconds of the stages of one step, under the metrics' names."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """The stage ends here; it began when the one before ended."""
-        now = time.perf_counter()
-        self.seconds[f"time/{stage}"] = now - self._since
-        self._since = now
-
-    def begin(self) -> None:
-        """The next stage begins now."""
-        self._since = time.perf_counter()
-
-
-@dataclass(frozen=True)
-class Begun:
-    """A run that may be written, and the measurement of its memory if it was asked for."""
-
-    config: RunConfig
-    peak: PeakMemory | None = None
-
-
-def begin(config: RunConfig, device: str) -> Begun:
-    """Before anything slow: raise where the run cannot be written; measure memory from here on.
-
-    Raises:
-        ConfigurationError: the directory is taken, or a tracker is not installed.
-    """
-    require_free(config)
-    if not config.measure_memory:
-        return Begun(config)
-    with torch.random.fork_rng(devices=[]):
-        load_libraries()
-    return Begun(config, PeakMemory(resolve_device(device)))
+T = TypeVar("T")
 
 
 class Training:
-    """A run that is being trained; a context manager whose end is the last evaluation."""
+    """A run that is being trained; a context manager whose end is the last evaluation.
+
+    Args:
+        begun: what ``begin`` returned.
+        total: how many steps there are.
+        evaluator: what measures the model on held-out data.
+        known: objects that a saved state names by their places, such as the prompts.
+
+    Attributes:
+        step: the number of the step that goes on, or was the last.
+        done: how many steps are done.
+        over: whether the run is to end before its steps do.
+    """
 
     def __init__(
         self,
         begun: Begun,
-        kind: str,
-        resolved: Configuration,
         total: int,
         *,
         evaluator: Evaluator | None = None,
+        known: Sequence[object] = (),
     ) -> None:
-        config = begun.config
+        config, resolved = begun.claim.config, begun.claim.resolved
         self.total = total
-        self.step = 0
+        self.step = self.done = 0
         self.over = False
         self.spending = Spending(config.budget)
         self.stages = Stopwatch()
+        self._results: list[Any] = []
         self._monitors = Monitors(config.monitors)
         self._config = config
         self._evaluator = evaluator
         self._peak = begun.peak
         self._evaluated: int | None = None
         self._since = (0.0, 0.0)
-        self.run = Run.create(config, kind, resolved)
-        self._trackers = open_trackers(config.trackers, self.run.path, resolved)
-        self._progress = Progress(kind, total)
+        self._inside: dict[str, Any] = {}
+        self._position = self._pauses = 0
+        self._stopping = Stopping()
+        self._random = randomness.state()
+        if config.checkpoints.best is not None and evaluator is None:
+            raise ConfigurationError(
+                f"run.checkpoints.best = {config.checkpoints.best}: this run evaluates nothing; "
+                "leave it out, or give held-out data"
+            )
+        self.run, self._lock = open_run(begun)
+        self._saver = Saver(self.run, config.checkpoints, known, begun.checkpoint)
+        self._restore(begun)
+        self._trackers = open_trackers(config.trackers, self.run, resolved, self.done)
+        self._progress = Progress(begun.claim.kind, total, done=self.done)
 
     @property
     def path(self) -> Path:
         return self.run.path
 
+    def keep(self, **objects: Stateful | None) -> None:
+        """Make these part of the run's state, the model that is trained first.
+
+        Where the run goes on they are, from here on, as they were when it was stopped.
+        """
+        self._saver.keep({name: thing for name, thing in objects.items() if thing is not None})
+
+    # --- Steps ------------------------------------------------------------------------------------
+
     def __enter__(self) -> Training:
+        self._stopping.__enter__()
         self._progress.__enter__()
-        self._mark()
+        if not self._inside:
+            self._mark()
         return self
 
     def __exit__(
@@ -161,28 +131,71 @@ class Training:
     ) -> None:
         try:
             if error is None:
-                self._evaluate(last=True)
-                if self._peak is not None:
-                    self.run.event("memory", measured_bytes=self._peak.bytes())
-                self.run.event("finished", step=self.step)
+                self._finish()
+            elif isinstance(error, TriviumError):
+                self.run.event("failed", printable(str(error)), step=self.step)
         finally:
             self._progress.__exit__(kind, error, trace)
+            self._stopping.__exit__(kind, error, trace)
             for tracker in self._trackers:
                 tracker.close()
+            self._lock.release()
 
-    def steps(self, count: int | None = None) -> Iterator[int]:
-        """The next ``count`` steps (by default all), numbered from 1 over the whole run.
+    def steps(self, until: int | None = None) -> Iterator[int]:
+        """The steps that are left, up to number ``until`` (by default all), numbered from 1.
 
         Ends early once the budget is spent or a monitor has stopped the run.
         """
-        if self.step == 0:
-            self._evaluate()
-        last = min(self.total, self.step + (self.total if count is None else count))
-        while self.step < last and not self.over:
-            self.step += 1
-            self.stages = Stopwatch()
+        last = self.total if until is None else min(until, self.total)
+        if not self._inside:
+            self._between()
+        while self.done < last and not self.over:
+            self.step = self.done + 1
             yield self.step
-            self._evaluate()
+            self.done = self.step
+            self.stages = Stopwatch()
+            self._inside, self._position, self._pauses = {}, 0, 0
+            self._results = []
+            self._between()
+
+    def rounds(self, steps: int) -> Iterator[int]:
+        """The rounds of so many steps that are left, numbered from 0; none once the run is over."""
+        for number in range(self.done // steps, -(-self.total // steps)):
+            if self.over:
+                return
+            yield number
+
+    def rollouts(self, make: Callable[[], T]) -> T:
+        """What the step samples; made once, however often the run is stopped.
+
+        Nothing of the run's state may change in ``make``: it is given up where the run is to stop.
+        """
+        if "rollouts" not in self._inside:
+            try:
+                with self._stopping.can_give_up():
+                    made = make()
+            except GivenUp:
+                self._stop_here()
+            self._pass("rollouts", made)
+        return self._inside["rollouts"]
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """Something else that is made, or done, once in a step or before it, and stays."""
+        if name not in self._inside:
+            self._pass(name, make())
+        return self._inside[name]
+
+    def updates(self, steps: Sequence[T]) -> Updates[T]:
+        """The optimiser steps that are left of a training step's."""
+        return Updates(self._left(steps), self._results)
+
+    def _left(self, steps: Sequence[T]) -> Iterator[T]:
+        for position in range(self._position, len(steps)):
+            yield steps[position]
+            self._position = position + 1
+            self._pause()
+
+    # --- Numbers ----------------------------------------------------------------------------------
 
     def budget_spent(self) -> float:
         """The share of the run's budget that is spent; 0 without one."""
@@ -209,7 +222,7 @@ class Training:
         self._tell(self._monitors.observe(self.step, complete))
         self.spending.add(complete)
         if self.spending.over and not self.over:
-            self._stop(f"the budget is spent: {self.spending}")
+            self._end_early(f"the budget is spent: {self.spending}")
         self._mark()
 
     def event(self, kind: str, **fields: Any) -> None:
@@ -217,9 +230,20 @@ class Training:
         self.run.event(kind, step=self.step, **fields)
 
     def save(self, name: str, model: Saves) -> None:
-        """Write a model under the run's directory, whole or not at all."""
-        with self.run.saving(name) as directory:
-            model.save(directory)
+        """Write a model under the run's directory, whole or not at all.
+
+        Raises:
+            TrainingError: it cannot be written; the run can go on once it can.
+        """
+        try:
+            with self.run.saving(name) as directory:
+                model.save(directory)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise TrainingError(
+                f"{self.path / name}: cannot be written: {reason}; make room, and go on from "
+                f"{self._saver.saved}: trivium resume {self.path}"
+            ) from error
 
     def _mark(self) -> None:
         """Time and cost count from here."""
@@ -235,27 +259,149 @@ class Training:
             logger.warning("%s", printable(alarm.message))
             self.run.event("alarm", printable(alarm.message), **alarm.fields())
             if alarm.stops and not self.over:
-                self._stop(f"the monitor {alarm.monitor} says so")
+                self._end_early(f"the monitor {alarm.monitor} says so")
 
-    def _stop(self, reason: str) -> None:
+    def _end_early(self, reason: str) -> None:
         self.over = True
         self.run.event("stopped", reason, step=self.step)
         logger.info("stopped after step %d of %d: %s", self.step, self.total, reason)
 
-    def _evaluate(self, *, last: bool = False) -> None:
-        """Evaluate if it is due or the last, and not done after this step already."""
+    def _evaluate(self, *, last: bool = False) -> bool:
+        """Evaluate if it is due or the last, and not done yet; whether it is the best so far."""
         evaluator = self._evaluator
-        if evaluator is None or self.step == self._evaluated:
-            return
-        if not (last or evaluator.due(self.step)):
-            return
+        if evaluator is None or self.done == self._evaluated:
+            return False
+        if not (last or evaluator.due(self.done)):
+            return False
         found = evaluator.evaluate()
-        self._evaluated = self.step
-        self.run.evaluation(self.step, found.record())
-        self.run.samples(self.step, found.samples(self._config.samples))
-        self.run.outcomes(self.step, found.outcomes())
-        self._tell(self._monitors.evaluated(self.step, found.record()))
-        numbers = {k: v for k, v in found.record().items() if isinstance(v, int | float)}
+        record = found.record()
+        self._evaluated = self.done
+        self.run.evaluation(self.done, record)
+        self.run.samples(self.done, found.samples(self._config.samples))
+        self.run.outcomes(self.done, found.outcomes())
+        self._tell(self._monitors.evaluated(self.done, record))
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
         for tracker in self._trackers:
-            tracker.log(self.step, {f"evaluation/{k}": float(v) for k, v in numbers.items()})
+            tracker.log(self.done, {f"evaluation/{k}": float(v) for k, v in numbers.items()})
         self._mark()
+        return self._saver.judge(Place(self.done), record)
+
+    def _finish(self) -> None:
+        evaluated = self._evaluated
+        if self._evaluate(last=True):
+            self._saver.save_best()
+        self._random = randomness.state()
+        if self._evaluated != evaluated or not self._saver.has(Place(self.done)):
+            self._saver.try_to_save(Place(self.done), self._frame())
+        if self._peak is not None:
+            self.run.event("memory", measured_bytes=self._peak.bytes())
+        spent = {"saves": self._saver.saves, "saving_seconds": round(self._saver.seconds, 3)}
+        self.run.event("finished", step=self.step, **spent)
+
+    # --- State ------------------------------------------------------------------------------------
+
+    def _between(self) -> None:
+        """Between two steps: evaluate, and save if it is due or the run is to stop."""
+        self._random = randomness.state()
+        if self._stopping.asked is not None:
+            self._stop_here()
+        best = self._evaluate()
+        self._random = randomness.state()
+        if best:
+            self._saver.save_best()
+        self._pause_at(Place(self.done), due=best)
+
+    def _pass(self, name: str, made: Any) -> None:
+        self._inside[name] = made
+        self._pause()
+
+    def _pause(self) -> None:
+        """Inside a step: save if it is due or the run is to stop."""
+        self._pauses += 1
+        self._random = randomness.state()
+        self._pause_at(Place(self.done, self._pauses))
+
+    def _pause_at(self, place: Place, *, due: bool = False) -> None:
+        if self._stopping.asked is not None:
+            self._stop_here()
+        if due or self._saver.due(place):
+            before = self._saver.seconds
+            self._saver.try_to_save(place, self._frame())
+            self._leave_out(self._saver.seconds - before)
+
+    def _leave_out(self, seconds: float) -> None:
+        """Let a time not count as the step's, which a budget may limit."""
+        self._since = (self._since[0] + seconds, self._since[1])
+        self.stages.leave_out(seconds)
+
+    def _stop_here(self) -> NoReturn:
+        """Save, and end the run with the signal that asked for it."""
+        asked = self._stopping.asked
+        assert asked is not None, "a run stops here because a signal asked it to"
+        saved = self._saver.try_to_save(Place(self.done, self._pauses), self._frame())
+        if saved:
+            message = f"stopped by {name_of(asked)}, saved at {self._saver.saved}"
+        else:
+            message = f"stopped by {name_of(asked)}; the last saved state is {self._saver.saved}"
+        self.run.event("interrupted", message, step=self.done)
+        raise Interrupted(f"{message}; to go on: trivium resume {self.path}", asked)
+
+    def _frame(self) -> dict[str, Any]:
+        """What the run's future depends on, besides the objects that the loop keeps."""
+        return {
+            "done": self.done,
+            "over": self.over,
+            "inside": self._inside,
+            "position": self._position,
+            "pauses": self._pauses,
+            "results": self._results,
+            "stages": self.stages.seconds,
+            "seconds": time.perf_counter() - self._since[0],
+            "flops": (flops.total(), self._since[1]),
+            "spent": self.spending.spent,
+            "monitors": self._monitors.state(),
+            "evaluated": self._evaluated,
+            "evaluator": None if self._evaluator is None else self._evaluator.state(),
+            "best": self._saver.best,
+            "random": self._random,
+            "threads": torch.get_num_threads(),
+        }
+
+    def _restore(self, begun: Begun) -> None:
+        """Be as the run was when it was saved, if it goes on."""
+        if begun.checkpoint is None:
+            return
+        frame = self._saver.frame()
+        self.step = self.done = frame["done"]
+        self.over = frame["over"]
+        self._inside, self._position = frame["inside"], frame["position"]
+        self._pauses, self._results = frame["pauses"], frame["results"]
+        self.stages.seconds = frame["stages"]
+        flops.go_on_from(frame["flops"][0])
+        self._since = (time.perf_counter() - frame["seconds"], frame["flops"][1])
+        self.spending.spent = frame["spent"]
+        self._monitors.restore(frame["monitors"])
+        self._evaluated = frame["evaluated"]
+        if self._evaluator is not None:
+            self._evaluator.restore(frame["evaluator"])
+        self._saver.best = frame["best"]
+        self._random = frame["random"]
+        randomness.restore(self._random)
+        self._tell_of_resuming(begun.checkpoint.part(LOGS), frame["threads"], begun.claim.changes)
+
+    def _tell_of_resuming(
+        self, logs: Mapping[str, Any], threads: int, changes: Sequence[str]
+    ) -> None:
+        place = self._saver.saved
+        logger.info("going on with the run in %s from %s", self.path, place)
+        self.run.resumed(logs, step=self.done, place=place, changes=list(changes))
+        for change in changes:
+            logger.warning("changed since the run was stopped: %s", change)
+        if threads != torch.get_num_threads():
+            logger.warning(
+                "the run was begun with %d threads and goes on with %d: the last bits of its sums "
+                "may differ (OMP_NUM_THREADS=%d keeps them)",
+                threads,
+                torch.get_num_threads(),
+                threads,
+            )

@@ -62,9 +62,12 @@ function stateOf(headline, written) {
     headline.step === null
       ? "before the first step"
       : `step ${headline.step}${headline.steps ? ` of ${headline.steps}` : ""}`;
+  const reason = headline.state.reason ? `: ${oneLine(headline.state.reason, 300)}` : ".";
   const words = {
     finished: `Finished at ${at}.`,
-    stopped: `Stopped at ${at}${headline.state.reason ? `: ${oneLine(headline.state.reason, 300)}` : "."}`,
+    stopped: `Stopped at ${at}${reason}`,
+    interrupted: `Interrupted at ${at}${reason}`,
+    failed: `Failed at ${at}${reason}`,
     open: `Still running, or broken off: ${at}.`,
   }[headline.state.kind];
   const started = headline.started ? ` Started ${date(headline.started)}` : "";

@@ -1,0 +1,298 @@
+"""What is fuzzed, and what must hold: every input is read, or refused in one clean message.
+
+A target takes bytes and raises only where a promise is broken: an error that is not Trivium's own,
+a message without its place or with control characters, counts that do not add up, more than two
+seconds of work. ``run`` feeds the targets to a fuzzer; ``test_fuzz_replay`` replays what was found.
+"""
+
+from __future__ import annotations
+
+import atexit
+import gzip
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from data_tokenizers import chatml_tokenizer
+from fuzz.feed import WORDS, Feed, written
+from pydantic import ValidationError
+
+import trivium
+from trivium.config import Configuration, dump, load_configuration
+from trivium.data import files as data_files
+from trivium.data.demonstrations import DemonstrationsConfig, read_demonstrations
+from trivium.data.preferences import (
+    PreferencesConfig,
+    StepLabelsConfig,
+    read_preferences,
+    read_step_labels,
+)
+from trivium.data.prompts import PromptsConfig, read_prompts
+from trivium.data.rows import Row, RowsConfig, collect, read_rows
+from trivium.errors import ConfigurationError, DataError, ModelError, TriviumError, one_line
+
+SLOWEST = 2.0
+_STOPPED = "reading stopped after"
+
+
+@cache
+def folder() -> Path:
+    """Where inputs are written: in memory where the system has such a place."""
+    memory = Path("/dev/shm")
+    made = tempfile.mkdtemp(prefix="fuzz-", dir=memory if memory.is_dir() else None)
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return Path(made)
+
+
+@contextmanager
+def quick() -> Iterator[None]:
+    """Count the processor's seconds, so that a busy machine makes no finding."""
+    began = time.process_time()
+    yield
+    spent = time.process_time() - began
+    assert spent < SLOWEST, f"took {spent:.1f} s"
+
+
+def check_message(error: TriviumError, place: str) -> None:
+    """One line per fault, each with its place, none with a character that a terminal obeys."""
+    lines = str(error).split("\n")
+    for line in lines:
+        assert line.isprintable(), f"control characters in {line!r}"
+        known = line.startswith((place, _STOPPED))
+        assert known and len(line) > len(place) + 10, f"no place or no reason in {line!r}"
+
+
+# --- rows of data ---------------------------------------------------------------------------------
+
+KINDS = [".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz"]
+
+
+def files(data: bytes) -> None:
+    """A file's bytes: the first says its kind and how it is read, the rest is in it."""
+    feed = Feed(data)
+    kind, style = feed.pick(KINDS), feed.below(8)
+    content = feed.rest()
+    if kind.endswith(".gz") and style < 6:
+        content = gzip.compress(content, 1, mtime=0)
+        content = content[: -1 - style] if style > 3 else content
+    _read(folder() / f"rows{kind}", content)
+
+
+def parquet(data: bytes) -> None:
+    """A Parquet file's bytes."""
+    _read(folder() / "rows.parquet", data)
+
+
+def _read(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    config = RowsConfig(path=str(path))
+    with quick():
+        rows, ended = _until_error(read_rows(config))
+    for row in rows:
+        if isinstance(row, DataError):
+            assert str(row).startswith(str(path))
+        else:
+            assert isinstance(row, Row) and row.where.startswith(str(path))
+    if ended is not None:
+        check_message(ended, str(path))
+    first, _ = _until_error(read_rows(config.model_copy(update={"limit": 2})))
+    assert len(first) == min(2, len(rows))
+    good = all(isinstance(row, Row) for row in rows) and ended is None and bool(rows)
+    try:
+        items, report = collect(config, lambda row, notes: row)
+    except DataError as error:
+        assert not good
+        check_message(error, str(path))
+    else:
+        assert good and len(items) == len(rows) == report.rows == report.kept
+
+
+def _until_error(rows: Iterator[Any]) -> tuple[list[Any], DataError | None]:
+    found = []
+    try:
+        for row in rows:
+            found.append(row)
+    except DataError as error:
+        return found, error
+    return found, None
+
+
+def sources(data: bytes) -> None:
+    """What `path`, `subset` and `split` say, beside a few files; nothing is asked of a network."""
+    feed = Feed(data)
+    subset = one_line(feed.text()) if feed.chance(64) else None
+    split = feed.pick(["train", "test", one_line(feed.text())]) if feed.chance(128) else None
+    text = feed.rest().decode("utf-8", "surrogateescape").replace("\n", "").replace("..", ".")
+    source = text.lstrip("/").replace("@", str(_tree()))
+    home = mock.patch.dict(os.environ, HOME=str(_tree()))
+    hub = mock.patch.object(data_files, "_hub_dataset", _no_hub)
+    with home, hub, chdir(_tree()), quick():
+        try:
+            config = RowsConfig(path=source, subset=subset, split=split)
+            list(config.inputs())
+            list(read_rows(config))
+        except (ConfigurationError, DataError) as error:
+            check_message(error, "")
+
+
+def _no_hub(name: str, subset: str | None, split: str | None) -> Iterator[Any]:
+    raise DataError(f"{name}: hub datasets are not asked for here")
+
+
+@cache
+def _tree() -> Path:
+    root = folder() / "tree"
+    (root / "several").mkdir(parents=True)
+    (root / "empty").mkdir()
+    for name in ("one.jsonl", "several/train.jsonl", "several/test-0.csv", "several/test-1.csv"):
+        (root / name).write_text('{"a": 1}\n' if name.endswith("jsonl") else "a\n1\n")
+    (root / "several" / "train.jsonl.gz").write_bytes(b"no gzip")
+    (root / "unknown.txt").write_text("?")
+    (root / "loop.jsonl").symlink_to("loop.jsonl")
+    (root / "folder.jsonl").mkdir()
+    os.mkfifo(root / "pipe.jsonl")
+    return root
+
+
+# --- loaders --------------------------------------------------------------------------------------
+
+_ODD = "{% for m in messages %}{{ m.role + ': ' + m.content | trim + '\n' }}{% endfor %}"
+LOADERS: list[tuple[type[RowsConfig], Callable[..., Any], list[str]]] = [
+    (PromptsConfig, read_prompts, ["prompt", "question"]),
+    (PromptsConfig, read_prompts, ["messages"]),
+    (PromptsConfig, read_prompts, ["chosen", "rejected"]),
+    (DemonstrationsConfig, read_demonstrations, ["prompt", "completion"]),
+    (DemonstrationsConfig, read_demonstrations, ["messages"]),
+    (DemonstrationsConfig, read_demonstrations, ["text"]),
+    (PreferencesConfig, read_preferences, ["prompt", "chosen", "rejected"]),
+    (PreferencesConfig, read_preferences, ["chosen", "rejected"]),
+    (StepLabelsConfig, read_step_labels, ["prompt", "completions", "labels"]),
+]
+
+
+@cache
+def _tokenizers() -> list[Any]:
+    led = chatml_tokenizer()
+    led.add_special_tokens({"bos_token": "<|endoftext|>"})
+    endless = chatml_tokenizer(_ODD)
+    endless.eos_token = None
+    return [chatml_tokenizer(), chatml_tokenizer(None), chatml_tokenizer(_ODD), led, endless]
+
+
+def loaders(data: bytes) -> None:
+    """Rows of odd values through every loader, with the options that a configuration offers."""
+    feed = Feed(data)
+    config_class, read, columns = feed.pick(LOADERS)
+    tokenizer = _tokenizers()[max(0, feed.byte() - 251)]
+    options = _options(feed, config_class)
+    rows = [feed.row(columns) for _ in range(1 + feed.below(4))]
+    path = folder() / "rows.jsonl"
+    path.write_text("".join(written(row) + "\n" for row in rows))
+    try:
+        config = config_class(path=str(path), **options)
+    except ValidationError:
+        return
+    with quick():
+        try:
+            items, report = read(config, tokenizer)
+        except DataError as error:
+            check_message(error, str(path))
+            return
+        except ModelError as error:
+            check_message(error, "the tokenizer of ")
+            return
+    assert report.rows == len(rows) == report.kept + sum(report.dropped.values())
+    assert report.kept == len(items) > 0 and str(report).isprintable()
+    for item in items:
+        _check_item(item, config)
+
+
+def _options(feed: Feed, config_class: type[RowsConfig]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if feed.chance(48):
+        options["template"] = feed.pick(["{question}", "Q: {prompt}\n{{", "{a\nb}", feed.text()])
+    if feed.chance(48):
+        options["chat"] = True
+    if feed.chance(48):
+        options["system"] = feed.text()
+    if feed.chance(48):
+        options["max_prompt_tokens"] = 1 + feed.byte()
+        options["long_prompts"] = feed.pick(["error", "drop"])
+    if feed.chance(48) and "max_response_tokens" in config_class.model_fields:
+        options["max_response_tokens"] = 1 + feed.byte()
+        options["long_responses"] = feed.pick(["error", "drop", "truncate"])
+    if feed.chance(24):
+        options["columns"] = {feed.pick(["prompt", "text"]): feed.pick(["question", "a\nb"])}
+    if feed.chance(24) and "separator" in config_class.model_fields:
+        options["separator"] = feed.pick(WORDS)
+    if feed.chance(24) and "assistant_mark" in config_class.model_fields:
+        options["assistant_mark"] = feed.pick(WORDS)
+    return options
+
+
+def _check_item(item: Any, config: Any) -> None:
+    """Nothing empty, within the limits, every label at a token of its own."""
+    prompt = item.tokens if hasattr(item, "tokens") else item.group.prompt
+    assert 0 < len(prompt) <= (config.max_prompt_tokens or len(prompt))
+    for response in item.group.responses if hasattr(item, "group") else []:
+        assert 0 < len(response) <= (config.max_response_tokens or len(response))
+    if hasattr(item, "trained"):
+        assert len(item.trained) == len(item.group.responses[0]) and any(item.trained)
+    if hasattr(item, "ends"):
+        assert item.ends == sorted(set(item.ends)) and len(item.ends) == len(item.labels) > 0
+        assert item.ends[0] >= 0 and item.ends[-1] < len(item.group.responses[0])
+        assert all(type(label) is float and 0 <= label <= 1 for label in item.labels)
+
+
+# --- configurations -------------------------------------------------------------------------------
+
+_NAMES = [
+    *("PromptsConfig", "RewardConfig", "RunConfig", "SFTConfig", "RewardModelConfig", "PPOConfig"),
+    *("DPOConfig", "GRPOConfig", "SampleConfig", "PairsConfig", "EvaluateConfig", "CompareConfig"),
+    *("DemonstrationsConfig", "PreferencesConfig", "StepLabelsConfig", "OptimizerConfig"),
+]
+CONFIGURATIONS: list[type[Configuration]] = [getattr(trivium, name) for name in _NAMES]
+
+
+def configuration(data: bytes) -> None:
+    """A YAML file for one of the commands, and arguments, which NUL bytes part."""
+    feed = Feed(data)
+    config_class = feed.pick(CONFIGURATIONS)
+    text, *arguments = feed.rest().split(b"\0")
+    path = folder() / "config.yaml"
+    path.write_bytes(text)
+    overrides = [argument.decode("utf-8", "surrogateescape") for argument in arguments]
+    with quick():
+        try:
+            config = load_configuration(config_class, path, overrides)
+        except ConfigurationError as error:
+            _check_faults(error, str(path))
+            return
+    path.write_text(dump(config))
+    assert load_configuration(config_class, path) == config
+    assert dump(load_configuration(config_class, path)) == dump(config)
+
+
+def _check_faults(error: ConfigurationError, path: str) -> None:
+    first, *more = str(error).split("\n  - ")
+    faults = more or [first]
+    assert first.startswith((path, "argument `")), f"no place in {first!r}"
+    for fault in faults:
+        assert fault.startswith((path, "argument `")), f"no place in {fault!r}"
+        assert len(fault) > len("argument ` `: ") and fault.isprintable(), f"unclean: {fault!r}"
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "files": files,
+    "parquet": parquet,
+    "sources": sources,
+    "loaders": loaders,
+    "configuration": configuration,
+}

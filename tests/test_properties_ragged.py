@@ -1,0 +1,317 @@
+"""The ragged layout against plain lists: nothing is lost, repeated or moved, however it is cut."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from worlds import family, letters_tokenizer, random_lm
+
+from trivium.algorithms.experience import (
+    Experience,
+    epoch_batch,
+    first_epoch,
+    group_minibatches,
+    plan_updates,
+    score_all,
+    shuffled,
+    steps_of,
+)
+from trivium.data.batch import Batch, Group, token_index
+from trivium.maths.ragged import segment_ids, segment_starts, spread
+from trivium.maths.weights import token_weights, weighted_sum
+from trivium.models.policy import Policy
+
+EACH = settings(max_examples=60)
+
+TOKENS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
+GROUP = st.builds(Group, TOKENS, st.lists(TOKENS, min_size=1, max_size=4))
+GROUPS = st.lists(GROUP, min_size=1, max_size=6)
+AGGREGATIONS = ["sequence_mean", "token_mean", "fixed_length"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Experience):
+    """Experience with a number per response too."""
+
+    score_N: Tensor
+
+
+@st.composite
+def experiences(draw: Any) -> Data:
+    """Groups whose tensors all differ, so that an entry in a wrong place is seen."""
+    groups = draw(GROUPS)
+    count = sum(len(r) for g in groups for r in g.responses)
+    marks = torch.tensor(draw(st.lists(st.booleans(), min_size=count, max_size=count)))
+    return Data(
+        groups=groups,
+        trained_T=marks,
+        advantages_T=torch.arange(count, dtype=torch.float64) + 0.5,
+        ref_logprobs_T=-torch.arange(count, dtype=torch.float64) if draw(st.booleans()) else None,
+        score_N=torch.arange(sum(len(g.responses) for g in groups)) * 10,
+    )
+
+
+def listed(data: Data) -> list[tuple[Any, ...]]:
+    """Every response as plain values: its prompt, its tokens and what each tensor says of it."""
+    found, at = [], 0
+    flat = [(g.prompt, r) for g in data.groups for r in g.responses]
+    for number, (prompt, response) in enumerate(flat):
+        here = slice(at, at := at + len(response))
+        ref = None if data.ref_logprobs_T is None else data.ref_logprobs_T[here].tolist()
+        said = data.trained_T[here].tolist(), data.advantages_T[here].tolist(), ref
+        found.append((prompt, response, *said, int(data.score_N[number])))
+    assert at == len(data.trained_T) and len(found) == len(data.score_N)
+    return found
+
+
+def line_length(data: Data, part: list[int]) -> int:
+    return len(Batch.of(data.select(part).groups).tokens_L)
+
+
+# --- selecting, splitting, joining ----------------------------------------------------------------
+
+
+@EACH
+@given(data=experiences(), draw=st.data())
+def test_a_selection_holds_exactly_the_chosen_responses(data: Data, draw: Any) -> None:
+    everything = listed(data)
+    chosen = draw.draw(st.sets(st.integers(0, len(everything) - 1), min_size=1).map(sorted))
+    selected = data.select(chosen)
+    assert listed(selected) == [everything[i] for i in chosen]
+    inner = draw.draw(st.sets(st.integers(0, len(chosen) - 1), min_size=1).map(sorted))
+    assert listed(selected.select(inner)) == [everything[chosen[i]] for i in inner]
+
+
+@EACH
+@given(data=experiences(), max_tokens=st.integers(1, 60), whole=st.booleans())
+def test_a_split_holds_every_response_once_within_its_bound(
+    data: Data, max_tokens: int, whole: bool
+) -> None:
+    parts = data.split(max_tokens, whole_groups=whole)
+    everything = listed(data)
+    assert sorted(i for part in parts for i in part) == list(range(len(everything)))
+    group_of = segment_ids(data.sizes_G).tolist()
+    for part in parts:
+        assert part == sorted(part)
+        assert listed(data.select(part)) == [everything[i] for i in part]
+        units = {group_of[i] for i in part} if whole else part
+        assert line_length(data, part) <= max_tokens or len(units) == 1
+    if whole:
+        assert sum(len({group_of[i] for i in part}) for part in parts) == len(data.groups)
+
+
+@EACH
+@given(data=experiences(), max_tokens=st.integers(1, 60), draw=st.data())
+def test_scores_of_parts_in_any_order_join_to_the_scores_of_the_whole(
+    data: Data, max_tokens: int, draw: Any
+) -> None:
+    def score(batch: Batch) -> tuple[Tensor, Tensor]:
+        return batch.targets_T, batch.positions_L[batch.tokens_at_T]
+
+    parts = draw.draw(st.permutations(data.split(max_tokens)))
+    tokens_T, positions_T = score_all(data, parts, score)
+    flat = [(g.prompt, r) for g in data.groups for r in g.responses]
+    assert tokens_T.tolist() == [token for _, response in flat for token in response]
+    expected = [len(prompt) + t for prompt, response in flat for t in range(len(response))]
+    assert positions_T.tolist() == expected
+
+
+@EACH
+@given(st.lists(st.integers(0, 5), max_size=7), st.data())
+def test_places_of_segments_are_those_of_nested_lists(lengths: list[int], draw: Any) -> None:
+    places, at = [], 0
+    for length in lengths:
+        places.append(list(range(at, at := at + length)))
+    lengths_N = torch.tensor(lengths, dtype=torch.long)
+    owners = [n for n, length in enumerate(lengths) for _ in range(length)]
+    assert segment_ids(lengths_N).tolist() == owners
+    assert segment_starts(lengths_N).tolist() == [sum(lengths[:n]) for n in range(len(lengths))]
+    assert spread(torch.arange(len(lengths)) * 7, lengths_N).tolist() == [7 * n for n in owners]
+    chosen = draw.draw(st.lists(st.sampled_from(range(len(lengths))))) if lengths else []
+    index_T = token_index(lengths_N, torch.tensor(chosen, dtype=torch.long))
+    assert index_T.tolist() == [place for n in chosen for place in places[n]]
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+def weights_by_hand(
+    lengths: list[int], trained: list[bool], aggregation: str, longest: int
+) -> list[float]:
+    marks = iter(trained)
+    rows = [[next(marks) for _ in range(length)] for length in lengths]
+    responses = sum(any(row) for row in rows)
+    of_row = {
+        "sequence_mean": lambda row: responses * sum(row),
+        "token_mean": lambda row: sum(trained),
+        "fixed_length": lambda row: responses * longest,
+    }[aggregation]
+    return [1 / of_row(row) if mark else 0.0 for row in rows for mark in row]
+
+
+@EACH
+@given(data=experiences(), longest=st.integers(6, 9))
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_weights_are_those_of_the_formula_and_sum_to_what_it_promises(
+    aggregation: Any, data: Data, longest: int
+) -> None:
+    weights_T = token_weights(
+        data.lengths_N,
+        aggregation,
+        trained_T=data.trained_T,
+        max_length=longest,
+        dtype=torch.float64,
+    )
+    trained = data.trained_T.tolist()
+    expected = weights_by_hand(data.lengths_N.tolist(), trained, aggregation, longest)
+    assert weights_T.tolist() == pytest.approx(expected, rel=1e-12)
+    if aggregation == "fixed_length":
+        assert float(weights_T.sum()) <= 1 + 1e-12
+    else:
+        assert float(weights_T.sum()) == pytest.approx(float(any(trained)), rel=1e-12)
+
+
+@EACH
+@given(data=experiences(), max_tokens=st.integers(1, 60), draw=st.data())
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
+def test_a_step_s_weights_and_loss_do_not_depend_on_the_cut(
+    aggregation: Any, data: Data, max_tokens: int, draw: Any
+) -> None:
+    parts = draw.draw(st.permutations(data.split(max_tokens)))
+    weighted = data.for_step(parts, aggregation, 9)
+    loss = sum(weighted_sum(p.advantages_T, p.weights(p.advantages_T)) for p in weighted)
+    expected = weights_by_hand(data.lengths_N.tolist(), data.trained_T.tolist(), aggregation, 9)
+    pairs = zip(expected, data.advantages_T.tolist(), strict=True)
+    assert float(loss) == pytest.approx(math.fsum(w * a for w, a in pairs), rel=1e-5)
+    joined = {
+        number: part.weights_T[at].tolist()
+        for indices, part in zip(parts, weighted, strict=True)
+        for number, at in zip(indices, _slices(part.lengths_N), strict=True)
+    }
+    whole = token_weights(data.lengths_N, aggregation, trained_T=data.trained_T, max_length=9)
+    assert joined == {n: whole[at].tolist() for n, at in enumerate(_slices(data.lengths_N))}
+
+
+def _slices(lengths_N: Tensor) -> list[slice]:
+    ends = lengths_N.cumsum(0).tolist()
+    return [slice(a, b) for a, b in zip([0, *ends][:-1], ends, strict=True)]
+
+
+# --- plans and epochs -----------------------------------------------------------------------------
+
+
+@EACH
+@given(
+    data=experiences(),
+    epochs=st.integers(1, 3),
+    minibatches=st.integers(1, 8),
+    max_tokens=st.integers(1, 60),
+    seed=st.integers(0, 2**62),
+    step=st.integers(0, 10_000),
+)
+def test_every_epoch_of_a_plan_holds_every_response_once(
+    data: Data, epochs: int, minibatches: int, max_tokens: int, seed: int, step: int
+) -> None:
+    options = {"epochs": epochs, "minibatches": minibatches, "max_tokens": max_tokens}
+    steps = plan_updates(data, **options, seed=seed, step=step)
+    per_epoch = min(minibatches, len(data.groups))
+    assert len(steps) == epochs * per_epoch
+    everything = list(range(len(listed(data))))
+    group_of = segment_ids(data.sizes_G).tolist()
+    for epoch in range(epochs):
+        of_epoch = steps[epoch * per_epoch : (epoch + 1) * per_epoch]
+        held = [i for parts in of_epoch for part in parts for i in part]
+        assert sorted(held) == everything
+        owners = [{group_of[i] for part in parts for i in part} for parts in of_epoch]
+        assert sum(map(len, owners)) == len(data.groups), "a group lies in one optimiser step"
+        assert max(map(len, owners)) - min(map(len, owners)) <= 1
+    for part in (part for parts in steps for part in parts):
+        assert line_length(data, part) <= max_tokens or len(part) == 1
+    first = first_epoch(steps, len(everything))
+    assert first == [part for parts in steps[:per_epoch] for part in parts]
+    other = replace(data, groups=[Group([1] * len(g.prompt), g.responses) for g in data.groups])
+    assert plan_updates(other, **options, seed=seed, step=step) == steps
+
+
+@EACH
+@given(st.lists(st.integers(1, 4), min_size=1, max_size=9), st.integers(1, 12), st.data())
+def test_minibatches_cut_groups_and_never_a_group(sizes: list[int], count: int, draw: Any) -> None:
+    order = draw.draw(st.permutations(range(len(sizes))))
+    cut = group_minibatches(torch.tensor(sizes), order, count)
+    owners = [n for n, size in enumerate(sizes) for _ in range(size)]
+    assert len(cut) == min(count, len(sizes))
+    taken = [list(dict.fromkeys(owners[i] for i in sorted(part))) for part in cut]
+    assert [sorted(part) for part in taken] == taken
+    assert sorted(n for part in taken for n in part) == list(range(len(sizes)))
+    assert Counter(i for part in cut for i in part) == Counter(range(len(owners)))
+    at = 0
+    for part in taken:
+        assert sorted(order[at : at + len(part)]) == part
+        at += len(part)
+
+
+@EACH
+@given(
+    count=st.integers(1, 20),
+    size=st.integers(1, 25),
+    epochs=st.integers(1, 3),
+    seed=st.integers(0, 2**62),
+)
+def test_batches_hold_every_item_once_per_epoch(
+    count: int, size: int, epochs: int, seed: int
+) -> None:
+    taken = min(size, count)
+    batches = steps_of(epochs, count, size)
+    assert batches == -(-epochs * count // taken)
+    stream = [i for step in range(batches) for i in epoch_batch(count, size, step, seed=seed)]
+    assert len(stream) == batches * taken
+    for epoch in range(epochs):
+        of_epoch = stream[epoch * count : (epoch + 1) * count]
+        assert sorted(of_epoch) == list(range(count))
+        assert of_epoch == shuffled(count, seed=seed, epoch=epoch)
+
+
+# --- one model, two layouts -----------------------------------------------------------------------
+
+
+@cache
+def policies() -> tuple[Policy, Policy]:
+    """One model in float64 twice: prompts shared, and a row for every response.
+
+    GPT-2, because others norm or rotate in float32 whatever their weights are.
+    """
+    shared, rows = (Policy(random_lm(family("gpt2")).double(), letters_tokenizer()) for _ in "ab")
+    assert shared.shared
+    rows.shared = False
+    rows.model.set_attn_implementation("sdpa")
+    return shared, rows
+
+
+@settings(max_examples=15)
+@given(groups=GROUPS, max_tokens=st.integers(1, 60))
+def test_shared_prompts_score_like_separate_rows_however_they_are_cut(
+    groups: list[Group], max_tokens: int
+) -> None:
+    shared, rows = policies()
+    count = sum(len(r) for g in groups for r in g.responses)
+    zeros_T = torch.zeros(count, dtype=torch.float64)
+    data = Experience(groups=groups, trained_T=zeros_T == 0, advantages_T=zeros_T)
+
+    def score(policy: Policy) -> Tensor:
+        (logprobs_T,) = score_all(
+            data, data.split(max_tokens), lambda batch: (policy.score(batch).logprobs_T,)
+        )
+        return logprobs_T
+
+    whole_T = rows.score(Batch.of(groups)).logprobs_T.detach()
+    torch.testing.assert_close(score(shared), whole_T, atol=1e-13, rtol=0)
+    torch.testing.assert_close(score(rows), whole_T, atol=1e-13, rtol=0)

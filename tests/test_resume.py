@@ -1,0 +1,69 @@
+"""A run that is stopped anywhere and goes on ends with the same bits as one never stopped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stoppable_runs import RUNS, Train, outcome, same
+from worlds import World
+
+from trivium.config import Configuration
+from trivium.runs import saving
+
+
+class Killed(BaseException):
+    """What a test ends a run with, as if the process had been killed there."""
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture(autouse=True)
+def _save_at_every_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(saving, "_SHARE", 0)
+
+
+# --- The properties -------------------------------------------------------------------------------
+
+
+def kill_after_saving(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Let the run end as if killed once its state was saved for the given time."""
+    save, seen = saving.Saver.save, []
+
+    def counted(saver: saving.Saver, *given: Any) -> None:
+        save(saver, *given)
+        seen.append(given[0])
+        if len(seen) == number:
+            raise Killed
+
+    monkeypatch.setattr(saving.Saver, "save", counted)
+
+
+def killed_everywhere(train: Train, config: Configuration, patch: pytest.MonkeyPatch) -> int:
+    """Train to the end, killed and begun again at every single pause; how often that was."""
+    for kills in range(100):
+        with patch.context() as once:
+            kill_after_saving(once, 1)
+            try:
+                train(config)
+            except Killed:
+                with (config.run.directory / "metrics.jsonl").open("a") as file:
+                    file.write('{"step": 99, "torn')
+            else:
+                return kills
+    raise AssertionError("the run does not come to its end")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_run_killed_at_every_pause_ends_with_the_same_bits(
+    world: World, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train, configured = RUNS[name]
+    whole = outcome(train(configured(world, tmp_path / "whole")))
+    config = configured(world, tmp_path / "killed")
+    assert killed_everywhere(train, config, monkeypatch) >= 3
+    assert same(whole, outcome(tmp_path / "killed")) == []

@@ -1,0 +1,25 @@
+"""Where a path that a user wrote leads, and what to say where no system can tell.
+
+Whether something must be there, and of what kind, is for whoever reads it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trivium.errors import ConfigurationError
+
+
+def looked_up(written: str) -> Path:
+    """Return the path, with `~` replaced, which may lead nowhere.
+
+    Raises ConfigurationError for one that cannot even be looked for: of a user who is not known
+    here, too long, or behind a directory that may not be entered.
+    """
+    try:
+        path = Path(written).expanduser()
+        path.exists()
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "there is no such home directory"
+        raise ConfigurationError(f"{written}: cannot be looked up: {reason}; check it") from None
+    return path

@@ -1,0 +1,84 @@
+"""The beginning of a run: before anything slow, whether and where it may be written or go on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from filelock import FileLock
+
+from trivium.config import Configuration
+from trivium.models.loading import resolve_device
+from trivium.models.model_config import ModelConfig
+from trivium.runs import randomness
+from trivium.runs.checkpoint import Checkpoint, Checkpoints
+from trivium.runs.claim import Claim, claim, locked, new_directory
+from trivium.runs.files import tidy
+from trivium.runs.peak import PeakMemory, load_libraries
+from trivium.runs.saving import LOGS
+from trivium.runs.store import Run, RunConfig, read_run
+
+
+class TrainsAModel(Protocol):
+    """The configuration of a training command."""
+
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def model(self) -> ModelConfig: ...
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A run that may be written, or go on.
+
+    Attributes:
+        claim: where, and whether a run goes on there.
+        lock: keeps other processes from a run that goes on.
+        checkpoint: where it goes on from; None: from its beginning.
+        peak: the measurement of its memory, if it was asked for.
+    """
+
+    claim: Claim
+    lock: FileLock | None = None
+    checkpoint: Checkpoint | None = None
+    peak: PeakMemory | None = None
+
+
+def begin(kind: str, config: TrainsAModel) -> Begun:
+    """Before anything slow: raise where the run cannot be written; measure memory from here on.
+
+    Raises:
+        ConfigurationError: the directory is taken, or a tracker is not installed.
+        CheckpointError: a run was stopped there, and none of its checkpoints is whole.
+    """
+    assert isinstance(config, Configuration), "the whole configuration of a command"
+    claimed = claim(kind, config.run, config)
+    lock = checkpoint = None
+    if claimed.resumes is not None:
+        lock = locked(claimed.resumes)
+        tidy(claimed.resumes)
+        saved = Checkpoints(claimed.resumes, read_run(claimed.resumes)["id"])
+        tidy(saved.directory)
+        checkpoint = saved.latest()
+    randomness.seed(config.run.seed)
+    if not config.run.measure_memory:
+        return Begun(claimed, lock, checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        load_libraries()
+    return Begun(claimed, lock, checkpoint, PeakMemory(resolve_device(config.model.device)))
+
+
+def open_run(begun: Begun) -> tuple[Run, FileLock]:
+    """The run itself, new or going on, and the lock on its directory."""
+    claimed = begun.claim
+    if begun.checkpoint is None:
+        if begun.lock is not None:
+            begun.lock.release()
+        path, lock = new_directory(claimed)
+        return Run.create(path, claimed.kind, claimed.resolved), lock
+    assert claimed.resumes is not None and begun.lock is not None, "begin opened both"
+    run = Run.resume(claimed.resumes, begun.checkpoint.part(LOGS))
+    Checkpoints(run.path, run.identity).forget_after(begun.checkpoint.place)
+    return run, begun.lock
