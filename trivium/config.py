@@ -246,7 +246,9 @@ def _explain(error: ValidationError, cls: type[Configuration], source: YamlSourc
         if detail["type"] == "missing":
             keys = (*keys, detail["loc"][-1])
         elif detail["type"] == "contradiction":
-            keys = detail["loc"]
+            keys, written = detail["loc"], _keys_of(detail["loc"], source.values)
+            if written == keys:  # shown as it was written: 0, not 0.0
+                detail["input"] = _value_at(keys, source.values)
         places.setdefault(keys, []).append(detail)
     for keys, details in places.items():
         if details[0]["type"] == "too_short" and any(k[: len(keys)] == keys != k for k in places):
@@ -276,6 +278,12 @@ def _keys_of(loc: Sequence[int | str], values: Any) -> Keys:
             continue
         keys.append(part)
     return tuple(keys)
+
+
+def _value_at(keys: Keys, values: Any) -> Any:
+    for key in keys:
+        values = values[key]
+    return values
 
 
 def _sections_at(keys: Keys, cls: type[Configuration]) -> list[type[Configuration]]:

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 _NAME = re.compile(
-    r"(.*_)?(api_?key|(access|private|secret|auth|account)_?key|secret|password|passwd|passphrase"
-    r"|credentials?|(api|access|auth|bearer|hf|hub|refresh|session|secret)_?token|token"
+    r"token|(.*_)?(api_?key|(access|private|secret|auth|account)_?key|secret|password|passwd|passphrase"
+    r"|credentials?|(api|access|auth|bearer|hf|hub|refresh|session|secret)_?token"
     r"|authorization)",
     re.IGNORECASE,
 )

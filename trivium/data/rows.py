@@ -33,7 +33,7 @@ _DEEPEST = 100
 class RowsConfig(Configuration):
     """Where rows of data come from, and what their columns are called."""
 
-    path: str = Field(min_length=1)
+    path: str
     """A .jsonl, .json, .csv (each also .gz) or .parquet file, a directory, or a hub name."""
     subset: str | None = None
     """The configuration of a hub dataset, such as main for openai/gsm8k."""
@@ -58,6 +58,8 @@ class RowsConfig(Configuration):
         return known is None or column in (known - set(self.columns)) | set(self.columns.values())
 
     def contradictions(self) -> Iterator[Contradiction]:
+        if not self.path:
+            yield "path", "it must not be empty: write a file, a directory or a hub name"
         known = self.known_columns
         unknown = [] if known is None else sorted(set(self.columns) - known)
         if known and unknown:

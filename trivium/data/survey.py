@@ -21,7 +21,7 @@ from trivium.data.preferences import (
 from trivium.data.prompts import PromptsConfig, written_prompt
 from trivium.data.rows import Notes, Pass, Row, RowsConfig
 
-MOST_ROWS = 100_000
+MOST_ROWS = 20_000
 """Rows that are looked at; those behind them are checked when they are loaded."""
 
 Written = Callable[[Row, Notes], Any]
