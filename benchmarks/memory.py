@@ -108,7 +108,9 @@ def configuration(road: str, directory: Path, model: Path) -> dict[str, Any]:
     on_policy = {
         **common,
         "data": prompts,
-        "rewards": [{"function": "reward_model", "arguments": {"path": str(model)}}],
+        "rewards": [
+            {"function": "reward_model", "arguments": {"path": str(model)}, "timeout": None}
+        ],
         "sampling": {"max_tokens": RESPONSE},
     }
     own: dict[str, dict[str, Any]] = {

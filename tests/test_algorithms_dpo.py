@@ -19,6 +19,7 @@ from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.update import StepResult
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
+from trivium.errors import TrainingError
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
@@ -238,8 +239,12 @@ def test_step_without_any_pair_moves_nothing_and_is_reported(tmp_path: Path) -> 
     (tmp_path / "rewards.py").write_text(
         "def letters(responses):\n    return [1.0] * len(responses)\n"
     )
-    run = dpo.train(config_of(world, data=None, online=online_of(world, steps=2)))
-    lines = metrics_of(run)
+    config = config_of(world, data=None, online=online_of(world, steps=2))
+    with pytest.raises(TrainingError, match="none of 2 steps found a pair"):
+        dpo.train(config)
+    assert config.run.directory is not None
+    assert not (config.run.directory / "final").exists()
+    lines = metrics_of(config.run.directory)
     assert [line["group/equal_rewards"] for line in lines] == [1.0, 1.0]
     assert all("loss" not in line for line in lines)
 

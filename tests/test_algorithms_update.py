@@ -16,17 +16,22 @@ from trivium.algorithms.experience import (
     epoch_batch,
     first_epoch,
     plan_updates,
-    score_all,
     steps_of,
 )
+from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.optimizer_config import OptimizerConfig
-from trivium.algorithms.update import Optimizer, Work, rate_share
+from trivium.algorithms.update import Optimizer, rate_share
 from trivium.data.batch import Grouped
+from trivium.data.group import Group
 from trivium.errors import TrainingError
+from trivium.models.scoring import score_all
+
+SINGLE = Grouped([Group([1], [[1]])])
 
 
-def work_of(loss: Callable[[], Tensor], **observed: list[float]) -> Work:
-    return lambda: (loss(), {name: torch.tensor(x) for name, x in observed.items()})
+def work_of(loss: Callable[[], Tensor], **observed: list[float]) -> MicroBatch:
+    seen = {name: torch.tensor(x) for name, x in observed.items()}
+    return MicroBatch(SINGLE, lambda part: (loss(), seen))
 
 
 def vector(*values: float) -> nn.Parameter:

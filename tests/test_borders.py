@@ -194,6 +194,13 @@ def test_equal_pairs_and_equal_prompts_are_counted(world: World, tmp_path: Path)
 # --- Secrets --------------------------------------------------------------------------------------
 
 
+def test_a_secret_is_refused_and_not_shown_to_a_caller_from_python() -> None:
+    secret = "abcdefgh12345"
+    with pytest.raises(ValueError, match="`api_key` looks like a secret") as caught:
+        trivium.RewardConfig(function="reward.py:score", arguments={"api_key": secret})
+    assert secret not in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "found"),
     [
@@ -205,6 +212,11 @@ def test_equal_pairs_and_equal_prompts_are_counted(world: World, tmp_path: Path)
         ({"max_tokens": 12345678, "token": 3, "stop_token": "<|endoftext|>"}, []),
         ({"url": "http://localhost:8000/score", "monkey": "abcdefghij"}, []),
         ({"token": "short"}, []),
+        ({"headers_from_env": {"Authorization": "JUDGE_KEY"}}, []),
+        (
+            {"headers_from_env": {"Authorization": "Bearer abcdefghijklm"}},
+            ["headers_from_env.Authorization"],
+        ),
     ],
 )
 def test_secrets_are_known_by_name_or_form(arguments: dict[str, Any], found: list[str]) -> None:

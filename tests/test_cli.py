@@ -240,9 +240,9 @@ def test_an_interruption_ends_with_status_130(
     world: World, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "stop.py").write_text("def score(responses): raise KeyboardInterrupt")
-    path = write(
-        here / "sample.yaml", sample_settings(world, rewards=[{"function": "stop.py:score"}])
-    )
+    # Without a limit the function runs in the main thread, where the user's own interrupt arrives.
+    reward = {"function": "stop.py:score", "timeout": None}
+    path = write(here / "sample.yaml", sample_settings(world, rewards=[reward]))
     assert main(["sample", path]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
 

@@ -19,6 +19,7 @@ from trivium.data.prompts import PromptsConfig
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout.sampling import Sampling
+from trivium.runs.evaluate import Evaluator
 from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.statistics import (
     distinct_words,
@@ -137,6 +138,20 @@ def test_reference_logprob_is_the_base_models_own_opinion(world: World) -> None:
     last = read_evaluations(path)[-1]
     assert last["reference_logprob"] == pytest.approx(sum(logprobs) / len(logprobs), abs=1e-4)
     assert [r["log_ratio"] for r in rows] == [pytest.approx(r, abs=2e-4) for r in ratios]
+
+
+def test_log_ratios_stay_with_their_responses_however_passes_are_cut(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    for most in (16384, 20):
+        monkeypatch.setitem(Evaluator.__init__.__kwdefaults__, "tokens_per_micro_batch", most)
+        path = evaluated(world, MOVING | {"run": world.run(samples=9)}, samples=3, max_tokens=5)
+        rows = [r for r in read_samples(path) if r["drawn"] == "sampled" and r["step"] == 2]
+        kept.append(([r["log_ratio"] for r in rows], read_evaluations(path)[-1]["kl_low"]))
+    (whole, low), (cut, low_cut) = kept
+    assert [pytest.approx(ratios, abs=2e-4) for ratios in whole] == cut
+    assert low_cut == pytest.approx(low, abs=1e-4)
 
 
 def test_passes_are_counted_where_rewards_are_right_or_wrong(world: World) -> None:

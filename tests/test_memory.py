@@ -19,6 +19,7 @@ from trivium.algorithms import sft
 from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.experience import Weighted
 from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
@@ -142,7 +143,7 @@ def test_an_update_on_shapes_counts_what_the_update_on_numbers_does(
         with run:
             optimizer = Optimizer([(OptimizerConfig(), parameters)], 1)
             works = data.for_step([[0, 1], [2]], "token_mean")
-            optimizer.step([partial(sft.loss, policy, part) for part in works])
+            optimizer.step([MicroBatch(part, partial(sft.loss, policy)) for part in works])
         return run.ledger.peak
 
     def real(run: DryRun) -> Policy:

@@ -90,6 +90,11 @@ STREAMS: dict[str, tuple[list[dict[str, float]], int, list[dict[str, float]]]] =
         5,
         stream(length__cut_off=[0, 0, 0.4, 1, 1, 0, 0]),
     ),
+    "empty": (
+        stream(length__empty=[0.1, 0.4, 0.5, 0.9]),
+        3,
+        stream(length__empty=[0.0, 0.49, 0.2]),
+    ),
     "equal_rewards": (
         stream(group__equal_rewards=[0.1, 0.1, 1, 0.95, 0.9]),
         5,
@@ -133,6 +138,8 @@ STREAMS: dict[str, tuple[list[dict[str, float]], int, list[dict[str, float]]]] =
         3,
         stream(rewards__a__fallbacks=[0, 0, 0], rewards__a__mean=[1, 1, 1]),
     ),
+    # Steps in which everything fitted log nothing.
+    "out_of_memory": ([{"loss": 1.0}, {"memory/splits": 1.0}, {"memory/splits": 2.0}], 2, [{}] * 3),
 }
 
 

@@ -362,3 +362,153 @@ def test_a_timeout_of_the_function_s_own_is_an_error_it_raised():
 
     with pytest.raises(RewardError, match=r"raised .*TimeoutError: server is silent"):
         score(reward)
+
+
+def test_an_asynchronous_hang_that_refuses_to_be_cancelled_is_given_up():
+    import asyncio
+
+    async def reward(responses):
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            try:
+                await asyncio.sleep(2)
+            except asyncio.CancelledError:
+                continue
+
+    started = time.monotonic()
+    with pytest.raises(RewardError, match=r"ran past its limit of 0\.1 s"):
+        score(reward, timeout=0.1)
+    assert time.monotonic() - started < 1.5
+
+
+# --- Functions that mean harm, or act as if they did ---------------------------------------------
+
+
+class Hostile(Exception):
+    """Neither its message nor its repr can be had."""
+
+    def __str__(self):
+        raise ValueError("no")
+
+    __repr__ = __str__
+
+
+class Unreadable:
+    """Looks like a tensor of one number, and raises."""
+
+    ndim = 0
+
+    def __init__(self, kind=RuntimeError):
+        self.kind = kind
+
+    def tolist(self):
+        raise self.kind("device lost")
+
+    def __repr__(self):
+        raise self.kind("device lost")
+
+
+class Odd(Fraction):
+    """A number that cannot be made a float."""
+
+    def __float__(self):
+        raise RuntimeError("no")
+
+
+UNREADABLE = [Unreadable(), Odd(1, 2), np.ma.masked, Hostile]
+
+
+@pytest.mark.parametrize("value", UNREADABLE, ids=lambda v: type(v).__name__)
+def test_a_value_that_cannot_be_read_is_a_fault_of_its_response(value):
+    with pytest.raises(RewardError, match=r"response 1 of 4 \(prompt row 11\)"):
+        score(per_response([0, value, 0, 0]))
+    assert score(per_response([1, value, 2, 3]), fallback=9.0).outcomes == [1.0, 9.0, 2.0, 3.0]
+
+
+RAISED = [Hostile(), MemoryError(), RecursionError(), StopIteration(), GeneratorExit()]
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda e: type(e).__name__)
+def test_an_error_of_any_kind_is_that_of_the_reward(error):
+    def reward(responses):
+        raise error
+
+    with pytest.raises(RewardError, match=rf"raised .*{type(error).__name__}"):
+        score(reward)
+    assert score(reward, fallback=0.5).fallbacks == {"f0": 4}
+
+
+def test_an_interrupt_raised_by_the_function_in_its_thread_is_not_the_users():
+    def reward(responses):
+        raise KeyboardInterrupt
+
+    with pytest.raises(RewardError, match="raised KeyboardInterrupt itself"):
+        score(reward)
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_generator_that_raises_is_an_error_of_the_reward(steps_before):
+    def reward(responses):
+        yield from [1.0] * min(steps_before, len(responses) - 1)
+        raise KeyError("halfway")
+
+    with pytest.raises(RewardError, match=r"response 0 of 4.*KeyError: 'halfway'"):
+        score(reward)
+
+
+SHAPES = {
+    "a column": (np.zeros((4, 1)), r"ndarray of the shape \(4, 1\)"),
+    "a matrix": (torch.zeros(2, 2), r"Tensor of the shape \(2, 2\)"),
+    "nothing": (np.zeros((4, 0)), r"ndarray of the shape \(4, 0\)"),
+    "too long": (np.zeros(5), r"returned 5 values for 1"),
+    "an array of texts": (np.array(["1"] * 4), r"is str '1', not a number"),
+    "complex": (np.zeros(4, dtype=complex), r"is complex 0j, not a number"),
+    "nested lists": ([[1.0]] * 4, r"step 0 is float 1.0, not \(\(start, end\), number\)"),
+    "an array that raises": (Unreadable(), r"returned Unreadable .*, which raises RuntimeError"),
+}
+
+
+@pytest.mark.parametrize(("result", "reason"), SHAPES.values(), ids=SHAPES)
+def test_a_result_of_the_wrong_shape_says_which(result, reason):
+    with pytest.raises(RewardError, match=reason):
+        score(returning(result))
+    assert score(returning(result), fallback=0.5).fallbacks == {"f0": 4}
+
+
+def test_an_exception_in_a_values_place_says_why_it_has_none():
+    values = [1.0, RewardError("the judge is asleep"), 2.0, ValueError()]
+    with pytest.raises(RewardError, match=r"response 1 of 4 .*: the judge is asleep \(1 more fail"):
+        score(per_response(values))
+    found = score(per_response(values), fallback=-1.0)
+    assert (found.outcomes, found.fallbacks) == ([1.0, -1.0, 2.0, -1.0], {"f0": 2})
+
+
+def test_a_reward_error_of_the_functions_own_ends_the_search_for_a_culprit():
+    calls = []
+
+    def reward(responses):
+        calls.append(len(responses))
+        raise RewardError("the judge is asleep")
+
+    with pytest.raises(RewardError, match=r"on a batch of 4 responses .*: the judge is asleep\."):
+        score(reward)
+    assert calls == [4]
+
+
+def test_what_a_reward_prints_does_no_harm(capsys):
+    def reward(responses):
+        print("thinking about", len(responses))
+        return [1.0] * len(responses)
+
+    assert score(reward).outcomes == [1.0] * 4
+    assert capsys.readouterr().out == "thinking about 4\n"
+
+
+def test_a_function_can_ask_how_much_time_is_left():
+    from trivium.rewards.functions import time_left
+
+    def reward(responses):
+        return [time_left() or 0.0] * len(responses)
+
+    assert all(9.0 < left <= 10.0 for left in score(reward, timeout=10.0).outcomes)
+    assert score(reward, timeout=None).outcomes == [0.0] * 4

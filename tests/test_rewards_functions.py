@@ -123,7 +123,7 @@ def test_a_module_that_does_not_exist_is_told_from_one_that_fails():
 def test_an_unknown_built_in_name_gives_the_nearest_and_all():
     message = refused("gsm8")
     assert "did you mean 'gsm8k'?" in message
-    assert "format, gsm8k, length, math, steps" in message
+    assert "format, gsm8k, length, math, server, steps" in message
     assert "names no function" in refused("file.py:")
 
 

@@ -97,6 +97,8 @@ def _line_error(section: Configuration, key: str, reason: str) -> InitErrorDetai
     value: Any = section
     for name in filter(None, key.split(".")):
         value = value[name] if isinstance(value, dict) else getattr(value, name)
+    if isinstance(value, dict):
+        value = list(value)  # what a mapping holds may be a secret
     error = PydanticCustomError("contradiction", "{error}", {"error": reason})
     loc = tuple(filter(None, key.split(".")))
     return InitErrorDetails(type=error, loc=loc, input=value)

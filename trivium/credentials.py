@@ -40,5 +40,11 @@ def secrets_in(values: Any, name: str = "") -> Iterator[str]:
     elif isinstance(values, list | tuple):
         for number, value in enumerate(values):
             yield from secrets_in(value, f"{name}.{number}" if name else str(number))
-    elif is_secret(name.rpartition(".")[2], values):
+    elif is_secret(_telling(name), values):
         yield name
+
+
+def _telling(name: str) -> str:
+    """The part of a dotted name that tells of a secret; in ``headers_from_env`` none does."""
+    *above, last = name.split(".")
+    return "" if above and above[-1].lower().endswith("env") else last

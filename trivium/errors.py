@@ -6,6 +6,14 @@ without a traceback. What a message quotes was written by others: control charac
 escaped here, so that no log and no terminal obeys them.
 """
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from trivium.runs.study import Evidence
+
 
 class TriviumError(Exception):
     """Base of every error that is addressed to the user."""
@@ -31,7 +39,24 @@ class RewardError(TriviumError, RuntimeError):
 
 
 class TrainingError(TriviumError, RuntimeError):
-    """A run cannot go on: a loss or gradient is not finite, or a batch holds nothing to learn."""
+    """A run cannot go on: memory does not suffice, or a batch holds nothing to learn."""
+
+
+class NonFiniteError(TrainingError):
+    """A loss or gradient is not finite; nothing was moved.
+
+    ``evidence`` is the batch and what was seen of it; ``saved`` is where ``runs.study`` wrote it,
+    which the message then names.
+    """
+
+    def __init__(self, message: str, evidence: Evidence) -> None:
+        super().__init__(message)
+        self.evidence = evidence
+        self.saved: Path | None = None
+
+    def __str__(self) -> str:
+        place = "" if self.saved is None else f". The batch is in {self.saved}"
+        return super().__str__() + place
 
 
 class CheckpointError(TriviumError, ValueError):

@@ -18,7 +18,8 @@ from pathlib import Path
 from torch import Tensor
 
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import epoch_batch, score_all, steps_of
+from trivium.algorithms.experience import epoch_batch, steps_of
+from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.observe import update_metrics
 from trivium.algorithms.parts import load_rewards, local_engine, room_for
 from trivium.algorithms.update import Optimizer, StepResult
@@ -26,11 +27,13 @@ from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.data.preferences import load_preferences
 from trivium.data.prompts import load_prompts
+from trivium.errors import TrainingError
 from trivium.maths.objectives import PREFERENCE_LOSSES, preference_gradient_weight
 from trivium.maths.ragged import segment_mean, segment_sum
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
+from trivium.models.scoring import score_all
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.beginning import begin
 from trivium.runs.evaluate import Evaluator
@@ -69,6 +72,12 @@ def train(config: DPOConfig) -> Path:
                 metrics |= step_metrics(config, result)
                 metrics["tokens/trained"] = float(pairs.lengths_N.sum())
             training.log(metrics)
+        if optimizer.steps == 0:
+            raise TrainingError(
+                f"none of {training.step} steps found a pair: all responses to a prompt always got "
+                "the same reward, so nothing was learned. Choose other prompts, raise "
+                "online.responses_per_prompt, or reward in finer grades"
+            )
         training.save("final", policy)
     return training.path
 
@@ -162,11 +171,11 @@ def with_reference(config: DPOConfig, data: PairData, reference: Reference) -> P
     return replace(data, ref_logprobs_T=ref_T)
 
 
-def work(config: DPOConfig, policy: Policy, pairs: PairData) -> list[partial]:
+def work(config: DPOConfig, policy: Policy, pairs: PairData) -> list[MicroBatch]:
     """The micro-batches of one optimiser step."""
     parts = pairs.split(config.tokens_per_micro_batch, whole_groups=True)
-    total = len(pairs.groups)
-    return [partial(loss, config, policy, pairs.select(part), total) for part in parts]
+    of_pairs = partial(loss, config, policy, total=len(pairs.groups))
+    return [MicroBatch(pairs.select(part), of_pairs, whole_groups=True) for part in parts]
 
 
 def loss(

@@ -7,7 +7,7 @@ is scored, so that old log-probs are computed in the very micro-batches that wil
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Self
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from trivium.choices import Aggregation
-from trivium.data.batch import Batch, Grouped, token_index
+from trivium.data.batch import Grouped
 from trivium.maths.weights import token_weights
 
 MicroBatches = list[list[int]]
@@ -85,24 +85,6 @@ def first_epoch(steps: Sequence[MicroBatches], responses: int) -> MicroBatches:
     parts = [part for step in steps for part in step]
     ends = accumulate(map(len, parts))
     return [part for part, end in zip(parts, ends, strict=True) if end <= responses]
-
-
-@torch.no_grad()
-def score_all(
-    data: Grouped, parts: MicroBatches, score: Callable[[Batch], tuple[Tensor, ...]]
-) -> tuple[Tensor, ...]:
-    """Per-token scores of every response, ``[T]`` each, computed micro-batch by micro-batch.
-
-    Given the micro-batches of a later optimiser step, the results are bit-equal to what that step
-    computes with unchanged weights, so that ρ is exactly 1 before the first update.
-    """
-    lengths_N = data.lengths_N
-    pieces, order = [], []
-    for responses in parts:
-        pieces.append(score(Batch.of(data.select(responses).groups)))
-        order.append(token_index(lengths_N, torch.tensor(responses)))
-    back = torch.cat(order).argsort()
-    return tuple(torch.cat(xs)[back.to(xs[0].device)] for xs in zip(*pieces, strict=True))
 
 
 def steps_of(epochs: float, count: int, size: int) -> int:

@@ -23,9 +23,9 @@ from trivium.algorithms.experience import (
     epoch_batch,
     first_epoch,
     plan_updates,
-    score_all,
 )
 from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.observe import (
     first_group,
     join_observed,
@@ -44,6 +44,7 @@ from trivium.maths.objectives import SURROGATES, importance_ratio, truncated_imp
 from trivium.maths.ragged import spread
 from trivium.maths.weights import weighted_sum
 from trivium.models.loading import trained_parameters
+from trivium.models.scoring import score_all
 from trivium.packing import packable
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
 from trivium.runs.beginning import begin
@@ -233,7 +234,8 @@ def update(
         work = experience.for_step(micro_batches, config.aggregation, config.sampling.max_tokens)
         if not any(bool(part.trained_T.any()) for part in work):
             continue  # Every response of the minibatch was cut off and dropped.
-        steps.results.append(optimizer.step([partial(loss, config, parts, part) for part in work]))
+        of_part = partial(loss, config, parts)
+        steps.results.append(optimizer.step([MicroBatch(part, of_part) for part in work]))
     return steps.results
 
 

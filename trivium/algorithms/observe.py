@@ -27,9 +27,10 @@ def join_observed(results: list[StepResult]) -> dict[str, Tensor]:
 
 
 def update_metrics(results: list[StepResult]) -> dict[str, float]:
-    """Means over the optimiser steps that reused one rollout batch."""
-    count = len(results)
+    """Means over the optimiser steps that reused one rollout batch; splits where there were any."""
+    count, splits = len(results), sum(r.splits for r in results)
     return {
+        **({"memory/splits": float(splits)} if splits else {}),
         "loss": sum(r.loss for r in results) / count,
         "gradient_norm": sum(r.gradient_norm for r in results) / count,
         "learning_rate": results[-1].learning_rate,

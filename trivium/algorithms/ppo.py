@@ -26,9 +26,9 @@ from trivium.algorithms.experience import (
     epoch_batch,
     first_epoch,
     plan_updates,
-    score_all,
 )
 from trivium.algorithms.kl_coefficient import KLCoefficient
+from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.observe import (
     first_group,
     join_observed,
@@ -50,6 +50,7 @@ from trivium.maths.ragged import segment_starts, spread
 from trivium.maths.weights import weighted_sum
 from trivium.models.critic import Critic
 from trivium.models.loading import trained_parameters
+from trivium.models.scoring import in_parts, score_all
 from trivium.packing import packable
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.beginning import begin
@@ -225,9 +226,10 @@ def final_values(
         return None
     data = Grouped(rollouts.groups)
     values_N = like_T.new_zeros(len(rollouts.flat))
-    for responses in data.split(config.tokens_per_micro_batch):
-        batch = Batch.of(data.select(responses).groups)
-        values_N[responses] = critic.final_values(parts.policy, batch).to(values_N)
+    final = partial(critic.final_values, parts.policy)
+    for whole in data.split(config.tokens_per_micro_batch):
+        for responses, values in in_parts(data, whole, lambda d: final(Batch.of(d.groups))):
+            values_N[responses] = values.to(values_N)
     return torch.where(rollouts.cut_off_N.to(values_N.device), values_N, 0.0)
 
 
@@ -244,7 +246,7 @@ def update(
     """Epochs of minibatches; ends early once π has moved ``stop_at_kl`` from π_old."""
     for micro_batches in steps:
         work = [
-            partial(loss, config, parts, critic, part, actor)
+            MicroBatch(part, partial(loss, config, parts, critic, actor=actor))
             for part in experience.for_step(
                 micro_batches, config.aggregation, config.sampling.max_tokens
             )

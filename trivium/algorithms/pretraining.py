@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from trivium.algorithms.experience import Weighted, epoch_batch
+from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.pretraining_config import PretrainingMixConfig
-from trivium.algorithms.update import Work
 from trivium.data.batch import Batch
 from trivium.data.demonstrations import load_demonstrations
 from trivium.maths.objectives import token_nll
@@ -33,7 +31,7 @@ class PretrainingMix:
         """Go on from a state."""
         self.steps = state
 
-    def next_step(self, max_tokens: int) -> list[Work]:
+    def next_step(self, max_tokens: int) -> list[MicroBatch]:
         """The micro-batches of the next optimiser step."""
         count = self.config.examples_per_step
         index = epoch_batch(len(self.texts), count, self.steps, seed=self.seed)
@@ -42,7 +40,7 @@ class PretrainingMix:
         trained = torch.tensor([t for text in chosen for t in text.trained])
         batch = Weighted([text.group for text in chosen], trained_T=trained)
         parts = batch.for_step(batch.split(max_tokens), "token_mean")
-        return [partial(self._loss, part) for part in parts]
+        return [MicroBatch(part, self._loss) for part in parts]
 
     def _loss(self, part: Weighted) -> tuple[Tensor, dict[str, Tensor]]:
         logprobs_T = self.policy.score(Batch.of(part.groups)).logprobs_T

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from trivium.algorithms.experience import epoch_batch, steps_of
+from trivium.algorithms.micro_batch import MicroBatch, measure
 from trivium.algorithms.observe import update_metrics
 from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.reward_training import (
@@ -27,7 +28,7 @@ from trivium.algorithms.reward_training import (
     pair_loss,
     step_accuracy,
 )
-from trivium.algorithms.update import Optimizer, Work
+from trivium.algorithms.update import Optimizer
 from trivium.data.batch import Grouped
 from trivium.data.preferences import (
     PreferencesConfig,
@@ -127,14 +128,14 @@ def take(data: Grouped, groups: list[int]) -> Grouped:
     return data.select([g * size + j for g in groups for j in range(size)])
 
 
-def work(config: RewardModelConfig, model: RewardModel, data: Grouped) -> list[Work]:
+def work(config: RewardModelConfig, model: RewardModel, data: Grouped) -> list[MicroBatch]:
     """The micro-batches of one optimiser step."""
-    splits = data.split(config.tokens_per_micro_batch, whole_groups=True)
+    parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
     if isinstance(data, LabelledSteps):
-        return [partial(labelled_step_loss, model, data.select(p), data.count) for p in splits]
-    assert isinstance(data, Pairs), "reward models learn from pairs or labelled steps"
-    total = len(data.groups)
-    return [partial(pair_loss, model, data.select(p), total, config.centre) for p in splits]
+        of_part = partial(labelled_step_loss, model, total=data.count)
+    else:
+        of_part = partial(pair_loss, model, total=len(data.groups), centre=config.centre)
+    return [MicroBatch(data.select(part), of_part, whole_groups=True) for part in parts]
 
 
 def accuracy(observed: dict[str, Tensor]) -> Tensor:
@@ -144,13 +145,11 @@ def accuracy(observed: dict[str, Tensor]) -> Tensor:
     return step_accuracy(observed["logit_S"], observed["label_S"])
 
 
-@torch.no_grad()
 def validate(config: RewardModelConfig, model: RewardModel, held_out: Grouped) -> dict[str, float]:
     """Held-out loss and accuracy with its 95 % interval."""
     losses, seen = [], []
-    for micro_batch in work(config, model, held_out):
-        part_loss, observed = micro_batch()
-        losses.append(float(part_loss))
+    for part_loss, observed in measure(work(config, model, held_out)):
+        losses.append(part_loss)
         seen.append(accuracy(observed))
     values = torch.cat(seen)
     interval: Interval = mean_interval(values.tolist())

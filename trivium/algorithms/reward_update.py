@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from trivium.algorithms.micro_batch import Loss, MicroBatch
 from trivium.algorithms.parts import OnPolicyParts
 from trivium.algorithms.reward_training import (
     LabelledSteps,
@@ -26,6 +27,7 @@ from trivium.algorithms.reward_training import (
 )
 from trivium.algorithms.reward_update_config import RewardUpdateConfig
 from trivium.algorithms.update import Optimizer, StepResult
+from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError
 from trivium.models.loading import trained_parameters
@@ -124,21 +126,15 @@ class RewardUpdate:
             labelled = LabelledSteps.of(
                 groups, [list(e.ends) for e in examples], [list(e.labels) for e in examples]
             )
-            cut = labelled.split(self.config.tokens_per_micro_batch)
-            return self.optimizer.step(
-                [
-                    partial(labelled_step_loss, self.model, labelled.select(p), labelled.count)
-                    for p in cut
-                ]
-            )
-        pairs = Pairs.of(groups)
-        cut = pairs.split(self.config.tokens_per_micro_batch, whole_groups=True)
-        return self.optimizer.step(
-            [
-                partial(pair_loss, self.model, pairs.select(p), len(groups), self.config.centre)
-                for p in cut
-            ]
-        )
+            of_part = partial(labelled_step_loss, self.model, total=labelled.count)
+            return self._learn(labelled, of_part)
+        of_pairs = partial(pair_loss, self.model, total=len(groups), centre=self.config.centre)
+        return self._learn(Pairs.of(groups), of_pairs)
+
+    def _learn(self, data: Grouped, loss: Loss) -> StepResult:
+        parts = data.split(self.config.tokens_per_micro_batch, whole_groups=True)
+        work = [MicroBatch(data.select(part), loss, whole_groups=True) for part in parts]
+        return self.optimizer.step(work)
 
     def _accuracy(self, results: Sequence[StepResult]) -> float:
         if not results:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from trivium.algorithms.experience import Weighted, epoch_batch, steps_of
+from trivium.algorithms.micro_batch import MicroBatch, measure
 from trivium.algorithms.observe import update_metrics
 from trivium.algorithms.parts import load_rewards, local_engine, room_for
 from trivium.algorithms.sft_config import SFTConfig
@@ -70,7 +71,7 @@ def train(config: SFTConfig) -> Path:
                 config.data.max_response_tokens,
             )
             training.stages.begin()
-            result = optimizer.step([partial(loss, policy, part) for part in parts])
+            result = optimizer.step([MicroBatch(part, partial(loss, policy)) for part in parts])
             training.stages.lap("update")
             metrics = update_metrics([result]) | {
                 "nll": -float(result.observed["logprobs_T"].mean()),
@@ -132,8 +133,8 @@ def loss(policy: Policy, part: Weighted) -> tuple[Tensor, dict[str, Tensor]]:
     return weighted_sum(token_nll(logprobs_T), weights_T), {"logprobs_T": learned_T}
 
 
-@torch.no_grad()
 def validation_loss(config: SFTConfig, policy: Policy, held_out: Weighted) -> float:
     """Mean negative log-likelihood per trained token of held-out demonstrations."""
     parts = held_out.for_step(held_out.split(config.tokens_per_micro_batch), "token_mean")
-    return sum(float(loss(policy, part)[0]) for part in parts)
+    work = [MicroBatch(part, partial(loss, policy)) for part in parts]
+    return sum(part_loss for part_loss, _ in measure(work))

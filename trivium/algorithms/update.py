@@ -14,24 +14,26 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trivium.algorithms.micro_batch import Learned, MicroBatch, accumulate
 from trivium.algorithms.optimizer_config import OptimizerConfig
-from trivium.errors import TrainingError
+from trivium.errors import NonFiniteError, TrainingError
+from trivium.models.scoring import out_of_memory
 from trivium.packing import packable
-
-Work = Callable[[], tuple[Tensor, dict[str, Tensor]]]
-"""The loss of one micro-batch, and what was observed on the way (flat tensors, detached)."""
+from trivium.runs.study import Evidence, Seen, first_fault
 
 
 @packable
 @dataclass(frozen=True)
 class StepResult:
     """What one optimiser step saw: loss, gradient norm before clipping, learning rate, and the
-    per-token or per-response observations of all micro-batches, concatenated."""
+    per-token or per-response observations of all micro-batches, concatenated; and how many
+    micro-batches were halved because they did not fit the memory."""
 
     loss: float
     gradient_norm: float
     learning_rate: float
     observed: dict[str, Tensor]
+    splits: int = 0
 
 
 def rate_share(
@@ -69,33 +71,52 @@ class Optimizer:
         ]
         self.adamw = torch.optim.AdamW(groups)
 
-    def step(self, work: Sequence[Work]) -> StepResult:
+    def step(self, work: Sequence[MicroBatch]) -> StepResult:
         """Accumulate the gradients of all micro-batches, clip, and move the parameters once.
 
         Raises:
-            TrainingError: the loss or the gradient norm is not finite; nothing was moved.
+            NonFiniteError: the loss or a gradient norm is not finite; nothing was moved.
+            TrainingError: there is no micro-batch, or memory is too small for a single response.
         """
         if not work:
             raise TrainingError("an optimiser step got no micro-batch: there is nothing to learn")
-        self.adamw.zero_grad(set_to_none=True)
-        total, seen = 0.0, []
-        for micro_batch in work:
-            part_loss, observed = micro_batch()
-            part_loss.backward()
-            total += float(part_loss.detach())
-            seen.append(observed)
+        done, splits = accumulate(work, lambda: self.adamw.zero_grad(set_to_none=True))
+        total = sum(learned.loss for learned in done)
         norms = [self._clip(config, parameters) for config, parameters in self.sets]
-        if not (math.isfinite(total) and all(map(math.isfinite, norms))):
-            raise TrainingError(
-                f"at optimiser step {self.steps} the loss is {total} and the gradient norm "
-                f"{norms[0]}: lower the learning rate, or look for extreme rewards"
-            )
+        if not all(map(math.isfinite, (total, *norms))):
+            raise self._not_finite(total, norms, done)
         rate = self._set_rates()
-        self.adamw.step()
+        self._move()
         self.steps += 1
+        seen = [learned.observed for learned in done]
         names = dict.fromkeys(name for observed in seen for name in observed)
         joined = {name: torch.cat([o[name] for o in seen if name in o]) for name in names}
-        return StepResult(total, norms[0], rate, joined)
+        return StepResult(total, norms[0], rate, joined, splits)
+
+    def _move(self) -> None:
+        try:
+            self.adamw.step()
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"memory ran out while the optimiser moved the weights at its step {self.steps} "
+                f"({str(error).strip().splitlines()[0]:.200}), so some of them may have moved: go "
+                "on from the last checkpoint with less memory in use (model.lora, "
+                "model.dtype: bfloat16, a separate critic left out)"
+            ) from None
+
+    def _not_finite(
+        self, total: float, norms: list[float], done: Sequence[Learned]
+    ) -> NonFiniteError:
+        seen = [Seen.of(x.micro_batch.part, x.observed, x.loss) for x in done]
+        evidence = Evidence(self.steps, norms, seen)
+        of_sets = " and ".join(map(str, norms))
+        return NonFiniteError(
+            f"at optimiser step {self.steps} the loss is {total} and the gradient norm {of_sets}; "
+            f"no weight was moved. {first_fault(evidence)}",
+            evidence,
+        )
 
     def state(self) -> dict[str, Any]:
         """AdamW's moments, and how many steps were taken."""

@@ -28,10 +28,10 @@ from trivium.algorithms.dpo import PairData
 from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.experience import MicroBatches, Weighted, plan_updates
 from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.parts import OnPolicyParts, load_rewards, local_engine
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.sft_config import SFTConfig
-from trivium.algorithms.update import Work
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Job, Plan, for_seed
 from trivium.data.batch import Grouped
@@ -129,7 +129,7 @@ def _bench(config: CompareConfig, base: ModelConfig) -> Bench:
     return Bench(policy, Reference(policy), batches, prompts)
 
 
-def _gradient(bench: Bench, work: Sequence[Work]) -> Tensor | None:
+def _gradient(bench: Bench, work: Sequence[MicroBatch]) -> Tensor | None:
     """The policy's gradient, flat; None where there is nothing to learn."""
     if not work:
         return None
@@ -164,22 +164,22 @@ def _one_update(rollouts: Rollouts) -> list[MicroBatches]:
     return plan_updates(data, epochs=1, minibatches=1, max_tokens=TOKENS, seed=0, step=0)
 
 
-def _grpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[Work]]:
+def _grpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
     config = GRPOConfig.model_validate(job.settings)
     config = config.model_copy(update={"epochs": 1, "minibatches": 1})
     parts = _parts(job.settings, bench)
 
-    def work(batch: Rollouts) -> list[Work]:
+    def work(batch: Rollouts) -> list[MicroBatch]:
         rollouts = _judged(parts, batch)
         steps = _one_update(rollouts)
         experience = grpo.prepare(config, parts, rollouts, steps)
         made = experience.for_step(steps[0], config.aggregation, config.sampling.max_tokens)
-        return [partial(grpo.loss, config, parts, part) for part in made]
+        return [MicroBatch(part, partial(grpo.loss, config, parts)) for part in made]
 
     return work
 
 
-def _ppo(job: Job, bench: Bench) -> Callable[[Rollouts], list[Work]]:
+def _ppo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
     config = PPOConfig.model_validate(job.settings)
     parts = _parts(job.settings, bench)
     critic_config = config.critic
@@ -189,34 +189,34 @@ def _ppo(job: Job, bench: Bench) -> Callable[[Rollouts], list[Work]]:
         critic_config = CriticConfig(model=trained)
     critic = make_critic(critic_config, config.model, bench.policy)
 
-    def work(batch: Rollouts) -> list[Work]:
+    def work(batch: Rollouts) -> list[MicroBatch]:
         rollouts = _judged(parts, batch)
         steps = _one_update(rollouts)
         experience = ppo.prepare(config, parts, critic, rollouts, steps, config.beta)
         made = experience.for_step(steps[0], config.aggregation, config.sampling.max_tokens)
-        return [partial(ppo.loss, config, parts, critic, part, True) for part in made]
+        return [MicroBatch(p, partial(ppo.loss, config, parts, critic, actor=True)) for p in made]
 
     return work
 
 
-def _dpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[Work]]:
+def _dpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
     config = DPOConfig.model_validate(job.settings)
 
-    def work(batch: Rollouts) -> list[Work]:
+    def work(batch: Rollouts) -> list[MicroBatch]:
         groups = dpo.best_and_worst(batch)
         if not groups:
             return []
         pairs = dpo.with_reference(config, PairData(groups), bench.reference)
-        return list(dpo.work(config, bench.policy, pairs))
+        return dpo.work(config, bench.policy, pairs)
 
     return work
 
 
-def _sft(job: Job, bench: Bench) -> Callable[[Rollouts], list[Work]]:
+def _sft(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
     """Imitation of the batch's best responses, one or several per prompt, all else left out."""
     config = SFTConfig.model_validate(job.settings)
 
-    def work(batch: Rollouts) -> list[Work]:
+    def work(batch: Rollouts) -> list[MicroBatch]:
         totals_G = batch.totals_N.split(batch.sizes_G.tolist())
         groups = [
             Group(group.prompt, [response])
@@ -231,7 +231,7 @@ def _sft(job: Job, bench: Bench) -> Callable[[Rollouts], list[Work]]:
         made = data.for_step(
             data.split(TOKENS), config.aggregation, config.data.max_response_tokens
         )
-        return [partial(sft.loss, bench.policy, part) for part in made]
+        return [MicroBatch(part, partial(sft.loss, bench.policy)) for part in made]
 
     return work
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from itertools import chain, groupby
+from itertools import accumulate, chain, groupby
 from typing import Self
 
 import torch
@@ -112,6 +112,11 @@ class Grouped:
     def lengths_N(self) -> Tensor:
         return torch.tensor([len(r) for g in self.groups for r in g.responses])
 
+    @property
+    def tokens(self) -> int:
+        """Tokens on the line: each prompt once, and all responses."""
+        return sum(len(g.prompt) + sum(map(len, g.responses)) for g in self.groups)
+
     def select(self, responses: Sequence[int]) -> Self:
         """Only these responses (flat indices, ascending), with the prompts they need."""
         group_of = segment_ids(self.sizes_G).tolist()
@@ -151,6 +156,20 @@ class Grouped:
                 parts[-1] += unit
                 used += prompt + responses
         return [sorted(part) for part in parts]
+
+    def halves(self, *, whole_groups: bool = False) -> tuple[list[int], list[int]] | None:
+        """Cut in two, as evenly in response tokens as can be: response indices of both halves.
+
+        None where there is nothing to cut: a single response or, with ``whole_groups``, one group.
+        """
+        count = len(self.lengths_N)
+        ends = self.sizes_G.cumsum(0).tolist() if whole_groups else range(1, count + 1)
+        before = [0, *accumulate(self.lengths_N.tolist())]
+        cuts = [end for end in ends if end < count]
+        if not cuts:
+            return None
+        cut = min(cuts, key=lambda end: abs(2 * before[end] - before[-1]))
+        return list(range(cut)), list(range(cut, count))
 
 
 def token_index(lengths_N: Tensor, responses: Tensor) -> Tensor:

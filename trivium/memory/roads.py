@@ -20,6 +20,7 @@ from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.experience import MicroBatches, Weighted, plan_updates
 from trivium.algorithms.grpo import GRPOExperience
 from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.algorithms.micro_batch import Loss, MicroBatch
 from trivium.algorithms.parts import OnPolicyParts
 from trivium.algorithms.ppo import PPOExperience
 from trivium.algorithms.ppo_config import PPOConfig
@@ -27,7 +28,7 @@ from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.reward_training import LabelledSteps, Pairs, labelled_step_loss, pair_loss
 from trivium.algorithms.reward_update_config import RewardUpdateConfig
 from trivium.algorithms.sft_config import SFTConfig
-from trivium.algorithms.update import Optimizer, Work
+from trivium.algorithms.update import Optimizer
 from trivium.config import Configuration
 from trivium.data.batch import Grouped
 from trivium.errors import ConfigurationError, ModelError
@@ -90,7 +91,7 @@ def predict_sft(road: Rehearsal, config: SFTConfig) -> None:
     with road.stage("update"):
         parts = heaviest(data, data.split(config.tokens_per_micro_batch))
         works = data.for_step(parts, config.aggregation, maximum)
-        optimizer.step([partial(sft.loss, policy, part) for part in works])
+        optimizer.step([MicroBatch(part, partial(sft.loss, policy)) for part in works])
     if road.lengths.held_out:
         data = demonstrations(road, road.lengths.held_out)
         parts = data.split(config.tokens_per_micro_batch)
@@ -138,8 +139,8 @@ def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
         data = PairData(data.groups, ref_logprobs_T=zeros(data))
     with road.stage("update"):
         works = [data.select(part) for part in heaviest(data, parts)]
-        total = len(data.groups)
-        optimizer.step([partial(dpo.loss, config, policy, part, total) for part in works])
+        loss = partial(dpo.loss, config, policy, total=len(data.groups))
+        optimizer.step([MicroBatch(part, loss) for part in works])
 
 
 def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
@@ -176,14 +177,13 @@ def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
             targets_T=z,
         )
         works = experience.for_step(parts, config.aggregation, config.sampling.max_tokens)
-        work: list[Work] = [
-            partial(ppo.loss, config, on_policy(policy, reference), critic, part, True)
-            for part in works
-        ]
+        loss = partial(ppo.loss, config, on_policy(policy, reference), critic, actor=True)
+        work = [MicroBatch(part, loss) for part in works]
         if config.pretraining is not None:
             texts = demonstrations(road, config.pretraining.examples_per_step)
             cut = heaviest(texts, texts.split(config.tokens_per_micro_batch))
-            work += [partial(sft.loss, policy, x) for x in texts.for_step(cut, "token_mean")]
+            made = texts.for_step(cut, "token_mean")
+            work += [MicroBatch(part, partial(sft.loss, policy)) for part in made]
         optimizer.step(work)
     update_rewards(road, config.reward_update, config.rewards, judges, trained)
 
@@ -339,11 +339,11 @@ def step(
     optimizer: Optimizer,
     data: Grouped,
     max_tokens: int,
-    loss: Callable[[Any], tuple[torch.Tensor, dict[str, torch.Tensor]]],
+    loss: Loss,
 ) -> None:
     """One optimiser step on the largest micro-batches."""
     parts = heaviest(data, data.split(max_tokens, whole_groups=True))
-    optimizer.step([partial(loss, data.select(part)) for part in parts])
+    optimizer.step([MicroBatch(data.select(part), loss) for part in parts])
 
 
 def reward_model_loss(

@@ -17,7 +17,16 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from trivium.errors import ConfigurationError, RewardError
-from trivium.rewards.functions import Function, PastLimit, call, fit, given, located, printable
+from trivium.rewards.functions import (
+    Function,
+    PastLimit,
+    call,
+    fit,
+    given,
+    located,
+    printable,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from trivium.data.prompts import Prompt
@@ -50,17 +59,28 @@ class _CallFailed(Exception):
 
 def _number(value: Any) -> float:
     """Return a finite float, or raise ValueError with the reason why it is none."""
-    if callable(getattr(value, "item", None)) and getattr(value, "ndim", 0) == 0:
-        value = value.item()
-    if not isinstance(value, Real | Decimal):
-        raise ValueError(f"is {type(value).__name__} {value!r:.60}, not a number")
     try:
-        number = float(value)
-    except (OverflowError, ValueError):
+        if callable(getattr(value, "tolist", None)) and getattr(value, "ndim", 0) == 0:
+            value = value.tolist()
+        number = float(value) if isinstance(value, Real | Decimal) else None
+    except OverflowError:
         raise ValueError("is too large a number") from None
+    except Exception as error:
+        raise ValueError(f"is {shown(value)}, which raises {type(error).__name__}") from None
+    if number is None:
+        raise ValueError(f"is {shown(value)}, not a number")
     if not math.isfinite(number):
         raise ValueError(f"is {number}, not a finite number")
     return number
+
+
+def shown(value: Any, limit: int = 60) -> str:
+    """Return a value's type and the beginning of its repr, whatever its class makes of it."""
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"(its repr raises {type(error).__name__})"
+    return f"{type(value).__name__} {printable(text, limit)}"
 
 
 def _position(value: Any) -> int:
@@ -74,8 +94,8 @@ def _step(entry: Any, previous_end: int, text_length: int) -> tuple[int, float]:
     try:
         (start, end), value = entry
         start, end = _position(start), _position(end)
-    except (TypeError, ValueError):
-        raise ValueError(f"is {entry!r:.80}, not ((start, end), number)") from None
+    except Exception:
+        raise ValueError(f"is {shown(entry)}, not ((start, end), number)") from None
     if end <= start:
         raise ValueError(f"has the span ({start}, {end}), which is empty: end must be after start")
     if start < 0 or end > text_length:
@@ -117,12 +137,22 @@ def _unreadable(value: Any, error: Exception) -> str:
 
 def _entries(result: Any, count: int) -> list[Any]:
     """Return a call's result as one entry per response."""
-    if not isinstance(result, list | tuple) and callable(getattr(result, "tolist", None)):
-        result = result.tolist()
+    try:
+        shape = tuple(getattr(result, "shape", ()))
+        if callable(getattr(result, "tolist", None)) and len(shape) <= 1:
+            result = result.tolist()
+    except Exception as error:
+        reason = f"returned {shown(result)}, which raises {type(error).__name__}"
+        raise _CallFailed(reason, locatable=False, cause=error) from error
+    if len(shape) > 1:
+        kind = type(result).__name__
+        raise _CallFailed(
+            f"returned {kind} of the shape {shape}, not one value for each of {count}: flatten it",
+            locatable=False,
+        )
     if not isinstance(result, list | tuple):
         raise _CallFailed(
-            f"returned {type(result).__name__} {result!r:.60}, not a list of {count} values",
-            locatable=False,
+            f"returned {shown(result)}, not a list of {count} values", locatable=False
         )
     if len(result) != count:
         values = "value" if len(result) == 1 else "values"
@@ -171,10 +201,13 @@ class Component:
             raise _CallFailed(f"ran past its limit of {seconds:g} s", locatable=False) from None
         except (KeyboardInterrupt, ConfigurationError):
             raise
+        except RewardError as error:
+            # The function knows what happened: there is no culprit to look for.
+            raise _CallFailed(words_of(error), locatable=False, cause=error) from error
         except BaseException as error:
             file = getattr(getattr(self.function, "__code__", None), "co_filename", None)
             reason = f"raised {located(error, lambda frame: frame == file)}"
-            if "main thread" in str(error):
+            if "main thread" in words_of(error):
                 reason += "; 'timeout: null' calls it there, without a limit"
             raise _CallFailed(reason, locatable=True, cause=error) from error
         try:
@@ -216,6 +249,8 @@ class Component:
         return [self._read(e, r.text) for e, r in zip(entries, responses, strict=True)]
 
     def _read(self, entry: Any, text: str) -> Value | _Fault:
+        if isinstance(entry, Exception):
+            return _Fault(words_of(entry) or type(entry).__name__, cause=entry)
         try:
             return read_value(entry, text)
         except ValueError as error:

@@ -15,8 +15,10 @@ import importlib.util
 import inspect
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -28,6 +30,15 @@ Function = Callable[..., Any]
 
 # What every function may name besides the data's columns; one entry per response.
 GIVEN = ("prompts", "responses", "prompt_tokens", "response_tokens", "ended")
+
+
+_DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
+
+
+def time_left() -> float | None:
+    """Seconds that the reward call in progress may still take; None where it has no limit."""
+    deadline = _DEADLINE.get()
+    return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
 class PastLimit(Exception):
@@ -148,9 +159,17 @@ def located(error: BaseException, own: Callable[[str], bool]) -> str:
     kind = type(error).__name__
     if isinstance(error, SyntaxError) and error.filename and own(error.filename):
         return f"{error.filename}:{error.lineno}: {kind}: {error.msg}"
-    message = f"{kind}: {printable(str(error))}".rstrip(": ")
+    message = f"{kind}: {printable(words_of(error))}".rstrip(": ")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if own(f.filename)]
     return f"{frames[-1].filename}:{frames[-1].lineno}: {message}" if frames else message
+
+
+def words_of(error: BaseException) -> str:
+    """Return an error's message, whatever its class makes of it."""
+    try:
+        return str(error)
+    except Exception as fault:
+        return f"(its message raises {type(fault).__name__})"
 
 
 def _is_users(file: str) -> bool:
@@ -290,6 +309,16 @@ def objection_to_arguments(function: Function, arguments: Mapping[str, Any]) -> 
 
 # --- Calling -------------------------------------------------------------------------------------
 
+_this_call = threading.local()
+
+
+def deadline() -> float | None:
+    """Return when, by ``time.monotonic``, the call that this thread is in will be given up.
+
+    A function with processes of its own can end them by then, and raise PastLimit itself.
+    """
+    return getattr(_this_call, "deadline", None)
+
 
 async def _awaited(result: Awaitable[Any], seconds: float | None) -> Any:
     limit = asyncio.timeout(seconds)
@@ -310,6 +339,7 @@ def call(function: Function, keywords: Mapping[str, Any], seconds: float | None)
     """
 
     def run() -> Any:
+        _DEADLINE.set(None if seconds is None else time.monotonic() + seconds)
         result = function(**keywords)
         if inspect.isawaitable(result):
             return asyncio.run(_awaited(result, seconds))
@@ -322,6 +352,7 @@ def call(function: Function, keywords: Mapping[str, Any], seconds: float | None)
     done = threading.Event()
 
     def work() -> None:
+        _this_call.deadline = time.monotonic() + seconds
         try:
             outcome["result"] = run()
         except BaseException as error:  # SystemExit, too, must reach the caller, not end a thread
@@ -331,6 +362,10 @@ def call(function: Function, keywords: Mapping[str, Any], seconds: float | None)
     threading.Thread(target=work, daemon=True, name="trivium reward").start()
     if not done.wait(seconds):
         raise PastLimit
-    if "error" in outcome:
-        raise outcome["error"]
+    error = outcome.get("error")
+    if isinstance(error, KeyboardInterrupt):
+        # The user's own reaches the main thread alone.
+        raise RuntimeError("it raised KeyboardInterrupt itself") from error
+    if error is not None:
+        raise error
     return outcome["result"]

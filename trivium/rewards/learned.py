@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch, Grouped
@@ -23,11 +25,19 @@ from trivium.data.chat import Encoder, step_ends
 from trivium.data.group import Group
 from trivium.models.model_config import ModelConfig
 from trivium.models.reward_model import RewardModel
+from trivium.models.scoring import in_parts
 from trivium.rewards.functions import Function
 from trivium.rewards.reward_config import LEARNED, OUTCOME, PROCESS, Aggregate, RewardConfig
 
 TOKENS_PER_PASS = 16384
 AGGREGATES: dict[str, Callable[[list[float]], float]] = {"product": math.prod, "minimum": min}
+
+
+@dataclass(frozen=True)
+class Numbered(Grouped):
+    """Groups whose responses know their place, ``place_N``, also after a cut."""
+
+    place_N: Tensor
 
 
 class LearnedRewards:
@@ -70,10 +80,10 @@ class LearnedRewards:
         groups = self._groups(model, prompts, responses, prompt_tokens, response_tokens, ended)
         data = Grouped(groups)
         scores = [0.0] * len(groups)
-        for part in data.split(TOKENS_PER_PASS):
-            values = model.scores(Batch.of(data.select(part).groups)).tolist()
-            for index, value in zip(part, values, strict=True):
-                scores[index] = value
+        for whole in data.split(TOKENS_PER_PASS):
+            for part, values in in_parts(data, whole, lambda d: model.scores(Batch.of(d.groups))):
+                for index, value in zip(part, values.tolist(), strict=True):
+                    scores[index] = value
         return scores
 
     @torch.no_grad()
@@ -102,18 +112,22 @@ class LearnedRewards:
             step_ends(model.tokenizer, group.responses[0], [end for _, end in found])
             for group, found in zip(groups, spans, strict=True)
         ]
-        data = Grouped(groups)
+        data = Numbered(groups, torch.arange(len(groups)))
         values: list[list[float]] = [[] for _ in groups]
-        for part in data.split(TOKENS_PER_PASS):
-            wanted = [ends[i] for i in part]
+
+        def chances(part: Numbered) -> Tensor:
+            wanted = [ends[i] for i in part.place_N.tolist()]
             if not any(wanted):
-                continue
-            batch = Batch.of(data.select(part).groups)
-            chances = iter(torch.sigmoid(model.step_scores(batch, wanted)).tolist())
-            for index in part:
-                values[index] = [next(chances) for _ in ends[index]]
+                return torch.empty(0)
+            return torch.sigmoid(model.step_scores(Batch.of(part.groups), wanted))
+
+        for whole in data.split(TOKENS_PER_PASS):
+            for part, found_S in in_parts(data, whole, chances):
+                numbers = iter(found_S.tolist())
+                for index in part:
+                    values[index] = [next(numbers) for _ in ends[index]]
         if aggregate != "none":
-            return [AGGREGATES[aggregate](chances) if chances else 0.0 for chances in values]
+            return [AGGREGATES[aggregate](steps) if steps else 0.0 for steps in values]
         return [list(zip(found, v, strict=True)) for found, v in zip(spans, values, strict=True)]
 
     def _groups(

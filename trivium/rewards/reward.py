@@ -1,9 +1,9 @@
 """Rewards as plain functions: their weighted sum.
 
 A function sees texts and the data's columns, and returns a number, or a list of scored spans, per
-response. How it is configured is for ``reward_config``, how it is found and called for
-``functions``, what it may return for ``component``, and what single rewards measure for the other
-modules of this package.
+response; an exception in a value's place says why that response has none. How it is configured is
+for ``reward_config``, how it is found and called for ``functions``, what it may return for
+``component``, and what single rewards measure for the other modules of this package.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from trivium.errors import ConfigurationError, RewardError
 from trivium.packing import packable
+from trivium.rewards.code import code
 from trivium.rewards.component import Component, Step, Value
 from trivium.rewards.format import format, length
 from trivium.rewards.functions import (
@@ -27,6 +28,7 @@ from trivium.rewards.functions import (
 from trivium.rewards.math import gsm8k
 from trivium.rewards.math import math as math_verified
 from trivium.rewards.reward_config import RewardConfig
+from trivium.rewards.server import server
 from trivium.rewards.steps import steps
 
 if TYPE_CHECKING:
@@ -34,10 +36,12 @@ if TYPE_CHECKING:
     from trivium.rollout.engine import Response
 
 BUILT_IN: dict[str, Function] = {
+    "code": code,
     "format": format,
     "gsm8k": gsm8k,
     "length": length,
     "math": math_verified,
+    "server": server,
     "steps": steps,
 }
 

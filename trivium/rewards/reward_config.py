@@ -19,7 +19,7 @@ from trivium.rewards.functions import anchored, nearest
 
 Aggregate = Literal["none", "product", "minimum"]
 OUTCOME, PROCESS = "reward_model", "process_reward_model"
-_WHOLE = ("format", "gsm8k", "length", "math", OUTCOME)
+_WHOLE = ("code", "format", "gsm8k", "length", "math", OUTCOME)
 _LONGEST = 1e9
 
 
@@ -103,7 +103,8 @@ class RewardConfig(Configuration):
                 "arguments",
                 f"`{name}` looks like a secret, which the saved configuration and its reports "
                 f"would show (its value is not shown here): put it into an environment variable, "
-                f"read it in the function with os.environ, and leave `{name}` out",
+                f"read it in the function with os.environ, and leave `{name}` out (a reward "
+                "server takes `headers_from_env`)",
             )
         if self.function in LEARNED:
             yield from _unfit(self.function, self.arguments)

@@ -116,6 +116,7 @@ class Rollouts:
         result = {
             "reward/mean": float(self.totals_N.mean()),
             "reward/std": float(self.totals_N.std(correction=0)),
+            "length/empty": sum(not r.text.strip() for r in self.flat) / len(self.flat),
             "length/mean": float(lengths.mean()),
             "length/min": float(lengths.min()),
             "length/max": float(lengths.max()),

@@ -11,15 +11,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from trivium.data.batch import Batch, Grouped
+from trivium.data.batch import Grouped
 from trivium.data.chat import token_pieces
 from trivium.data.prompts import Prompt
 from trivium.maths.ragged import segment_sum
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
+from trivium.models.scoring import score_all
 from trivium.rewards.reward import Rewards
 from trivium.rollout.engine import OUTSIDE_TRAINING, Engine
 from trivium.rollout.rollouts import Rollouts, roll_out
@@ -223,16 +223,16 @@ class Evaluator:
             step=OUTSIDE_TRAINING,
         )
 
-    @torch.no_grad()
     def _distance(self, rollouts: Rollouts, reference: Reference | Policy) -> Distance:
         data = Grouped(rollouts.groups)
         parts = data.split(self.tokens_per_micro_batch)
-        batches = [Batch.of(data.select(part).groups) for part in parts]
-        ours_T, ref_T = (
-            torch.cat([model.score(batch).logprobs_T.double().cpu() for batch in batches])
-            for model in (self.policy, reference)
-        )
-        return Distance(ours_T - ref_T, ref_T)
+
+        def logprobs(model: Reference | Policy) -> Tensor:
+            (values_T,) = score_all(data, parts, lambda b: (model.score(b).logprobs_T,))
+            return values_T.double().cpu()
+
+        ref_T = logprobs(reference)
+        return Distance(logprobs(self.policy) - ref_T, ref_T)
 
 
 def _flat(name: str, interval: Interval | None) -> Mapping[str, float | None]:

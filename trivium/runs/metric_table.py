@@ -291,6 +291,13 @@ TABLE = (
         "Responses that ran into the length limit instead of ending by themselves.",
     ),
     Metric(
+        "length/empty",
+        "empty",
+        "share",
+        "Cut off",
+        "Responses without any text: they ended at once.",
+    ),
+    Metric(
         "gradient_norm",
         "gradient norm",
         "",
@@ -300,6 +307,14 @@ TABLE = (
     ),
     Metric("learning_rate", "learning rate", "", "Optimiser", "Of the step's last update."),
     Metric("optimizer_steps", "updates", "updates", "Optimiser", "Optimiser steps of this step."),
+    Metric(
+        "memory/splits",
+        "halved micro-batches",
+        "micro-batches",
+        "Memory",
+        "Micro-batches of the step's updates that did not fit the memory and were done in halves; "
+        "absent where all fitted.",
+    ),
     Metric("tokens/generated", "generated tokens", "tokens", "Tokens", "Tokens sampled this step."),
     Metric(
         "tokens/trained",

@@ -99,6 +99,15 @@ class CutOffConfig(MonitorConfig):
     """Steps whose mean counts."""
 
 
+class EmptyConfig(MonitorConfig):
+    """Responses without text. A model that does not know its chat template ends at once."""
+
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Alarm where at least this share of a step's responses is empty."""
+    window: int = Field(default=1, ge=1)
+    """Steps whose mean counts; one is enough, since a healthy policy rarely says nothing."""
+
+
 class EqualRewardsConfig(MonitorConfig):
     """Groups that teach nothing (Yu et al. 2025, section 3.2)."""
 
@@ -209,6 +218,13 @@ class FallbacksConfig(MonitorConfig):
     """Alarm where one reward fails on so many responses of a step."""
 
 
+class OutOfMemoryConfig(MonitorConfig):
+    """Micro-batches that do not fit the memory and are done in halves, at the cost of time."""
+
+    limit: int = Field(default=1, ge=1)
+    """Alarm where so many micro-batches of a step were halved."""
+
+
 class RewardHackingConfig(MonitorConfig):
     """Training reward rises while held-out quality, which it does not see, falls.
 
@@ -237,6 +253,7 @@ class MonitorsConfig(Configuration):
     length_growth: LengthGrowthConfig = LengthGrowthConfig()
     length_collapse: LengthCollapseConfig = LengthCollapseConfig()
     cut_off: CutOffConfig = CutOffConfig()
+    empty: EmptyConfig = EmptyConfig()
     equal_rewards: EqualRewardsConfig = EqualRewardsConfig()
     critic: CriticConfig = CriticConfig()
     clip_fraction: ClipFractionConfig = ClipFractionConfig()
@@ -246,6 +263,7 @@ class MonitorsConfig(Configuration):
     preferences_learned: PreferencesLearnedConfig = PreferencesLearnedConfig()
     gradient_norm: GradientConfig = GradientConfig()
     fallbacks: FallbacksConfig = FallbacksConfig()
+    out_of_memory: OutOfMemoryConfig = OutOfMemoryConfig()
     reward_hacking: RewardHackingConfig = RewardHackingConfig()
 
     again_after: int = Field(default=10, ge=1)

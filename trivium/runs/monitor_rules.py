@@ -18,6 +18,7 @@ from trivium.runs.monitor_config import (
     ClipFractionConfig,
     CriticConfig,
     CutOffConfig,
+    EmptyConfig,
     EntropyConfig,
     EqualRewardsConfig,
     FallbacksConfig,
@@ -26,6 +27,7 @@ from trivium.runs.monitor_config import (
     KLOldConfig,
     LengthCollapseConfig,
     LengthGrowthConfig,
+    OutOfMemoryConfig,
     PreferencesLearnedConfig,
     RatioConfig,
     SamplerConfig,
@@ -143,6 +145,14 @@ def cut_off(config: CutOffConfig, view: View) -> Finding | None:
         return None
     seen = f"the length limit cut off {now.mean:.0%} of responses ({now.at})"
     return Finding(now.mean >= config.share, "length/cut_off", now.mean, config.share, seen)
+
+
+def empty(config: EmptyConfig, view: View) -> Finding | None:
+    now = view.last("length/empty", config.window)
+    if now is None:
+        return None
+    seen = f"{now.mean:.0%} of responses have no text ({now.at})"
+    return Finding(now.mean >= config.share, "length/empty", now.mean, config.share, seen)
 
 
 def equal_rewards(config: EqualRewardsConfig, view: View) -> Finding | None:
@@ -268,6 +278,14 @@ def fallbacks(config: FallbacksConfig, view: View) -> Finding | None:
         "responses of a step, which got its fallback value"
     )
     return Finding(count >= config.limit, worst, count, float(config.limit), seen)
+
+
+def out_of_memory(config: OutOfMemoryConfig, view: View) -> Finding | None:
+    count = view.get("memory/splits")
+    if count is None:
+        return None
+    seen = f"{count:g} micro-batches of a step did not fit the memory and were done in halves"
+    return Finding(count >= config.limit, "memory/splits", count, float(config.limit), seen)
 
 
 def _over(window: int) -> str:

@@ -131,6 +131,13 @@ MONITORS = {
         "design, run.monitors.cut_off.action: off.",
         rules.cut_off,
     ),
+    "empty": Monitor(
+        "share of responses without any text",
+        "A response that ends at once earns what nothing earns, and teaches the policy to end.",
+        "Check the chat template and prompts (`trivium sample` shows responses), that the model "
+        "was fine-tuned to answer, and that no reward pays for silence.",
+        rules.empty,
+    ),
     "equal_rewards": Monitor(
         "share of groups (online DPO: prompts) whose responses all got the same reward",
         "Such groups have no advantage and make no pairs: their samples are paid for and teach "
@@ -195,6 +202,12 @@ MONITORS = {
         "Look at the reward's error on such a response, raise its timeout, or choose a lower "
         "fallback.",
         rules.fallbacks,
+    ),
+    "out_of_memory": Monitor(
+        "micro-batches that did not fit the memory and were done in halves",
+        "The gradient is the same, but every failed try costs the time of a pass.",
+        "Lower tokens_per_micro_batch, or set model.gradient_checkpointing: true.",
+        rules.out_of_memory,
     ),
     "reward_hacking": Monitor(
         "training reward rising while held-out quality, which it does not see, falls",

@@ -78,6 +78,11 @@ class Saver:
         self.saves, self.seconds = 0, 0.0
         self.best: dict[str, Any] | None = None
 
+    @property
+    def model(self) -> Stateful | None:
+        """The model that is trained: what the loop keeps first."""
+        return next(iter(self._objects.values()), None)
+
     def frame(self) -> Any:
         """The frame that was saved; None where the run begins."""
         return None if self._checkpoint is None else self._checkpoint.part(FRAME, self._known)
@@ -162,7 +167,7 @@ class Saver:
 
     def save_best(self) -> None:
         """Write the model of the best evaluation, as others load it."""
-        model = next(iter(self._objects.values()))
+        model = self.model
         assert isinstance(model, Saves), "the first object that a loop keeps is its model"
         with self._run.saving("best") as directory:
             model.save(directory)

@@ -32,7 +32,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 from safetensors import SafetensorError
 
-from trivium.errors import ConfigurationError, TrainingError, TriviumError
+from trivium.errors import ConfigurationError, NonFiniteError, TrainingError, TriviumError
 from trivium.models import flops
 from trivium.runs import randomness
 from trivium.runs.beginning import Begun, open_run
@@ -45,6 +45,7 @@ from trivium.runs.progress import Progress, printable
 from trivium.runs.samples import Rows
 from trivium.runs.saving import LOGS, Saver, Saves, Stateful
 from trivium.runs.stopping import GivenUp, Interrupted, Stopping, name_of
+from trivium.runs.study import save_for_study
 from trivium.runs.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
@@ -133,6 +134,9 @@ class Training:
             if error is None:
                 self._finish()
             elif isinstance(error, TriviumError):
+                if isinstance(error, NonFiniteError):
+                    tokenizer = getattr(self._saver.model, "tokenizer", None)
+                    save_for_study(error, self.path, tokenizer)
                 self.run.event("failed", printable(str(error)), step=self.step)
         finally:
             self._progress.__exit__(kind, error, trace)
