@@ -221,8 +221,8 @@ bad("an update with a schedule", "ppo",
 bad("a learned judge", "ppo",
     "reward_update:\n  judge: {function: reward_model, arguments: {path: model}}\n",
     '"reward_model"', "ppo.yaml:2", "cannot be its own judge", "name a verifier")
-bad("warm-up that never ends", "ppo", "critic: {warmup_steps: 5}\nsteps: 5\n",
-    "critic.warmup_steps = 5", "ppo.yaml:1", "the actor would learn in none", "lower it")
+bad("warm-up that never ends", "ppo", "critic: {warmup_steps: 6}\nsteps: 5\n",
+    "critic.warmup_steps = 6", "ppo.yaml:1", "there are only 5 steps", "lower it")
 bad("a shared critic of its own", "ppo", "critic:\n  kind: shared\n  model: {path: model}\n",
     "critic.model", "ppo.yaml:3", "is a head on the actor", "leave critic.model out")
 bad("warm-up of a shared critic", "ppo", "critic: {kind: shared, warmup_steps: 2}\n",

@@ -106,10 +106,10 @@ class PPOConfig(Configuration):
             )
         if self.adaptive_kl is not None and self.beta == 0:
             yield "beta", "adaptive_kl scales it and would keep it 0: start it above 0"
-        if self.critic.warmup_steps >= self.steps:
+        if self.critic.warmup_steps > self.steps:
             yield (
                 "critic.warmup_steps",
-                f"the actor would learn in none of the {self.steps} steps: lower it or raise steps",
+                f"there are only {self.steps} steps, so it would not end: lower it or raise steps",
             )
         if self.reward_update is not None:
             yield from not_one_learned(self.rewards)
