@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trivium.commands import COMMANDS, Command
-from trivium.config import Configuration, describe, load_configuration
+from trivium.config import Configuration, load_configuration
+from trivium.config_reference import describe
 from trivium.errors import ConfigurationError, TriviumError
+from trivium.models.checkpoint import check_checkpoint
 
 DESCRIPTION = """\
 Align language models by PPO, DPO and GRPO.
@@ -242,12 +244,21 @@ def port_number(text: str) -> int:
     return int(text)
 
 
+def seed_number(text: str) -> int:
+    """A seed: a whole number from 0 on."""
+    if not (text.isascii() and text.isdigit() and int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: write a whole number from 0 on")
+    return int(text)
+
+
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="the same story in under two minutes")
     parser.add_argument(
         "--directory", type=Path, default=Path("runs/demo"), help="where it is written"
     )
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one or several seeds")
+    parser.add_argument(
+        "--seed", type=seed_number, nargs="+", default=[0], help="one or several seeds"
+    )
     parser.set_defaults(run=run_demo)
 
 
@@ -266,9 +277,8 @@ def run_command(command: Command, parsed: argparse.Namespace) -> None:
     """Run a command that has a configuration file, and print what came of it."""
     settings = [*parsed.settings, *(parsed.flags if command.trains else [])]
     config = load_configuration(command.config_class(), parsed.config, settings)
-    run = command.load()  # imports torch, which a mistake in the configuration must not wait for
     with quiet_libraries():
-        outcome = run(config)
+        outcome = command.run(config)
     show(outcome)
 
 
@@ -293,6 +303,8 @@ def run_chat(parsed: argparse.Namespace) -> None:
 
     settings = [f"model.path={json.dumps(parsed.path, ensure_ascii=False)}", *parsed.settings]
     config = load_configuration(ChatConfig, None, settings)
+    check_checkpoint(config.checkpoint().path)
+    # This imports torch, which a mistake in what was asked for must not wait for.
     from trivium.commands.chat import chat
 
     with quiet_libraries():
@@ -320,8 +332,13 @@ def run_watch(parsed: argparse.Namespace) -> None:
 
 def run_demo(parsed: argparse.Namespace) -> None:
     """Run the demo, which prints its own table."""
+    from trivium.commands.output import require_directory
     from trivium.demo import run
 
+    require_directory(parsed.directory, f"--directory {parsed.directory}")
+    twice = [seed for seed in parsed.seed if parsed.seed.count(seed) > 1]
+    if twice:
+        raise ConfigurationError(f"--seed: {twice[0]} is there twice: keep one")
     run(parsed.directory, quick=parsed.quick, seeds=tuple(parsed.seed))
 
 

@@ -75,6 +75,14 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, [*map(str, known)], n=1)), None)
 
 
+def is_dataset(source: str) -> bool:
+    """Whether the source is a saved or a hub dataset, which a library of its own reads."""
+    path = looked_up(source)
+    if path.is_dir():
+        return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+    return not path.exists() and bool(_HUB_NAME.fullmatch(source)) and _kind(path) is None
+
+
 def shortened(value: Any) -> str:
     """Return the value as a message can show it."""
     text = repr(value)
