@@ -90,8 +90,18 @@ def proper_steps(draw: Any, length: int = 4) -> list[Any]:
     return [((a, b), draw(FINITE)) for a, b in pairwise(cuts)]
 
 
+@st.composite
+def almost_proper_steps(draw: Any) -> list[Any]:
+    """Steps in which spans may overlap, or the first position is no whole number."""
+    if draw(st.booleans()):
+        spans = st.tuples(st.integers(0, 4), st.integers(0, 4))
+        return draw(st.lists(st.tuples(spans, FINITE), min_size=2, max_size=3))
+    end, number = draw(st.integers(1, 4)), draw(FINITE)
+    return [((draw(st.sampled_from([False, 0.0, "0", None])), end), number)]
+
+
 # Of each kind alike, which `|` would not give: it counts the alternatives inside.
-KINDS = [FINITE, proper_steps(), NO_NUMBER, NO_STEPS, STRANGE]
+KINDS = [FINITE, proper_steps(), almost_proper_steps(), NO_NUMBER, NO_STEPS, STRANGE]
 VALUE = st.sampled_from(KINDS).flatmap(lambda kind: kind)
 
 
@@ -163,6 +173,19 @@ def test_a_value_is_read_exactly_or_named_with_its_reward_and_response(values: l
             assert scores.steps[n] == want and scores.outcomes[n] == 0.0
         else:
             assert scores.outcomes[n] == want and type(scores.outcomes[n]) is float
+
+
+@EACH
+@given(almost_proper_steps())
+def test_steps_are_read_exactly_when_their_spans_are_whole_ordered_and_disjoint(steps: Any) -> None:
+    want = expected(steps, "aaaa")
+    if want is None:
+        with pytest.raises(
+            RewardError, match=r"on response 0 of 1 \(prompt row 10\), 'aaaa': step "
+        ):
+            score({"mine": lambda responses: [steps]}, count=1)
+    else:
+        assert score({"mine": lambda responses: [steps]}, count=1).steps == [want]
 
 
 @pytest.mark.parametrize("value", NO_NUMBERS, ids=[type(value).__name__ for value in NO_NUMBERS])
