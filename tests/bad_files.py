@@ -352,6 +352,12 @@ bad("a chat template without a line", "", "", '"Q:"', 'argument `template="Q:"`'
     "where the line that you type belongs", arguments=("chat", "model", 'template="Q:"'))
 bad("a report of no run", "", "", "model", "model:", "is not the directory of a run", "run.json",
     arguments=("report", "model"))
+bad("a run to resume that is none", "", "", "none", "none:", "is not the directory of a run",
+    "run.json", arguments=("resume", "./none"))
+bad("no run to insist on", "sft", "run: {directory: nothing}\n", "nothing", "run.directory",
+    "holds no run to go on with", "leave run.resume out to begin one", settings=("--resume",))
+bad("a directory of something else", "sft", "run: {directory: model}\n", "model", "run.directory",
+    "but no run", "name a new or empty directory")
 bad("a page of no run", "", "", "none", "none:", "is not the directory of a run", "run.json",
     arguments=("watch", "./none"))
 bad("a port that is none", "", "", "99999", "--port", "is no port",

@@ -39,6 +39,9 @@ class Command:
 
     def run(self, config: Any) -> Any:
         """Run the command, when what its configuration names has been looked at."""
+        if self.trains:
+            kind = next(name for name, command in COMMANDS.items() if command is self)
+            _imported("trivium.runs.claim:claim")(kind, config.run, config)
         _imported("trivium.borders:check_input")(config)
         return self.load()(config)
 

@@ -31,7 +31,6 @@ from trivium.data.demonstrations import (
     require_reply,
     texts_of,
 )
-from trivium.data.files import shortened
 from trivium.data.group import Group
 from trivium.data.prompts import (
     ASSISTANT_MARK,
@@ -42,6 +41,7 @@ from trivium.data.prompts import (
     split_dialogues,
 )
 from trivium.data.rows import Dropped, LoadReport, Notes, Row, checked_text, collect
+from trivium.data.wording import shortened
 from trivium.errors import DataError
 
 if TYPE_CHECKING:

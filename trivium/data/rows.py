@@ -18,7 +18,8 @@ from typing import Any, ClassVar, TypeVar
 from pydantic import Field
 
 from trivium.config import Configuration, Contradiction
-from trivium.data.files import nearest, open_records, shortened
+from trivium.data.files import open_records
+from trivium.data.wording import nearest, shortened
 from trivium.errors import DataError, one_line
 from trivium.paths import looked_up
 
