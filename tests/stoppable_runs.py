@@ -51,7 +51,7 @@ def grpo_process_config(world: World, run: Path) -> GRPOConfig:
               "optimizer": {"learning_rate": 1e-3}}  # fmt: skip
     given = world.on_policy(optimizer=FAST, run=running(run)) | {"rewards": [learned]}
     return GRPOConfig(
-        **given, supervision="process", iterations=3, steps_per_iteration=1, epochs=2, beta=0.0,
+        **given, supervision="process", iterations=3, steps_per_iteration=1, epochs=2, beta=0.1,
         reward_update=update,
     )  # fmt: skip
 

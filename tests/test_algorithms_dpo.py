@@ -274,8 +274,8 @@ def test_held_out_prompts_are_sampled_while_training(world: World) -> None:
     [
         ({"data": None}, "either data"),
         ({"online": "yes"}, "either data"),
-        ({"loss": "ipo", "target_margin": 0.1}, "target_margin goes with"),
-        ({"loss": "hinge", "label_smoothing": 0.1}, "label_smoothing goes with"),
+        ({"loss": "ipo", "target_margin": 0.1}, r"target_margin\s+it goes with"),
+        ({"loss": "hinge", "label_smoothing": 0.1}, r"label_smoothing\s+it goes with"),
         ({"loss": "robust"}, "needs label_smoothing"),
         ({"evaluation": "without rewards"}, "say what quality is"),
         ({"beta": 0.0}, "beta"),

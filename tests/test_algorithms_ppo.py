@@ -446,9 +446,9 @@ def test_reward_model_is_trained_further_every_so_many_steps(world: World) -> No
     [
         ({"sampling": {"temperature": 0.0}}, "learns from what it explores"),
         ({"minibatches": 5}, "more than the 4 prompts"),
-        ({"adaptive_kl": {"target": 1.0}, "beta": 0.0}, "adaptive_kl scales beta"),
+        ({"adaptive_kl": {"target": 1.0}, "beta": 0.0}, "adaptive_kl scales it"),
         ({"critic": {"kind": "shared", "model": {"path": "x"}}}, "leave critic.model out"),
-        ({"critic": {"kind": "shared", "warmup_steps": 1}}, "use separate"),
+        ({"critic": {"kind": "shared", "warmup_steps": 1}}, "use kind: separate"),
         ({"unknown": 1}, "unknown"),
     ],
 )

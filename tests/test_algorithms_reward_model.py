@@ -162,5 +162,5 @@ def test_pairs_or_steps_and_not_both(world: World, options: dict[str, Any]) -> N
     options = {k: section if v is not None else None for k, v in options.items()}
     if "steps" in options:
         options["pairs"] = world.rows("pairs.jsonl", PAIRS)
-    with pytest.raises(ValueError, match=r"give either pairs|validation_steps goes with"):
+    with pytest.raises(ValueError, match=r"give either pairs|it goes with steps"):
         config_of(world, **options)

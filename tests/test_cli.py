@@ -111,7 +111,7 @@ def test_fields_shows_every_setting_and_needs_no_file(capsys: pytest.CaptureFixt
     out = capsys.readouterr().out
     assert left.value.code == 0
     assert "pairs_per_prompt: whole number >= 1 or null, default 1\n    At most" in out
-    assert "candidates.0.response: text, required" in out
+    assert "candidates.0.response: text of length >= 1, required" in out
 
 
 def test_the_demo_is_given_its_directory_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,8 +211,11 @@ def test_a_missing_model_or_data_file_is_told_without_traceback(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"dtype": "float99"}, "arguments.dtype = 'float99': it must be 'float32', 'bfloat16' or"),
-        ({"pth": 3}, "arguments sets 'pth', which it does not accept (did you mean 'path'?)"),
+        (
+            {"dtype": "float99"},
+            "arguments.dtype = \"float99\": it must be 'float32', 'bfloat16' or",
+        ),
+        ({"pth": 3}, "takes no `pth` (did you mean 'path'?)"),
     ],
 )
 def test_a_learned_reward_s_wrong_argument_is_told_without_traceback(
@@ -355,7 +358,8 @@ def test_every_public_name_is_there_and_is_what_a_type_checker_sees() -> None:
         for alias in node.names
     }
     assert seen.pop("maths") == ("trivium", "maths")
-    assert seen == trivium._PLACES
+    functions = {n: tuple(COMMANDS[c].function.split(":")) for n, c in trivium._COMMANDS.items()}
+    assert seen == trivium._PLACES | functions
     assert sorted(trivium.__all__) == sorted([*seen, "maths"]) == sorted(dir(trivium))
     for name in trivium.__all__:
         assert getattr(trivium, name) is not None

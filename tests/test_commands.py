@@ -156,8 +156,8 @@ def test_columns_that_the_rows_would_overwrite_are_refused(world: World) -> None
     ("options", "message"),
     [
         ({"output": "responses.txt"}, "ends in .jsonl"),
-        ({"samples": 2, "sampling": {"temperature": 0}}, "all 2 samples of a prompt"),
-        ({"minimum_reward": 1.0}, "minimum_reward needs rewards"),
+        ({"samples": 2, "sampling": {"temperature": 0}}, "all samples of a prompt"),
+        ({"minimum_reward": 1.0}, "needs rewards: name what scores"),
     ],
 )
 def test_senseless_settings_of_sample_are_refused(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from worlds import World
+from worlds import World, source
 
 from trivium.compare.conduct import _can_go_on, spent
 from trivium.compare.config import CompareConfig
@@ -22,7 +22,7 @@ from trivium.compare.risk import ranked_right, similarity
 from trivium.compare.run import check, compare, run
 from trivium.compare.verdict import judge, quality_at
 from trivium.config import load_configuration
-from trivium.errors import ConfigurationError, TrainingError
+from trivium.errors import ConfigurationError, DataError, TrainingError
 from trivium.runs.identity import source_digest
 from trivium.runs.statistics import t_interval
 
@@ -155,9 +155,9 @@ def test_best_of_measures_quality_and_reward_of_the_same_responses() -> None:
         ({"roads": [{"name": "x", "stages": [{"command": "pairs"}]}]}, "trains no policy"),
         ({"roads": [GRPO, GRPO]}, "two roads are called GRPO"),
         ({"roads": [GRPO, {**GRPO, "name": "grpo!"}]}, "become directories"),
-        ({"roads": [GRPO], "seeds": [1, 1]}, "holds one twice"),
+        ({"roads": [GRPO], "seeds": [1, 1]}, "one is there twice"),
         ({"roads": [GRPO], "credit": 1}, "between at least two"),
-        ({"roads": [GRPO], "rewards": []}, "rewards is empty"),
+        ({"roads": [GRPO], "rewards": []}, "should have at least 1 item"),
         ({"roads": [{"name": "x", "best_of": 2, "vary": {"beta": [1]}}]}, "there is none"),
         ({"roads": [{**GRPO, "vary": {"beta": []}}]}, "at least one value"),
         (
@@ -478,9 +478,19 @@ def test_comparison_runs_judges_and_goes_on_where_it_stopped(world: World, capsy
 
 
 def test_a_job_that_fails_is_told_with_its_log(world: World) -> None:
-    broken = {"name": "x", "stages": [{"command": "dpo", "settings": {"data": {"path": "no"}}}]}
-    with pytest.raises(TrainingError, match=r"x/seed-0/dpo failed; .*dpo.log ends with"):
+    reward = source(world.directory / "broken.py", "def score(responses): raise OSError('gone')\n")
+    settings = {"rewards": [{"function": f"{reward}:score"}]}
+    broken = {"name": "x", "stages": [{"command": "grpo", "settings": settings}]}
+    with pytest.raises(TrainingError, match=r"x/seed-0/grpo failed; .*grpo.log ends with"):
         compare(small(world, roads=[broken], credit=0))
+
+
+def test_data_that_a_stage_names_is_looked_at_before_any_job_is_run(world: World) -> None:
+    pairs = {"command": "dpo", "settings": {"data": {"path": "no.jsonl"}}}
+    config = small(world, roads=[{"name": "x", "stages": [pairs]}], credit=0)
+    with pytest.raises(DataError, match=r"no\.jsonl: there is no such file"):
+        compare(config)
+    assert not config.directory.exists()
 
 
 def test_jobs_without_a_run_spent_nothing(tmp_path: Path) -> None:

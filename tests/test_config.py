@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from trivium.config import Configuration, describe, dump, load_configuration
+from trivium.config import Configuration, dump, load_configuration
+from trivium.config_reference import describe
 from trivium.yaml_source import dump_yaml, parse_scalar
 
 Load = Callable[..., Any]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 from config_recipes import Needy, Recipe, faults_of, load_text
 
-from trivium.config import Configuration, load_configuration
+from trivium.config import Configuration, Contradiction, load_configuration
 from trivium.errors import ConfigurationError
 from trivium.yaml_source import shown
 
 Load = Callable[..., Any]
+USUAL_RATE = "; the default is 1e-05 (Step size.)"
 
 
 @pytest.fixture
@@ -33,9 +34,10 @@ def test_all_faults_are_reported_together_with_line_or_argument(faults: Load) ->
     assert found == [
         "recipe.yaml:6: `label` is given twice, first at recipe.yaml:5; keep one",
         "argument `nonsense`: not an assignment; write key=value",
-        "recipe.yaml:3: step.rate = -1: must be greater than 0",
+        f"recipe.yaml:3: step.rate = -1: must be greater than 0{USUAL_RATE}",
         "recipe.yaml:4: `step.knd` is not a known key: did you mean `step.kind`?",
-        'recipe.yaml:1: steps = "many": must be a whole number',
+        'recipe.yaml:1: steps = "many": must be a whole number; '
+        "the default is 10 (How many steps.)",
         "argument `seed=1.5`: seed = 1.5: must be a whole number",
     ]
 
@@ -78,15 +80,15 @@ def test_missing_value_is_named_with_its_meaning(faults: Load) -> None:
         ("steps: 1e2", "steps = 100.0: must be a whole number; write 100"),
         ("steps: '3'", 'steps = "3": must be a whole number; write 3, not in quotes'),
         ("fast: 'true'", 'fast = "true": must be true or false; write true, not in quotes'),
-        ("fast: yes", 'fast = "yes": must be true or false'),
+        ("fast: yes", 'fast = "yes": must be true or false; the default is false'),
         ("label: 3", 'label = 3: must be text; write "3", in quotes'),
-        ("steps: 0", "steps = 0: must be greater than 0"),
-        ("step: {rate: 2}", "step.rate = 2: must be less than or equal to 1"),
+        ("steps: 0", "steps = 0: must be greater than 0; the default is 10 (How many steps.)"),
+        ("step: {rate: 2}", f"step.rate = 2: must be less than or equal to 1{USUAL_RATE}"),
         (
             "step: {kind: adma}",
             "step.kind = \"adma\": must be 'adam' or 'sgd'; did you mean adam?",
         ),
-        ("limit: soon", "limit = \"soon\": must be a number or 'auto'"),
+        ("limit: soon", 'limit = "soon": must be a number or \'auto\'; the default is "auto"'),
         ("stop: x", 'stop = "x": must be a list'),
         ("stop: [a, 3]", 'stop.1 = 3: must be text; write "3", in quotes'),
         ("step: 3", "step = 3: must be a section of `key: value` lines"),
@@ -113,6 +115,30 @@ def test_fault_between_fields_names_section_and_arguments(faults: Load) -> None:
 
     assert faults("\nrecipe:\n  fast: true\n  steps: 101", cls=Outer) == [
         f"recipe.yaml:2: recipe: {reason}"
+    ]
+
+
+def test_all_contradictions_of_all_sections_are_told_each_with_its_line(faults: Load) -> None:
+    class Part(Configuration):
+        low: int = 0
+        high: int = 1
+
+        def contradictions(self) -> Iterator[Contradiction]:
+            if self.low > self.high:
+                yield "low", f"above high, which is {self.high}: lower it"
+            if self.low > 5:
+                yield "", "too much altogether"
+
+    class Whole(Configuration):
+        one: Part = Part()
+        several: tuple[Part, ...] = ()
+
+    text = "one:\n  low: 7\nseveral:\n- {high: 3}\n- low: 2\n"
+    assert faults(text, "several.0.low=4", cls=Whole) == [
+        "recipe.yaml:2: one.low = 7: above high, which is 1: lower it",
+        "recipe.yaml:1: one: too much altogether",
+        "argument `several.0.low=4`: several.0.low = 4: above high, which is 3: lower it",
+        "recipe.yaml:5: several.1.low = 2: above high, which is 1: lower it",
     ]
 
 

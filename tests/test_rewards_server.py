@@ -356,7 +356,7 @@ def test_retry_after_is_read_as_seconds_or_date() -> None:
         ({"url": "http://host:99999/"}, "write http://host:port/path"),
         ({"url": 5}, "write http://host:port/path"),
         ({"url": "http://ho st/"}, "write http://host:port/path"),
-        ({"url": "https://me:secret@host/"}, "would be saved with the configuration"),
+        ({"url": "https://me@host/"}, "would be saved with the configuration"),
         ({"timeout": 0}, "timeout must be a number above 0, not 0"),
         ({"retries": -1}, "retries must be a number of at least 0, not -1"),
         ({"retries": 1.5}, "retries must be a whole number, not 1.5"),

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from worlds import World, letters_tokenizer
 
-from trivium.algorithms import sft
+from trivium.algorithms import sft, update
 from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.reward_training import LabelledSteps
 from trivium.algorithms.update import Optimizer, OptimizerConfig
@@ -181,10 +181,13 @@ def test_disk_that_refuses_does_not_hide_the_error(
     assert str(error) == before
 
 
-def test_training_that_diverges_names_the_first_token(tmp_path: Path) -> None:
+def test_training_that_diverges_names_the_first_token(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     world = World(tmp_path)
+    monkeypatch.setattr(update, "rate_share", lambda *given: 1e30)
     rows = [{"prompt": "abc", "completion": "de"}, {"prompt": "b", "completion": "fgh"}]
-    optimizer = {"learning_rate": 1e30, "schedule": "constant"}
+    optimizer = {"learning_rate": 1.0, "schedule": "constant"}
     config = sft.SFTConfig(
         model={"path": world.path}, data=world.rows("rows.jsonl", rows), run=world.run(),
         optimizer=optimizer, steps=3,

@@ -11,11 +11,14 @@ from typing import Any
 import pytest
 from worlds import World, metrics_of
 
-from trivium.algorithms import grpo
+from trivium.algorithms import grpo, sft
+from trivium.algorithms.experience import Weighted
 from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.algorithms.sft_config import SFTConfig
 from trivium.config import Configuration
-from trivium.errors import ConfigurationError
+from trivium.errors import ConfigurationError, NonFiniteError
 from trivium.models import flops
+from trivium.models.policy import Policy
 from trivium.runs.beginning import begin
 from trivium.runs.budget import BudgetConfig, Spending
 from trivium.runs.metrics import EVALUATIONS, METRICS, derived, metric, table
@@ -320,3 +323,29 @@ def test_control_characters_of_a_reward_name_reach_no_terminal(tmp_path: Path, c
     (alarm, _) = read_events(run.path)
     assert alarm["kind"] == "alarm" and "\x1b" not in alarm["message"]
     assert "\x1b" not in caplog.text
+
+
+# --- What fails -----------------------------------------------------------------------------------
+
+
+def test_batch_that_is_not_finite_is_kept_for_study_and_told(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loss = sft.loss
+
+    def poisoned(policy: Policy, part: Weighted) -> Any:
+        value, seen = loss(policy, part)
+        return value * float("nan"), seen
+
+    monkeypatch.setattr(sft, "loss", poisoned)
+    rows = world.rows("rows.jsonl", [{"prompt": "a", "completion": "bc"}])
+    run = world.run()
+    config = SFTConfig(model={"path": world.path}, data=rows, steps=2, run=run)
+    with pytest.raises(NonFiniteError, match=r"The batch is in .*non-finite") as caught:
+        sft.train(config)
+    kept = Path(run["directory"]) / "non-finite"
+    assert "bc" in (kept / "batch.json").read_text()
+    assert (kept / "micro-batch-000.safetensors").exists()
+    (failed,) = [e for e in read_events(kept.parent) if e["kind"] == "failed"]
+    assert failed["message"] == str(caught.value)
+    assert not (kept.parent / "final").exists()

@@ -7,6 +7,7 @@ they are made of is here too. Nothing heavy is imported before a name is used.
 
 from __future__ import annotations
 
+from functools import partial, wraps
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -60,7 +61,8 @@ if TYPE_CHECKING:
     from trivium.models.reference import Reference
     from trivium.models.reward_model import RewardModel
     from trivium.report.run import write as write_report
-    from trivium.rewards.reward import RewardConfig, Rewards, Scores
+    from trivium.rewards.reward import Rewards, Scores
+    from trivium.rewards.reward_config import RewardConfig
     from trivium.rollout.engine import Engine, Response
     from trivium.rollout.local import LocalEngine
     from trivium.rollout.rollouts import Rollouts, roll_out
@@ -81,27 +83,18 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "trivium.algorithms.critic_config": ("CriticConfig",),
-    "trivium.algorithms.dpo": ("train as dpo",),
     "trivium.algorithms.dpo_config": ("DPOConfig", "OnlinePairsConfig"),
-    "trivium.algorithms.grpo": ("train as grpo",),
     "trivium.algorithms.grpo_config": ("GRPOConfig",),
     "trivium.algorithms.optimizer_config": ("OptimizerConfig",),
-    "trivium.algorithms.ppo": ("train as ppo",),
     "trivium.algorithms.ppo_config": ("AdaptiveKLConfig", "PPOConfig"),
     "trivium.algorithms.pretraining_config": ("PretrainingMixConfig",),
-    "trivium.algorithms.reward_model": ("train as reward_model",),
     "trivium.algorithms.reward_model_config": ("RewardModelConfig",),
     "trivium.algorithms.reward_update_config": ("RewardUpdateConfig",),
-    "trivium.algorithms.sft": ("train as sft",),
     "trivium.algorithms.sft_config": ("SFTConfig",),
-    "trivium.commands.evaluate": ("run as evaluate",),
     "trivium.commands.evaluate_config": ("EvaluateConfig",),
-    "trivium.commands.pairs": ("run as pairs",),
     "trivium.commands.pairs_config": ("CandidateConfig", "PairsConfig"),
-    "trivium.commands.sample": ("run as sample",),
     "trivium.commands.sample_config": ("SampleConfig",),
     "trivium.compare.config": ("CompareConfig",),
-    "trivium.compare.run": ("run as run_comparison",),
     "trivium.config": ("Configuration", "load_configuration"),
     "trivium.data.batch": ("Batch",),
     "trivium.data.demonstrations": ("DemonstrationsConfig", "load_demonstrations"),
@@ -128,7 +121,8 @@ _MODULES = {
     "trivium.models.reference": ("Reference",),
     "trivium.models.reward_model": ("RewardModel",),
     "trivium.report.run": ("write as write_report",),
-    "trivium.rewards.reward": ("RewardConfig", "Rewards", "Scores"),
+    "trivium.rewards.reward": ("Rewards", "Scores"),
+    "trivium.rewards.reward_config": ("RewardConfig",),
     "trivium.rollout.engine": ("Engine", "Response"),
     "trivium.rollout.local": ("LocalEngine",),
     "trivium.rollout.rollouts": ("Rollouts", "roll_out"),
@@ -147,6 +141,18 @@ _MODULES = {
         "read_samples",
     ),
 }
+_COMMANDS = {
+    "dpo": "dpo",
+    "evaluate": "evaluate",
+    "grpo": "grpo",
+    "pairs": "pairs",
+    "ppo": "ppo",
+    "reward_model": "reward-model",
+    "run_comparison": "compare",
+    "sample": "sample",
+    "sft": "sft",
+}
+"""The functions that run a command: it looks at what the configuration names first."""
 _PLACES = {
     entry.split()[-1]: (module, entry.split()[0])
     for module, entries in _MODULES.items()
@@ -157,6 +163,9 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name == "maths":
         value: Any = import_module("trivium.maths")
+    elif name in _COMMANDS:
+        command = import_module("trivium.commands").COMMANDS[_COMMANDS[name]]
+        value = wraps(command.load())(partial(command.run))
     elif name in _PLACES:
         module, attribute = _PLACES[name]
         value = getattr(import_module(module), attribute)

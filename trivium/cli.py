@@ -23,62 +23,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trivium.commands import COMMANDS, Command
-from trivium.config import Configuration, describe, load_configuration
+from trivium.commands.help_texts import CHAT, DEMO, DESCRIPTION, EXAMPLE, REPORT, RESUME, WATCH
+from trivium.config import Configuration, load_configuration
+from trivium.config_reference import describe
 from trivium.errors import ConfigurationError, TriviumError
-
-DESCRIPTION = """\
-Align language models by PPO, DPO and GRPO.
-
-The commands that train and measure take a configuration file and settings that correct it:
-  trivium grpo grpo.yaml optimizer.learning_rate=2e-6 run.seed=1
-`trivium COMMAND --help` shows an example, `trivium COMMAND --fields` every setting there is.
-"""
-CHAT = """\
-Talk to a checkpoint. With a chat template the lines are a conversation; without one each line is
-continued. /reset begins anew, /quit or Ctrl-D leaves, Ctrl-C cuts an answer short.
-
-example:
-  trivium chat runs/grpo-20260101-120000 sampling.temperature=0.5 sampling.max_tokens=400
-  trivium chat runs/sft/final 'template="Question: {line}\\nAnswer:"'
-"""
-DEMO = """\
-Run every road on the embedded task, with no download: SFT from scratch, then GRPO, PPO and DPO,
-side by side, evaluated on held-out problems. A demo that was stopped goes on where it was.
-
-example:
-  trivium demo --quick
-"""
-REPORT = """\
-Write what a run's directory says to one HTML file: outcome, alarms, curves, evaluations, cost,
-samples, configuration. It opens from disk, needs no network, and can be sent to others. Of a
-comparison's directory, write the comparison.
-
-example:
-  trivium report runs/grpo-20260101-120000
-  trivium report runs/grpo-20260101-120000 --output grpo.html --overwrite
-"""
-WATCH = """\
-Serve the same page live while a run goes on, to this machine only. Ctrl-C ends it.
-
-example:
-  trivium watch runs/grpo-20260101-120000
-"""
-RESUME = """\
-Go on with a run that was stopped, by Ctrl-C, a signal, a crash or the end of the machine, as if it
-had not been: with its own configuration, from its last saved state. Giving its command again in its
-directory does the same.
-
-example:
-  trivium resume runs/grpo-20260101-120000
-  trivium resume runs/grpo-20260101-120000 --allow-changes steps=200
-"""
-EXAMPLE = """\
-example: {name}.yaml
-{yaml}
-  trivium {name} {name}.yaml {arguments}
-
-A setting is written key.sub=value, and an entry of a list by its number, as in rewards.0.weight=2.
-"""
+from trivium.models.checkpoint import check_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -242,12 +191,21 @@ def port_number(text: str) -> int:
     return int(text)
 
 
+def seed_number(text: str) -> int:
+    """A seed: a whole number from 0 on."""
+    if not (text.isascii() and text.isdigit() and int(text) < 2**63):
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: write a whole number from 0 on")
+    return int(text)
+
+
 def _add_demo(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="the same story in under two minutes")
     parser.add_argument(
         "--directory", type=Path, default=Path("runs/demo"), help="where it is written"
     )
-    parser.add_argument("--seed", type=int, nargs="+", default=[0], help="one or several seeds")
+    parser.add_argument(
+        "--seed", type=seed_number, nargs="+", default=[0], help="one or several seeds"
+    )
     parser.set_defaults(run=run_demo)
 
 
@@ -266,9 +224,8 @@ def run_command(command: Command, parsed: argparse.Namespace) -> None:
     """Run a command that has a configuration file, and print what came of it."""
     settings = [*parsed.settings, *(parsed.flags if command.trains else [])]
     config = load_configuration(command.config_class(), parsed.config, settings)
-    run = command.load()  # imports torch, which a mistake in the configuration must not wait for
     with quiet_libraries():
-        outcome = run(config)
+        outcome = command.run(config)
     show(outcome)
 
 
@@ -293,6 +250,8 @@ def run_chat(parsed: argparse.Namespace) -> None:
 
     settings = [f"model.path={json.dumps(parsed.path, ensure_ascii=False)}", *parsed.settings]
     config = load_configuration(ChatConfig, None, settings)
+    check_checkpoint(config.checkpoint().path)
+    # This imports torch, which a mistake in what was asked for must not wait for.
     from trivium.commands.chat import chat
 
     with quiet_libraries():
@@ -320,8 +279,13 @@ def run_watch(parsed: argparse.Namespace) -> None:
 
 def run_demo(parsed: argparse.Namespace) -> None:
     """Run the demo, which prints its own table."""
+    from trivium.commands.output import require_directory
     from trivium.demo import run
 
+    require_directory(parsed.directory, f"--directory {parsed.directory}")
+    twice = [seed for seed in parsed.seed if parsed.seed.count(seed) > 1]
+    if twice:
+        raise ConfigurationError(f"--seed: {twice[0]} is there twice: keep one")
     run(parsed.directory, quick=parsed.quick, seeds=tuple(parsed.seed))
 
 

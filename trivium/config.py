@@ -10,12 +10,18 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from types import UnionType
+from typing import Any, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import CoreSchema, ErrorDetails, to_jsonable_python
+from pydantic_core import (
+    CoreSchema,
+    ErrorDetails,
+    InitErrorDetails,
+    PydanticCustomError,
+    to_jsonable_python,
+)
 
 from trivium.errors import ConfigurationError, one_line
 from trivium.yaml_source import Keys, YamlSource, dotted, dump_yaml, parse_scalar, shown
@@ -75,7 +81,31 @@ class Configuration(BaseModel):
             return values
         return {name: _complete(cls.model_fields.get(name), values[name]) for name in values}
 
+    def contradictions(self) -> Iterator[Contradiction]:
+        """Yield what the fields, each right by itself, cannot be together; for sections to say."""
+        yield from ()
 
+    @model_validator(mode="after")
+    def _refuse_contradictions(self) -> Self:
+        found = [_line_error(self, key, reason) for key, reason in self.contradictions()]
+        if found:
+            raise ValidationError.from_exception_data(type(self).__name__, found)
+        return self
+
+
+def _line_error(section: Configuration, key: str, reason: str) -> InitErrorDetails:
+    value: Any = section
+    for name in filter(None, key.split(".")):
+        value = value[name] if isinstance(value, dict) else getattr(value, name)
+    if isinstance(value, dict):
+        value = list(value)  # what a mapping holds may be a secret
+    error = PydanticCustomError("contradiction", "{error}", {"error": reason})
+    loc = tuple(filter(None, key.split(".")))
+    return InitErrorDetails(type=error, loc=loc, input=value)
+
+
+Contradiction = tuple[str, str]
+"""The field at fault by its dotted name (empty: the section), and why, with the remedy."""
 C = TypeVar("C", bound=Configuration)
 
 
@@ -109,19 +139,14 @@ def dump(config: Configuration) -> str:
     return dump_yaml(config.model_dump(mode="json"))
 
 
-def describe(cls: type[Configuration]) -> str:
-    """Return a reference of all fields: the name an argument uses, type, default, sentence."""
-    return "\n".join(_described(*field) for field in _fields(cls))
-
-
 # --- Sections within sections ---------------------------------------------------------------------
 
 
-def _sections_in(annotation: Any) -> list[type[Configuration]]:
+def sections_in(annotation: Any) -> list[type[Configuration]]:
     """Return the configuration classes that a field of this type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, Configuration):
         return [annotation]
-    return [section for part in get_args(annotation) for section in _sections_in(part)]
+    return [section for part in get_args(annotation) for section in sections_in(part)]
 
 
 def _default_of(field: FieldInfo) -> Any:
@@ -135,7 +160,7 @@ def _complete(field: FieldInfo | None, value: Any) -> Any:
     if field is None or not isinstance(value, dict):
         return value
     default = _default_of(field)
-    if not isinstance(default, Configuration) or _sections_in(field.annotation) != [type(default)]:
+    if not isinstance(default, Configuration) or sections_in(field.annotation) != [type(default)]:
         return value
     return _over(default, value)
 
@@ -148,6 +173,34 @@ def _over(default: Configuration, values: dict[str, Any]) -> dict[str, Any]:
             value = _over(inner, value)
         merged[name] = value
     return merged
+
+
+def all_fields(
+    cls: type[Configuration], default: Configuration | None = None, prefix: str = ""
+) -> Iterator[tuple[str, FieldInfo, Any]]:
+    """Yield the dotted name, field and default of every field, a section before its own fields.
+
+    A list of sections is shown by its first entry. What has no default yields PydanticUndefined.
+    """
+    for name, field in cls.model_fields.items():
+        value = _default_of(field) if default is None else getattr(default, name)
+        yield prefix + name, field, value
+        listed = any(get_origin(part) in (list, tuple) for part in _parts(field.annotation))
+        for section in sections_in(field.annotation):
+            inner = value if type(value) is section else None
+            yield from all_fields(section, inner, f"{prefix}{name}." + ("0." if listed else ""))
+
+
+def _parts(annotation: Any) -> tuple[Any, ...]:
+    """Return the alternatives of a union, or the type itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
+
+
+def sentence(field: FieldInfo) -> str:
+    """Return a field's help, which for a section without one is what its class says of itself."""
+    sections = sections_in(field.annotation)
+    text = field.description or (sections[0].__doc__ if sections else "") or ""
+    return " ".join(text.split("\n\n")[0].split())
 
 
 # --- Faults ---------------------------------------------------------------------------------------
@@ -166,7 +219,25 @@ _EXPECTED = {
     "dict_type": _SECTION,
     "model_type": _SECTION,
     "none_required": "null",
+    "too_short": "a list with at least one entry",
+    "string_too_short": "text that is not empty",
 }
+_USUAL = frozenset(
+    {
+        "greater_than",
+        "greater_than_equal",
+        "less_than",
+        "less_than_equal",
+        "too_short",
+        "string_too_short",
+        "string_pattern_mismatch",
+        "too_long",
+        "int_type",
+        "float_type",
+        "bool_type",
+        "finite_number",
+    }
+)
 
 
 def _explain(error: ValidationError, cls: type[Configuration], source: YamlSource) -> Iterator[str]:
@@ -176,8 +247,14 @@ def _explain(error: ValidationError, cls: type[Configuration], source: YamlSourc
         keys = _keys_of(detail["loc"], source.values)
         if detail["type"] == "missing":
             keys = (*keys, detail["loc"][-1])
+        elif detail["type"] == "contradiction":
+            keys, written = detail["loc"], _keys_of(detail["loc"], source.values)
+            if written == keys:  # shown as it was written: 0, not 0.0
+                detail["input"] = _value_at(keys, source.values)
         places.setdefault(keys, []).append(detail)
     for keys, details in places.items():
+        if details[0]["type"] == "too_short" and any(k[: len(keys)] == keys != k for k in places):
+            continue  # pydantic does not count the entries that are wrong
         origin = source.origin(keys)
         match details[0]["type"]:
             case "missing":
@@ -185,7 +262,10 @@ def _explain(error: ValidationError, cls: type[Configuration], source: YamlSourc
             case "extra_forbidden":
                 yield f"{origin}: {_unknown(keys, cls)}"
             case _:
-                yield f"{origin}: {_wrong(keys, details)}"
+                remedy = _remedy(details[0]["input"], details)
+                if not remedy and any(detail["type"] in _USUAL for detail in details):
+                    remedy = _usual(keys, cls)
+                yield f"{origin}: {_wrong(keys, details)}{remedy}"
 
 
 def _keys_of(loc: Sequence[int | str], values: Any) -> Keys:
@@ -202,28 +282,49 @@ def _keys_of(loc: Sequence[int | str], values: Any) -> Keys:
     return tuple(keys)
 
 
+def _value_at(keys: Keys, values: Any) -> Any:
+    for key in keys:
+        values = values[key]
+    return values
+
+
 def _sections_at(keys: Keys, cls: type[Configuration]) -> list[type[Configuration]]:
     """Return the configuration classes that may stand at `keys` below `cls`."""
     sections = [cls]
     for key in keys:
         fields = [s.model_fields[key] for s in sections if key in s.model_fields]
         if fields:
-            sections = [s for field in fields for s in _sections_in(field.annotation)]
+            sections = [s for field in fields for s in sections_in(field.annotation)]
     return sections
 
 
 def _missing(keys: Keys, cls: type[Configuration]) -> str:
     fields = (s.model_fields.get(keys[-1]) for s in _sections_at(keys[:-1], cls))
-    helps = [_sentence(field) for field in fields if field is not None]
+    helps = [sentence(field) for field in fields if field is not None]
     meaning = f" ({helps[0]})" if helps and helps[0] else ""
     return f"`{dotted(keys)}` is missing: it has no default; write a value for it{meaning}"
+
+
+def _usual(keys: Keys, cls: type[Configuration]) -> str:
+    """Return what a value that is out of bounds usually is, and what it means."""
+    while keys and not isinstance(keys[-1], str):
+        keys = keys[:-1]
+    name = dotted(tuple(0 if isinstance(key, int) else key for key in keys))
+    for known, field, default in all_fields(cls):
+        if known == name:
+            meaning = f" ({sentence(field)})" if sentence(field) else ""
+            default = None if field.is_required() else to_jsonable_python(default)
+            if default is None or default in ("", [], {}):
+                return meaning
+            return f"; the default is {shown(default)}{meaning}"
+    return ""
 
 
 def _unknown(keys: Keys, cls: type[Configuration]) -> str:
     sections = _sections_at(keys[:-1], cls)
     names = list(dict.fromkeys(name for s in sections for name in s.model_fields))
     near = difflib.get_close_matches(str(keys[-1]), names, n=1)
-    everywhere = [name for name, _, _ in _fields(cls)]
+    everywhere = [name for name, _, _ in all_fields(cls)]
     elsewhere = [name for name in everywhere if name.split(".")[-1] == keys[-1]]
     if near:
         remedy = f"did you mean `{dotted((*keys[:-1], near[0]))}`?"
@@ -244,7 +345,7 @@ def _wrong(keys: Keys, details: Sequence[ErrorDetails]) -> str:
     reason = "; ".join(([f"must be {' or '.join(expected)}"] if expected else []) + others)
     whole = isinstance(value, dict | Configuration) and details[0]["type"] not in _EXPECTED
     place = dotted(keys) if whole else f"{dotted(keys)} = {shown(value)}"
-    return f"{place}: {reason}{_remedy(value, details)}" if keys else f"{reason}"
+    return f"{place}: {reason}" if keys else reason
 
 
 def _reason(detail: ErrorDetails) -> str:
@@ -277,95 +378,3 @@ def _remedy(value: Any, details: Sequence[ErrorDetails]) -> str:
             "" if isinstance(parse_scalar(value), str | None) else f"; write {value}, not in quotes"
         )
     return ""
-
-
-# --- Reference ------------------------------------------------------------------------------------
-
-_NAMES = {
-    int: "whole number",
-    float: "number",
-    bool: "true or false",
-    str: "text",
-    Path: "path",
-    NoneType: "null",
-    Any: "any value",
-}
-_BOUNDS = {
-    "gt": ">",
-    "ge": ">=",
-    "lt": "<",
-    "le": "<=",
-    "min_length": "of length >=",
-    "max_length": "of length <=",
-}
-
-
-def _fields(
-    cls: type[Configuration], default: Configuration | None = None, prefix: str = ""
-) -> Iterator[tuple[str, FieldInfo, Any]]:
-    """Yield the dotted name, field and default of every field, a section before its own fields.
-
-    A list of sections is shown by its first entry. What has no default yields PydanticUndefined.
-    """
-    for name, field in cls.model_fields.items():
-        value = _default_of(field) if default is None else getattr(default, name)
-        yield prefix + name, field, value
-        listed = any(get_origin(part) in (list, tuple) for part in _parts(field.annotation))
-        for section in _sections_in(field.annotation):
-            inner = value if type(value) is section else None
-            yield from _fields(section, inner, f"{prefix}{name}." + ("0." if listed else ""))
-
-
-def _parts(annotation: Any) -> tuple[Any, ...]:
-    """Return the alternatives of a union, or the type itself."""
-    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
-
-
-def _described(name: str, field: FieldInfo, default: Any) -> str:
-    kind = _type_name(field.annotation)
-    null = " or null" if kind.endswith(" or null") else ""
-    text = f"{name}: {kind.removesuffix(null)}{_bounds(field.metadata)}{null}"
-    if field.is_required():
-        text += ", required"
-    elif not isinstance(default, Configuration):
-        text += f", default {shown(to_jsonable_python(default))}"
-    return "\n    ".join(part for part in (text, _sentence(field)) if part)
-
-
-def _type_name(annotation: Any) -> str:
-    """Return a type in words."""
-    origin, arguments = get_origin(annotation), get_args(annotation)
-    if origin is Annotated:
-        details = [x.metadata if isinstance(x, FieldInfo) else [x] for x in arguments[1:]]
-        return _type_name(arguments[0]) + _bounds([item for part in details for item in part])
-    if origin is Literal:
-        return " | ".join(map(str, arguments))
-    names = [_type_name(part) for part in arguments if part is not Ellipsis]
-    if origin in (Union, UnionType):
-        return " or ".join(names)
-    if origin is tuple and Ellipsis not in arguments:
-        return f"list of {len(names)}: {', '.join(names)}"
-    if origin in (list, tuple):
-        return f"list of {names[0]}"
-    if origin is dict:
-        return f"mapping from {names[0]} to {names[1]}"
-    if _sections_in(annotation):
-        return "section"
-    return _NAMES.get(annotation) or str(annotation.__name__)
-
-
-def _bounds(metadata: Sequence[Any]) -> str:
-    found = [
-        f"{sign} {getattr(item, name)}"
-        for item in metadata
-        for name, sign in _BOUNDS.items()
-        if getattr(item, name, None) is not None
-    ]
-    return f" {' and '.join(found)}" if found else ""
-
-
-def _sentence(field: FieldInfo) -> str:
-    """Return a field's help, which for a section without one is what its class says of itself."""
-    sections = _sections_in(field.annotation)
-    text = field.description or (sections[0].__doc__ if sections else "") or ""
-    return " ".join(text.split("\n\n")[0].split())

@@ -9,10 +9,7 @@ escaped here, so that no log and no terminal obeys them.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from trivium.runs.study import Evidence
+from typing import Any
 
 
 class TriviumError(Exception):
@@ -45,11 +42,11 @@ class TrainingError(TriviumError, RuntimeError):
 class NonFiniteError(TrainingError):
     """A loss or gradient is not finite; nothing was moved.
 
-    ``evidence`` is the batch and what was seen of it; ``saved`` is where ``runs.study`` wrote it,
-    which the message then names.
+    ``evidence`` (``runs.study.Evidence``) is the batch and what was seen of it; ``saved`` is where
+    ``runs.study`` wrote it, which the message then names.
     """
 
-    def __init__(self, message: str, evidence: Evidence) -> None:
+    def __init__(self, message: str, evidence: Any) -> None:
         super().__init__(message)
         self.evidence = evidence
         self.saved: Path | None = None

@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 import yaml
 from yaml.scanner import ScannerError
 
+from trivium.credentials import is_secret
 from trivium.errors import ConfigurationError
 
 Keys = tuple[Any, ...]
@@ -123,8 +124,9 @@ class YamlSource:
 
     def override(self, argument: str) -> None:
         """Apply one `key.sub=value` argument, or note why it cannot be applied."""
-        self._argument = f"argument `{argument}`"
         key, equals, text = argument.partition("=")
+        hidden = is_secret(key.rpartition(".")[2], text)
+        self._argument = f"argument `{f'{key}=…' if hidden else argument}`"
         names = key.split(".")
         try:
             if not _is_text(argument):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from trivium.algorithms.optimizer_config import OptimizerConfig
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 from trivium.models.model_config import ModelConfig
 
 
@@ -27,10 +28,8 @@ class CriticConfig(Configuration):
     warmup_steps: int = Field(default=0, ge=0)
     """Rollout batches at the start that train the critic alone."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> CriticConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         if self.kind == "shared" and self.model is not None:
-            raise ValueError("a shared critic is a head on the actor: leave critic.model out")
+            yield "model", "a shared critic is a head on the actor: leave critic.model out"
         if self.kind == "shared" and self.warmup_steps:
-            raise ValueError("critic.warmup_steps would train the actor's trunk too: use separate")
-        return self
+            yield "warmup_steps", "they would train the actor's trunk too: use kind: separate"

@@ -21,7 +21,7 @@ from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.experience import epoch_batch, steps_of
 from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.observe import update_metrics
-from trivium.algorithms.parts import load_rewards, local_engine
+from trivium.algorithms.parts import load_rewards, local_engine, room_for
 from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
@@ -30,7 +30,7 @@ from trivium.data.prompts import load_prompts
 from trivium.errors import TrainingError
 from trivium.maths.objectives import PREFERENCE_LOSSES, preference_gradient_weight
 from trivium.maths.ragged import segment_mean, segment_sum
-from trivium.models.loading import load_tokenizer, trained_parameters
+from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.models.scoring import score_all
@@ -88,7 +88,8 @@ class Offline:
     def __init__(self, config: DPOConfig) -> None:
         assert config.data is not None, "checked by the configuration"
         self.config = config
-        preferences = load_preferences(config.data, load_tokenizer(config.model))
+        context = context_length(config.model)
+        preferences = load_preferences(config.data, load_tokenizer(config.model), context)
         self.data = PairData([p.group for p in preferences])
         self.steps = steps_of(config.epochs, len(self.data.groups), config.pairs_per_step)
 
@@ -112,7 +113,8 @@ class Online:
         assert config.online is not None, "checked by the configuration"
         self.config, self.online = config, config.online
         tokenizer = load_tokenizer(config.model)
-        self.prompts = load_prompts(self.online.data, tokenizer)
+        room = room_for(context_length(config.model), self.online.sampling.max_tokens)
+        self.prompts = load_prompts(self.online.data, tokenizer, room)
         self.rewards, _ = load_rewards(self.online.rewards, self.prompts, tokenizer)
         self.steps = self.online.steps
 
@@ -224,7 +226,10 @@ def make_evaluator(config: DPOConfig, policy: Policy, reference: Reference) -> E
     """Held-out prompts and rewards; online runs fall back on the rewards that rank the pairs."""
     if config.evaluation is None:
         return None
-    prompts = load_prompts(config.evaluation.data, policy.tokenizer)
+    training = config.online.sampling if config.online is not None else None
+    limit = config.evaluation.sampling(training).max_tokens
+    room = room_for(policy.context_length, limit)
+    prompts = load_prompts(config.evaluation.data, policy.tokenizer, room)
     chosen = config.evaluation.rewards or (config.online.rewards if config.online else ())
     rewards, _ = load_rewards(chosen, prompts, policy.tokenizer)
     return Evaluator(
@@ -234,5 +239,5 @@ def make_evaluator(config: DPOConfig, policy: Policy, reference: Reference) -> E
         local_engine(policy),
         policy,
         reference,
-        training=config.online.sampling if config.online is not None else None,
+        training=training,
     )

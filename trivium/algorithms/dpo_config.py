@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from trivium.algorithms.optimizer_config import OptimizerConfig
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 from trivium.data.preferences import PreferencesConfig
 from trivium.data.prompts import PromptsConfig
 from trivium.models.model_config import ModelConfig
-from trivium.rewards.reward import RewardConfig
+from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.store import RunConfig
@@ -22,7 +23,7 @@ class OnlinePairsConfig(Configuration):
 
     data: PromptsConfig
     """Prompts to sample from."""
-    rewards: tuple[RewardConfig, ...]
+    rewards: RewardConfigs = Field(min_length=1)
     """What ranks the responses: the best of a group is chosen, the worst rejected."""
     responses_per_prompt: int = Field(default=4, ge=2)
     """Responses per prompt."""
@@ -30,6 +31,10 @@ class OnlinePairsConfig(Configuration):
     """How responses are drawn."""
     steps: int = Field(default=100, ge=1)
     """Optimiser steps, each on fresh pairs."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if self.sampling.greedy:
+            yield "sampling.temperature", "equal responses make no pairs: raise it, 1 is usual"
 
 
 class DPOConfig(Configuration):
@@ -70,27 +75,25 @@ class DPOConfig(Configuration):
     sft_coefficient: float = Field(default=0.0, ge=0)
     """Weight of an added −log π(y_w|x)/|y_w|, which keeps the chosen response likely."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> DPOConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         if (self.data is None) == (self.online is None):
-            raise ValueError("give either data (preference pairs) or online (sampled pairs)")
+            yield "", "give either data (preference pairs) or online (sampled pairs)"
         if self.target_margin and self.loss != "sigmoid":
-            raise ValueError(f"target_margin goes with loss: sigmoid, not {self.loss}")
+            yield "target_margin", f"it goes with loss: sigmoid, not {self.loss}: leave it out"
         if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
-            raise ValueError(f"label_smoothing goes with loss: sigmoid or robust, not {self.loss}")
+            yield (
+                "label_smoothing",
+                f"it goes with loss: sigmoid or robust, not {self.loss}: leave it out",
+            )
         if self.loss == "robust" and self.label_smoothing == 0:
-            raise ValueError(
-                "loss: robust needs label_smoothing above 0, the share of flipped labels"
-            )
+            yield "loss", "robust needs label_smoothing above 0, the share of flipped labels"
         if self.online is not None and self.epochs != 1.0:
-            raise ValueError("epochs counts passes over data: online runs have online.steps")
+            yield "epochs", "it counts passes over data: online runs have online.steps, set these"
         if self.data is not None and self.evaluation is not None and not self.evaluation.rewards:
-            raise ValueError(
-                "evaluation.rewards is empty: say what quality is on sampled responses"
+            yield (
+                "evaluation.rewards",
+                "it is empty, and pairs have no reward of their own: say what quality is",
             )
-        if self.online is not None and self.online.sampling.greedy:
-            raise ValueError("online.sampling.temperature is 0: equal responses make no pairs")
-        return self
 
     @property
     def temperature(self) -> float:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from trivium.algorithms.optimizer_config import OptimizerConfig
-from trivium.algorithms.reward_update_config import RewardUpdateConfig
+from trivium.algorithms.reward_update_config import RewardUpdateConfig, not_one_learned
 from trivium.choices import Aggregation, Baseline, Scale
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
 from trivium.models.model_config import ModelConfig
-from trivium.rewards.reward import RewardConfig
+from trivium.rewards.reward_config import RewardConfigs, none_scores_steps
 from trivium.rollout.sampling import Sampling
 from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.store import RunConfig
@@ -25,7 +26,7 @@ class GRPOConfig(Configuration):
     """The policy; the reference starts as a copy of it."""
     data: PromptsConfig
     """Prompts to sample from."""
-    rewards: tuple[RewardConfig, ...]
+    rewards: RewardConfigs = Field(min_length=1)
     """What is rewarded: a weighted sum."""
     run: RunConfig = RunConfig()
     """Where the run is written, and its seed."""
@@ -45,7 +46,7 @@ class GRPOConfig(Configuration):
     prompts_per_step: int = Field(default=16, ge=1)
     """Prompts per rollout batch."""
     responses_per_prompt: int = Field(default=8, ge=2)
-    """Group size G."""
+    """Group size G: a response is compared with the others of its group."""
     epochs: int = Field(default=1, ge=1)
     """Inner loop: μ, how often a rollout batch is reused."""
     minibatches: int = Field(default=1, ge=1)
@@ -80,37 +81,51 @@ class GRPOConfig(Configuration):
     reward_update: RewardUpdateConfig | None = None
     """Train the learned reward further after each iteration, on fresh and replayed rollouts."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> GRPOConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         if self.sampling.greedy:
-            raise ValueError(
-                "sampling.temperature is 0: a group of equal responses teaches nothing"
+            yield (
+                "sampling.temperature",
+                "a group of equal responses teaches nothing: raise it, 1 is usual",
             )
         if self.minibatches > self.prompts_per_step:
-            raise ValueError(
-                f"minibatches is {self.minibatches}, more than the {self.prompts_per_step} groups "
-                "of a step: lower it or raise prompts_per_step"
+            yield (
+                "minibatches",
+                f"more than the {self.prompts_per_step} groups of a step: lower it or raise "
+                "prompts_per_step",
             )
         if self.kl_correction and self.beta == 0:
-            raise ValueError("kl_correction needs a KL term: set beta above 0 or leave it out")
+            yield "kl_correction", "it needs a KL term: set beta above 0 or leave it out"
         if self.beta > 0 and (self.kl, self.kl_correction) in (("k1", False), ("k2", True)):
-            raise ValueError(
-                f"kl: {self.kl} with kl_correction: {str(self.kl_correction).lower()} does not "
-                "pull towards the reference (docs/kl.md): use k3, k2 without the correction or k1 "
-                "with it"
+            yield (
+                "kl",
+                f"with kl_correction: {str(self.kl_correction).lower()} it does not pull towards "
+                "the reference (docs/kl.md): use k3, k2 without the correction or k1 with it",
             )
-        if self.dynamic_sampling and self.supervision == "process":
-            raise ValueError("dynamic_sampling compares outcomes: use it with supervision: outcome")
-        if self.supervision == "process" and self.baseline != "group_mean":
-            raise ValueError(
-                "baseline leave_one_out compares outcomes: use it with supervision: outcome"
+        if self.supervision == "process":
+            yield from self._against_steps()
+        if self.reward_update is not None:
+            yield from not_one_learned(self.rewards)
+            if self.iterations == 1:
+                yield (
+                    "reward_update",
+                    "it trains the reward model between iterations, but iterations is 1: raise "
+                    "that or leave reward_update out",
+                )
+
+    def _against_steps(self) -> Iterator[Contradiction]:
+        """What cannot be where steps are compared."""
+        if self.dynamic_sampling:
+            yield (
+                "dynamic_sampling",
+                "it compares outcomes: use supervision: outcome, or leave it out",
             )
-        if self.reward_update is not None and self.iterations == 1:
-            raise ValueError(
-                "reward_update trains the reward model between iterations, but iterations is 1: "
-                "raise it or leave reward_update out"
+        if self.baseline != "group_mean":
+            yield "baseline", "it compares outcomes: use supervision: outcome, or group_mean"
+        if none_scores_steps(self.rewards):
+            yield (
+                "supervision",
+                "every reward scores whole responses: name one that scores steps, or use outcome",
             )
-        return self
 
     @property
     def total_steps(self) -> int:

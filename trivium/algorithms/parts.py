@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from trivium.data.chat import end_tokens
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.errors import ConfigurationError
-from trivium.models.loading import base_of, load_tokenizer
+from trivium.models.loading import base_of, context_length, load_tokenizer
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
@@ -50,9 +50,13 @@ def assemble(
     if not rewards:
         raise ConfigurationError("rewards is empty: name at least one, as file.py:function")
     tokenizer = load_tokenizer(model)
-    prompts = load_prompts(data, tokenizer)
+    context = context_length(model)
+    prompts = load_prompts(data, tokenizer, room_for(context, sampling.max_tokens))
     scorers, learned = load_rewards(rewards, prompts, tokenizer)
-    held_out = None if evaluation is None else load_prompts(evaluation.data, tokenizer)
+    held_out = None
+    if evaluation is not None:
+        room = room_for(context, evaluation.sampling(sampling).max_tokens)
+        held_out = load_prompts(evaluation.data, tokenizer, room)
     policy = Policy.load(model, tokenizer, temperature=sampling.temperature)
     reference = Reference(policy)
     engine = local_engine(policy)
@@ -65,6 +69,11 @@ def assemble(
             evaluation, held_out, quality, engine, policy, reference, training=sampling
         )
     return OnPolicyParts(prompts, scorers, policy, reference, engine, evaluator, learned)
+
+
+def room_for(context: int | None, max_tokens: int) -> int | None:
+    """How many tokens of the model's context are left for a prompt."""
+    return None if context is None else context - max_tokens
 
 
 def load_rewards(

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from trivium.algorithms.critic_config import CriticConfig
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.algorithms.pretraining_config import PretrainingMixConfig
-from trivium.algorithms.reward_update_config import RewardUpdateConfig
+from trivium.algorithms.reward_update_config import RewardUpdateConfig, not_one_learned
 from trivium.choices import Aggregation
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
 from trivium.models.model_config import ModelConfig
-from trivium.rewards.reward import RewardConfig
+from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.store import RunConfig
@@ -36,7 +37,7 @@ class PPOConfig(Configuration):
     """The actor; the reference is a frozen copy of it."""
     data: PromptsConfig
     """Prompts to sample from."""
-    rewards: tuple[RewardConfig, ...]
+    rewards: RewardConfigs = Field(min_length=1)
     """What is rewarded: a weighted sum."""
     critic: CriticConfig = CriticConfig()
     """The critic."""
@@ -91,15 +92,24 @@ class PPOConfig(Configuration):
     reward_update: RewardUpdateConfig | None = None
     """Train the learned reward further on the policy's own responses while PPO runs."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> PPOConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         if self.sampling.greedy:
-            raise ValueError("sampling.temperature is 0: PPO learns from what it explores")
+            yield (
+                "sampling.temperature",
+                "PPO learns from what it explores, and this explores nothing: raise it, 1 is usual",
+            )
         if self.minibatches > self.prompts_per_step:
-            raise ValueError(
-                f"minibatches is {self.minibatches}, more than the {self.prompts_per_step} prompts "
-                "of a step: lower it or raise prompts_per_step"
+            yield (
+                "minibatches",
+                f"more than the {self.prompts_per_step} prompts of a step: lower it or raise "
+                "prompts_per_step",
             )
         if self.adaptive_kl is not None and self.beta == 0:
-            raise ValueError("adaptive_kl scales beta, which is 0: start it above 0")
-        return self
+            yield "beta", "adaptive_kl scales it and would keep it 0: start it above 0"
+        if self.critic.warmup_steps > self.steps:
+            yield (
+                "critic.warmup_steps",
+                f"there are only {self.steps} steps, so it would not end: lower it or raise steps",
+            )
+        if self.reward_update is not None:
+            yield from not_one_learned(self.rewards)

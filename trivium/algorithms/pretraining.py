@@ -20,7 +20,7 @@ class PretrainingMix:
 
     def __init__(self, config: PretrainingMixConfig, policy: Policy, *, seed: int) -> None:
         self.config, self.policy, self.seed = config, policy, seed
-        self.texts = load_demonstrations(config.data, policy.tokenizer)
+        self.texts = load_demonstrations(config.data, policy.tokenizer, policy.context_length)
         self.steps = 0
 
     def state(self) -> int:

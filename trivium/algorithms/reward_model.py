@@ -36,7 +36,7 @@ from trivium.data.preferences import (
     load_preferences,
     load_step_labels,
 )
-from trivium.models.loading import load_tokenizer, trained_parameters
+from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.reward_model import RewardModel
 from trivium.runs.beginning import begin
 from trivium.runs.evaluate import Measured
@@ -96,13 +96,13 @@ class HeldOut:
 
 def load_data(config: RewardModelConfig) -> tuple[Grouped, Grouped | None]:
     """Training data, and held-out data: named, or a share of the data chosen by the run's seed."""
-    tokenizer = load_tokenizer(config.model)
+    tokenizer, context = load_tokenizer(config.model), context_length(config.model)
 
     def pairs(source: PreferencesConfig) -> Grouped:
-        return Pairs.of([p.group for p in load_preferences(source, tokenizer)])
+        return Pairs.of([p.group for p in load_preferences(source, tokenizer, context)])
 
     def steps(source: StepLabelsConfig) -> Grouped:
-        rows = load_step_labels(source, tokenizer)
+        rows = load_step_labels(source, tokenizer, context)
         return LabelledSteps.of(
             [r.group for r in rows], [r.ends for r in rows], [r.labels for r in rows]
         )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from collections.abc import Iterator
+
+from pydantic import Field
 
 from trivium.algorithms.optimizer_config import OptimizerConfig
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 from trivium.data.preferences import PreferencesConfig, StepLabelsConfig
 from trivium.models.model_config import ModelConfig
 from trivium.runs.store import RunConfig
@@ -42,12 +44,16 @@ class RewardModelConfig(Configuration):
     evaluate_every: int = Field(default=0, ge=0)
     """Held-out accuracy after every so many steps; 0: only at the end."""
 
-    @model_validator(mode="after")
-    def _one_kind(self) -> RewardModelConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         if (self.pairs is None) == (self.steps is None):
-            raise ValueError("give either pairs (an outcome model) or steps (a process model)")
+            yield "", "give either pairs (an outcome model) or steps (a process model)"
         if self.pairs is None and self.validation_pairs is not None:
-            raise ValueError("validation_pairs goes with pairs; for steps it is validation_steps")
+            yield "validation_pairs", "it goes with pairs; for steps write validation_steps"
         if self.steps is None and self.validation_steps is not None:
-            raise ValueError("validation_steps goes with steps; for pairs it is validation_pairs")
-        return self
+            yield "validation_steps", "it goes with steps; for pairs write validation_pairs"
+        named = self.validation_pairs or self.validation_steps
+        if self.evaluate_every and self.held_out_share == 0 and named is None:
+            yield (
+                "evaluate_every",
+                "nothing is held out: set held_out_share above 0 or name validation data",
+            )

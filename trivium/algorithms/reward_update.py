@@ -50,12 +50,7 @@ class RewardUpdate:
     """Collects labelled examples from rollouts and trains the one learned reward on them."""
 
     def __init__(self, config: RewardUpdateConfig, parts: OnPolicyParts, *, seed: int) -> None:
-        if len(parts.learned.models) != 1:
-            raise ConfigurationError(
-                f"reward_update trains the learned reward, but rewards names "
-                f"{len(parts.learned.models)} of them: name exactly one with function: "
-                "reward_model or process_reward_model"
-            )
+        assert len(parts.learned.models) == 1, "checked by the configuration"
         self.config = config
         self.tokenizer = parts.policy.tokenizer
         (self.model,) = parts.learned.models.values()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from collections.abc import Iterator, Sequence
+
+from pydantic import Field
 
 from trivium.algorithms.optimizer_config import OptimizerConfig
-from trivium.config import Configuration
-from trivium.rewards.reward import RewardConfig
+from trivium.config import Configuration, Contradiction
+from trivium.rewards.reward_config import LEARNED, RewardConfig
 
 
 class RewardUpdateConfig(Configuration):
@@ -31,11 +33,25 @@ class RewardUpdateConfig(Configuration):
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Memory bound: tokens per forward and backward pass."""
 
-    @model_validator(mode="after")
-    def _constant_rate(self) -> RewardUpdateConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         if self.optimizer.schedule != "constant":
-            raise ValueError(
-                f"optimizer.schedule is {self.optimizer.schedule}, but how many updates there will "
-                "be is not known beforehand: use constant"
+            yield (
+                "optimizer.schedule",
+                "how many updates there will be is not known beforehand: use constant",
             )
-        return self
+        if self.judge.function in LEARNED:
+            yield (
+                "judge.function",
+                "a learned reward cannot be its own judge: name a verifier or a function of yours",
+            )
+
+
+def not_one_learned(rewards: Sequence[RewardConfig]) -> Iterator[Contradiction]:
+    """Yield that an update has no reward model, or several, to train."""
+    learned = [reward for reward in rewards if reward.function in LEARNED]
+    if len(learned) != 1:
+        yield (
+            "reward_update",
+            f"it trains the learned reward, but rewards names {len(learned)} of them: name exactly "
+            f"one with function: {' or '.join(LEARNED)}",
+        )

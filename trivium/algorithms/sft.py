@@ -16,7 +16,7 @@ from torch import Tensor
 from trivium.algorithms.experience import Weighted, epoch_batch, steps_of
 from trivium.algorithms.micro_batch import MicroBatch, measure
 from trivium.algorithms.observe import update_metrics
-from trivium.algorithms.parts import load_rewards, local_engine
+from trivium.algorithms.parts import load_rewards, local_engine, room_for
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.algorithms.update import Optimizer
 from trivium.data.batch import Batch
@@ -24,7 +24,7 @@ from trivium.data.demonstrations import Demonstration, load_demonstrations
 from trivium.data.prompts import load_prompts
 from trivium.maths.objectives import token_nll
 from trivium.maths.weights import weighted_sum
-from trivium.models.loading import load_tokenizer, trained_parameters
+from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.runs.beginning import begin
@@ -36,13 +36,15 @@ def train(config: SFTConfig) -> Path:
     """Fine-tune; returns the run's directory, with the model in ``final``."""
     begun = begin("sft", config)
     tokenizer = load_tokenizer(config.model)
-    demonstrations = load_demonstrations(config.data, tokenizer)
+    context = context_length(config.model)
+    demonstrations = load_demonstrations(config.data, tokenizer, context)
     held_out = None
     if config.validation is not None:
-        held_out = as_data(load_demonstrations(config.validation, tokenizer))
-    prompts = load_prompts(config.evaluation.data, tokenizer) if config.evaluation else []
-    rewards = None
+        held_out = as_data(load_demonstrations(config.validation, tokenizer, context))
+    prompts, rewards = [], None
     if config.evaluation is not None:
+        room = room_for(context, config.evaluation.sampling(None).max_tokens)
+        prompts = load_prompts(config.evaluation.data, tokenizer, room)
         rewards, _ = load_rewards(config.evaluation.rewards, prompts, tokenizer)
     policy = Policy.load(config.model, tokenizer)
     evaluator = None

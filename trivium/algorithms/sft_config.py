@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from collections.abc import Iterator
+
+from pydantic import Field
 
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.choices import Aggregation
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 from trivium.data.demonstrations import DemonstrationsConfig
 from trivium.models.model_config import ModelConfig
 from trivium.runs.evaluation_config import EvaluationConfig
@@ -44,16 +46,15 @@ class SFTConfig(Configuration):
     sort_by_length: bool = False
     """A curriculum: take the demonstrations from short to long responses in the first pass."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> SFTConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         if self.aggregation == "fixed_length" and self.data.max_response_tokens is None:
-            raise ValueError("aggregation fixed_length divides by data.max_response_tokens: set it")
+            yield "aggregation", "it divides by data.max_response_tokens, which is not set: set it"
         if self.evaluation is not None and not self.evaluation.rewards:
-            raise ValueError(
-                "evaluation.rewards is empty: supervised data has no reward of its own"
+            yield (
+                "evaluation.rewards",
+                "it is empty, and supervised data has no reward of its own: say what quality is",
             )
         if self.measure_kl and self.evaluation is None:
-            raise ValueError("measure_kl needs held-out prompts: give evaluation, or leave it out")
+            yield "measure_kl", "it needs held-out prompts: give evaluation, or leave it out"
         if self.steps is not None and self.epochs != 1.0:
-            raise ValueError(f"steps is {self.steps} and epochs is {self.epochs}: give one of them")
-        return self
+            yield "steps", f"epochs is set too, to {self.epochs:g}: give one of them"

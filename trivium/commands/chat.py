@@ -20,9 +20,7 @@ from trivium.commands.chat_config import LINE, ChatConfig
 from trivium.data.chat import Encoder, Messages, decode_response
 from trivium.data.prompts import Prompt
 from trivium.errors import ConfigurationError
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
-from trivium.paths import looked_up
 from trivium.rollout.local import LocalEngine, Row
 from trivium.rollout.sampling import Sampling
 
@@ -36,7 +34,7 @@ _UNSAFE = re.compile(
 
 def chat(config: ChatConfig) -> None:
     """Read lines and answer them until the input ends or says /quit."""
-    config = config.model_copy(update={"model": _final_of_run(config.model)})
+    config = config.model_copy(update={"model": config.checkpoint()})
     policy = Policy.load(config.model, temperature=config.sampling.temperature or 1.0)
     conversation = Conversation(config, policy, _write)
     interactive = sys.stdin.isatty()
@@ -178,13 +176,6 @@ class Conversation:
 def printable_text(text: str) -> str:
     """Return text with whatever could steer a terminal written out, as in \\x1b; lines are kept."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
-
-
-def _final_of_run(model: ModelConfig) -> ModelConfig:
-    path = looked_up(model.path)
-    if (path / "run.json").is_file() and (path / "final").is_dir():
-        return model.model_copy(update={"path": str(path / "final")})
-    return model
 
 
 def _write(text: str) -> None:

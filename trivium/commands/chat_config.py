@@ -6,6 +6,7 @@ from pydantic import Field, field_validator
 
 from trivium.config import Configuration
 from trivium.models.model_config import ModelConfig
+from trivium.paths import looked_up
 from trivium.rollout.sampling import Sampling
 
 LINE = "{line}"
@@ -22,7 +23,7 @@ class ChatConfig(Configuration):
     """The system message of the conversation."""
     template: str | None = None
     """Without a chat template: the prompt made of a line, as in "Question: {line}\\nAnswer:"."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides what is drawn."""
 
     @field_validator("template")
@@ -31,3 +32,10 @@ class ChatConfig(Configuration):
         if template is not None and LINE not in template:
             raise ValueError("write {line} where the line that you type belongs")
         return template
+
+    def checkpoint(self) -> ModelConfig:
+        """The model; of a run's directory, its final one."""
+        path = looked_up(self.model.path)
+        if (path / "run.json").is_file() and (path / "final").is_dir():
+            return self.model.model_copy(update={"path": str(path / "final")})
+        return self.model

@@ -16,12 +16,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from trivium.algorithms.parts import load_rewards, local_engine
+from trivium.algorithms.parts import load_rewards, local_engine, room_for
 from trivium.commands.evaluate_config import EvaluateConfig
-from trivium.commands.sample import require_free, unwritable
+from trivium.commands.output import require_free, unwritable
 from trivium.data.prompts import load_prompts
 from trivium.errors import ModelError
-from trivium.models.loading import load_tokenizer
+from trivium.models.loading import context_length, load_tokenizer
 from trivium.models.policy import Policy
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.evaluate import Evaluated, Evaluator
@@ -88,7 +88,8 @@ def run(config: EvaluateConfig) -> Measured:
     if config.output is not None:
         require_free(config.output, config.overwrite)
     tokenizer = load_tokenizer(config.model)
-    prompts = load_prompts(config.data, tokenizer)
+    room = room_for(context_length(config.model), config.max_tokens)
+    prompts = load_prompts(config.data, tokenizer, room)
     rewards, _ = load_rewards(config.rewards, prompts, tokenizer)
     policy = Policy.load(config.model, tokenizer, temperature=config.temperature)
     reference = _load_reference(config, policy)
@@ -153,6 +154,7 @@ def _add(table: Table, name: str, interval: Interval) -> None:
 def _write(path: Path, record: dict[str, Any]) -> None:
     text = json.dumps(record, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
     except OSError as error:
         raise unwritable(path, error) from None

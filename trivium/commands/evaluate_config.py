@@ -9,7 +9,8 @@ from pydantic import Field, field_validator
 from trivium.config import Configuration
 from trivium.data.prompts import PromptsConfig
 from trivium.models.model_config import ModelConfig
-from trivium.rewards.reward import RewardConfig
+from trivium.rewards.reward_config import RewardConfigs
+from trivium.rollout.sampling import StopTexts, StopTokens
 from trivium.runs.evaluation_config import MAX_TOKENS
 
 
@@ -22,7 +23,7 @@ class EvaluateConfig(Configuration):
     """Where the KL divergence is measured from; without it none is measured."""
     data: PromptsConfig
     """Held-out prompts."""
-    rewards: tuple[RewardConfig, ...] = Field(min_length=1)
+    rewards: RewardConfigs = Field(min_length=1)
     """What quality is: a weighted sum."""
     samples: int = Field(default=1, ge=1)
     """Sampled responses per prompt, besides the greedy one."""
@@ -30,14 +31,14 @@ class EvaluateConfig(Configuration):
     """Divides the logits of the sampled responses, and of both models in the KL divergence."""
     max_tokens: int = Field(default=MAX_TOKENS, ge=1)
     """Length limit of the responses."""
-    stop: tuple[str, ...] = ()
+    stop: StopTexts = ()
     """Texts that end a response."""
-    stop_tokens: tuple[int, ...] = ()
+    stop_tokens: StopTokens = ()
     """Token ids that end a response, besides the model's own EOS."""
     passes_at: float | None = None
     """A response passes, for pass@k, with at least this reward; by default pass@k is measured
     where every reward is 0 or 1."""
-    seed: int = Field(default=1, ge=0)
+    seed: int = Field(default=1, ge=0, lt=2**63)
     """Seed of the sampled responses."""
     output: Path | None = None
     """A .json file to write the numbers to."""

@@ -8,46 +8,27 @@ a number that says how good it is. What is learned from the pairs is for ``dpo``
 from __future__ import annotations
 
 import logging
-import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from trivium.algorithms.parts import load_rewards
-from trivium.commands.pairs_config import CandidateConfig, PairsConfig
-from trivium.commands.sample import (
-    load_sampler,
-    require_free,
-    rows_written,
-    sampled,
-    total_rewards,
-    write_counts,
-)
-from trivium.data.chat import Messages
-from trivium.data.files import nearest, shortened
-from trivium.data.prompts import explicit_prompt, load_prompts
-from trivium.data.rows import Row, checked_text, collect
+from trivium.algorithms.parts import load_rewards, room_for
+from trivium.commands.candidates import Candidates, candidates_of
+from trivium.commands.output import require_free, rows_written
+from trivium.commands.pairs_config import PairsConfig
+from trivium.commands.sample import load_sampler, sampled, total_rewards, write_counts
+from trivium.data.prompts import load_prompts
+from trivium.data.rows import collect
 from trivium.errors import DataError
-from trivium.models.loading import load_tokenizer
+from trivium.models.loading import context_length, load_tokenizer
 from trivium.models.model_config import ModelConfig
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.budget import Spending
 
 logger = logging.getLogger("trivium")
-
-
-@dataclass(frozen=True)
-class Candidates:
-    """A prompt, the number of its row, and scored responses to it."""
-
-    prompt: str | Messages
-    index: int
-    responses: list[str]
-    scores: list[float]
 
 
 def run(config: PairsConfig) -> Path:
@@ -128,7 +109,8 @@ def _from_model(
     config: PairsConfig, model: ModelConfig, counts: Counter[str], spending: Spending
 ) -> Iterator[Candidates]:
     tokenizer = load_tokenizer(model)
-    prompts = load_prompts(config.data, tokenizer)
+    room = room_for(context_length(model), config.sampling.max_tokens)
+    prompts = load_prompts(config.data, tokenizer, room)
     rewards, _ = load_rewards(config.rewards, prompts, tokenizer)
     policy = load_sampler(model, tokenizer, config.sampling)
     for rollouts in sampled(
@@ -159,56 +141,4 @@ def _scored(rollouts: Rollouts, keep_cut_off: bool) -> Iterator[Candidates]:
 
 
 def _from_rows(config: PairsConfig) -> Iterator[Candidates]:
-    def convert(row: Row, notes: Counter[str]) -> Candidates:
-        responses: list[str] = []
-        scores: list[float] = []
-        for candidate in config.candidates:
-            texts, numbers = _texts_and_scores(row, candidate)
-            responses += texts
-            scores += numbers
-        return Candidates(explicit_prompt(row, config.data), row.index, responses, scores)
-
-    return iter(collect(config.data, convert)[0])
-
-
-def _texts_and_scores(row: Row, candidate: CandidateConfig) -> tuple[list[str], list[float]]:
-    found = [field_of(row.columns, name) for name in (candidate.response, candidate.score)]
-    texts, numbers = (value if isinstance(value, list) else [value] for value in found)
-    if len(texts) != len(numbers):
-        raise DataError(
-            f"`{candidate.response}` holds {len(texts)} responses and `{candidate.score}` "
-            f"{len(numbers)} scores; each response needs one"
-        )
-    return (
-        [checked_text(text, f"`{candidate.response}`") for text in texts],
-        [_number(number, candidate.score) for number in numbers],
-    )
-
-
-def field_of(columns: dict[str, Any], name: str) -> Any:
-    """A column, or a field in it by its dotted name; of a list, the field of every entry."""
-    return columns[name] if name in columns else _inside(columns, name.split("."), name)
-
-
-def _inside(value: Any, keys: Sequence[str], name: str) -> Any:
-    if not keys:
-        return value
-    if isinstance(value, list):
-        return [_inside(entry, keys, name) for entry in value]
-    if isinstance(value, dict) and keys[0] in value:
-        return _inside(value[keys[0]], keys[1:], name)
-    held = f"there are {', '.join(map(str, value))}" if isinstance(value, dict) else ""
-    near = nearest(keys[0], value) if isinstance(value, dict) else None
-    guess = f"; did you mean `{near}`?" if near else ""
-    raise DataError(
-        f"`candidates` names `{name}`, and there is no `{keys[0]}`: "
-        f"{held or f'what should hold it is {shortened(value)}'}{guess}"
-    )
-
-
-def _number(value: Any, name: str) -> float:
-    if not isinstance(value, int | float) or not math.isfinite(value):
-        raise DataError(
-            f"`{name}` is {shortened(value)}; a score is true, false or a finite number"
-        )
-    return float(value)
+    return iter(collect(config.data, lambda row, _: candidates_of(row, config))[0])

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from collections.abc import Iterator
+
+from pydantic import Field
 
 from trivium.commands.sample_config import OutputConfig
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 from trivium.data.prompts import ASSISTANT_MARK, PromptsConfig
 from trivium.models.model_config import ModelConfig
-from trivium.rewards.reward import RewardConfig
+from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 
 
 class CandidateConfig(Configuration):
     """Where a row holds a response, or a list of them, and how good it is."""
 
-    response: str
+    response: str = Field(min_length=1)
     """The column of the response's text, or a field in a column, as in `first_model.solution`."""
-    score: str
+    score: str = Field(min_length=1)
     """The column or field of its score: true, false or a number; the higher the better."""
 
 
@@ -28,7 +30,7 @@ class PairsConfig(OutputConfig):
     """Prompts to sample from, or the rows that hold the candidates."""
     model: ModelConfig | None = None
     """The model to sample from."""
-    rewards: tuple[RewardConfig, ...] = ()
+    rewards: RewardConfigs = ()
     """What ranks the sampled responses."""
     sampling: Sampling = Sampling()
     """How responses are drawn."""
@@ -44,24 +46,19 @@ class PairsConfig(OutputConfig):
     minimum_gap: float = Field(default=0.0, ge=0)
     """How much better the chosen response must be; at 0 any difference will do."""
 
-    @model_validator(mode="after")
-    def _one_source(self) -> PairsConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         if (self.model is None) == (not self.candidates):
-            raise ValueError(
-                "give either model (to sample the responses) or candidates (the responses that "
-                "the rows hold)"
+            yield (
+                "",
+                "give either model (to sample the responses) or candidates (the responses that the "
+                "rows hold)",
             )
         if self.model is not None and not self.rewards:
-            raise ValueError("rewards is empty: name what ranks the sampled responses")
+            yield "rewards", "it is empty: name what ranks the sampled responses"
         if self.model is not None and self.sampling.greedy:
-            raise ValueError("sampling.temperature is 0: equal responses make no pairs")
-        idle = self._without_effect() if self.candidates else []
-        if idle:
-            raise ValueError(
-                f"with candidates nothing is sampled, so {', '.join(idle)} would have no effect: "
-                "leave it out"
-            )
-        return self
+            yield "sampling.temperature", "equal responses make no pairs: raise it, 1 is usual"
+        for name in self._without_effect() if self.candidates else []:
+            yield name, "with candidates nothing is sampled, so it has no effect: leave it out"
 
     def _without_effect(self) -> list[str]:
         """What is set but needs the model that candidates do without."""

@@ -10,19 +10,19 @@ import json
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trivium.algorithms.parts import load_rewards, local_engine
+from trivium.algorithms.parts import load_rewards, local_engine, room_for
+from trivium.commands.output import require_free, rows_written
 from trivium.commands.sample_config import SampleConfig
 from trivium.data.prompts import Prompt, load_prompts
-from trivium.errors import ConfigurationError, DataError
+from trivium.errors import DataError
 from trivium.models import flops
-from trivium.models.loading import load_tokenizer
+from trivium.models.loading import context_length, load_tokenizer
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rewards.reward import Rewards, Scores
@@ -31,7 +31,6 @@ from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.rollout.sampling import Sampling
 from trivium.runs.budget import Spending
 from trivium.runs.progress import Progress
-from trivium.runs.store import json_line
 
 logger = logging.getLogger("trivium")
 
@@ -50,7 +49,8 @@ def run(config: SampleConfig) -> Path:
     """
     require_free(config.output, config.overwrite)
     tokenizer = load_tokenizer(config.model)
-    prompts = load_prompts(config.data, tokenizer)
+    room = room_for(context_length(config.model), config.sampling.max_tokens)
+    prompts = load_prompts(config.data, tokenizer, room)
     _refuse_taken_columns(prompts)
     rewards = load_rewards(config.rewards, prompts, tokenizer)[0] if config.rewards else None
     policy = load_sampler(config.model, tokenizer, config.sampling)
@@ -186,43 +186,3 @@ def _refuse_taken_columns(prompts: Sequence[Prompt]) -> None:
             f"the data has the columns {', '.join(taken)}, which the rows written here would have "
             "with another meaning: rename them in the data"
         )
-
-
-# --- Files ----------------------------------------------------------------------------------------
-
-
-def require_free(path: Path, overwrite: bool) -> None:
-    """Refuse a file that is there already, unless it may go; make the directory that holds it."""
-    if path.exists() and not (overwrite and path.is_file()):
-        what = "is there already" if path.is_file() else "is a directory"
-        remedy = ", or write overwrite=true to replace it" if path.is_file() else ""
-        raise ConfigurationError(f"output = {path}: {what}; name another file{remedy}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise unwritable(path, error) from None
-
-
-@contextmanager
-def rows_written(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Give a function that writes a row; the file gets its name once the block is through.
-
-    Rows that had been written when the block raises stay beside it, in a file named `.partial`.
-    """
-    partial = path.with_name(f"{path.name}.partial")
-    try:
-        file = partial.open("w", encoding="utf-8")
-    except OSError as error:
-        raise unwritable(path, error) from None
-    try:
-        with file:
-            yield lambda row: print(json_line(row), file=file)
-        partial.replace(path)
-    finally:
-        if partial.exists() and partial.stat().st_size == 0:
-            partial.unlink()
-
-
-def unwritable(path: Path, error: OSError) -> ConfigurationError:
-    """The error for an output that the file system refuses."""
-    return ConfigurationError(f"output = {path}: cannot be written: {error.strerror}")

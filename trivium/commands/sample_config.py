@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
 from trivium.models.model_config import ModelConfig
-from trivium.rewards.reward import RewardConfig
+from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.budget import BudgetConfig
 
@@ -21,7 +22,7 @@ class OutputConfig(Configuration):
     """The .jsonl file to write; it appears when it is complete."""
     overwrite: bool = False
     """Replace the file if it is there, instead of refusing to start."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides every random choice."""
     budget: BudgetConfig | None = None
     """Stop sampling when so much is spent, even with prompts left."""
@@ -41,7 +42,7 @@ class SampleConfig(OutputConfig):
     """The model to sample from."""
     data: PromptsConfig
     """Prompts."""
-    rewards: tuple[RewardConfig, ...] = ()
+    rewards: RewardConfigs = ()
     """Score each response."""
     sampling: Sampling = Sampling()
     """How responses are drawn."""
@@ -50,13 +51,12 @@ class SampleConfig(OutputConfig):
     minimum_reward: float | None = None
     """Write only responses with at least this reward, as for fine-tuning on one's best samples."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> SampleConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         if self.sampling.greedy and self.samples > 1:
-            raise ValueError(
-                f"sampling.temperature is 0, so all {self.samples} samples of a prompt would be "
-                "the same: set samples to 1 or raise the temperature"
+            yield (
+                "samples",
+                "sampling.temperature is 0, so all samples of a prompt would be the same: set "
+                "samples to 1 or raise the temperature",
             )
         if self.minimum_reward is not None and not self.rewards:
-            raise ValueError("minimum_reward needs rewards: name what scores the responses")
-        return self
+            yield "minimum_reward", "it needs rewards: name what scores the responses"

@@ -8,22 +8,24 @@ evaluation, seed, budget) is said once and filled in; what a stage sets itself h
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr
 
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.functions import anchored
-from trivium.rewards.reward import RewardConfig
+from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.budget import CURRENCIES
 from trivium.runs.evaluation_config import EvaluationConfig
 
 StageCommand = Literal["sft", "reward-model", "ppo", "dpo", "grpo", "sample", "pairs"]
 Currency = Literal["seconds", "generated_tokens", "trained_tokens", "flops"]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 POLICY_COMMANDS = ("sft", "ppo", "dpo", "grpo")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _SHARES = 1 + 1e-9
@@ -86,32 +88,36 @@ class RoadConfig(Configuration):
     """One setting of the last stage and its values, as in beta: [0.01, 0.1]; each is run with the
     first seed and drawn in the reward-KL frontier."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> RoadConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         if bool(self.stages) == (self.best_of is not None):
-            raise ValueError(f"road {self.name}: give either stages or best_of")
+            yield "", f"road {self.name}: give either stages or best_of"
         if self.best_of is not None and self.vary:
-            raise ValueError(f"road {self.name}: vary changes a setting of a stage; there is none")
-        if self.stages and self.stages[-1].command not in POLICY_COMMANDS:
-            raise ValueError(
+            yield "vary", f"road {self.name}: it changes a setting of a stage; there is none"
+        if len(self.vary) > 1 or any(not values for values in self.vary.values()):
+            yield "vary", f"road {self.name}: it takes one setting with at least one value"
+        if self.stages:
+            yield from self._wrong_stages()
+
+    def _wrong_stages(self) -> Iterator[Contradiction]:
+        if self.stages[-1].command not in POLICY_COMMANDS:
+            yield (
+                "stages",
                 f"road {self.name} ends in {self.stages[-1].command}, which trains no policy: end "
-                f"it in one of {', '.join(POLICY_COMMANDS)}"
+                f"it in one of {', '.join(POLICY_COMMANDS)}",
             )
         labels = [stage.label for stage in self.stages]
         twice = next((label for label in labels if labels.count(label) > 1), None)
         if twice is not None:
-            raise ValueError(f"road {self.name} has two stages called {twice}: name them apart")
+            yield "stages", f"road {self.name} has two stages called {twice}: name them apart"
         unfit = next((label for label in labels if not _NAME.fullmatch(label)), None)
         if unfit is not None:
-            raise ValueError(
+            yield (
+                "stages",
                 f"road {self.name}: the stage name {unfit!r} becomes a directory; use letters, "
-                "digits, points, dashes and underscores"
+                "digits, points, dashes and underscores",
             )
         if sum(stage.share or 0.0 for stage in self.stages[:-1]) >= _SHARES:
-            raise ValueError(f"road {self.name}: the shares add up to 1, leaving the last nothing")
-        if len(self.vary) > 1 or any(not values for values in self.vary.values()):
-            raise ValueError(f"road {self.name}: vary takes one setting with at least one value")
-        return self
+            yield "stages", f"road {self.name}: the shares add up to 1, leaving the last nothing"
 
 
 class BudgetOfRoads(Configuration):
@@ -130,7 +136,7 @@ class CompareConfig(Configuration):
     """The base: where every road starts, and what KL and win rates are measured from."""
     data: PromptsConfig
     """Prompts to sample from while training."""
-    rewards: tuple[RewardConfig, ...]
+    rewards: RewardConfigs = Field(min_length=1)
     """What is rewarded in training."""
     evaluation: EvaluationConfig
     """Held-out prompts, and what quality is (the training rewards by default)."""
@@ -140,7 +146,7 @@ class CompareConfig(Configuration):
     """What is compared."""
     budget: BudgetOfRoads | None = None
     """The same for each road; without one, each takes the steps that its stages say."""
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
     """Every road is run with each of them."""
     parallel: int = Field(default=0, ge=0)
     """Roads side by side; 0: as many as there are cores."""
@@ -155,25 +161,22 @@ class CompareConfig(Configuration):
     title: str = "Comparison"
     """The report's title."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> CompareConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         names = [road.name for road in self.roads]
         twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise ValueError(f"two roads are called {twice}: name them apart")
         slugs = [slug(name) for name in names]
-        if "" in slugs or len(set(slugs)) < len(slugs):
-            raise ValueError(
+        if twice is not None:
+            yield "roads", f"two roads are called {twice}: name them apart"
+        elif "" in slugs or len(set(slugs)) < len(slugs):
+            yield (
+                "roads",
                 f"the roads' names {names} become directories {slugs}: give each letters or digits "
-                "of its own"
+                "of its own",
             )
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"seeds holds one twice: {list(self.seeds)}")
-        if not self.rewards:
-            raise ValueError("rewards is empty: name at least one, as file.py:function")
+            yield "seeds", "one is there twice: keep one"
         if self.credit == 1:
-            raise ValueError("credit is 1: noise shows between at least two batches")
-        return self
+            yield "credit", "noise shows between at least two batches: write 2 or more, or 0"
 
 
 assert set(CURRENCIES) == set(Currency.__args__)

@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from trivium.borders import check_input
 from trivium.commands import COMMANDS
 from trivium.compare.conduct import conduct
 from trivium.compare.config import CompareConfig
@@ -18,7 +19,7 @@ from trivium.compare.plan import Plan, make_plan
 from trivium.compare.result import gather
 from trivium.compare.table import show
 from trivium.compare.verdict import judge
-from trivium.config import dump
+from trivium.config import Configuration, dump
 from trivium.errors import ConfigurationError
 from trivium.report import compare as report
 
@@ -40,7 +41,8 @@ def run(config: CompareConfig) -> Path:
 def compare(config: CompareConfig) -> dict[str, Any]:
     """Run all jobs and return what was found, with the verdict."""
     plan = make_plan(config)
-    check(plan)
+    for settings in check(plan):
+        check_input(settings, made=config.directory)
     # These import torch, which a mistake in a stage's settings must not wait for.
     from trivium.compare import credit, memory, risk
 
@@ -85,16 +87,17 @@ def write(directory: Path, result: Mapping[str, Any]) -> list[Path]:
     return [report.write(directory, result), numbers]
 
 
-def check(plan: Plan) -> None:
+def check(plan: Plan) -> list[Configuration]:
     """Validate every job's settings before the first is run; raises with all faults."""
-    faults = []
+    faults, configs = [], []
     for job in plan.jobs.values():
         config_class = COMMANDS[job.command].config_class()
         try:
-            config_class.model_validate(job.settings)
+            configs.append(config_class.model_validate(job.settings))
         except ValidationError as error:
             for fault in error.errors():
                 place = ".".join(map(str, fault["loc"])) or job.command
                 faults.append(f"{job.name}: {place}: {fault['msg']}")
     if faults:
         raise ConfigurationError("\n  - ".join([f"found {len(faults)} faults:", *faults]))
+    return configs

@@ -7,16 +7,23 @@ no trainer needs to know about templates.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from trivium.data.chat import Encoder, Exchange, Reply, checked_messages, reply_text
+from trivium.config import Contradiction
+from trivium.data.chat import Encoder, Exchange, Messages, Reply, checked_messages, reply_text
 from trivium.data.group import Group
-from trivium.data.prompts import TextConfig, check_prompt, explicit_prompt, with_system
-from trivium.data.rows import Dropped, LoadReport, Row, checked_text, collect
+from trivium.data.prompts import (
+    TextConfig,
+    check_prompt,
+    explicit_prompt,
+    form_of,
+    with_system,
+)
+from trivium.data.rows import Dropped, LoadReport, Notes, Row, checked_text, collect
 from trivium.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,11 +43,10 @@ class ResponsesConfig(TextConfig):
     long_responses: Literal["error", "drop", "truncate"] = "error"
     """What becomes of a longer one: an error, its row dropped, or cut off there without an EOS."""
 
-    @model_validator(mode="after")
-    def _check_responses(self) -> ResponsesConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
         if self.long_responses != "error" and self.max_response_tokens is None:
-            raise ValueError("`long_responses` needs a limit; set `max_response_tokens`")
-        return self
+            yield "long_responses", "`long_responses` needs a limit; set `max_response_tokens`"
 
 
 class DemonstrationsConfig(ResponsesConfig):
@@ -57,38 +63,59 @@ class Demonstration:
     trained: list[bool]
 
 
+@dataclass(frozen=True)
+class Written:
+    """What a row says, before it is tokens; without a prompt, a text that is learned whole."""
+
+    prompt: str | Messages | None
+    reply: Reply
+
+
 def load_demonstrations(
-    config: DemonstrationsConfig, tokenizer: PreTrainedTokenizerBase
+    config: DemonstrationsConfig, tokenizer: PreTrainedTokenizerBase, context: int | None = None
 ) -> list[Demonstration]:
     """Return the demonstrations of the rows, in order; see `read_demonstrations`."""
-    return read_demonstrations(config, tokenizer)[0]
+    return read_demonstrations(config, tokenizer, context)[0]
 
 
 def read_demonstrations(
-    config: DemonstrationsConfig, tokenizer: PreTrainedTokenizerBase
+    config: DemonstrationsConfig, tokenizer: PreTrainedTokenizerBase, context: int | None = None
 ) -> tuple[list[Demonstration], LoadReport]:
     """Return the demonstrations and the count of rows used.
 
     A row is a prompt (`prompt` or `template`) with a `completion`, a chat in `messages`, or a bare
-    `text`, the first of these that it has. Raises DataError for rows that are none.
+    `text`, the first of these that it has. Raises DataError for rows that are none, or longer than
+    the model's context.
     """
     encoder = Encoder(tokenizer)
 
-    def convert(row: Row, notes: Counter[str]) -> Demonstration:
-        exchange = _exchange(row, config, encoder, notes)
+    def convert(row: Row, notes: Notes) -> Demonstration:
+        written = written_demonstration(row, config, notes)
+        if written.prompt is None:
+            exchange = encoder.passage(reply_text(written.reply))
+        else:
+            exchange = exchanged(encoder, written.prompt, written.reply, notes)
         check_prompt(exchange.prompt, config)
         response = fitted(exchange.response, config, notes)
+        check_context(len(exchange.prompt) + len(response), context)
         trained = exchange.trained[: len(response)]
         if not any(trained):
             raise Dropped("nothing to learn within `max_response_tokens`")
         return Demonstration(Group(exchange.prompt, [response]), trained)
 
-    return collect(config, convert)
+    return collect(config, convert, same=lambda one: texts_of(one.group))
 
 
-def _exchange(
-    row: Row, config: DemonstrationsConfig, encoder: Encoder, notes: Counter[str]
-) -> Exchange:
+def written_demonstration(row: Row, config: DemonstrationsConfig, notes: Notes) -> Written:
+    """Return what the row says, checked as far as that needs no tokenizer."""
+    written = _written(row, config, notes)
+    require_reply(written.reply)
+    form = "text without a prompt" if written.prompt is None else form_of(written.prompt)
+    notes.forms[form] += 1
+    return written
+
+
+def _written(row: Row, config: DemonstrationsConfig, notes: Notes) -> Written:
     if config.template is not None or row.has("completion"):
         prompt = explicit_prompt(row, config)
         reply = reply_of(row.column("completion"), "column `completion`")
@@ -97,13 +124,13 @@ def _exchange(
                 "`completion` is messages and the prompt is plain text; set `chat: true` to make "
                 "it a user's message"
             )
-        return exchanged(encoder, prompt, reply, notes)
+        return Written(prompt, reply)
     if row.has("messages"):
-        return _chat(row, config, encoder, notes)
+        return _chat(row, config, notes)
     if row.has("text"):
         if config.chat or config.system is not None:
             raise DataError("column `text` is no chat; remove `chat` and `system`")
-        return encoder.passage(nonempty(row.text("text")))
+        return Written(None, row.text("text"))
     raise DataError(
         f"no demonstration: the columns are {row.names()}, and it takes `prompt` and `completion`, "
         "or `messages`, or `text`; name them, as in `columns: {prompt: question, completion: "
@@ -111,9 +138,7 @@ def _exchange(
     )
 
 
-def _chat(
-    row: Row, config: DemonstrationsConfig, encoder: Encoder, notes: Counter[str]
-) -> Exchange:
+def _chat(row: Row, config: DemonstrationsConfig, notes: Notes) -> Written:
     messages = checked_messages(row.column("messages"), "column `messages`")
     turns = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if not turns or turns[0] == 0:
@@ -125,7 +150,7 @@ def _chat(
         notes["turns after the assistant's last are left out"] += 1
     messages = with_system(messages[: turns[-1] + 1], config)
     first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
-    return exchanged(encoder, messages[:first], messages[first:], notes)
+    return Written(messages[:first], messages[first:])
 
 
 # --- responses ------------------------------------------------------------------------------------
@@ -144,25 +169,35 @@ def reply_of(value: Any, what: str) -> Reply:
     return messages
 
 
-def exchanged(
-    encoder: Encoder, prompt: str | list[dict[str, Any]], reply: Reply, notes: Counter[str]
-) -> Exchange:
-    """Return the tokens of prompt and response; an empty response drops the row."""
-    if isinstance(reply, str) or "tool_calls" not in reply[-1]:
-        nonempty(reply_text(reply))
+def exchanged(encoder: Encoder, prompt: str | Messages, reply: Reply, notes: Notes) -> Exchange:
+    """Return the tokens of prompt and response."""
     exchange = encoder.exchange(prompt, reply)
     notes.update([_STRADDLED] if exchange.straddled else [])
     return exchange
 
 
-def nonempty(text: str) -> str:
-    """Return the text, or drop its row when there is nothing in it but space."""
-    if not text.strip():
+def require_reply(reply: Reply) -> None:
+    """Drop the row of an empty response; one that only calls tools is not empty."""
+    if (isinstance(reply, str) or "tool_calls" not in reply[-1]) and not reply_text(reply).strip():
         raise Dropped("empty response")
-    return text
 
 
-def fitted(response: list[int], config: ResponsesConfig, notes: Counter[str]) -> list[int]:
+def texts_of(group: Group) -> tuple[tuple[int, ...], ...]:
+    """Prompt and responses in a form by which equal rows are found."""
+    return (tuple(group.prompt), *map(tuple, group.responses))
+
+
+def check_context(length: int, context: int | None) -> None:
+    """Refuse a prompt with its response that the model cannot read at once."""
+    if context is not None and length > context:
+        raise DataError(
+            f"prompt and response have {length} tokens, and the model's context holds {context}; "
+            "set `max_prompt_tokens` with `long_prompts: drop`, or `max_response_tokens` with "
+            "`long_responses: drop` or `truncate`"
+        )
+
+
+def fitted(response: list[int], config: ResponsesConfig, notes: Notes) -> list[int]:
     """Return the response within the limit, or refuse it, as the configuration says."""
     limit = config.max_response_tokens
     if limit is None or len(response) <= limit:

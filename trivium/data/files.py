@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import codecs
 import csv
-import difflib
 import gzip
 import importlib
 import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase
 from itertools import count
 from pathlib import Path
 from typing import Any
 
+from trivium.data.wording import first_line, nearest
 from trivium.errors import DataError, one_line
 from trivium.paths import looked_up
 
@@ -30,7 +30,6 @@ Record = tuple[str, Any]
 """Where a value stands, and the value; a DataError in its place says why it could not be read."""
 
 _LONGEST = 2**26
-_LONGEST_SHOWN = 60
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -70,19 +69,12 @@ def _found(source: str, subset: str | None, split: str | None) -> Iterator[Recor
     return _file(path)
 
 
-def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name closest to `name`, if one is close."""
-    return next(iter(difflib.get_close_matches(name, [*map(str, known)], n=1)), None)
-
-
-def shortened(value: Any) -> str:
-    """Return the value as a message can show it."""
-    text = repr(value)
-    return text if len(text) <= _LONGEST_SHOWN else f"{text[: _LONGEST_SHOWN - 1]}…"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def is_dataset(source: str) -> bool:
+    """Whether the source is a saved or a hub dataset, which a library of its own reads."""
+    path = looked_up(source)
+    if path.is_dir():
+        return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+    return not path.exists() and bool(_HUB_NAME.fullmatch(source)) and _kind(path) is None
 
 
 # --- files and directories ------------------------------------------------------------------------
@@ -182,7 +174,7 @@ def _columns_read(fault: str) -> Iterator[None]:
     try:
         yield
     except (arrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
-        raise DataError(f"{fault}: {_first_line(error)}") from None
+        raise DataError(f"{fault}: {first_line(error)}") from None
 
 
 # --- JSON -----------------------------------------------------------------------------------------
@@ -364,7 +356,7 @@ def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
     try:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: not a readable dataset: {_first_line(error)}") from None
+        raise DataError(f"{path}: not a readable dataset: {first_line(error)}") from None
     if split is not None and not isinstance(loaded, dict):
         raise DataError(f"{path}: has no splits, so `split` ({split}) picks nothing; remove it")
     return _dataset_rows(loaded, str(path), split)
@@ -375,7 +367,7 @@ def _hub_dataset(name: str, subset: str | None, split: str | None) -> Iterator[R
     try:
         loaded = datasets.load_dataset(name, name=subset, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        reason = f"as a hub dataset it cannot be loaded: {_first_line(error)}"
+        reason = f"as a hub dataset it cannot be loaded: {first_line(error)}"
         raise DataError(f"{name}: there is no such path, and {reason}") from None
     return _dataset_rows(loaded, name, split)
 

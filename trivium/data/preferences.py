@@ -7,7 +7,6 @@ algorithms.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -23,21 +22,33 @@ from trivium.data.chat import (
     reply_text,
     step_ends,
 )
-from trivium.data.demonstrations import ResponsesConfig, exchanged, fitted, reply_of
-from trivium.data.files import shortened
+from trivium.data.demonstrations import (
+    ResponsesConfig,
+    check_context,
+    exchanged,
+    fitted,
+    reply_of,
+    require_reply,
+    texts_of,
+)
 from trivium.data.group import Group
 from trivium.data.prompts import (
     ASSISTANT_MARK,
     as_prompt,
     check_prompt,
     explicit_prompt,
+    form_of,
     split_dialogues,
 )
-from trivium.data.rows import Dropped, LoadReport, Row, checked_text, collect
+from trivium.data.rows import Dropped, LoadReport, Notes, Row, checked_text, collect
+from trivium.data.wording import shortened
 from trivium.errors import DataError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_EQUAL = "chosen equals rejected"
 
 
 class PreferencesConfig(ResponsesConfig):
@@ -79,39 +90,56 @@ class StepLabels:
 
 
 def load_preferences(
-    config: PreferencesConfig, tokenizer: PreTrainedTokenizerBase
+    config: PreferencesConfig, tokenizer: PreTrainedTokenizerBase, context: int | None = None
 ) -> list[Preference]:
     """Return the pairs of the rows, in order; see `read_preferences`."""
-    return read_preferences(config, tokenizer)[0]
+    return read_preferences(config, tokenizer, context)[0]
 
 
 def read_preferences(
-    config: PreferencesConfig, tokenizer: PreTrainedTokenizerBase
+    config: PreferencesConfig, tokenizer: PreTrainedTokenizerBase, context: int | None = None
 ) -> tuple[list[Preference], LoadReport]:
     """Return the pairs and the count of rows used.
 
     A row has `chosen` and `rejected`, and a prompt (`prompt` or `template`) unless these are whole
     dialogues. Pairs that are equal or hold an empty response are dropped and counted. Raises
-    DataError for rows that are no pairs.
+    DataError for rows that are no pairs, or longer than the model's context.
     """
     encoder = Encoder(tokenizer)
 
-    def convert(row: Row, notes: Counter[str]) -> Preference:
-        prompt, *replies = _pair(row, config, encoder, notes)
+    def convert(row: Row, notes: Notes) -> Preference:
+        prompt, *replies = written_pair(row, config, notes, encoder)
         exchanges = [exchanged(encoder, prompt, reply, notes) for reply in replies]
         tokens = exchanges[0].prompt
         check_prompt(tokens, config)
         responses = [fitted(exchange.response, config, notes) for exchange in exchanges]
+        check_context(len(tokens) + max(map(len, responses)), context)
         if responses[0] == responses[1]:
-            raise Dropped("chosen equals rejected")
+            raise Dropped(_EQUAL)
         chosen, rejected = map(reply_text, replies)
         return Preference(Group(tokens, responses), prompt, chosen, rejected, row.index)
 
-    return collect(config, convert)
+    return collect(config, convert, same=lambda pair: texts_of(pair.group))
+
+
+def written_pair(
+    row: Row, config: PreferencesConfig, notes: Notes, encoder: Encoder | None = None
+) -> tuple[str | Messages, Reply, Reply]:
+    """Return prompt, chosen and rejected, checked as far as that needs no tokenizer.
+
+    Without an encoder, a prompt that two texts share may be off by words.
+    """
+    prompt, chosen, rejected = _pair(row, config, notes, encoder)
+    require_reply(chosen)
+    require_reply(rejected)
+    if chosen == rejected:
+        raise Dropped(_EQUAL)
+    notes.forms[form_of(prompt)] += 1
+    return prompt, chosen, rejected
 
 
 def _pair(
-    row: Row, config: PreferencesConfig, encoder: Encoder, notes: Counter[str]
+    row: Row, config: PreferencesConfig, notes: Notes, encoder: Encoder | None
 ) -> tuple[str | Messages, Reply, Reply]:
     chosen, rejected = row.column("chosen"), row.column("rejected")
     whole = _is_dialogue(chosen) and _is_dialogue(rejected)
@@ -121,7 +149,7 @@ def _pair(
             "gives another; remove `template`"
         )
     if whole or (config.template is None and not row.has("prompt")):
-        return split_dialogues(row, config, config.assistant_mark, encoder, notes)
+        return split_dialogues(row, config, config.assistant_mark, notes, encoder)
     prompt = explicit_prompt(row, config)
     replies = reply_of(chosen, "column `chosen`"), reply_of(rejected, "column `rejected`")
     if isinstance(prompt, str) and all(reply_text(reply).startswith(prompt) for reply in replies):
@@ -139,40 +167,52 @@ def _is_dialogue(value: Any) -> bool:
 
 
 def load_step_labels(
-    config: StepLabelsConfig, tokenizer: PreTrainedTokenizerBase
+    config: StepLabelsConfig, tokenizer: PreTrainedTokenizerBase, context: int | None = None
 ) -> list[StepLabels]:
     """Return the labelled responses of the rows, in order; see `read_step_labels`."""
-    return read_step_labels(config, tokenizer)[0]
+    return read_step_labels(config, tokenizer, context)[0]
 
 
 def read_step_labels(
-    config: StepLabelsConfig, tokenizer: PreTrainedTokenizerBase
+    config: StepLabelsConfig, tokenizer: PreTrainedTokenizerBase, context: int | None = None
 ) -> tuple[list[StepLabels], LoadReport]:
     """Return the labelled responses and the count of rows used.
 
     A row has a prompt (`prompt` or `template`), its steps' texts in `completions` and as many
     `labels`, true, false or numbers in [0, 1]. A step ends with its last character that is not
-    space. Raises DataError for rows that are otherwise.
+    space. Raises DataError for rows that are otherwise, or longer than the model's context.
     """
     encoder = Encoder(tokenizer)
 
-    def convert(row: Row, notes: Counter[str]) -> StepLabels:
-        steps, labels = _steps(row), _labels(row)
-        if len(steps) != len(labels):
-            raise DataError(
-                f"has {len(steps)} `completions` and {len(labels)} `labels`; each step needs one"
-            )
+    def convert(row: Row, notes: Notes) -> StepLabels:
+        prompt, steps, labels = written_steps(row, config, notes)
         text = config.separator.join(steps)
-        exchange = exchanged(encoder, explicit_prompt(row, config), text, notes)
+        exchange = exchanged(encoder, prompt, text, notes)
         check_prompt(exchange.prompt, config)
         ends = _token_ends(steps, text, config.separator, exchange.response, encoder)
         response = fitted(exchange.response, config, notes)
+        check_context(len(exchange.prompt) + len(response), context)
         ends = [end for end in ends if end < len(response)]
         if not ends:
             raise Dropped("no step within `max_response_tokens`")
         return StepLabels(Group(exchange.prompt, [response]), ends, labels[: len(ends)])
 
-    return collect(config, convert)
+    return collect(config, convert, same=lambda labelled: texts_of(labelled.group))
+
+
+def written_steps(
+    row: Row, config: StepLabelsConfig, notes: Notes
+) -> tuple[str | Messages, list[str], list[float]]:
+    """Return prompt, steps and labels, checked as far as that needs no tokenizer."""
+    steps, labels = _steps(row), _labels(row)
+    if len(steps) != len(labels):
+        raise DataError(
+            f"has {len(steps)} `completions` and {len(labels)} `labels`; each step needs one"
+        )
+    prompt = explicit_prompt(row, config)
+    require_reply(config.separator.join(steps))
+    notes.forms[form_of(prompt)] += 1
+    return prompt, steps, labels
 
 
 def _token_ends(

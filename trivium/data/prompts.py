@@ -8,16 +8,16 @@ and a rejected dialogue have in common. What follows a prompt is for the modules
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
+from trivium.config import Contradiction
 from trivium.data.chat import Encoder, Messages, Reply, checked_messages, shared_length
-from trivium.data.files import nearest, shortened
-from trivium.data.rows import Dropped, LoadReport, Row, RowsConfig, checked_text, collect
+from trivium.data.rows import Dropped, LoadReport, Notes, Row, RowsConfig, checked_text, collect
+from trivium.data.wording import nearest, shortened
 from trivium.errors import DataError
 
 if TYPE_CHECKING:
@@ -53,13 +53,16 @@ class TextConfig(RowsConfig):
                 )
         return template
 
-    @model_validator(mode="after")
-    def _check_prompt(self) -> TextConfig:
+    def reads(self, column: str) -> bool:
+        named = [match[1] for match in _FIELD.finditer(self.template or "")]
+        return column in named or super().reads(column)
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from super().contradictions()
         if self.template is not None and "prompt" in self.columns:
-            raise ValueError("`template` and `columns.prompt` both give the prompt; keep one")
+            yield "template", "`template` and `columns.prompt` both give the prompt; keep one"
         if self.long_prompts != "error" and self.max_prompt_tokens is None:
-            raise ValueError("`long_prompts` needs a limit; set `max_prompt_tokens`")
-        return self
+            yield "long_prompts", "`long_prompts` needs a limit; set `max_prompt_tokens`"
 
 
 class PromptsConfig(TextConfig):
@@ -79,33 +82,56 @@ class Prompt:
     index: int
 
 
-def load_prompts(config: PromptsConfig, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def load_prompts(
+    config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, room: int | None = None
+) -> list[Prompt]:
     """Return the prompts of the rows, in order; see `read_prompts`."""
-    return read_prompts(config, tokenizer)[0]
+    return read_prompts(config, tokenizer, room)[0]
 
 
 def read_prompts(
-    config: PromptsConfig, tokenizer: PreTrainedTokenizerBase
+    config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, room: int | None = None
 ) -> tuple[list[Prompt], LoadReport]:
     """Return the prompts and the count of rows used.
 
     A row gives its prompt by `template`, in `prompt`, in `messages` (up to a closing assistant's
-    turn), or as what `chosen` and `rejected` share. Raises DataError for rows that do not.
+    turn), or as what `chosen` and `rejected` share. `room` is how many tokens of the model's
+    context are the prompt's. Raises DataError for rows that give none, or one that is longer.
     """
     encoder = Encoder(tokenizer)
 
-    def convert(row: Row, notes: Counter[str]) -> Prompt:
-        text = _any_prompt(row, config, encoder, notes)
+    def convert(row: Row, notes: Notes) -> Prompt:
+        text = written_prompt(row, config, notes, encoder)
         tokens = encoder.prompt(text)
         check_prompt(tokens, config)
+        if room is not None and len(tokens) > room:
+            raise DataError(
+                f"the prompt has {len(tokens)} tokens, and beside the response the model's context "
+                f"has room for {max(room, 0)}; lower the response's `max_tokens`, or set "
+                "`max_prompt_tokens` and `long_prompts: drop`"
+            )
         others = {name: value for name, value in row.columns.items() if name != "prompt"}
         return Prompt(tokens, text, others, row.index)
 
-    return collect(config, convert)
+    return collect(config, convert, same=lambda prompt: tuple(prompt.tokens))
+
+
+def written_prompt(
+    row: Row, config: PromptsConfig, notes: Notes, encoder: Encoder | None = None
+) -> str | Messages:
+    """Return the row's prompt; without an encoder, one that two texts share may be off by words."""
+    text = _any_prompt(row, config, notes, encoder)
+    notes.forms[form_of(text)] += 1
+    return text
+
+
+def form_of(prompt: str | Messages) -> str:
+    """What a prompt is, where the rows of one file differ in it."""
+    return "plain text" if isinstance(prompt, str) else "a chat"
 
 
 def _any_prompt(
-    row: Row, config: PromptsConfig, encoder: Encoder, notes: Counter[str]
+    row: Row, config: PromptsConfig, notes: Notes, encoder: Encoder | None
 ) -> str | Messages:
     if config.template is None and not row.has("prompt"):
         if row.has("messages"):
@@ -114,7 +140,7 @@ def _any_prompt(
                 messages.pop()
             return as_prompt(messages, config, "column `messages`")
         if row.has("chosen") and row.has("rejected"):
-            return split_dialogues(row, config, config.assistant_mark, encoder, notes)[0]
+            return split_dialogues(row, config, config.assistant_mark, notes, encoder)[0]
     return explicit_prompt(row, config)
 
 
@@ -201,14 +227,14 @@ def check_prompt(tokens: list[int], config: TextConfig) -> None:
 
 
 def split_dialogues(
-    row: Row, config: TextConfig, mark: str, encoder: Encoder, notes: Counter[str]
+    row: Row, config: TextConfig, mark: str, notes: Notes, encoder: Encoder | None
 ) -> tuple[str | Messages, Reply, Reply]:
     """Return the prompt that `chosen` and `rejected` share, and what each says next.
 
     Chats share their first messages, and each must then hold one assistant's turn. Plain texts
     share the text up to the last `mark` that is in both before they differ. Without a mark it is
     the longest common text that ends with a word, at the last place where the tokenizer puts a
-    border between tokens in both.
+    border between tokens in both; without an encoder the last word's end is taken.
     """
     chosen, rejected = row.column("chosen"), row.column("rejected")
     if isinstance(chosen, list) and isinstance(rejected, list):
@@ -231,13 +257,15 @@ def split_dialogues(
     return chosen[:end], chosen[end:], rejected[end:]
 
 
-def _word_border(chosen: str, rejected: str, length: int, encoder: Encoder) -> int:
+def _word_border(chosen: str, rejected: str, length: int, encoder: Encoder | None) -> int:
     ends = list(_word_ends(chosen, rejected, length))
     if not ends:
         raise DataError(
             "no `prompt`, and `chosen` and `rejected` do not begin with a word in common that "
             "could be it; name the prompt's column (`columns: {prompt: ...}`) or write a `template`"
         )
+    if encoder is None:
+        return ends[0]
     for end in ends:
         tokens = encoder.bare(chosen[:end])
         texts = (chosen[end:], rejected[end:])

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from trivium.config import Configuration
-from trivium.data.files import nearest, open_records, shortened
+from trivium.config import Configuration, Contradiction
+from trivium.data.files import open_records
+from trivium.data.wording import nearest, shortened
 from trivium.errors import DataError, one_line
 from trivium.paths import looked_up
 
@@ -52,16 +53,22 @@ class RowsConfig(Configuration):
 
     known_columns: ClassVar[frozenset[str] | None] = None
 
-    @model_validator(mode="after")
-    def _check_columns(self) -> RowsConfig:
+    def reads(self, column: str) -> bool:
+        """Whether the data's column is read, or may be by what is given all columns."""
+        known = self.known_columns
+        return known is None or column in (known - set(self.columns)) | set(self.columns.values())
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if not self.path:
+            yield "path", "it must not be empty: write a file, a directory or a hub name"
         known = self.known_columns
         unknown = [] if known is None else sorted(set(self.columns) - known)
         if known and unknown:
-            raise ValueError(
+            yield (
+                "columns",
                 f"`columns` gives a source for {', '.join(unknown)}, which nothing here reads; "
-                f"it may name {', '.join(sorted(known))}"
+                f"it may name {', '.join(sorted(known))}",
             )
-        return self
 
 
 @dataclass(frozen=True)
@@ -101,57 +108,108 @@ class Dropped(Exception):
     """A row that is not used, for a reason that is counted."""
 
 
+class Notes(Counter[str]):
+    """Remarks on rows, counted by their text, and how many rows came in which form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forms: Counter[str] = Counter()
+
+
 @dataclass(frozen=True)
 class LoadReport:
-    """How many rows were read and kept, and why the others were dropped or changed."""
+    """How many rows were read and kept, why the others were dropped or changed, what is unread."""
 
     source: str
     rows: int
     kept: int
     dropped: Mapping[str, int]
     notes: Mapping[str, int]
+    unread: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{self.source}: {self.rows:,} rows read, {self.kept:,} kept"]
         parts += [f"{count:,} dropped: {reason}" for reason, count in self.dropped.items()]
         parts += [f"{count:,} noted: {note}" for note, count in self.notes.items()]
+        parts += [f"columns that are not read: {', '.join(self.unread)}"] if self.unread else []
         return "; ".join(parts)
 
 
+@dataclass
+class Pass:
+    """One pass over the rows of a configuration, and what it has met so far."""
+
+    config: RowsConfig
+    rows: int = 0
+    columns: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+    dropped: Counter[str] = field(default_factory=Counter)
+    notes: Notes = field(default_factory=Notes)
+
+    def items(self, convert: Callable[[Row, Notes], T], most: int | None = None) -> Iterator[T]:
+        """Yield what `convert` makes of each row, of the first `most` if it is given.
+
+        Ends after ten faulty rows.
+        """
+        for row in islice(read_rows(self.config), most):
+            self.rows += 1
+            if isinstance(row, DataError):
+                self.faults.append(one_line(str(row)))
+            else:
+                self.columns.update(row.columns.keys())
+                try:
+                    yield convert(row, self.notes)
+                except Dropped as reason:
+                    self.dropped[str(reason)] += 1
+                except DataError as error:
+                    self.faults.append(one_line(f"{row.where}: {error}"))
+            if len(self.faults) == _MOST_FAULTS:
+                self.faults.append(
+                    f"reading stopped after {_MOST_FAULTS} faulty rows; there may be more"
+                )
+                return
+
+    def report(self, kept: int) -> LoadReport:
+        """What was read and kept. Raises one DataError for all faults, or where no row is left."""
+        if self.faults:
+            raise DataError("\n".join(self.faults))
+        config = self.config
+        source = config.path if config.split is None else f"{config.path}[{config.split}]"
+        notes = dict(self.notes)
+        if len(self.notes.forms) > 1:
+            forms = ", ".join(f"{n:,} as {form}" for form, n in self.notes.forms.items())
+            notes[f"rows differ in form ({forms})"] = min(self.notes.forms.values())
+        unread = tuple(name for name in self.columns if not config.reads(name))
+        report = LoadReport(source, self.rows, kept, self.dropped, notes, unread)
+        if kept:
+            return report
+        raise DataError(
+            f"{report}; nothing is left: give rows that can be used"
+            if self.rows
+            else f"{source}: holds no rows; write at least one, or name another file"
+        )
+
+
 def collect(
-    config: RowsConfig, convert: Callable[[Row, Counter[str]], T]
+    config: RowsConfig,
+    convert: Callable[[Row, Notes], T],
+    same: Callable[[T], Hashable] | None = None,
 ) -> tuple[list[T], LoadReport]:
     """Convert every row, count those that `convert` drops, and log the report.
 
     `convert` may raise Dropped, or DataError without the place (it is added here), and count its
-    remarks in the counter. Raises one DataError for the first ten faults, or where no row is left.
+    remarks in the notes. Items for which `same` is equal are noted as duplicates; all are kept.
+    Raises one DataError for the first ten faults, or where no row is left.
     """
-    items: list[T] = []
-    faults: list[str] = []
-    dropped: Counter[str] = Counter()
-    notes: Counter[str] = Counter()
-    rows = 0
-    for row in read_rows(config):
-        rows += 1
-        if isinstance(row, DataError):
-            faults.append(one_line(str(row)))
-        else:
-            try:
-                items.append(convert(row, notes))
-            except Dropped as reason:
-                dropped[str(reason)] += 1
-            except DataError as error:
-                faults.append(one_line(f"{row.where}: {error}"))
-        if len(faults) == _MOST_FAULTS:
-            faults.append(f"reading stopped after {_MOST_FAULTS} faulty rows; there may be more")
-            break
-    if faults:
-        raise DataError("\n".join(faults))
-    source = config.path if config.split is None else f"{config.path}[{config.split}]"
-    report = LoadReport(source, rows, len(items), dropped, notes)
-    if not items:
-        raise DataError(f"{report}; nothing is left" if rows else f"{source}: holds no rows")
-    logger.log(logging.WARNING if dropped or notes else logging.INFO, "%s", report)
+    this = Pass(config)
+    items = list(this.items(convert))
+    if same is not None and not this.faults:
+        twice = len(items) - len({hash(same(item)) for item in items})
+        if twice:
+            this.notes["the same as an earlier row"] += twice
+    report = this.report(len(items))
+    level = logging.WARNING if report.dropped or report.notes else logging.INFO
+    logger.log(level, "%s", report)
     return items, report
 
 

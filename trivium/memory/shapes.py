@@ -22,13 +22,13 @@ from trivium.data.group import Group
 from trivium.errors import ModelError
 from trivium.memory.dry_run import DryRun
 from trivium.models.attention import GroupLayout, Rule
+from trivium.models.checkpoint import require_checkpoint
 from trivium.models.loading import (
     DTYPES,
     _checkpoint_activations,
     _with_adapters,
     base_of,
     disable_dropout,
-    require_checkpoint,
     resolve_device,
 )
 from trivium.models.model_config import ModelConfig

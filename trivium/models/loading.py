@@ -16,19 +16,21 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from trivium.errors import ModelError
+from trivium.models.checkpoint import local_directory, require_checkpoint, weight_faults
 from trivium.models.model_config import LoraConfig, ModelConfig
-from trivium.paths import looked_up
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -62,13 +64,7 @@ def load_scorer(config: ModelConfig) -> PreTrainedModel:
 
 def _require_one_label(config: ModelConfig) -> None:
     """Refuse a classifier of several classes before its head meets one of another shape."""
-    require_checkpoint(config.path)
-    try:
-        about = AutoConfig.from_pretrained(
-            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"cannot load {config.path}: {_first_line(error)}") from None
+    about = _read_config(config)
     kind = next(iter(about.architectures or ()), "")
     if kind.endswith("ForSequenceClassification") and about.num_labels != 1:
         raise ModelError(
@@ -97,16 +93,20 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def require_checkpoint(path: str) -> None:
-    """Raise unless ``path`` can be a checkpoint: a directory that is one, or a hub name."""
-    where = looked_up(path)
-    if where.is_dir():
-        if not (where / "config.json").is_file():
-            raise ModelError(f"{path} is a directory without config.json, so it is no checkpoint")
-        return
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1 or where.exists()
-    if looks_local:
-        raise ModelError(f"there is no checkpoint directory {path}")
+def context_length(config: ModelConfig) -> int | None:
+    """The most tokens that the checkpoint reads at once, if its configuration says so."""
+    about = _read_config(config).get_text_config()
+    return getattr(about, "max_position_embeddings", None)
+
+
+def _read_config(config: ModelConfig) -> PreTrainedConfig:
+    require_checkpoint(config.path)
+    try:
+        return AutoConfig.from_pretrained(
+            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"cannot load {config.path}: {_first_line(error)}") from None
 
 
 def save_checkpoint(
@@ -124,6 +124,23 @@ def save_checkpoint(
         model.save_pretrained(directory)  # type: ignore[operator]
         if tokenizer is not None:
             tokenizer.save_pretrained(directory)
+
+
+def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise where the tokenizer writes tokens that the model has no embedding for.
+
+    Special tokens beyond the embeddings are let pass: some tokenizers name a padding token so, and
+    nothing is padded here.
+    """
+    embeddings = base_of(model).get_input_embeddings()
+    known = int(embeddings.weight.shape[0])  # type: ignore[arg-type,index,union-attr]
+    special = set(tokenizer.all_special_ids)
+    needed = max((n for n in tokenizer.get_vocab().values() if n not in special), default=0) + 1
+    if needed > known:
+        raise ModelError(
+            f"the tokenizer of {model.name_or_path} has {needed} tokens, and the model has "
+            f"embeddings for {known}: take the tokenizer that belongs to the checkpoint"
+        )
 
 
 def is_adapted(model: nn.Module) -> bool:
@@ -158,6 +175,9 @@ def _from_pretrained(
     kind: Any, config: ModelConfig, may_be_new: tuple[str, ...], **options: Any
 ) -> PreTrainedModel:
     require_checkpoint(config.path)
+    directory = local_directory(config.path)
+    if directory is not None and (faults := [*weight_faults(directory)]):
+        raise ModelError("\n".join(faults))
     try:
         with _quiet_transformers():
             model, report = kind.from_pretrained(
@@ -169,7 +189,7 @@ def _from_pretrained(
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load {config.path}: {_first_line(error)}") from None
     missing = sorted(k for k in report["missing_keys"] if not k.startswith(may_be_new or ("\0",)))
     if missing:

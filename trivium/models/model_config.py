@@ -4,35 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from trivium.config import Configuration
+from pydantic import Field
+
+from trivium.config import Configuration, Contradiction
 from trivium.paths import looked_up
+
+LayerName = Annotated[str, Field(min_length=1)]
 
 
 class LoraConfig(Configuration):
     """Train low-rank adapters instead of all weights (Hu et al. 2022), through ``peft``."""
 
-    rank: int = 16
+    rank: int = Field(default=16, ge=1)
     """Width of the adapters."""
-    alpha: float = 32.0
+    alpha: float = Field(default=32.0, gt=0)
     """Their scale: the update is multiplied by alpha / rank."""
-    targets: str | list[str] = "all-linear"
+    targets: LayerName | Annotated[list[LayerName], Field(min_length=1)] = "all-linear"
     """Names of the linear layers that get adapters, or all-linear."""
-    seed: int = 0
+    seed: int = Field(default=0, ge=0, lt=2**63)
     """Decides the adapters' initial values."""
 
 
 class ModelConfig(Configuration):
     """Which checkpoint to load, and how."""
 
-    path: str
+    path: str = Field(min_length=1)
     """A local directory or a hub name."""
-    revision: str | None = None
+    revision: str | None = Field(default=None, min_length=1)
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
     """Type of the weights and of the arithmetic."""
-    device: str = "auto"
+    device: str = Field(default="auto", pattern=r"^[a-z]+(:[0-9]+)?$")
     """Where the model lives: auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps …"""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights."""
@@ -46,3 +50,7 @@ class ModelConfig(Configuration):
         path = looked_up(self.path)
         if path.is_dir():
             yield path
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        if self.revision is not None and looked_up(self.path).is_dir():
+            yield "revision", "the path is a local directory, which has none: leave revision out"

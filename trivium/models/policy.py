@@ -18,6 +18,7 @@ from trivium.models.loading import (
     base_of,
     load_causal_lm,
     load_tokenizer,
+    require_vocabulary,
     restore_trained,
     save_checkpoint,
     trained_state,
@@ -74,7 +75,9 @@ class Policy:
     ) -> Policy:
         """The policy of a checkpoint, with the checkpoint's tokenizer unless another is given."""
         tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
-        return cls(load_causal_lm(config), tokenizer, temperature=temperature)
+        model = load_causal_lm(config)
+        require_vocabulary(model, tokenizer)
+        return cls(model, tokenizer, temperature=temperature)
 
     @property
     def device(self) -> torch.device:

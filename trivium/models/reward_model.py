@@ -23,6 +23,7 @@ from trivium.models.loading import (
     base_of,
     load_scorer,
     load_tokenizer,
+    require_vocabulary,
     restore_trained,
     save_checkpoint,
     trained_state,
@@ -50,7 +51,9 @@ class RewardModel:
     @classmethod
     def load(cls, config: ModelConfig) -> RewardModel:
         """The reward model of a checkpoint; a language model gets a new head that scores 0."""
-        return cls(load_scorer(config), load_tokenizer(config))
+        model, tokenizer = load_scorer(config), load_tokenizer(config)
+        require_vocabulary(model, tokenizer)
+        return cls(model, tokenizer)
 
     @property
     def device(self) -> torch.device:

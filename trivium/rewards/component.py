@@ -30,7 +30,7 @@ from trivium.rewards.functions import (
 
 if TYPE_CHECKING:
     from trivium.data.prompts import Prompt
-    from trivium.rewards.reward import RewardConfig
+    from trivium.rewards.reward_config import RewardConfig
     from trivium.rollout.engine import Response
 
 Step = tuple[int, float]  # where the step ends in the response's text, and its value
@@ -162,7 +162,7 @@ class Component:
 
     def __init__(self, config: RewardConfig, function: Function) -> None:
         self.config, self.function = config, function
-        self.name = config.name or config.function.rpartition(":")[2]
+        self.name = config.label
         self.process: bool | None = None
 
     def values(

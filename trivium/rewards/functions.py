@@ -105,7 +105,8 @@ def _extend_import_path(directory: Path) -> None:
         sys.path.append(str(directory))
 
 
-def _load_file(place: str, directories: Sequence[Path]) -> ModuleType:
+def find_file(place: str, directories: Sequence[Path]) -> Path:
+    """Return the first of the directories' files of this name; ConfigurationError if none has."""
     candidates = [directory / looked_up(place) for directory in directories]
     path = next((candidate.resolve() for candidate in candidates if candidate.is_file()), None)
     if path is None:
@@ -114,6 +115,11 @@ def _load_file(place: str, directories: Sequence[Path]) -> ModuleType:
             f"no such file {place!r} (looked at {tried}): write a path relative to the current "
             "directory or to the configuration's, or an absolute one"
         )
+    return path
+
+
+def _load_file(place: str, directories: Sequence[Path]) -> ModuleType:
+    path = find_file(place, directories)
     _extend_import_path(path.parent)
     digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
     name = f"trivium_reward_{path.stem}_{digest}"

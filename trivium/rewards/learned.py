@@ -14,26 +14,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch, Grouped
 from trivium.data.chat import Encoder, step_ends
 from trivium.data.group import Group
-from trivium.errors import ConfigurationError
 from trivium.models.model_config import ModelConfig
 from trivium.models.reward_model import RewardModel
 from trivium.models.scoring import in_parts
 from trivium.rewards.functions import Function
-from trivium.rewards.reward import RewardConfig
+from trivium.rewards.reward_config import LEARNED, OUTCOME, PROCESS, Aggregate, RewardConfig
 
-OUTCOME, PROCESS = "reward_model", "process_reward_model"
 TOKENS_PER_PASS = 16384
-Aggregate = Literal["none", "product", "minimum"]
 AGGREGATES: dict[str, Callable[[list[float]], float]] = {"product": math.prod, "minimum": min}
 
 
@@ -57,7 +53,7 @@ class LearnedRewards:
         self.vocabulary = policy_tokenizer.get_vocab()
         self.models: dict[str, RewardModel] = {}
         for config in configs:
-            if config.function in (OUTCOME, PROCESS) and "path" in config.arguments:
+            if config.function in LEARNED:
                 model = _model_of(config)
                 self.models[model.path] = RewardModel.load(model)
 
@@ -156,17 +152,9 @@ class LearnedRewards:
 
 
 def _model_of(config: RewardConfig) -> ModelConfig:
-    """Where the model is and how to load it; the function's signature judges other arguments."""
-    names = [name for name in ("path", "dtype", "device") if name in config.arguments]
-    try:
-        return ModelConfig.model_validate({name: config.arguments[name] for name in names})
-    except ValidationError as error:
-        faults = [
-            f"reward {config.function}: arguments.{fault['loc'][0]} = {fault['input']!r}: "
-            f"{fault['msg'].replace('Input should', 'it must', 1)}"
-            for fault in error.errors()
-        ]
-        raise ConfigurationError("\n".join(faults)) from None
+    """Where the model is and how to load it."""
+    given = LEARNED[config.function].model_validate(config.arguments)
+    return ModelConfig(path=given.path, dtype=given.dtype, device=given.device)
 
 
 def step_spans(text: str, separator: str) -> list[tuple[int, int]]:

@@ -1,31 +1,25 @@
-"""Rewards as plain functions: their configuration and their weighted sum.
+"""Rewards as plain functions: their weighted sum.
 
 A function sees texts and the data's columns, and returns a number, or a list of scored spans, per
-response; an exception in a value's place says why that response has none. How a function is found
-and called is for ``functions``, what it may return for ``component``, and what single rewards
-measure for the other modules of this package.
+response; an exception in a value's place says why that response has none. How it is configured is
+for ``reward_config``, how it is found and called for ``functions``, what it may return for
+``component``, and what single rewards measure for the other modules of this package.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pydantic import Field, PrivateAttr, field_serializer
-
-from trivium.config import Configuration
 from trivium.errors import ConfigurationError, RewardError
 from trivium.packing import packable
-from trivium.paths import looked_up
 from trivium.rewards.code import code
 from trivium.rewards.component import Component, Step, Value
 from trivium.rewards.format import format, length
 from trivium.rewards.functions import (
     Function,
-    anchored,
     fit,
     load_function,
     objection_to_arguments,
@@ -33,6 +27,7 @@ from trivium.rewards.functions import (
 )
 from trivium.rewards.math import gsm8k
 from trivium.rewards.math import math as math_verified
+from trivium.rewards.reward_config import RewardConfig
 from trivium.rewards.server import server
 from trivium.rewards.steps import steps
 
@@ -49,53 +44,6 @@ BUILT_IN: dict[str, Function] = {
     "server": server,
     "steps": steps,
 }
-
-
-class RewardConfig(Configuration):
-    """One reward function, and what it counts for in the sum."""
-
-    function: str
-    """`file.py:function`, `package.module:function`, or a built-in reward's name; a relative file
-    is looked for in the current directory, then in the configuration's."""
-
-    name: str | None = Field(None, min_length=1)
-    """Name in metrics and messages; the function's own name by default."""
-
-    weight: float = 1.0
-    """Factor of this reward in the sum; may be negative, or 0 for one that is only reported."""
-
-    arguments: dict[str, Any] = Field(default_factory=dict)
-    """Further keyword arguments for the function, the same in every call."""
-
-    columns: dict[str, str] = Field(default_factory=dict)
-    """The function's parameter and the data column to give it, where their names differ."""
-
-    timeout: float | None = Field(60.0, gt=0)
-    """Seconds that one call, with all responses of a step, may take; null calls the function in
-    the main thread, without a limit."""
-
-    fallback: float | None = None
-    """Value for responses that the function fails to score; null stops the run instead."""
-
-    _directory: Path | None = PrivateAttr(default=None)
-
-    def model_post_init(self, context: Any, /) -> None:
-        self._directory = (context or {}).get("directory")
-
-    @field_serializer("function")
-    def _from_anywhere(self, function: str) -> str:
-        return anchored(function, self._directory)
-
-    def inputs(self) -> Iterator[Path]:
-        """The function's file, and whatever the argument ``path`` names."""
-        place = looked_up(anchored(self.function, self._directory).rpartition(":")[0])
-        model = looked_up(str(self.arguments.get("path", "")))
-        yield from (p for p in (place, model) if p.name and p.exists())
-
-    @property
-    def directories(self) -> list[Path]:
-        """Where a relative file is looked for: the current directory, then the configuration's."""
-        return [Path.cwd(), *([self._directory.resolve()] if self._directory else [])]
 
 
 @packable
@@ -144,7 +92,7 @@ class Rewards:
                 faults.append(f"{where}: {error}")
                 continue
             self._components.append(Component(config, function))
-            faults += [f"{where}: {fault}" for fault in _function_faults(config, function)]
+            faults += [f"{where}: {fault}" for fault in function_faults(config, function)]
         _refuse(faults + _repeated(self.names))
 
     @property
@@ -190,7 +138,8 @@ class Rewards:
         return Scores(outcomes, ordered if process else None, components, fallbacks)
 
 
-def _function_faults(config: RewardConfig, function: Function) -> list[str]:
+def function_faults(config: RewardConfig, function: Function) -> list[str]:
+    """Return what keeps the function from being called as this reward, whatever the data."""
     faults = signature_faults(function, config.arguments, config.columns)
     if not faults and function in BUILT_IN.values():
         faults = objection_to_arguments(function, config.arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +19,8 @@ from trivium.runs.files import tidy
 from trivium.runs.peak import PeakMemory, load_libraries
 from trivium.runs.saving import LOGS
 from trivium.runs.store import Run, RunConfig, read_run
+
+logger = logging.getLogger(__name__)
 
 
 class TrainsAModel(Protocol):
@@ -82,3 +85,21 @@ def open_run(begun: Begun) -> tuple[Run, FileLock]:
     run = Run.resume(claimed.resumes, begun.checkpoint.part(LOGS))
     Checkpoints(run.path, run.identity).forget_after(begun.checkpoint.place)
     return run, begun.lock
+
+
+def tell_of_resuming(begun: Begun, run: Run, done: int, threads: int) -> None:
+    """Say from where a run goes on, and what is not as it was when it was stopped."""
+    assert begun.checkpoint is not None, "a run goes on from a checkpoint"
+    place, changes = begun.checkpoint.place, list(begun.claim.changes)
+    logger.info("going on with the run in %s from %s", run.path, place)
+    run.resumed(begun.checkpoint.part(LOGS), step=done, place=str(place), changes=changes)
+    for change in changes:
+        logger.warning("changed since the run was stopped: %s", change)
+    if threads != torch.get_num_threads():
+        logger.warning(
+            "the run was begun with %d threads and goes on with %d: the last bits of its sums "
+            "may differ (OMP_NUM_THREADS=%d keeps them)",
+            threads,
+            torch.get_num_threads(),
+            threads,
+        )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 
 CURRENCIES = {
     "seconds": "time/total",
@@ -29,11 +29,9 @@ class BudgetConfig(Configuration):
     flops: float | None = Field(default=None, gt=0)
     """Floating-point operations of all models."""
 
-    @model_validator(mode="after")
-    def _some(self) -> BudgetConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         if all(getattr(self, currency) is None for currency in CURRENCIES):
-            raise ValueError(f"budget is empty: give one of {', '.join(CURRENCIES)}")
-        return self
+            yield "", f"budget is empty: give one of {', '.join(CURRENCIES)}"
 
 
 class Spending:

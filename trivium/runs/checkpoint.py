@@ -50,6 +50,9 @@ class Place:
     def name(self) -> str:
         return f"{self.step:08d}" + (f"-p{self.pause:03d}" if self.pause else "")
 
+    def __str__(self) -> str:
+        return f"inside step {self.step + 1}" if self.pause else f"step {self.step}"
+
 
 @dataclass(frozen=True)
 class Checkpoint:

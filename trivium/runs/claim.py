@@ -85,7 +85,9 @@ def claim(kind: str, config: RunConfig, resolved: Configuration) -> Claim:
 def _holds_a_run(path: Path) -> bool:
     """Whether a directory holds a run; ConfigurationError where it holds anything else."""
     if path.exists() and not path.is_dir():
-        raise ConfigurationError(f"run.directory = {path}: is a file; name a directory")
+        raise ConfigurationError(
+            f"run.directory = {path}: is a file, where a directory is needed; name another place"
+        )
     entries = contents(path)
     if not entries:
         return False

@@ -6,8 +6,8 @@ from pydantic import Field
 
 from trivium.config import Configuration
 from trivium.data.prompts import PromptsConfig
-from trivium.rewards.reward import RewardConfig
-from trivium.rollout.sampling import Sampling
+from trivium.rewards.reward_config import RewardConfigs
+from trivium.rollout.sampling import Sampling, StopTexts, StopTokens
 
 MAX_TOKENS = 256
 
@@ -17,7 +17,7 @@ class EvaluationConfig(Configuration):
 
     data: PromptsConfig
     """Held-out prompts."""
-    rewards: tuple[RewardConfig, ...] = ()
+    rewards: RewardConfigs = ()
     """What quality is; the training rewards if empty."""
     every: int = Field(default=0, ge=0)
     """Evaluate after every so many training steps; 0: only at the start and at the end."""
@@ -32,11 +32,11 @@ class EvaluationConfig(Configuration):
     where every reward is 0 or 1."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Length limit of the responses; that of the run's sampling by default, or 256."""
-    stop: tuple[str, ...] | None = None
+    stop: StopTexts | None = None
     """Texts that end a response; those of the run's sampling by default."""
-    stop_tokens: tuple[int, ...] | None = None
+    stop_tokens: StopTokens | None = None
     """Token ids that end a response; those of the run's sampling by default."""
-    seed: int = 1
+    seed: int = Field(default=1, ge=0, lt=2**63)
     """Seed of the sampled responses; the same at every evaluation."""
 
     def sampling(self, training: Sampling | None) -> Sampling:

@@ -6,11 +6,12 @@ are counted in training steps that log the metric. How a limit is watched is in 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 
 
 class MonitorConfig(Configuration):
@@ -201,14 +202,13 @@ class GradientConfig(MonitorConfig):
     window: int = Field(default=20, ge=5)
     """Norms before them that they are compared with."""
 
-    @model_validator(mode="after")
-    def _ordered(self) -> GradientConfig:
+    def contradictions(self) -> Iterator[Contradiction]:
         if self.jump < self.factor:
-            raise ValueError(
-                f"jump is {self.jump:g}, below factor, which is {self.factor:g}: a single norm "
-                "must pass a higher limit than several; raise jump"
+            yield (
+                "jump",
+                f"below factor, which is {self.factor:g}: a single norm must pass a higher limit "
+                "than several; raise jump",
             )
-        return self
 
 
 class FallbacksConfig(MonitorConfig):

@@ -56,6 +56,7 @@ class Saver:
 
     Attributes:
         best: the best evaluation so far: its value, step, and the checkpoint's name.
+        saved: the last saved place.
         saves, seconds: how often this process saved, and how long it took in all.
     """
 
@@ -72,7 +73,7 @@ class Saver:
         self._checkpoint = checkpoint
         self._checkpoints = Checkpoints(run.path, run.identity)
         self._objects: dict[str, Stateful] = {}
-        self._saved = checkpoint.place if checkpoint else Place(0)
+        self.saved = checkpoint.place if checkpoint else Place(0)
         self._at = time.monotonic()
         self._took = 0.0
         self.saves, self.seconds = 0, 0.0
@@ -98,7 +99,7 @@ class Saver:
 
     def has(self, place: Place) -> bool:
         """Whether the last state that was saved is of this place."""
-        return place == self._saved
+        return place == self.saved
 
     def due(self, place: Place) -> bool:
         """Whether to save now, by the steps or by the clock."""
@@ -120,7 +121,7 @@ class Saver:
             parts = {name: thing.state() for name, thing in self._objects.items()}
             own = {LOGS: self._run.written(), FRAME: frame}
             self._checkpoints.write(place, own | parts, self._known)
-            self._saved = place
+            self.saved = place
             self._checkpoints.prune(self.config.keep, self.best["name"] if self.best else None)
         finally:
             self._at = time.monotonic()
@@ -138,12 +139,6 @@ class Saver:
             self._run.event("not_saved", reason, step=place.step)
             return False
         return True
-
-    @property
-    def saved(self) -> str:
-        """The last saved place, in words."""
-        step, pause = self._saved.step, self._saved.pause
-        return f"inside step {step + 1}" if pause else f"step {step}"
 
     def judge(self, place: Place, record: Mapping[str, Any]) -> bool:
         """Whether an evaluation is the best so far, by the number that the user chose."""

@@ -63,7 +63,7 @@ class RunConfig(Configuration):
     """Go on with a run even where its configuration, data or code changed."""
     checkpoints: CheckpointsConfig = CheckpointsConfig()
     """Saved states that a stopped run goes on from."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=1 << 63)
     """Decides every random choice of the run."""
     samples: int = Field(default=8, ge=0)
     """To how many of the held-out prompts the responses of each evaluation are kept."""

@@ -35,7 +35,7 @@ from safetensors import SafetensorError
 from trivium.errors import ConfigurationError, NonFiniteError, TrainingError, TriviumError
 from trivium.models import flops
 from trivium.runs import randomness
-from trivium.runs.beginning import Begun, open_run
+from trivium.runs.beginning import Begun, open_run, tell_of_resuming
 from trivium.runs.budget import Spending
 from trivium.runs.checkpoint import Place
 from trivium.runs.measuring import Evaluator, Stopwatch, Updates
@@ -43,7 +43,7 @@ from trivium.runs.metrics import derived, metric
 from trivium.runs.monitors import Alarm, Monitors
 from trivium.runs.progress import Progress, printable
 from trivium.runs.samples import Rows
-from trivium.runs.saving import LOGS, Saver, Saves, Stateful
+from trivium.runs.saving import Saver, Saves, Stateful
 from trivium.runs.stopping import GivenUp, Interrupted, Stopping, name_of
 from trivium.runs.study import save_for_study
 from trivium.runs.trackers import open_trackers
@@ -391,21 +391,4 @@ class Training:
         self._saver.best = frame["best"]
         self._random = frame["random"]
         randomness.restore(self._random)
-        self._tell_of_resuming(begun.checkpoint.part(LOGS), frame["threads"], begun.claim.changes)
-
-    def _tell_of_resuming(
-        self, logs: Mapping[str, Any], threads: int, changes: Sequence[str]
-    ) -> None:
-        place = self._saver.saved
-        logger.info("going on with the run in %s from %s", self.path, place)
-        self.run.resumed(logs, step=self.done, place=place, changes=list(changes))
-        for change in changes:
-            logger.warning("changed since the run was stopped: %s", change)
-        if threads != torch.get_num_threads():
-            logger.warning(
-                "the run was begun with %d threads and goes on with %d: the last bits of its sums "
-                "may differ (OMP_NUM_THREADS=%d keeps them)",
-                threads,
-                torch.get_num_threads(),
-                threads,
-            )
+        tell_of_resuming(begun, self.run, self.done, frame["threads"])

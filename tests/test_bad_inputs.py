@@ -1,0 +1,119 @@
+"""Every bad input of the table: status 2, one message that says all, nothing loaded or changed."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import bad_files
+import bad_settings
+import pytest
+from bad_inputs import ALL, Bad
+from worlds import checkpoint
+
+from trivium.cli import main
+from trivium.commands import Command
+
+assert bad_settings and bad_files, "they fill the table"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny checkpoints of different letters, to be copied beside each case."""
+    directory = tmp_path_factory.mktemp("models")
+    checkpoint(directory / "model", letters="abcdefghijk", max_position_embeddings=64)
+    checkpoint(directory / "other", letters="abcdefgxyz", max_position_embeddings=64)
+    return directory
+
+
+def snapshot(directory: Path) -> dict[str, str]:
+    """Every path below, with its content's hash."""
+    return {
+        str(path.relative_to(directory)): (
+            hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "directory"
+        )
+        for path in directory.rglob("*")
+        if "__pycache__" not in path.parts
+    }
+
+
+def answer(arguments: list[str]) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of the command line in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            status = main(arguments)
+        except SystemExit as left:
+            status = int(left.code or 0)
+    return status, out.getvalue(), err.getvalue()
+
+
+def check(case: Bad, status: int, out: str, err: str) -> None:
+    said = " ".join(err.split())
+    assert status == 2, said
+    assert "Traceback" not in err
+    assert err.count("error: ") == 1
+    assert err.startswith("error: ") or "usage: " in err or not case.early, err
+    for text in (case.value, case.place, case.reason, case.remedy):
+        assert text in said, f"{text!r} is not in: {said}"
+    assert out == ""
+
+
+def test_the_table_is_large_and_tells_its_cases_apart() -> None:
+    assert len(ALL) >= 120
+    assert len({case.name for case in ALL}) == len(ALL)
+    assert {case.command for case in ALL} >= {
+        *("sft", "reward-model", "ppo", "dpo", "grpo", "sample", "pairs", "evaluate", "compare")
+    }
+
+
+@pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
+def test_a_bad_input_is_answered_with_one_message_and_changes_nothing(
+    case: Bad, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(models, tmp_path, dirs_exist_ok=True)
+    arguments = case.write(tmp_path)
+    before = snapshot(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    if case.early:
+
+        def nothing_is_loaded(command: Command) -> None:
+            pytest.fail(f"{command.function} was loaded")
+
+        if case.command != "compare":
+            monkeypatch.setattr(Command, "load", nothing_is_loaded)
+    check(case, *answer(arguments))
+    assert snapshot(tmp_path) == before
+
+
+def test_early_mistakes_are_answered_before_torch_is_imported(models: Path, tmp_path: Path) -> None:
+    cases = [case for case in ALL if case.early]
+    lines = []
+    for number, case in enumerate(cases):
+        directory = tmp_path / str(number)
+        shutil.copytree(models, directory)
+        lines.append([str(directory), case.write(directory)])
+    code = (
+        "import contextlib, io, json, os, sys\n"
+        "from trivium.cli import main\n"
+        "for directory, arguments in json.load(sys.stdin):\n"
+        "    os.chdir(directory)\n"
+        "    with contextlib.redirect_stderr(io.StringIO()):\n"
+        "        try:\n"
+        "            status = main(arguments)\n"
+        "        except SystemExit as left:\n"
+        "            status = left.code\n"
+        "    assert status == 2, (arguments, status)\n"
+        "    assert not {'torch', 'transformers'} & set(sys.modules), arguments\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], input=json.dumps(lines), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,0 +1,180 @@
+"""What a checkpoint's directory says before anything in it is loaded.
+
+Whether it is one, whether its files are whole, and whether it holds what runs code when it is
+read. Nothing here imports torch, and of the weights only the headers are read: what is wrong is
+known at once. Left out: hub names, and whether the numbers are any good (``loading``).
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from trivium.errors import ModelError
+from trivium.paths import looked_up
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_LONGEST_HEADER = 100_000_000
+_CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
+
+
+def local_directory(path: str) -> Path | None:
+    """The directory that the path names; None for a hub name. Raises ModelError if it is gone."""
+    where = looked_up(path)
+    if where.is_dir():
+        return where
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or where.exists():
+        raise ModelError(
+            f"there is no checkpoint directory {path}: name a directory with config.json, weights "
+            "and tokenizer, or a hub name"
+        )
+    return None
+
+
+def require_checkpoint(path: str) -> None:
+    """Raise unless ``path`` can be a checkpoint: a directory that is one, or a hub name."""
+    directory = local_directory(path)
+    if directory is not None:
+        read_config(directory)
+
+
+def check_checkpoint(path: str) -> None:
+    """Raise ModelError where a local checkpoint lacks something or is damaged."""
+    directory = local_directory(path)
+    if directory is None:
+        return
+    read_config(directory)
+    faults = [*weight_faults(directory), *_tokenizer_faults(directory)]
+    if faults:
+        raise ModelError("\n".join(faults))
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """The checkpoint's config.json; raises ModelError where there is none, or it is damaged."""
+    file = directory / "config.json"
+    if not file.is_file():
+        adapter = (directory / "adapter_config.json").is_file()
+        remedy = (
+            "; it holds adapters alone: merge them into their base and name the result"
+            if adapter
+            else ": name one, such as a run's `final`"
+        )
+        raise ModelError(
+            f"{directory} is a directory without config.json, so it is no checkpoint{remedy}"
+        )
+    return _json_object(file)
+
+
+def context_of(path: str) -> int | None:
+    """How many tokens a local checkpoint reads at once, if its configuration says so."""
+    directory = local_directory(path)
+    if directory is None:
+        return None
+    config = read_config(directory)
+    text = config.get("text_config")
+    for source in (text if isinstance(text, dict) else {}, config):
+        for name in _CONTEXTS:
+            if isinstance(source.get(name), int):
+                return source[name]
+    return None
+
+
+def weight_faults(directory: Path) -> Iterator[str]:
+    """Yield what is wrong with the files of a checkpoint's weights."""
+    if (directory / SINGLE).is_file():
+        yield from _safetensors_faults(directory / SINGLE)
+    elif (directory / INDEX).is_file():
+        yield from _shard_faults(directory / INDEX)
+    else:
+        pickled = sorted(f.name for f in directory.iterdir() if f.suffix in _PICKLED)
+        if pickled:
+            yield (
+                f"{directory} holds its weights as {pickled[0]}, a pickle, which can run any code "
+                "when it is read, and is not loaded: take the checkpoint's safetensors, or convert "
+                "it where that is no danger (save_pretrained writes model.safetensors)"
+            )
+        else:
+            yield f"{directory} holds no weights: put {SINGLE} beside its config.json"
+
+
+def _shard_faults(index: Path) -> Iterator[str]:
+    """Yield what is wrong with the files that an index names; each must lie beside it."""
+    try:
+        shards = _json_object(index).get("weight_map")
+    except ModelError as error:
+        yield str(error)
+        return
+    if not isinstance(shards, dict) or not shards:
+        yield f"{index}: has no `weight_map` from weights to files: copy the checkpoint again"
+        return
+    for name in sorted({str(name) for name in shards.values()}):
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            yield (
+                f"{index}: names the file {name!r}, which is no .safetensors file beside it, and "
+                "is not read: take the checkpoint from a source you trust"
+            )
+        elif not (index.parent / name).is_file():
+            yield f"{index}: names {name}, which is not there: copy the checkpoint again"
+        else:
+            yield from _safetensors_faults(index.parent / name)
+
+
+def _safetensors_faults(file: Path) -> Iterator[str]:
+    """Yield what the header of a safetensors file says against it."""
+    remedy = "copy the checkpoint again"
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        start = opened.read(8)
+        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
+        if not 2 <= length <= min(_LONGEST_HEADER, max(size - 8, 0)):
+            yield f"{file}: is cut off or no safetensors file ({size:,} bytes): {remedy}"
+            return
+        text = opened.read(length)
+    try:
+        header = json.loads(text)
+        ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
+        held = max(ends, default=0)
+    except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
+        yield f"{file}: its header is damaged: {remedy}"
+        return
+    if held != size - 8 - length:
+        yield (
+            f"{file}: holds {size - 8 - length:,} bytes of weights where its header says {held:,}: "
+            f"{remedy}"
+        )
+
+
+def _tokenizer_faults(directory: Path) -> Iterator[str]:
+    names = [file.name for file in directory.iterdir()]
+    marks = ("tokenizer", "vocab", "spiece", "tiktoken")
+    if not any(mark in name for name in names for mark in marks):
+        yield (
+            f"{directory} has no tokenizer: put tokenizer.json and tokenizer_config.json beside "
+            "the weights"
+        )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        if name in names:
+            try:
+                _json_object(directory / name)
+            except ModelError as error:
+                yield str(error)
+
+
+def _json_object(file: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(file.read_bytes())
+    except OSError as error:
+        raise ModelError(f"{file}: cannot be read: {error.strerror}; check its rights") from None
+    except json.JSONDecodeError as error:
+        raise ModelError(
+            f"{file}:{error.lineno}: not valid JSON: {error.msg}; copy the checkpoint again"
+        ) from None
+    except (ValueError, RecursionError):
+        raise ModelError(f"{file}: not readable as JSON; copy the checkpoint again") from None
+    if not isinstance(found, dict):
+        raise ModelError(f"{file}: holds no object of settings; copy the checkpoint again")
+    return found
