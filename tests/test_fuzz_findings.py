@@ -246,6 +246,13 @@ def test_a_tag_that_its_text_does_not_fit_is_a_fault_at_its_line(
     assert f"{tmp_path / 'a.yaml'}:2: " in message and "is not of type" in message
 
 
+@pytest.mark.parametrize("number", ["0x" + "f" * 4000, "9" * 400])
+def test_an_integer_beyond_every_float_is_a_fault_at_its_line(tmp_path: Path, number: str) -> None:
+    message = faults_of(tmp_path / "a.yaml", f"function: gsm8k\narguments: {{a: {number}}}\n")
+    assert message.startswith(f"{tmp_path / 'a.yaml'}:2: ") and "too large a number" in message
+    assert len(message) < 300
+
+
 def test_half_a_character_in_a_configuration_is_a_fault_at_its_line(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     message = faults_of(path, 'function: gsm8k\nname: "\\ud800"\n')

@@ -24,6 +24,7 @@ Keys = tuple[Any, ...]
 _DEEPEST = 50
 _MOST = 20_000
 _LARGEST = 2**17
+_LONGEST_INTEGER = 1024  # bits: what a float can still hold
 _LONGEST_SHOWN = 80
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {_TAG + name for name in ("null", "bool", "int", "float", "str")}
@@ -230,11 +231,15 @@ class YamlSource:
             self.faults.append(f"{origin}: {shown(node.value)} holds half of a character, not text")
             return None
         try:
-            return _Loader("").construct_object(node)
+            value = _Loader("").construct_object(node)
         except (ValueError, ArithmeticError, LookupError, yaml.YAMLError):
             kind = node.tag.removeprefix(_TAG)
             self.faults.append(f"{origin}: {shown(node.value)} is not of type {kind}")
             return None
+        if isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER:
+            self.faults.append(f"{origin}: {shown(node.value)} is too large a number")
+            return None
+        return value
 
     def _origin_of(self, node: yaml.Node) -> str:
         return self._argument or f"{self}:{node.start_mark.line + 1}"
