@@ -3,10 +3,10 @@
     python benchmarks/checkpoints.py [--sizes small,medium] [--roads sft,ppo]
 
 Trains the runs of ``benchmarks/memory.py`` with the defaults for checkpoints, but for minutes; each
-once untouched, and once stopped in its middle by SIGTERM and resumed. Prints, per size and road,
-how long one save took, the share of the run's time that saving took, a checkpoint's size beside
-that of the model, and the peak memory of the fresh and of the resumed run (resident memory above
-the process's before models are loaded).
+once untouched, and once for as many steps, stopped in their middle by SIGTERM and resumed. Prints,
+per size and road, how long one save took, the share of the run's time that saving took, a
+checkpoint's size beside that of the model, and the peak memory of the fresh and of the resumed run
+(resident memory above the process's before models are loaded).
 """
 
 from __future__ import annotations
@@ -52,29 +52,33 @@ def measure(size: str, road: str, seconds: float) -> bool:
     """One row of the table."""
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
-        config = long_config(size, road, place, seconds)
+        memory.write_data(place)
+        memory.write_model(place / "model", memory.SIZES[size])
         fresh = place / "fresh"
-        train(config, fresh)
+        train(configuration(road, place, MANY, {"seconds": seconds}), fresh)
+        steps = int(read_metrics(fresh)[-1]["step"])
         resumed = place / "resumed"
-        process = start(config, resumed)
-        wait_for_step(resumed, max(1, read_metrics(fresh)[-1]["step"] // 2))
+        same = configuration(road, place, steps, None)
+        process = start(same, resumed)
+        wait_for_step(resumed, max(1, steps // 2))
         process.send_signal(signal.SIGTERM)
         process.wait()
-        train(config, resumed)
+        train(same, resumed)
         return show(size, road, fresh, resumed)
 
 
-def long_config(size: str, road: str, place: Path, seconds: float) -> dict[str, Any]:
-    """A run's settings, ended by the clock."""
-    memory.write_data(place)
-    memory.write_model(place / "model", memory.SIZES[size])
+def configuration(
+    road: str, place: Path, steps: int, budget: dict[str, float] | None
+) -> dict[str, Any]:
+    """A run's settings, ended by its steps or by the clock."""
     settings = memory.configuration(road, place, place / "model")
-    settings["run"] = {"budget": {"seconds": seconds}, "measure_memory": True}
+    settings["run"] = {"budget": budget, "measure_memory": True}
     for name in ("steps", "steps_per_iteration"):
         if name in settings:
-            settings[name] = MANY
+            settings[name] = steps
     if "epochs" in settings and road != "ppo":
-        settings["epochs"] = float(MANY)
+        per_step = settings.get("pairs_per_step", settings.get("examples_per_step"))
+        settings["epochs"] = steps * per_step / memory.EXAMPLES
     return {"command": road, **settings}
 
 
