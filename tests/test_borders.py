@@ -179,6 +179,15 @@ def test_equal_rows_forms_that_differ_and_unread_columns_are_counted(
     assert "columns that are not read: id" in str(report)
 
 
+def test_column_with_another_name_in_the_data_counts_as_read(world: World, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(ModelConfig(path=world.path))
+    path = rows(tmp_path / "d.jsonl", [{"question": "a", "answer": "b", "id": 1}])
+    config = DemonstrationsConfig(
+        path=path, template="{question}", columns={"completion": "answer"}
+    )
+    assert read_demonstrations(config, tokenizer)[1].unread == ("id",)
+
+
 def test_equal_pairs_and_equal_prompts_are_counted(world: World, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(ModelConfig(path=world.path))
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}

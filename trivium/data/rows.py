@@ -54,9 +54,10 @@ class RowsConfig(Configuration):
     known_columns: ClassVar[frozenset[str] | None] = None
 
     def reads(self, column: str) -> bool:
-        """Whether the data's column is read, or may be by what is given all columns."""
+        """Whether a row's column, by our name or the data's, is read, or may be by what is given
+        all columns."""
         known = self.known_columns
-        return known is None or column in (known - set(self.columns)) | set(self.columns.values())
+        return known is None or column in known or column in self.columns.values()
 
     def contradictions(self) -> Iterator[Contradiction]:
         if not self.path:
