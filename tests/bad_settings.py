@@ -105,7 +105,7 @@ _BOUNDS = [
     ("grpo", "sampling.min_p", "1", "0 is none"),
     ("grpo", "sampling.max_tokens", "0", "the default is 256"),
     ("grpo", "optimizer.learning_rate", "0", "the default is 1e-06"),
-    ("sft", "optimizer.learning_rate", "2", "the default is 2e-05"),
+    ("sft", "optimizer.learning_rate", "2000", "the default is 2e-05"),
     ("grpo", "optimizer.warmup_steps", "-1", "Optimiser steps over which"),
     ("grpo", "optimizer.epsilon", "0", "the default is 1e-08"),
     ("grpo", "optimizer.weight_decay", "-1", "Decoupled weight decay"),

@@ -15,7 +15,7 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 class OptimizerConfig(Configuration):
     """AdamW (Loshchilov & Hutter 2019), its schedule and gradient clipping."""
 
-    learning_rate: float = Field(default=1e-5, gt=0, le=1)
+    learning_rate: float = Field(default=1e-5, gt=0, le=1000)
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate falls after warm-up, down to final_share of the peak."""
