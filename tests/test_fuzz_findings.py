@@ -19,7 +19,12 @@ from fuzz.targets import TARGETS
 from trivium.config import load_configuration
 from trivium.data import files
 from trivium.data.demonstrations import DemonstrationsConfig, load_demonstrations
-from trivium.data.preferences import StepLabelsConfig, load_step_labels
+from trivium.data.preferences import (
+    PreferencesConfig,
+    StepLabelsConfig,
+    load_step_labels,
+    read_preferences,
+)
 from trivium.data.prompts import PromptsConfig, load_prompts
 from trivium.data.rows import RowsConfig, collect
 from trivium.errors import ConfigurationError, DataError, TriviumError
@@ -71,6 +76,14 @@ def test_a_column_s_name_cannot_write_a_line_of_its_own(tmp_path: Path) -> None:
     table = tmp_path / "a.csv"
     table.write_text('"a\nb","a\nb"\n')
     assert refused(table) == f"{table}:1: the column `a\\nb` is there twice; rename one"
+
+
+def test_a_report_names_columns_without_their_control_characters(tmp_path: Path) -> None:
+    path = lines(
+        tmp_path / "a.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c", "x\n\x1b": 1}
+    )
+    _, report = read_preferences(PreferencesConfig(path=str(path)), BYTES)
+    assert str(report).isprintable() and "x\\n\\x1b" in str(report)
 
 
 def test_a_key_or_argument_cannot_write_a_line_of_its_own(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ from trivium.data.preferences import (
 )
 from trivium.data.prompts import PromptsConfig, read_prompts
 from trivium.data.rows import Row, RowsConfig, collect, read_rows
+from trivium.data.survey import survey
 from trivium.errors import ConfigurationError, DataError, ModelError, TriviumError, one_line
 
 SLOWEST = 2.0
@@ -199,6 +200,7 @@ def loaders(data: bytes) -> None:
         config = config_class(path=str(path), **options)
     except ValidationError:
         return
+    looked = _survey(config)
     with quick():
         try:
             items, report = read(config, tokenizer)
@@ -208,10 +210,22 @@ def loaders(data: bytes) -> None:
         except ModelError as error:
             check_message(error, "the tokenizer of ")
             return
+    assert looked is None, f"the look ahead refused what was read: {looked}"
     assert report.rows == len(rows) == report.kept + sum(report.dropped.values())
     assert report.kept == len(items) > 0 and str(report).isprintable()
     for item in items:
         _check_item(item, config)
+
+
+def _survey(config: RowsConfig) -> DataError | None:
+    """What the look at the data before any model is loaded refuses, if it does."""
+    with quick():
+        try:
+            survey(config)
+        except DataError as error:
+            check_message(error, config.path)
+            return error
+    return None
 
 
 def _options(feed: Feed, config_class: type[RowsConfig]) -> dict[str, Any]:

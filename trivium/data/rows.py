@@ -133,7 +133,7 @@ class LoadReport:
         parts += [f"{count:,} dropped: {reason}" for reason, count in self.dropped.items()]
         parts += [f"{count:,} noted: {note}" for note, count in self.notes.items()]
         parts += [f"columns that are not read: {', '.join(self.unread)}"] if self.unread else []
-        return "; ".join(parts)
+        return one_line("; ".join(parts))
 
 
 @dataclass
