@@ -38,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="small,medium")
     parser.add_argument("--roads", default=",".join(memory.ROADS))
-    parser.add_argument("--seconds", type=float, default=150.0, help="of training per run")
+    parser.add_argument("--seconds", type=float, default=90.0, help="of training per run")
     asked = parser.parse_args()
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     fine = True

@@ -159,11 +159,21 @@ def test_a_port_that_is_none_is_refused(
     assert "is no port: write a number from 0 to 65535" in capsys.readouterr().err
 
 
+def hear_ctrl_c() -> None:
+    """In a process that begins: a shell lets its background jobs ignore Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_ctrl_c_ends_it_cleanly(run: Path) -> None:
     command = [sys.executable, "-m", "trivium", "watch", str(run)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parent.parent)}
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+        preexec_fn=hear_ctrl_c,
     )
     assert process.stdout
     assert process.stdout.readline().startswith("http://127.0.0.1:")
