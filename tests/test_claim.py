@@ -24,7 +24,7 @@ from trivium.errors import CheckpointError, ConfigurationError, TrainingError
 from trivium.models.policy import Policy
 from trivium.runs.checkpoint import Checkpoints
 from trivium.runs.claim import LOCK, locked
-from trivium.runs.stopping import Interrupted, Stopping
+from trivium.runs.stopping import SIGNALS, Interrupted, Stopping
 from trivium.runs.store import is_finished, read_events, read_metrics
 from trivium.runs.training import Training
 
@@ -37,11 +37,12 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.fixture(autouse=True)
-def _ctrl_c_is_heard() -> Iterator[None]:
-    """Also where the tests run in a shell's background, which lets its jobs ignore it."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+def _signals_are_heard() -> Iterator[None]:
+    """Also where the tests run in a shell's background or behind nohup, which let them be ignored."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def config_of(world: World, directory: Path, **options: Any) -> SFTConfig:

@@ -568,7 +568,7 @@ def test_limits_and_actions_are_read_as_users_write_them(tmp_path: Path) -> None
         ("kl: {action: halt}", "kl.action"),
         ("kl: {limt: 3}", "did you mean `kl.limit`?"),
         ("entrpy: {floor: 3}", "did you mean `entropy`?"),
-        ("gradient_norm: {factor: 200}", "jump is 100, below factor, which is 200"),
+        ("gradient_norm: {factor: 200}", "jump = 100.0: below factor, which is 200"),
         ("critic: {limit: 1}", "critic.limit = 1: must be less than 1"),
     ],
 )
