@@ -38,7 +38,7 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture(autouse=True)
 def _signals_are_heard() -> Iterator[None]:
-    """Also where the tests run in a shell's background or behind nohup, which let them be ignored."""
+    """Also in a shell's background or behind nohup, which let them be ignored."""
     before = {number: signal.signal(number, signal.default_int_handler) for number in SIGNALS}
     yield
     for number, handler in before.items():
