@@ -7,9 +7,11 @@ import json
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,6 +159,17 @@ def test_a_port_that_is_none_is_refused(
     with pytest.raises(SystemExit):
         main(["watch", str(run), f"--port={port}"])
     assert "is no port: write a number from 0 to 65535" in capsys.readouterr().err
+
+
+def test_browser_that_leaves_in_the_middle_of_an_answer_is_no_error(
+    server: Watch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", server.server_port)) as left:
+            left.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            left.sendall(b"GET / HTTP/1.0\r\nHost: 127.0.0.1:%d\r\n\r\n" % server.server_port)
+    assert urllib.request.urlopen(server.address).status == 200
+    assert capfd.readouterr().err == ""
 
 
 def hear_ctrl_c() -> None:

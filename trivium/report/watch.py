@@ -8,6 +8,7 @@ can read a run through a name that points here. Left out: encryption, and other 
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -57,6 +58,11 @@ class Watch(ThreadingHTTPServer):
     def address(self) -> str:
         """Where the page is found."""
         return f"http://127.0.0.1:{self.server_port}/"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that left in the middle of an answer."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
     def hosts(self) -> set[str]:
         """The hosts that a request may name."""
