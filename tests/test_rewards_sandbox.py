@@ -182,6 +182,18 @@ def test_programs_end_when_their_caller_is_killed(tmp_path):
     assert not Path(folder).exists()
 
 
+@pytest.mark.parametrize(("parent_is_there", "status"), [(True, 0), (False, 1)])
+def test_a_program_whose_supervisor_ended_before_it_was_sealed_ends_too(
+    parent_is_there: bool, status: int
+) -> None:
+    """The signal of a parent's death comes only to who asked for it before."""
+    code = (
+        "import os; from trivium.rewards.sealed import seal\n"
+        f"seal.die_with(os.getppid() if {parent_is_there} else 1 << 30)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == status
+
+
 def test_a_killed_supervisor_is_an_error_and_no_verdict():
     with Sandbox() as place:
         run = place.start({"do": "run", "source": "while True: pass"}, Limits(seconds=60, wall=60))

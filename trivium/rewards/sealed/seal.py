@@ -49,7 +49,7 @@ def _syscall(name: str, *arguments: int | bytes | None) -> int:
 
 
 def give_up_privileges() -> None:
-    """Drop every capability, die with the parent, leave no core dump, never gain a right again."""
+    """Drop every capability, leave no core dump, never gain a right again."""
     for capability in range(64):
         if _libc.prctl(_PR_CAPBSET_DROP, ctypes.c_ulong(capability), 0, 0, 0) < 0:
             break
@@ -57,7 +57,16 @@ def give_up_privileges() -> None:
     _checked(_libc.capset(header, nothing), "capset")
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
     _prctl(_PR_SET_DUMPABLE, 0)
+
+
+def die_with(parent: int) -> None:
+    """Be killed when the parent ends, and end if it has ended already.
+
+    To be called after ``give_up_privileges``: a change of rights takes the signal back.
+    """
     _prctl(_PR_SET_PDEATHSIG, _SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def adopt_orphans() -> None:

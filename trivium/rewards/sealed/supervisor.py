@@ -90,7 +90,11 @@ def _conduct(job: dict[str, Any]) -> int:
 
 
 def _become(
-    limits: dict[str, Any], descriptors: list[int], files: seal.Files | None, filtered: bool
+    parent: int,
+    limits: dict[str, Any],
+    descriptors: list[int],
+    files: seal.Files | None,
+    filtered: bool,
 ) -> NoReturn:
     """Turn this process, a fresh copy of the supervisor, into a sealed program; never returns."""
     status = 1
@@ -103,6 +107,7 @@ def _become(
             signal.signal(number, signal.SIG_DFL)
         _limit(limits)
         seal.give_up_privileges()
+        seal.die_with(parent)
         if files is not None:
             files.enforce()
         if filtered:
@@ -212,9 +217,9 @@ def _serve(control: socket.socket, place: _Place, files: seal.Files | None, filt
         if message == b"stop":  # it crossed with the end of the program it meant
             continue
         limits = {**json.loads(message), "place": place.path}
-        pid = os.fork()
+        parent, pid = os.getpid(), os.fork()
         if pid == 0:
-            _become(limits, descriptors, files, filtered)
+            _become(parent, limits, descriptors, files, filtered)
         for one in descriptors:
             os.close(one)
         outcome = _watch(pid, limits, control, place)
