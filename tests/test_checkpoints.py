@@ -140,10 +140,14 @@ def test_only_the_last_and_the_spared_stay(tmp_path: Path) -> None:
     assert [path.name for path in checkpoints.paths()] == ["00000001", "00000004", "00000005"]
 
 
-def test_what_came_after_a_place_is_forgotten(tmp_path: Path) -> None:
+def test_what_could_not_be_read_after_a_place_is_kept_under_another_name(tmp_path: Path) -> None:
     checkpoints = written(tmp_path, 1, 2, 3)
-    checkpoints.forget_after(Place(2))
+    checkpoints.set_aside_after(Place(2))
+    checkpoints.write(Place(3), state(3))
+    checkpoints.set_aside_after(Place(2))
     assert [path.name for path in checkpoints.paths()] == ["00000001", "00000002"]
+    kept = sorted(p.name for p in checkpoints.directory.glob("damaged-*"))
+    assert kept == ["damaged-00000003", "damaged-00000003-2"]
 
 
 def test_failed_write_leaves_the_checkpoints_before_it_and_no_remains(

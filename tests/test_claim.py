@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ from typing import Any
 
 import pytest
 from stoppable_runs import outcome, same
-from worlds import World
+from worlds import World, source
 
-from trivium.algorithms import sft
+from trivium.algorithms import grpo, sft
+from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.cli import main
 from trivium.config import dump
@@ -132,9 +134,6 @@ def test_handlers_are_put_back_and_ignored_signals_stay_ignored() -> None:
 def test_sampling_is_given_up_where_a_step_may_take_long(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trivium.algorithms import grpo
-    from trivium.algorithms.grpo_config import GRPOConfig
-
     def config(run: str) -> GRPOConfig:
         given = world.on_policy("letters", run={"directory": str(tmp_path / run)})
         return GRPOConfig(**given, steps_per_iteration=2)
@@ -157,6 +156,30 @@ def test_sampling_is_given_up_where_a_step_may_take_long(
     assert time.monotonic() - began < 50
     grpo.train(config("run"))
     assert same(whole, outcome(tmp_path / "run")) == []
+
+
+@pytest.mark.parametrize("options", [{}, {"timeout": None}, {"fallback": 0.0}], ids=str)
+def test_signal_during_a_reward_stops_the_run_and_is_no_fault_of_the_reward(
+    world: World, tmp_path: Path, options: dict[str, Any]
+) -> None:
+    code = """
+import os, signal, time
+def slow(responses):
+    if not os.path.exists(__file__ + ".seen"):
+        open(__file__ + ".seen", "w").close()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+    return [float(len(r)) for r in responses]
+"""
+    function = f"{source(tmp_path / 'slow.py', code)}:slow"
+    given = world.on_policy(run={"directory": str(tmp_path / "run")})
+    given["rewards"] = [{"function": function, **options}]
+    config = GRPOConfig(**given, steps_per_iteration=1)
+    with pytest.raises(Interrupted, match="saved at step 0"):
+        grpo.train(config)
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+    (line,) = read_metrics(grpo.train(config))
+    assert line["rewards/slow/fallbacks"] == 0
 
 
 # --- Going on -------------------------------------------------------------------------------------
@@ -271,6 +294,45 @@ def test_log_that_was_altered_is_told_and_not_gone_on_from(world: World, stopped
         sft.train(config_of(world, stopped))
 
 
+def test_run_without_any_saved_state_begins_anew_and_loses_no_line(
+    world: World, stopped: Path
+) -> None:
+    lines = (stopped / "metrics.jsonl").read_bytes()
+    shutil.rmtree(stopped / "checkpoints")
+    sft.train(config_of(world, stopped))
+    assert [line["step"] for line in read_metrics(stopped)] == [1, 2, 3, 4]
+    assert (stopped / "earlier-1" / "metrics.jsonl").read_bytes() == lines
+
+
+def test_run_that_failed_before_its_first_step_gives_way_to_a_corrected_one(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(sft, "loss", lambda *given: 1 / 0)
+        patch.setattr(Training, "log", lambda *given: pytest.fail("a step was logged"))
+        with pytest.raises(ZeroDivisionError):
+            sft.train(config_of(world, tmp_path / "run"))
+    (tmp_path / "run" / "events.jsonl").write_text('{"kind": "failed"}\n')
+    sft.train(config_of(world, tmp_path / "run", steps=1))
+    assert is_finished(tmp_path / "run")
+
+
+@pytest.mark.parametrize("allow", [False, True])
+def test_run_of_an_earlier_version_is_told_and_left_alone(
+    world: World, stopped: Path, allow: bool, capfd: Any
+) -> None:
+    record = json.loads((stopped / "run.json").read_text())
+    for name in ("id", "inputs", "source", "from"):
+        del record[name]
+    (stopped / "run.json").write_text(json.dumps(record))
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigurationError, match="an earlier version of trivium"):
+        sft.train(config_of(world, stopped, run={"allow_changes": allow}))
+    assert main(["resume", str(stopped)]) == 2
+    assert "cannot go on" in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+
+
 # --- One process at a time ------------------------------------------------------------------------
 
 
@@ -372,6 +434,24 @@ def test_best_by_a_number_that_is_never_measured_is_refused(
     rows = {"validation": world.rows("held-out.jsonl", ROWS)} if held_out else {}
     with pytest.raises(ConfigurationError, match=r"run\.checkpoints\.best = sampled"):
         sft.train(config_of(world, tmp_path / "run", run=own, **rows))
+
+
+def test_best_model_that_cannot_be_written_is_told_without_a_traceback(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    own = {"checkpoints": {"best": "nll", "best_is": "lowest"}}
+    config = config_of(
+        world, tmp_path / "run", run=own, validation=world.rows("held-out.jsonl", ROWS)
+    )
+    save = Policy.save
+    monkeypatch.setattr(
+        Policy, "save", lambda self, to: full() if ".best" in to.name else save(self, to)
+    )
+    with pytest.raises(TrainingError, match=r"best: cannot be written: No space left"):
+        sft.train(config)
 
 
 # --- From the command line ------------------------------------------------------------------------

@@ -235,7 +235,12 @@ def run_resume(parsed: argparse.Namespace) -> None:
 
     path = parsed.run_directory.absolute()
     record = read_run(path)
-    command = COMMANDS[record["kind"]]
+    command = COMMANDS.get(record["kind"])
+    if command is None or "from" not in record:
+        raise ConfigurationError(
+            f"{path}: is a run of {record['kind']!r} that cannot go on: it was begun by another "
+            "version of trivium; begin it anew by its own command"
+        )
     if Path(record["from"]).is_dir():
         os.chdir(record["from"])
     parsed.config = path / "config.yaml"

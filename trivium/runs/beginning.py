@@ -83,7 +83,7 @@ def open_run(begun: Begun) -> tuple[Run, FileLock]:
         return Run.create(path, claimed.kind, claimed.resolved), lock
     assert claimed.resumes is not None and begun.lock is not None, "begin opened both"
     run = Run.resume(claimed.resumes, begun.checkpoint.part(LOGS))
-    Checkpoints(run.path, run.identity).forget_after(begun.checkpoint.place)
+    Checkpoints(run.path, run.identity).set_aside_after(begun.checkpoint.place)
     return run, begun.lock
 
 

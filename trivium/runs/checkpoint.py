@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -167,11 +168,14 @@ class Checkpoints:
             if path.name != spare:
                 remove_aside(path)
 
-    def forget_after(self, place: Place) -> None:
-        """Delete what was saved after a place, now that the run goes on from there."""
+    def set_aside_after(self, place: Place) -> None:
+        """Rename what could not be read after a place, now that the run goes on from there.
+
+        It is kept: what cannot be read now may be readable again, or worth a look.
+        """
         for path in self.paths():
             if path.name > place.name:
-                remove_aside(path)
+                path.rename(_free(path.with_name(f"damaged-{path.name}")))
 
     def _manifest(self, place: Place, directory: Path) -> str:
         about = {
@@ -181,6 +185,12 @@ class Checkpoints:
             "files": {name: _measured(directory / name) for name in (STATE, TENSORS)},
         }
         return json.dumps({**about, "seal": _seal(about)}, indent=2) + "\n"
+
+
+def _free(path: Path) -> Path:
+    """A path that is not taken, numbered where it is."""
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    return next(p for p in chain([path], numbered) if not p.exists())
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:

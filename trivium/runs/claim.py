@@ -19,14 +19,17 @@ from trivium.config import Configuration
 from trivium.errors import ConfigurationError
 from trivium.runs.files import is_left_over, remove
 from trivium.runs.identity import differences
-from trivium.runs.store import LOGS, RunConfig, is_finished, read_run
+from trivium.runs.store import RunConfig, is_finished, read_run
 from trivium.runs.trackers import require_trackers
 
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
+_EARLIER = "earlier-"
 _BEFORE_A_RUN = {LOCK, "config.yaml"}
 """What stands in a directory whose run was stopped before it had begun."""
+_DONE = ("metrics.jsonl", "evaluation.jsonl", "checkpoints")
+"""What a run has that did something; one that failed before may be replaced."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +117,11 @@ def _to_go_on(kind: str, config: RunConfig, resolved: Configuration, path: Path)
         raise ConfigurationError(
             f"run.directory = {path}: holds a run of {saved['kind']}, not {kind}: {remedy}"
         )
+    if "id" not in saved:
+        raise ConfigurationError(
+            f"run.directory = {path}: holds a run of an earlier version of trivium, which no run "
+            f"can go on from: {remedy}"
+        )
     changes = differences(saved, path, resolved)
     if is_finished(path) and not (changes and config.allow_changes):
         raise ConfigurationError(
@@ -121,8 +129,8 @@ def _to_go_on(kind: str, config: RunConfig, resolved: Configuration, path: Path)
             "what it shall do (such as steps) and write --allow-changes"
         )
     if changes and not config.allow_changes:
-        if not any((path / f"{stem}.jsonl").exists() for stem in LOGS):
-            return Claim(kind, config, resolved, replaces=True)  # It did nothing yet.
+        if not any((path / name).exists() for name in _DONE):
+            return Claim(kind, config, resolved, replaces=True)
         listed = "\n".join(f"  - {change}" for change in changes)
         raise ConfigurationError(
             f"run.directory = {path}: holds a run that was stopped, and this command is not the "
@@ -178,12 +186,31 @@ def new_directory(claim: Claim) -> tuple[Path, FileLock]:
             raise ConfigurationError(
                 f"run.directory = {path}: another run began there in the meantime; name another"
             )
-        for entry in path.iterdir():
-            if entry.name != LOCK:
-                remove(entry)
+        _clear(path, keep=claim.resumes is not None and (path / "metrics.jsonl").exists())
     except OSError as error:
         raise _unusable(config.directory or Path("runs"), error) from None
     return path, lock
+
+
+def _clear(path: Path, *, keep: bool) -> None:
+    """Empty a directory but for its lock; what a run had logged may be kept in a folder of it."""
+    entries = [entry for entry in path.iterdir() if entry.name != LOCK]
+    if not keep:
+        for entry in entries:
+            remove(entry)
+        return
+    before = [entry for entry in entries if entry.name.startswith(_EARLIER)]
+    earlier = path / f"{_EARLIER}{len(before) + 1}"
+    earlier.mkdir()
+    for entry in entries:
+        if entry not in before:
+            entry.rename(earlier / entry.name)
+    logger.info(
+        "no state of the run in %s was saved before it was stopped: it begins anew, and what it "
+        "had written is in %s",
+        path,
+        earlier.name,
+    )
 
 
 def _unusable(path: Path, error: OSError) -> ConfigurationError:

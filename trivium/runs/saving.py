@@ -159,10 +159,3 @@ class Saver:
         if better:
             self.best = {"value": value, "step": place.step, "name": place.name}
         return better
-
-    def save_best(self) -> None:
-        """Write the model of the best evaluation, as others load it."""
-        model = self.model
-        assert isinstance(model, Saves), "the first object that a loop keeps is its model"
-        with self._run.saving("best") as directory:
-            model.save(directory)

@@ -37,8 +37,11 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
 
-class GivenUp(BaseException):
-    """What was going on is given up, because the run is to stop."""
+class GivenUp(KeyboardInterrupt):
+    """What was going on is given up, because the run is to stop.
+
+    An interrupt like any other to what it breaks off: a reward's call must not take it for a fault.
+    """
 
 
 class Stopping:

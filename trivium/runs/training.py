@@ -249,6 +249,11 @@ class Training:
                 f"{self._saver.saved}: trivium resume {self.path}"
             ) from error
 
+    def _save_best(self) -> None:
+        model = self._saver.model
+        assert isinstance(model, Saves), "the first object that a loop keeps is its model"
+        self.save("best", model)
+
     def _mark(self) -> None:
         """Time and cost count from here."""
         self._since = (time.perf_counter(), flops.total())
@@ -293,7 +298,7 @@ class Training:
     def _finish(self) -> None:
         evaluated = self._evaluated
         if self._evaluate(last=True):
-            self._saver.save_best()
+            self._save_best()
         self._random = randomness.state()
         if self._evaluated != evaluated or not self._saver.has(Place(self.done)):
             self._saver.try_to_save(Place(self.done), self._frame())
@@ -312,7 +317,7 @@ class Training:
         best = self._evaluate()
         self._random = randomness.state()
         if best:
-            self._saver.save_best()
+            self._save_best()
         self._pause_at(Place(self.done), due=best)
 
     def _pass(self, name: str, made: Any) -> None:
