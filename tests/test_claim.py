@@ -27,7 +27,7 @@ from trivium.models.policy import Policy
 from trivium.runs.checkpoint import Checkpoints
 from trivium.runs.claim import LOCK, locked
 from trivium.runs.stopping import SIGNALS, Interrupted, Stopping
-from trivium.runs.store import is_finished, read_events, read_metrics
+from trivium.runs.store import is_finished, read_evaluations, read_events, read_metrics
 from trivium.runs.training import Training
 
 ROWS = [{"prompt": "a", "completion": "bc"}, {"prompt": "d", "completion": "ef"}]
@@ -156,6 +156,21 @@ def test_sampling_is_given_up_where_a_step_may_take_long(
     assert time.monotonic() - began < 50
     grpo.train(config("run"))
     assert same(whole, outcome(tmp_path / "run")) == []
+
+
+def test_stopped_run_does_not_evaluate_before_it_stops_but_when_it_goes_on(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = {"data": world.prompts, "every": 1, "max_tokens": 5,
+                  "rewards": world.reward("letters")}  # fmt: skip
+    config = config_of(world, tmp_path / "run", evaluation=evaluation)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 2)
+        with pytest.raises(Interrupted):
+            sft.train(config)
+    assert [line["step"] for line in read_evaluations(tmp_path / "run")] == [0, 1]
+    sft.train(config)
+    assert [line["step"] for line in read_evaluations(tmp_path / "run")] == [0, 1, 2, 3, 4]
 
 
 @pytest.mark.parametrize("options", [{}, {"timeout": None}, {"fallback": 0.0}], ids=str)
