@@ -24,10 +24,11 @@ from trivium.cli import main
 from trivium.config import dump
 from trivium.errors import CheckpointError, ConfigurationError, TrainingError
 from trivium.models.policy import Policy
+from trivium.runs import claim as claim_module
 from trivium.runs.checkpoint import Checkpoints
-from trivium.runs.claim import LOCK, locked
+from trivium.runs.claim import LOCK, contents, locked
 from trivium.runs.stopping import SIGNALS, Interrupted, Stopping
-from trivium.runs.store import is_finished, read_evaluations, read_events, read_metrics
+from trivium.runs.store import Run, is_finished, read_evaluations, read_events, read_metrics
 from trivium.runs.training import Training
 
 ROWS = [{"prompt": "a", "completion": "bc"}, {"prompt": "d", "completion": "ef"}]
@@ -317,6 +318,52 @@ def test_run_without_any_saved_state_begins_anew_and_loses_no_line(
     sft.train(config_of(world, stopped))
     assert [line["step"] for line in read_metrics(stopped)] == [1, 2, 3, 4]
     assert (stopped / "earlier-1" / "metrics.jsonl").read_bytes() == lines
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_run_killed_anywhere_while_it_is_cleared_can_begin_again(
+    world: World, stopped: Path, overwrite: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every single renaming or removal on the way, one after the other."""
+    shutil.rmtree(stopped / "checkpoints")
+    lines = (stopped / "metrics.jsonl").read_bytes()
+    kills = 0
+    while True:
+        with monkeypatch.context() as patch:
+            patch.setattr(Run, "create", raising(Killed))
+            for where, name in ((Path, "rename"), (claim_module, "remove")):
+                patch.setattr(where, name, once_and_killed(getattr(where, name)))
+            with pytest.raises(Killed):
+                sft.train(config_of(world, stopped, run={"overwrite": overwrite}))
+        kills += 1
+        if contents(stopped) == []:
+            break
+    assert kills >= 4
+    sft.train(config_of(world, stopped))
+    assert is_finished(stopped)
+    kept = [path.read_bytes() for path in stopped.glob("earlier-*/metrics.jsonl")]
+    assert kept == ([] if overwrite else [lines])
+
+
+class Killed(BaseException):
+    """As if the process had been killed there."""
+
+
+def raising(error: type[BaseException]) -> Any:
+    def fail(*given: Any) -> Any:
+        raise error
+
+    return fail
+
+
+def once_and_killed(act: Any) -> Any:
+    """Do it, and be killed right after."""
+
+    def acting(*given: Any) -> Any:
+        act(*given)
+        raise Killed
+
+    return acting
 
 
 def test_run_that_failed_before_its_first_step_gives_way_to_a_corrected_one(

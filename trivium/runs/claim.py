@@ -105,7 +105,7 @@ def _holds_a_run(path: Path) -> bool:
 def contents(path: Path) -> list[Path]:
     """What a directory holds, but for traces of a run that was stopped before it had begun."""
     entries = sorted(path.iterdir()) if path.is_dir() else []
-    kept = [entry for entry in entries if not is_left_over(entry)]
+    kept = [e for e in entries if not (is_left_over(e) or e.name.startswith(_EARLIER))]
     return [] if {entry.name for entry in kept} <= _BEFORE_A_RUN else kept
 
 
@@ -193,8 +193,13 @@ def new_directory(claim: Claim) -> tuple[Path, FileLock]:
 
 
 def _clear(path: Path, *, keep: bool) -> None:
-    """Empty a directory but for its lock; what a run had logged may be kept in a folder of it."""
+    """Empty a directory but for its lock; what a run had logged may be kept in a folder of it.
+
+    What tells that a run is there goes last: until then a kill leaves a run that can be cleared.
+    """
     entries = [entry for entry in path.iterdir() if entry.name != LOCK]
+    last = ("metrics.jsonl", "run.json", "config.yaml")
+    entries.sort(key=lambda entry: last.index(entry.name) if entry.name in last else -1)
     if not keep:
         for entry in entries:
             remove(entry)
