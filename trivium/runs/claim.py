@@ -186,25 +186,27 @@ def new_directory(claim: Claim) -> tuple[Path, FileLock]:
             raise ConfigurationError(
                 f"run.directory = {path}: another run began there in the meantime; name another"
             )
-        _clear(path, keep=claim.resumes is not None and (path / "metrics.jsonl").exists())
+        logged = claim.resumes is not None and (path / "metrics.jsonl").exists()
+        _clear(path, keep=logged, overwrite=config.overwrite)
     except OSError as error:
         raise _unusable(config.directory or Path("runs"), error) from None
     return path, lock
 
 
-def _clear(path: Path, *, keep: bool) -> None:
+def _clear(path: Path, *, keep: bool, overwrite: bool) -> None:
     """Empty a directory but for its lock; what a run had logged may be kept in a folder of it.
 
     What tells that a run is there goes last: until then a kill leaves a run that can be cleared.
     """
-    entries = [entry for entry in path.iterdir() if entry.name != LOCK]
     last = ("metrics.jsonl", "run.json", "config.yaml")
+    entries = [entry for entry in path.iterdir() if entry.name != LOCK]
     entries.sort(key=lambda entry: last.index(entry.name) if entry.name in last else -1)
+    before = [entry for entry in entries if entry.name.startswith(_EARLIER)]
     if not keep:
         for entry in entries:
-            remove(entry)
+            if overwrite or entry not in before:
+                remove(entry)
         return
-    before = [entry for entry in entries if entry.name.startswith(_EARLIER)]
     earlier = path / f"{_EARLIER}{len(before) + 1}"
     earlier.mkdir()
     for entry in entries:
