@@ -23,6 +23,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -36,6 +37,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
 from stoppable_runs import RUNS, outcome, same
+from tqdm import tqdm
 from worlds import World
 
 from trivium.runs import files, saving
@@ -145,19 +147,21 @@ def one_run(
 def in_child(
     train: Callable[[], object], log: Path, instant: float | None, *, slow: bool = False
 ) -> tuple[int, float]:
-    """Call in a process of its own, killed after so many seconds; exit status and duration."""
+    """Call in a process of its own, killed after so many seconds; exit status and duration.
+
+    Without an instant it has the time of the longest run.
+    """
     began = time.monotonic()
     child = os.fork()
     if child == 0:
         _become_child(train, log, slow)
-    if instant is not None:
-        while time.monotonic() - began < instant:
-            ended, status = os.waitpid(child, os.WNOHANG)
-            if ended:
-                return os.waitstatus_to_exitcode(status), time.monotonic() - began
-            time.sleep(0.001)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+    while time.monotonic() - began < (LONGEST_RUN if instant is None else instant):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status), time.monotonic() - began
+        time.sleep(0.001)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     return os.waitstatus_to_exitcode(status), time.monotonic() - began
 
@@ -167,6 +171,8 @@ def _become_child(train: Callable[[], object], log: Path, slow: bool) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    # Bars for writing weights share a lock between forked processes, which a killed one may hold.
+    tqdm.set_lock(threading.RLock())
     saving._SHARE = 0  # Save at every pause.
     if slow:
         _slow_down_saving()
