@@ -164,7 +164,10 @@ def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
     data = Grouped(road.groups(config.prompts_per_step, samples))
     parts = chosen(config, data)
     compared = [reference.score] if config.beta > 0 else []
-    road.score("log-probs", data, parts, partial(critic.score, policy), *compared)
+    actor_critic = [partial(critic.score, policy)]
+    if isinstance(critic, SeparateCritic) and config.beta == 0 < config.sampler_tolerance:
+        actor_critic = [critic.values, *[policy.score] * (config.minibatches > 1)]
+    road.score("log-probs", data, parts, *actor_critic, *compared)
     with road.stage("update"):
         z = zeros(data)
         experience = PPOExperience(
@@ -202,8 +205,7 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
     score_learned(road, judges, config.prompts_per_step * samples)
     data = Grouped(road.groups(config.prompts_per_step, samples))
     parts = chosen(config, data)
-    old = config.epochs * config.minibatches > 1 or config.importance_limit is not None
-    scores = [policy.score] * old + [reference.score] * (config.beta > 0)
+    scores = [policy.score] * (config.minibatches > 1) + [reference.score] * (config.beta > 0)
     road.score("log-probs", data, parts, *scores)
     with road.stage("update"):
         z = zeros(data)
@@ -212,7 +214,6 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
             advantages_T=z,
             trained_T=torch.ones_like(z, dtype=torch.bool),
             sampler_logprobs_T=z,
-            old_logprobs_T=z if old else None,
             ref_logprobs_T=z if config.beta > 0 else None,
         )
         grpo.update(config, on_policy(policy, reference), optimizer, experience, Updates([parts]))
