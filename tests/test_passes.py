@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +14,9 @@ import torch
 from torch import Tensor
 from worlds import STILL, World, metrics_of
 
-from trivium.algorithms import grpo, ppo
+from trivium.algorithms import dpo, grpo, ppo
 from trivium.algorithms.actor_critic import make_critic
+from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.experience import Experience, first_epoch, old_logprobs, tokens_of
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.parts import OnPolicyParts, assemble
@@ -21,8 +25,11 @@ from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.models import policy as policies
+from trivium.models import reference as references
 from trivium.models.loading import trained_parameters
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
+from trivium.models.reference import Reference
 from trivium.models.reward_model import RewardModel
 from trivium.models.scoring import score_all
 from trivium.rollout.rollouts import Rollouts
@@ -307,3 +314,78 @@ def test_ppo_experience_is_the_same_with_the_sampler_and_without(world: World) -
     for name in ("advantages_T", "targets_T", "old_values_T"):
         assert torch.equal(getattr(found[0], name), getattr(found[1], name))
     torch.testing.assert_close(found[0].old_logprobs_T, found[1].old_logprobs_T, rtol=0, atol=1e-5)
+
+
+# --- the reference --------------------------------------------------------------------------------
+
+
+def dpo_config(world: World, **options: Any) -> DPOConfig:
+    rows = [
+        {"prompt": p, "chosen": c, "rejected": r}
+        for p, c, r in (("a", "bc", "d"), ("bc", "e", "fgh"), ("d", "a", "b"), ("e", "cc", "dd"))
+    ]
+    given = {"model": {"path": world.path}, "data": world.rows("pairs.jsonl", rows)}
+    return DPOConfig(**(given | {"run": world.run(), "optimizer": FAST} | options))
+
+
+def online(world: World, **options: Any) -> dict[str, Any]:
+    pairs = {"data": world.prompts, "rewards": world.reward("letters"), "steps": 1}
+    return {"data": None, "online": pairs | {"sampling": {"max_tokens": 8}}} | options
+
+
+def evaluated(world: World) -> dict[str, Any]:
+    data = {"data": world.prompts, "max_tokens": 5, "samples": 2}
+    return {"evaluation": data | {"rewards": world.reward("letters")}}
+
+
+@pytest.mark.parametrize(
+    ("train", "configured", "copies"),
+    [
+        (grpo.train, lambda w: grpo_config(w, iterations=2), 0),
+        (grpo.train, lambda w: grpo_config(w, beta=0.1), 1),
+        (grpo.train, lambda w: grpo_config(w, **evaluated(w)), 1),
+        (ppo.train, ppo_config, 0),
+        (ppo.train, lambda w: ppo_config(w, beta=0.1), 1),
+        (dpo.train, dpo_config, 0),
+        (dpo.train, lambda w: dpo_config(w, **evaluated(w)), 1),
+        (dpo.train, lambda w: dpo_config(w, **online(w)), 1),
+        (dpo.train, lambda w: dpo_config(w, **online(w, reference_free=True)), 0),
+    ],
+    ids=[
+        "grpo", "grpo kl", "grpo evaluated", "ppo", "ppo kl", "dpo", "dpo evaluated", "dpo online",
+        "dpo online reference-free",
+    ],
+)  # fmt: skip
+def test_model_is_copied_for_a_reference_that_is_asked_and_for_no_other(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    train: Callable[[Any], Path],
+    configured: Callable[[World], Any],
+    copies: int,
+) -> None:
+    copied: list[Policy] = []
+    copy = references.frozen_copy
+    monkeypatch.setattr(references, "frozen_copy", lambda p: copied.append(p) or copy(p))
+    train(configured(world))
+    assert len(copied) == copies
+
+
+def test_evaluation_without_a_kl_term_measures_from_where_the_policy_began(world: World) -> None:
+    run = grpo.train(grpo_config(world, optimizer=FAST, steps_per_iteration=3, **evaluated(world)))
+    first, last = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    assert first["kl"] == 0.0
+    assert last["kl"] > 0.0
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["whole", "lora"])
+def test_policy_before_its_first_step_scores_pairs_as_the_reference_would(
+    world: World, lora: dict[str, int] | None
+) -> None:
+    policy = Policy.load(ModelConfig(path=world.path, lora=lora))
+    config = dpo_config(world)
+    source = dpo.Offline(config)
+    given = source.data
+    source.prepare(policy, Reference(policy, asked=False))
+    expected = dpo.with_reference(config, given, Reference(policy)).ref_logprobs_T
+    assert source.data.ref_logprobs_T is not None and expected is not None
+    assert torch.equal(source.data.ref_logprobs_T, expected)

@@ -70,6 +70,7 @@ def train(config: GRPOConfig) -> Path:
         config.rewards,
         config.evaluation,
         config.sampling,
+        compared=config.beta > 0,
     )
     reward_update = None
     if config.reward_update is not None:

@@ -77,6 +77,7 @@ def train(config: PPOConfig) -> Path:
         config.rewards,
         config.evaluation,
         config.sampling,
+        compared=config.beta > 0,
     )
     critic = make_critic(config.critic, config.model, parts.policy)
     mix = None
