@@ -33,7 +33,7 @@ from trivium.maths.ragged import segment_mean, segment_sum
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
-from trivium.models.scoring import score_all
+from trivium.models.scoring import score_logprobs
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.beginning import begin
 from trivium.runs.evaluate import Evaluator
@@ -169,8 +169,7 @@ def with_reference(config: DPOConfig, data: PairData, reference: Reference | Pol
     if config.reference_free:
         return data
     parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
-    (ref_T,) = score_all(data, parts, lambda b: (reference.score(b).logprobs_T,))
-    return replace(data, ref_logprobs_T=ref_T)
+    return replace(data, ref_logprobs_T=score_logprobs(data, parts, reference))
 
 
 def work(config: DPOConfig, policy: Policy, pairs: PairData) -> list[MicroBatch]:

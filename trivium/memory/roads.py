@@ -17,7 +17,7 @@ import torch
 from trivium.algorithms import dpo, grpo, ppo, sft
 from trivium.algorithms.dpo import PairData
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import MicroBatches, Weighted, plan_updates
+from trivium.algorithms.experience import MicroBatches, Minibatch, Weighted, plan_updates
 from trivium.algorithms.grpo import GRPOExperience
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.micro_batch import Loss, MicroBatch
@@ -218,7 +218,9 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
             sampler_logprobs_T=z,
             ref_logprobs_T=z if config.beta > 0 else None,
         )
-        grpo.update(config, on_policy(policy, reference), optimizer, experience, Updates([parts]))
+        minibatch = Minibatch([response for part in parts for response in part], parts)
+        updates = Updates([minibatch])
+        grpo.update(config, on_policy(policy, reference), optimizer, experience, updates)
     update_rewards(road, config.reward_update, config.rewards, judges, trained)
 
 
@@ -268,7 +270,7 @@ def chosen(config: PPOConfig | GRPOConfig, data: Grouped) -> MicroBatches:
         seed=config.run.seed,
         step=0,
     )
-    return heaviest(data, max(steps, key=lambda parts: sum(map(len, parts))))
+    return heaviest(data, max(steps, key=lambda step: len(step.responses)).parts)
 
 
 # --- Models ---------------------------------------------------------------------------------------
