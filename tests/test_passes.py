@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,7 @@ def test_first_step_tells_what_a_pass_over_the_whole_batch_would(
     steps = grpo.plan(config, experience, 1)
     whole = first_epoch(steps, 12)
     assert len(whole) > 2
-    expected_T = score_logprobs(experience, whole, parts.policy)
+    expected_T = score_logprobs(parts.policy, experience, whole)
     attend = policies.hidden_states
 
     def limited(backbone: Any, batch: Any, *, shared: bool) -> Tensor:
@@ -307,7 +308,7 @@ def test_first_step_that_is_taken_counts_where_minibatches_are_dropped(world: Wo
         dropped, steps, rollouts.sampler_logprobs_T, parts.policy, tolerance=0.0
     )
     assert not scored_T[tokens_of(dropped, steps[1].parts)].any()
-    expected_T = score_logprobs(dropped, first_epoch(steps, 12), parts.policy)
+    expected_T = score_logprobs(parts.policy, dropped, first_epoch(steps, 12))
     dropped = replace(dropped, old_logprobs_T=old_T, scored_T=scored_T)
     optimizer = Optimizer([(config.optimizer, trained_parameters(parts.policy.model))], 10)
     updates = Updates(steps)
@@ -401,7 +402,9 @@ def test_policy_before_its_first_step_scores_pairs_as_the_reference_would(
     source = dpo.Offline(config)
     given = source.data
     source.prepare(policy, Reference(policy, asked=False))
-    expected = dpo.with_reference(config, given, Reference(policy)).ref_logprobs_T
+    expected = dpo.with_reference(
+        config, given, partial(score_logprobs, Reference(policy))
+    ).ref_logprobs_T
     assert source.data.ref_logprobs_T is not None and expected is not None
     assert torch.equal(source.data.ref_logprobs_T, expected)
 

@@ -153,7 +153,7 @@ def old_logprobs(
     old_T, scored_T = sampler_T, torch.zeros(len(sampler_T), dtype=torch.bool)
     for parts in filter(None, (later[:1], later[1:])):
         at = tokens_of(data, parts).sort().values
-        found_T = score_logprobs(data, parts, policy)
+        found_T = score_logprobs(policy, data, parts)
         old_T = old_T.to(found_T).index_copy(0, at.to(found_T.device), found_T)
         scored_T[at] = True
         if 0 < tolerance >= float((found_T.cpu() - sampler_T[at]).abs().max()):

@@ -187,7 +187,7 @@ def prepare(
     ref_T = None
     if config.beta > 0:
         micro_batches = first_epoch(steps, len(rollouts.flat))
-        ref_T = score_logprobs(experience, micro_batches, parts.reference)
+        ref_T = score_logprobs(parts.reference, experience, micro_batches)
     return replace(experience, old_logprobs_T=old_T, scored_T=scored_T, ref_logprobs_T=ref_T)
 
 

@@ -182,7 +182,7 @@ def prepare(
     ref_T, kl_T = None, torch.zeros_like(old_T)
     if beta > 0:
         micro_batches = first_epoch(steps, len(rollouts.flat))
-        ref_T = score_logprobs(data, micro_batches, parts.reference)
+        ref_T = score_logprobs(parts.reference, data, micro_batches)
         kl_T = KL_ESTIMATORS[config.kl](old_T, ref_T)
     lengths_N = rollouts.lengths_N.to(old_T.device)
     rewards_T = kl_shaped_rewards(

@@ -41,6 +41,7 @@ from trivium.models.loading import load_tokenizer, trained_parameters
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
+from trivium.models.scoring import score_logprobs
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.measuring import Updates
@@ -208,7 +209,9 @@ def _dpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
         groups = dpo.best_and_worst(batch)
         if not groups:
             return []
-        pairs = dpo.with_reference(config, PairData(groups), bench.reference)
+        pairs = dpo.with_reference(
+            config, PairData(groups), partial(score_logprobs, bench.reference)
+        )
         return dpo.work(config, bench.policy, pairs)
 
     return work

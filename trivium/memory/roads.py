@@ -120,8 +120,7 @@ def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
     online, evaluation = config.online, config.evaluation
     judges = load_learned(road, () if online is None else online.rewards)
     policy = road.policy(config.model, config.temperature)
-    compared = online is not None and not config.reference_free
-    reference = road.reference(policy, asked=compared or evaluation is not None)
+    reference = road.reference(policy, asked=config.asks_reference)
     quality = load_learned(road, own_rewards(evaluation)) or judges
     data = PairData(road.groups(config.pairs_per_step, 2))
     parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
@@ -134,7 +133,8 @@ def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
         samples = online.responses_per_prompt
         road.rollout("rollout", policy, config.pairs_per_step, samples, online.sampling)
         score_learned(road, judges, config.pairs_per_step * samples)
-        road.score("log-probs", data, parts, *[reference.score] * compared)
+        compared = [] if config.reference_free else [reference.score]
+        road.score("log-probs", data, parts, *compared)
     if not config.reference_free:
         data = PairData(data.groups, ref_logprobs_T=zeros(data))
     with road.stage("update"):

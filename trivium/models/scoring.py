@@ -137,7 +137,7 @@ class Scores(Protocol):
     def score(self, batch: Batch) -> TokenScores: ...
 
 
-def score_logprobs(data: Grouped, parts: Sequence[Sequence[int]], model: Scores) -> Tensor:
+def score_logprobs(model: Scores, data: Grouped, parts: Sequence[Sequence[int]]) -> Tensor:
     """``score_all`` of a model's log-probs, ``[T]``."""
     (logprobs_T,) = score_all(data, parts, lambda batch: (model.score(batch).logprobs_T,))
     return logprobs_T

@@ -228,7 +228,7 @@ class Evaluator:
         parts = data.split(self.tokens_per_micro_batch)
 
         def logprobs(model: Reference | Policy) -> Tensor:
-            return score_logprobs(data, parts, model).double().cpu()
+            return score_logprobs(model, data, parts).double().cpu()
 
         ref_T = logprobs(reference)
         return Distance(logprobs(self.policy) - ref_T, ref_T)
