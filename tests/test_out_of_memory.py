@@ -401,7 +401,7 @@ def run_dpo(world: World) -> Path:
     return dpo.train(
         dpo.DPOConfig(
             model=model(world.path), data=world.rows("pairs.jsonl", PAIRS), run=world.run(),
-            optimizer=STILL,
+            optimizer=STILL, reference_cache=False,
         )
     )  # fmt: skip
 

@@ -6,13 +6,13 @@ import math
 from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, product
 from typing import Any
 from unittest import mock
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from worlds import family, letters_tokenizer, random_lm
@@ -26,7 +26,7 @@ from trivium.algorithms.experience import (
     shuffled,
     steps_of,
 )
-from trivium.data.batch import Batch, Group, token_index
+from trivium.data.batch import Batch, Group, Grouped, token_index
 from trivium.maths.ragged import segment_ids, segment_starts, spread
 from trivium.maths.weights import token_weights, weighted_sum
 from trivium.models import scoring
@@ -76,7 +76,7 @@ def listed(data: Data) -> list[tuple[Any, ...]]:
     return found
 
 
-def line_length(data: Data, part: list[int]) -> int:
+def line_length(data: Grouped, part: list[int]) -> int:
     return len(Batch.of(data.select(part).groups).tokens_L)
 
 
@@ -350,3 +350,85 @@ def test_shared_prompts_score_like_separate_rows_however_they_are_cut(
     whole_T = rows.score(Batch.of(groups)).logprobs_T.detach()
     torch.testing.assert_close(score(shared), whole_T, atol=1e-13, rtol=0)
     torch.testing.assert_close(score(rows), whole_T, atol=1e-13, rtol=0)
+
+
+# --- how evenly it is cut -------------------------------------------------------------------------
+
+
+def work_of(data: Grouped, part: list[int]) -> int:
+    """Tokens on the line, 4,096 each, and pairs of one with another that it sees or with itself."""
+    batch = Batch.of(data.select(part).groups)
+    return 4096 * len(batch.positions_L) + int((batch.positions_L + 1).sum())
+
+
+def units_of(data: Grouped, max_tokens: int, whole: bool) -> list[list[int]]:
+    """What is not divided, in the order of the groups' lengths."""
+    first = [0, *accumulate(len(g.responses) for g in data.groups)]
+    longest = [len(g.prompt) + max(map(len, g.responses)) for g in data.groups]
+    units = []
+    for g in sorted(range(len(data.groups)), key=longest.__getitem__):
+        members = list(range(first[g], first[g + 1]))
+        fits = line_length(data, members) <= max_tokens
+        units += [members] if whole or fits else [[m] for m in members]
+    return units
+
+
+FEW = st.lists(
+    st.builds(Group, TOKENS, st.lists(TOKENS, min_size=1, max_size=3)), min_size=1, max_size=5
+).map(Grouped)
+
+
+@EACH
+@given(data=FEW, max_tokens=st.integers(1, 60), whole=st.booleans())
+def test_split_is_into_few_parts_of_even_work_and_divides_no_group_that_fits(
+    data: Grouped, max_tokens: int, whole: bool
+) -> None:
+    units = units_of(data, max_tokens, whole)
+    assume(len(units) <= 8)
+    found = data.split(max_tokens, whole_groups=whole)
+    assert {tuple(u) for u in units} == {
+        tuple(u) for part in found for u in units if set(u) <= set(part)
+    }
+    cuts = []
+    for borders in product([False, True], repeat=len(units) - 1):
+        ends = [n + 1 for n, border in enumerate(borders) if border] + [len(units)]
+        parts = [units[a:b] for a, b in zip([0, *ends][:-1], ends, strict=True)]
+        flat = [sorted(r for unit in part for r in unit) for part in parts]
+        pairs = zip(flat, parts, strict=True)
+        if all(line_length(data, f) <= max_tokens or len(part) == 1 for f, part in pairs):
+            cuts.append(flat)
+    fewest = min(map(len, cuts))
+    assert len(found) == fewest
+    works = [[work_of(data, part) for part in flat] for flat in cuts if len(flat) == fewest]
+    worst, even = list(map(max, works)), min(map(sum, works)) / fewest
+    here = max(work_of(data, part) for part in found)
+    assert here <= min(worst) + (max(worst) - even) / 64 + 1
+
+
+def test_last_part_is_not_what_is_left_over() -> None:
+    data = Grouped([Group([1] * 4, [[1] * 6]) for _ in range(11)])
+    assert [len(part) for part in data.split(100)] == [6, 5]
+    assert [len(part) for part in data.split(40)] == [4, 4, 3]
+
+
+def test_group_that_fits_is_not_divided_to_fill_a_part() -> None:
+    data = Grouped([Group([1] * 50, [[1] * 10, [1] * 10]) for _ in range(3)])
+    assert data.split(100) == [[0, 1], [2, 3], [4, 5]]
+    assert data.split(60) == [[0], [1], [2], [3], [4], [5]]
+
+
+def test_prompt_counts_once_for_the_responses_of_a_divided_group_that_stay_together() -> None:
+    data = Grouped([Group([1] * 10, [[1] * 5 for _ in range(6)])])
+    assert data.split(25) == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_long_contexts_weigh_more_than_their_tokens() -> None:
+    # 501 tokens and their pairs are 2.18 million, 2,001 are 10.2: 16 · 2.18 = 34.8 and
+    # 6 · 2.18 + 2 · 10.2 = 33.5. Tokens alone would be even as 15 and 9, pairs alone as 17 and 7.
+    short, long = Group([1] * 500, [[1]]), Group([1] * 2000, [[1]])
+    parts = Grouped([short] * 22 + [long] * 2).split(9014)
+    assert [len(part) for part in parts] == [16, 8]
+
+
+def test_nothing_is_cut_into_nothing() -> None:
+    assert Grouped([]).split(10) == []

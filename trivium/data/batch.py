@@ -15,6 +15,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from trivium.data.cutting import cut
 from trivium.data.group import Group
 from trivium.maths.ragged import segment_ids, segment_starts, spread
 
@@ -137,25 +138,11 @@ class Grouped:
     def split(self, max_tokens: int, *, whole_groups: bool = False) -> list[list[int]]:
         """Cut into micro-batches of at most ``max_tokens`` on the line: response indices of each.
 
-        Groups of similar length go together. A group that does not fit is divided (its prompt is
-        then repeated), unless ``whole_groups``; a single response may exceed the limit.
+        They are few and of even work, and groups of similar length go together. A group is divided
+        (its prompt is then repeated) only where it does not fit by itself, and never with
+        ``whole_groups``; a single response may exceed the limit.
         """
-        first_G = segment_starts(self.sizes_G).tolist()
-        longest = [max(map(len, g.responses)) + len(g.prompt) for g in self.groups]
-        parts: list[list[int]] = []
-        used = 0
-        for g in sorted(range(len(self.groups)), key=lambda g: (longest[g], g)):
-            group = self.groups[g]
-            members = [first_G[g] + j for j in range(len(group.responses))]
-            for unit in [members] if whole_groups else [[m] for m in members]:
-                responses = sum(len(group.responses[m - first_G[g]]) for m in unit)
-                prompt = 0 if parts and parts[-1][-1] in members else len(group.prompt)
-                if not parts or used + prompt + responses > max_tokens:
-                    parts.append([])
-                    used, prompt = 0, len(group.prompt)
-                parts[-1] += unit
-                used += prompt + responses
-        return [sorted(part) for part in parts]
+        return cut(self.groups, max_tokens, whole_groups=whole_groups)
 
     def halves(self, *, whole_groups: bool = False) -> tuple[list[int], list[int]] | None:
         """Cut in two, as evenly in response tokens as can be: response indices of both halves.
