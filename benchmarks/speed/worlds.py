@@ -1,8 +1,8 @@
 """The models and the data that both sides of the comparison are given.
 
-Qwen2 with random weights, in two sizes, and a tokenizer whose tokens are numbered words. The end
-token's logit is raised until a response ends after 32 tokens on average, so that lengths spread
-over 1 to 64 as those of a trained model do: each is that of a geometric distribution, cut off.
+Qwen2 with random weights, in two sizes, and a tokenizer that has a token for every word it is
+given. The end token's logit is raised until a response ends after 32 tokens on average, so that
+lengths spread over 1 to 64 as those of a trained model do: each is geometric, cut off.
 Imports nothing of Trivium or TRL.
 """
 
@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import json
 import random
+import string
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import pre_tokenizers
 from transformers import (
-    PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
+    Qwen2Tokenizer,
 )
 
 END, PADDING = 0, 1
+END_NAME, PADDING_NAME = "<|endoftext|>", "<|pad|>"
+SPACE = "Ġ"
+"""How byte-level tokens write a space."""
+FIRST_WORD = 2 + 256
 MEAN_LENGTH, LONGEST = 32, 64
 COMMON = 4.0
 """The constant that dimension 0 of every embedding holds, in standard deviations of the others."""
@@ -71,19 +76,37 @@ def write_world(directory: Path, size: Size, *, prompt_tokens: int, rows: int = 
     config = size.config()
     config.num_labels = 1
     Qwen2ForSequenceClassification(config).save_pretrained(directory / "scorer")
-    drawn = random.Random(0)
+    drawn, known = random.Random(0), words(size.vocabulary)
     with (directory / "data.jsonl").open("w") as file:
         for _ in range(rows):
-            row = _row(drawn, size.vocabulary, prompt_tokens)
+            row = _row(drawn, known, prompt_tokens)
             file.write(json.dumps(row) + "\n")
 
 
-def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    words = {"<end>": END, "<pad>": PADDING}
-    words |= {f"w{i}": i for i in range(2, vocabulary)}
-    plain = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
-    plain.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
-    return PreTrainedTokenizerFast(tokenizer_object=plain, eos_token="<end>", pad_token="<pad>")
+def words(vocabulary: int) -> list[str]:
+    """The tokens that are whole words, each with the space before it."""
+    made = [" "]
+    letters = string.ascii_lowercase
+    while len(made) < vocabulary:
+        made += [word + letter for word in made if len(word) == len(made[-1]) for letter in letters]
+    return made[1 : vocabulary - FIRST_WORD + 1]
+
+
+def _tokenizer(vocabulary: int) -> Qwen2Tokenizer:
+    """Byte-level, as Qwen2's has to be, with merges that make a token of each word."""
+    names = [END_NAME, PADDING_NAME, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    merges = []
+    for word in words(vocabulary):
+        name = word.replace(" ", SPACE)
+        merges.append((name[:-1], name[-1]))
+        names.append(name)
+    return Qwen2Tokenizer(
+        vocab={name: i for i, name in enumerate(names)},
+        merges=merges,
+        unk_token=END_NAME,
+        eos_token=END_NAME,
+        pad_token=PADDING_NAME,
+    )
 
 
 @torch.no_grad()
@@ -103,15 +126,11 @@ def _raise_end(model: Qwen2ForCausalLM) -> None:
         low, high = (middle, high) if found < wanted else (low, middle)
 
 
-def _row(drawn: random.Random, vocabulary: int, prompt_tokens: int) -> dict[str, Any]:
-    def words(count: int) -> str:
-        return " ".join(f"w{drawn.randrange(2, vocabulary)}" for _ in range(count))
+def _row(drawn: random.Random, known: list[str], prompt_tokens: int) -> dict[str, Any]:
+    def text(count: int) -> str:
+        return "".join(drawn.choices(known, k=count))
 
     def length() -> int:
         return min(1 + int(drawn.expovariate(1 / MEAN_LENGTH)), LONGEST - 1)
 
-    return {
-        "prompt": words(prompt_tokens),
-        "chosen": " " + words(length()),
-        "rejected": " " + words(length()),
-    }
+    return {"prompt": text(prompt_tokens), "chosen": text(length()), "rejected": text(length())}
