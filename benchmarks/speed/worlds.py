@@ -111,14 +111,20 @@ def _tokenizer(vocabulary: int) -> Qwen2Tokenizer:
 
 @torch.no_grad()
 def _raise_end(model: Qwen2ForCausalLM) -> None:
-    """Let the end token have a probability of 1 in 32 on average, at random contexts."""
+    """Let the end token have a probability of 1 in 32 on average, at random contexts.
+
+    Dimension 0 holds a constant that no layer adds to, and only the end token reads it.
+    """
     embedding = model.get_input_embeddings().weight
+    for layer in model.model.layers:
+        layer.self_attn.o_proj.weight[0] = 0
+        layer.mlp.down_proj.weight[0] = 0
     embedding[:, 0] = COMMON * embedding.std()
     tokens = torch.randint(2, len(embedding), (16, LONGEST))
     wanted = 1 / MEAN_LENGTH
-    low, high = 0.0, 100.0
+    low, high = 0.0, 1e4
     before = embedding[END].clone()
-    for _ in range(40):
+    for _ in range(50):
         middle = (low + high) / 2
         embedding[END] = before
         embedding[END, 0] = before[0] * (1 + middle)
