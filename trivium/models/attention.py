@@ -25,6 +25,8 @@ from transformers import AttentionInterface, PreTrainedModel
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.maths.ragged import segment_ids, spread
+from trivium.models.rows import Rows
+from trivium.models.shared_attention import Block, SharedAttention, plan
 
 logger = logging.getLogger(__name__)
 
@@ -103,37 +105,35 @@ def attention(
     return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value
 
 
-class Rows:
-    """Segments of the line gathered into rows for dense attention, and back.
-
-    Rows are as long as the longest segment; what lies behind a shorter one is never visible to a
-    real query and never scattered back.
-    """
-
-    def __init__(self, starts: Tensor, lengths: Tensor) -> None:
-        self.longest = int(lengths.max())
-        offset = torch.arange(self.longest, device=starts.device)
-        self.held = offset < lengths[:, None]
-        self.index = torch.where(self.held, starts[:, None] + offset, 0)
-        self.count = len(starts)
-
-    def gather(self, line_LHD: Tensor) -> Tensor:
-        """``[L, heads, width] -> [rows, heads, longest, width]``."""
-        rows = line_LHD.index_select(0, self.index.flatten())
-        return rows.unflatten(0, (self.count, self.longest)).transpose(1, 2)
-
-    def flatten(self, rows: Tensor) -> Tensor:
-        """``[rows, heads, longest, width] -> [tokens, heads, width]``, row after row."""
-        return rows.transpose(1, 2)[self.held]
-
-    @cached_property
-    def line_index(self) -> Tensor:
-        """Where each flattened token lies on the line."""
-        return self.index[self.held]
-
-
 class GroupLayout:
     """Each prompt attends to itself; each response to its group's prompt and to itself."""
+
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
+        self.longest = int((spread(batch.prompt_lengths_G, batch.sizes_G) + batch.lengths_N).max())
+
+    def attend(
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+    ) -> Tensor:
+        everything = rule.window is None or rule.window >= self.longest
+        if everything and rule.softcap is None and query_LHD.device.type == "cpu":
+            return SharedAttention.apply(query_LHD, key_LHD, value_LHD, self._blocks, rule.scaling)
+        return self._masked.attend(query_LHD, key_LHD, value_LHD, rule)
+
+    @cached_property
+    def _blocks(self) -> list[Block]:
+        return plan(self.batch)
+
+    @cached_property
+    def _masked(self) -> MaskedAttention:
+        return MaskedAttention(self.batch)
+
+
+class MaskedAttention:
+    """The same with a copy of the prompt's keys before each response's, and masks.
+
+    It is what sliding windows, soft caps and other devices use.
+    """
 
     def __init__(self, batch: Batch) -> None:
         self.prompts = Rows(batch.prompt_starts_G, batch.prompt_lengths_G)
@@ -146,9 +146,7 @@ class GroupLayout:
         )
         self._visible: dict[int | None, tuple[Tensor | None, Tensor]] = {}
 
-    def attend(
-        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
-    ) -> Tensor:
+    def attend(self, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule) -> Tensor:
         prompt_sees, response_sees = self._masks(rule.window)
         prompt_keys, prompt_values = self.prompts.gather(key_LHD), self.prompts.gather(value_LHD)
         prompt_out = attention(

@@ -14,6 +14,7 @@ from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.attention import hidden_states, use_ragged_attention, uses_ragged_attention
+from trivium.models.linear import Linear, use_fast_linears
 from trivium.models.loading import (
     base_of,
     load_causal_lm,
@@ -62,6 +63,7 @@ class Policy:
         base = base_of(model)
         if not uses_ragged_attention(base):
             _require_known_head(base)
+        use_fast_linears(model)
         self.shared = use_ragged_attention(base)
         flops.watch(self.backbone)
 
@@ -148,7 +150,7 @@ def head_of(model: PreTrainedModel) -> Head:
 def _require_known_head(model: PreTrainedModel) -> None:
     """Compare our head's logits with the model's own on three tokens."""
     linear = model.get_output_embeddings()
-    if type(linear) is not nn.Linear:
+    if type(linear) not in (nn.Linear, Linear):
         kind = type(linear).__name__
         raise ModelError(
             f"{type(model).__name__} has a head of type {kind}, which is not a plain linear layer: "

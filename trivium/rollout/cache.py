@@ -14,8 +14,9 @@ from torch.nn import functional as F
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.models.attention import Rows, Rule, attention
+from trivium.models.attention import Rule, attention
 from trivium.models.policy import Policy
+from trivium.models.rows import Rows
 
 IDLE_SHARE = 1 / 8
 STRIP = 32
