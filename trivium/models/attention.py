@@ -191,15 +191,19 @@ def hidden_states(backbone: PreTrainedModel, batch: Batch, *, shared: bool = Tru
     """Final hidden states of every token on the batch's line, ``[L, D]``."""
     if not shared:
         return separate_rows(backbone, batch)
-    return _on_line(backbone, batch, GroupLayout(batch))
+    return _of_batch(backbone, batch, GroupLayout(batch))
 
 
-def _on_line(backbone: PreTrainedModel, batch: Batch, layout: Layout) -> Tensor:
+def _of_batch(backbone: PreTrainedModel, batch: Batch, layout: Layout) -> Tensor:
+    return on_line(backbone, batch.tokens_L, batch.positions_L, layout)
+
+
+def on_line(
+    backbone: PreTrainedModel, tokens_L: Tensor, position_L: Tensor, layout: Layout
+) -> Tensor:
+    """Final hidden states of a line of tokens, ``[L, D]``."""
     output = backbone(
-        input_ids=batch.tokens_L[None],
-        position_ids=batch.positions_L[None],
-        use_cache=False,
-        layout=layout,
+        input_ids=tokens_L[None], position_ids=position_L[None], use_cache=False, layout=layout
     )
     return output.last_hidden_state[0]
 
@@ -246,15 +250,11 @@ def use_ragged_attention(model: PreTrainedModel) -> bool:
         return True
     before = model.config._attn_implementation
     backbone: PreTrainedModel = model.base_model  # type: ignore[assignment]
-    batch = _probe_batch(model)
-    layout = _Recorder(batch)
     try:
-        expected = _unit_scale(separate_rows(backbone, batch))
+        expected = separate_rows(backbone, _probe_batch(backbone))
         model.set_attn_implementation(RAGGED)
-        found = _unit_scale(_on_line(backbone, batch, layout))
-        tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 5e-2
-        exact = torch.allclose(found, expected, rtol=0, atol=tolerance)
-        exact = exact and _windows_arrive(model, layout.windows)
+        _, found, rules = probe(backbone)
+        exact = agree(found, expected) and _windows_arrive(model, rules)
     except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError, KeyError):
         exact = False
     if not exact:
@@ -263,26 +263,43 @@ def use_ragged_attention(model: PreTrainedModel) -> bool:
     return exact
 
 
+@torch.no_grad()
+def probe(backbone: PreTrainedModel) -> tuple[Batch, Tensor, dict[int, Rule]]:
+    """A few groups, their final hidden states, and the rule that each layer asked for."""
+    batch = _probe_batch(backbone)
+    layout = _Recorder(batch)
+    return batch, _of_batch(backbone, batch, layout), layout.rules
+
+
+def agree(found_LD: Tensor, expected_LD: Tensor) -> bool:
+    """Whether two ways to compute hidden states differ by no more than rounding."""
+    tolerance = 1e-3 if expected_LD.dtype in (torch.float32, torch.float64) else 5e-2
+    found, expected = (
+        x.float() / x.float().abs().mean().clamp(min=1e-12) for x in (found_LD, expected_LD)
+    )
+    return torch.allclose(found, expected, rtol=0, atol=tolerance)
+
+
 @cache
 def _say_once(family: str) -> None:
     logger.warning("%s cannot share a prompt between responses: computing separate rows", family)
 
 
 class _Recorder(GroupLayout):
-    """A layout that notes which window each layer asks for."""
+    """A layout that notes which rule each layer asks for."""
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch)
-        self.windows: dict[int, int | None] = {}
+        self.rules: dict[int, Rule] = {}
 
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
     ) -> Tensor:
-        self.windows[layer] = rule.window
+        self.rules[layer] = rule
         return super().attend(layer, query_LHD, key_LHD, value_LHD, rule)
 
 
-def _windows_arrive(model: PreTrainedModel, windows: dict[int, int | None]) -> bool:
+def _windows_arrive(model: PreTrainedModel, rules: dict[int, Rule]) -> bool:
     """Whether every sliding window of the configuration reached the attention function.
 
     A family that hides it in its mask would agree on a few tokens and be wrong beyond the window.
@@ -292,11 +309,11 @@ def _windows_arrive(model: PreTrainedModel, windows: dict[int, int | None]) -> b
     types = getattr(config, "layer_types", None)
     if types is None:
         used = getattr(config, "use_sliding_window", True)
-        types = ["sliding_attention" if window and used else "full_attention"] * len(windows)
+        types = ["sliding_attention" if window and used else "full_attention"] * len(rules)
     if not set(types) <= {"full_attention", "sliding_attention"}:
         return False
     sliding = [layer for layer, kind in enumerate(types) if kind == "sliding_attention"]
-    return all(windows.get(layer) == window for layer in sliding)
+    return all(layer in rules and rules[layer].window == window for layer in sliding)
 
 
 def _probe_batch(model: PreTrainedModel) -> Batch:
@@ -306,9 +323,3 @@ def _probe_batch(model: PreTrainedModel) -> Batch:
         Group([min(6, top), 1, min(3, top)], [[min(7, top), 2, 1], [1]]),
     ]
     return Batch.of(groups).to(model.device)
-
-
-def _unit_scale(states_LD: Tensor) -> Tensor:
-    """The states brought to unit scale, so that one tolerance fits all."""
-    states_LD = states_LD.float()
-    return states_LD / states_LD.abs().mean().clamp(min=1e-12)

@@ -9,6 +9,7 @@ recomputation, is not counted, so that implementations can be compared.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -48,6 +49,11 @@ def watch(backbone: PreTrainedModel) -> None:
     hooks = backbone._forward_pre_hooks.values()
     if not any(isinstance(hook, partial) and hook.func is _count for hook in hooks):
         backbone.register_forward_pre_hook(partial(_count, _matrices(backbone)), with_kwargs=True)
+
+
+def counter(backbone: PreTrainedModel) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+    """Counts a pass that is made around the backbone, given what it would be called with."""
+    return partial(_count, _matrices(backbone), backbone)
 
 
 Matrices = list[tuple[nn.Parameter, float]]

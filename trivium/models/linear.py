@@ -17,6 +17,10 @@ from torch.nn import functional as F
 
 FEWEST_ROWS = 128
 """Below this many rows, bringing the weights into oneDNN's order costs more than it gains."""
+PACKED_FOR = 128
+"""The number of rows that weights are packed for; any other number is served, too."""
+LEAST_WORK = 1 << 19
+"""Products of fewer multiplications are faster as PyTorch does them."""
 PROBE, PROBES, WORTH = 256, 8, 1.3
 """The measured product's size, how often it is measured, and what oneDNN must gain to be used."""
 
@@ -75,6 +79,43 @@ def use_fast_linears(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.Linear:
             module.__class__ = Linear
+
+
+Layer = tuple[Tensor, Tensor | None]
+"""The weight and the bias of a linear layer."""
+
+
+class Packed:
+    """Linear layers of one input, as one product with weights in the order that oneDNN wants.
+
+    Holds a copy of the weights as they are now, or the layers themselves where packing gains
+    nothing. No gradient flows.
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        self.layers = [(w.detach(), None if b is None else b.detach()) for w, b in layers]
+        self.size = sum(w.numel() for w, _ in layers)
+        self.weights = self.bias = None
+        if product.serves(PACKED_FOR, *(w for w, _ in self.layers)):
+            weights = [w for w, _ in self.layers]
+            joined = torch.cat(weights) if len(weights) > 1 else weights[0]
+            self.weights = torch.ops.mkldnn._reorder_linear_weight(joined, PACKED_FOR)
+            self.bias = self._joined_bias()
+
+    @classmethod
+    def of(cls, *layers: nn.Linear) -> Packed:
+        return cls(*((layer.weight, layer.bias) for layer in layers))
+
+    def __call__(self, x_LD: Tensor) -> Tensor:
+        if self.weights is not None and len(x_LD) * self.size >= LEAST_WORK:
+            return _onednn(x_LD, self.weights, self.bias)
+        outputs = [F.linear(x_LD, weight, bias) for weight, bias in self.layers]
+        return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
+
+    def _joined_bias(self) -> Tensor | None:
+        if all(b is None for _, b in self.layers):
+            return None
+        return torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in self.layers])
 
 
 class _Linear(torch.autograd.Function):

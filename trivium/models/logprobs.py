@@ -6,13 +6,13 @@ nothing of size [tokens, vocabulary] outlives its chunk, in the forward or the b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trivium.models.linear import multiply
+from trivium.models.linear import Packed, multiply
 
 CHUNK_ELEMENTS = 1 << 22
 
@@ -25,10 +25,18 @@ class Head:
     bias_V: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    product: Packed | None = None
+
+    def packed(self) -> Head:
+        """The same head for sampling: its weights as they are now, in the order of the product."""
+        return replace(self, product=Packed((self.weight_VD, self.bias_V)))
 
     def logits(self, hidden_TD: Tensor, temperature: float = 1.0) -> Tensor:
         """Logits divided by the temperature, in float32 or better, ``[T, V]``."""
-        logits_TV = multiply(hidden_TD, self.weight_VD, self.bias_V)
+        if self.product is not None:
+            logits_TV = self.product(hidden_TD)
+        else:
+            logits_TV = multiply(hidden_TD, self.weight_VD, self.bias_V)
         logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
         if self.softcap is not None:
             logits_TV = self.softcap * torch.tanh(logits_TV * (self.scale / self.softcap))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.models import flops
-from trivium.models.attention import hidden_states, use_ragged_attention, uses_ragged_attention
+from trivium.models.attention import (
+    Layout,
+    Rule,
+    hidden_states,
+    on_line,
+    use_ragged_attention,
+    uses_ragged_attention,
+)
+from trivium.models.lean import LeanPass, rules_of_lean
 from trivium.models.linear import Linear, use_fast_linears
 from trivium.models.loading import (
     base_of,
@@ -26,6 +35,9 @@ from trivium.models.loading import (
 )
 from trivium.models.logprobs import Head, token_logprobs
 from trivium.models.model_config import ModelConfig
+
+Forward = Callable[[Tensor, Tensor, Layout], Tensor]
+"""From tokens and positions of a line, and who sees whom, to final hidden states."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +133,15 @@ class Policy:
             hidden_TD, self.head, targets_T, temperature=self.temperature
         )
         return TokenScores(logprobs_T, entropy_T)
+
+    def lean_pass(self) -> Forward:
+        """A forward pass for sampling with the weights as they are now; no gradient flows."""
+        rules = self._lean_rules
+        return partial(on_line, self.backbone) if rules is None else LeanPass(self.backbone, rules)
+
+    @cached_property
+    def _lean_rules(self) -> dict[int, Rule] | None:
+        return rules_of_lean(self.backbone) if self.shared else None
 
     def state(self) -> dict[str, Tensor]:
         """What training changes: the weights, or the adapters."""

@@ -63,7 +63,7 @@ class RowCache:
     """
 
     def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+        self.forward = policy.lean_pass()
         self.device = policy.device
         self.layers: dict[int, LayerCache] = {}
         self.prompt_lengths_G = torch.zeros(0, dtype=torch.long, device=self.device)
@@ -81,7 +81,7 @@ class RowCache:
             lengths_G
         )
         layout = PromptLayout(starts_G, lengths_G)
-        hidden_LD = self._forward(line, position_L, layout)
+        hidden_LD = self.forward(line, position_L, layout)
         self._compact()
         self._store(layout, samples)
         groups = len(self.prompt_lengths_G)
@@ -97,7 +97,7 @@ class RowCache:
         self._lengthen()
         slot_R = self.slot_of_R
         position_R = self.prompt_lengths_G[self.group_of_S[slot_R]] + self.length_S[slot_R]
-        hidden_RD = self._forward(tokens_R.to(self.device), position_R, AdvanceLayout(self))
+        hidden_RD = self.forward(tokens_R.to(self.device), position_R, AdvanceLayout(self))
         self.length_S[slot_R] += 1
         return hidden_RD
 
@@ -106,11 +106,6 @@ class RowCache:
         self.slot_of_R = self.slot_of_R[torch.tensor(rows, dtype=torch.long, device=self.device)]
         if len(rows) < (1 - IDLE_SHARE) * len(self.group_of_S):
             self._compact()
-
-    def _forward(self, tokens_L: Tensor, position_L: Tensor, layout: object) -> Tensor:
-        return self.policy.backbone(
-            input_ids=tokens_L[None], position_ids=position_L[None], use_cache=False, layout=layout
-        ).last_hidden_state[0]
 
     def _store(self, layout: PromptLayout, samples: int) -> None:
         """Add prompts' caches and empty strips for their rows."""

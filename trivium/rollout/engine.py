@@ -83,13 +83,14 @@ def draw(logits_RV: Tensor, uniforms_R: Tensor, sampling: Sampling) -> tuple[Ten
     if sampling.greedy:
         token_R = log_p_RV.argmax(-1)
     else:
-        kept_RV = restricted(log_p_RV.exp(), sampling).double()
-        total_RV = kept_RV.cumsum(-1)
+        kept_RV = restricted(log_p_RV.exp(), sampling)
+        total_RV = kept_RV.cumsum(-1, dtype=torch.float64)
         target_R1 = uniforms_R[:, None] * total_RV[:, -1:]
         token_R = torch.searchsorted(total_RV, target_R1, right=True)[:, 0]
-        # A uniform next to 1 may round up to the total: then the last possible token is meant.
-        last_R = (kept_RV > 0).int().flip(-1).argmax(-1)
-        token_R = token_R.clamp(max=kept_RV.shape[1] - 1 - last_R)
+        if bool((token_R == kept_RV.shape[1]).any()):
+            # A uniform next to 1 may round up to the total: then the last possible token is meant.
+            last_R = (kept_RV > 0).int().flip(-1).argmax(-1)
+            token_R = token_R.clamp(max=kept_RV.shape[1] - 1 - last_R)
     return token_R, log_p_RV.gather(1, token_R[:, None])[:, 0]
 
 

@@ -17,6 +17,7 @@ from trivium.data.chat import decode_response
 from trivium.data.prompts import Prompt
 from trivium.errors import ModelError
 from trivium.models import flops
+from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
 from trivium.rollout.cache import RowCache
 from trivium.rollout.engine import Ending, Response, draw, row_key, uniforms
@@ -64,6 +65,7 @@ class LocalEngine:
             keys = [row_key(seed, step, prompt.index, first + j) for j in range(samples)]
             rows.append([Row(i, key) for key in keys])
         waiting = deque(range(len(prompts)))
+        head = self.policy.head.packed()
         cache = RowCache(self.policy) if self.policy.shared else SeparateRows(self.policy)
         active: list[Row] = []
         while waiting or active:
@@ -71,12 +73,12 @@ class LocalEngine:
             if admitted:
                 fresh = [row for i in admitted for row in rows[i]]
                 hidden_GD = cache.admit([prompts[i].tokens for i in admitted], samples)
-                self._extend(fresh, hidden_GD.repeat_interleave(samples, 0), sampling)
+                self._extend(fresh, head, hidden_GD.repeat_interleave(samples, 0), sampling)
                 active += fresh
             active = self._leave(active, cache)
             if active:
                 tokens_R = torch.tensor([row.tokens[-1] for row in active])
-                self._extend(active, cache.advance(tokens_R), sampling)
+                self._extend(active, head, cache.advance(tokens_R), sampling)
         return [[self._response(row) for row in group] for group in rows]
 
     def _admit(self, waiting: deque[int], active: int, samples: int) -> list[int]:
@@ -87,11 +89,11 @@ class LocalEngine:
             return []
         return [waiting.popleft() for _ in range(min(room, len(waiting)))]
 
-    def _extend(self, rows: list[Row], hidden_RD: Tensor, sampling: Sampling) -> None:
+    def _extend(self, rows: list[Row], head: Head, hidden_RD: Tensor, sampling: Sampling) -> None:
         """Draw the next token of every row from its hidden state."""
         temperature = 1.0 if sampling.greedy else sampling.temperature
-        flops.count_head(len(rows), self.policy.head.weight_VD)
-        logits_RV = self.policy.head.logits(hidden_RD, temperature)
+        flops.count_head(len(rows), head.weight_VD)
+        logits_RV = head.logits(hidden_RD, temperature)
         keys_R = torch.tensor([row.key for row in rows], device=hidden_RD.device)
         position_R = torch.tensor([len(row.tokens) for row in rows], device=hidden_RD.device)
         token_R, logprob_R = draw(logits_RV, uniforms(keys_R, position_R), sampling)
