@@ -6,6 +6,7 @@ nothing of size [tokens, vocabulary] outlives its chunk, in the forward or the b
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch import Tensor
 
 from trivium.models.linear import Packed, multiply
 
-CHUNK_ELEMENTS = 1 << 22
+CHUNK_ELEMENTS = 1 << 24
+"""Logits in memory at a time: many enough that passing over the head's weights is worth it."""
+SLICE_ELEMENTS = 1 << 20
+"""Logits that go through a softmax at a time: few enough for a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -79,91 +83,115 @@ class _TokenLogprobs(torch.autograd.Function):
         temperature: float,
         entropy: bool,
     ) -> tuple[Tensor, Tensor | None]:
-        normalisers, chosen, entropies = [], [], []
-        for at in _chunks(len(targets_T), len(weight_VD)):
-            z_TV = head.logits(hidden_TD[at], temperature)
-            log_p_TV = z_TV.log_softmax(-1)
-            chosen_T = log_p_TV.gather(1, targets_T[at, None])[:, 0]
-            normalisers.append(z_TV.gather(1, targets_T[at, None])[:, 0] - chosen_T)
-            chosen.append(chosen_T)
-            if entropy:
-                p_TV = torch.exp(log_p_TV, out=z_TV)
-                entropies.append(-p_TV.mul_(log_p_TV).sum(-1))
-        entropy_T = torch.cat(entropies) if entropy else None
-        normaliser_T = torch.cat(normalisers)
-        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, normaliser_T, entropy_T)
+        parts = []
+        for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):
+            z_TV, goals_T = head.logits(hidden_TD[at], temperature), targets_T[at]
+            parts += [
+                _statistics(z_TV[i], goals_T[i], entropy)
+                for i in chunks(*z_TV.shape, SLICE_ELEMENTS)
+            ]
+        chosen_T, entropy_T = (torch.cat(x) for x in zip(*parts, strict=True))
+        ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, entropy_T)
         ctx.rule = (head.scale, head.softcap, temperature)
         ctx.set_materialize_grads(False)
-        return torch.cat(chosen), entropy_T
+        return chosen_T, entropy_T if entropy else None
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs_T: Tensor | None, grad_entropy_T: Tensor | None) -> Any:
-        if grad_logprobs_T is None and grad_entropy_T is None:
-            return (None,) * 7
-        hidden_TD, weight_VD, bias_V, targets_T, normaliser_T, entropy_T = ctx.saved_tensors
+        hidden_TD, weight_VD, bias_V, targets_T, entropy_T = ctx.saved_tensors
         scale, softcap, temperature = ctx.rule
-        of_hidden, of_weight, of_bias = ctx.needs_input_grad[:3]
         head = Head(weight_VD, bias_V, scale, softcap)
-        wide = torch.promote_types(weight_VD.dtype, torch.float32)
-        grad_hidden_TD = torch.empty_like(hidden_TD) if of_hidden else None
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide) if of_weight else None
-        grad_bias_V = torch.zeros_like(bias_V, dtype=wide) if of_bias else None
-        for at in _chunks(len(targets_T), len(weight_VD)):
+        gradients = _Gradients(hidden_TD, head, ctx.needs_input_grad)
+        for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):
             z_TV = head.logits(hidden_TD[at], temperature)
-            slope_TV = None
-            if softcap is not None:
-                slope_TV = 1 - (z_TV * (temperature / softcap)).square()
-            log_p_TV = z_TV.sub_(normaliser_T[at, None])
-            grad_TV = _gradient(
-                log_p_TV,
-                targets_T[at],
-                None if grad_logprobs_T is None else grad_logprobs_T[at],
-                None if grad_entropy_T is None else grad_entropy_T[at],
-                None if entropy_T is None else entropy_T[at],
-            )
-            if slope_TV is not None:
-                grad_TV *= slope_TV
-            if scale != temperature:
-                grad_TV *= scale / temperature
-            if grad_hidden_TD is not None:
-                grad_hidden_TD[at] = multiply(grad_TV.to(weight_VD.dtype), weight_VD.t())
-            if grad_weight_VD is not None:
-                grad_weight_VD += multiply(grad_TV.t(), hidden_TD[at].to(wide).t())
-            if grad_bias_V is not None:
-                grad_bias_V += grad_TV.sum(0)
-        if grad_weight_VD is not None:
-            grad_weight_VD = grad_weight_VD.to(weight_VD.dtype)
-        if bias_V is not None and grad_bias_V is not None:
-            grad_bias_V = grad_bias_V.to(bias_V.dtype)
-        return grad_hidden_TD, grad_weight_VD, grad_bias_V, *[None] * 4
+            given = (grad_logprobs_T, grad_entropy_T)
+            of_logprobs_T, of_entropy_T = (None if x is None else x[at] for x in given)
+            for i in chunks(*z_TV.shape, SLICE_ELEMENTS):
+                slope = _slope(z_TV[i], head, temperature)
+                z_TV[i] = slope * _by_logits(
+                    z_TV[i].log_softmax(-1),
+                    targets_T[at][i],
+                    None if of_logprobs_T is None else of_logprobs_T[i],
+                    None if of_entropy_T is None else of_entropy_T[i],
+                    entropy_T[at][i],
+                )
+            gradients.add(at, z_TV)
+        return *gradients.results(), *[None] * 4
 
 
-def _gradient(
+def _statistics(z_TV: Tensor, targets_T: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
+    """Log-probs of the targets, and entropies (none unless asked for), from logits."""
+    log_p_TV = z_TV.log_softmax(-1)
+    chosen_T = log_p_TV.gather(1, targets_T[:, None])[:, 0]
+    if not entropy:
+        return chosen_T, chosen_T[:0]
+    p_TV = torch.exp(log_p_TV, out=z_TV)  # The logits are needed no more.
+    return chosen_T, -p_TV.mul_(log_p_TV).sum(-1)
+
+
+def _by_logits(
     log_p_TV: Tensor,
     targets_T: Tensor,
-    grad_logprobs_T: Tensor | None,
-    grad_entropy_T: Tensor | None,
-    entropy_T: Tensor | None,
+    grad_T: Tensor | None,
+    of_entropy_T: Tensor | None,
+    entropy_T: Tensor,
 ) -> Tensor:
-    """The gradient by the logits, ``g (1[target] − p) − h p (log p + H)``; may reuse ``log_p_TV``.
+    """``g (1[target] − p) − h p (log p + H)``, in the place of the log-probs.
 
     ``g`` and ``h`` are the gradients by the log-probs and by the entropy ``H``.
     """
-    targets_T1 = targets_T[:, None]
-    if grad_entropy_T is None or entropy_T is None:
-        assert grad_logprobs_T is not None, "one of both results has a gradient"
-        grad_TV = log_p_TV.exp_().mul_(-grad_logprobs_T[:, None])
+    if grad_T is None:
+        grad_T = torch.zeros_like(log_p_TV[:, 0])
+    if of_entropy_T is None:
+        log_p_TV.exp_().mul_(-grad_T[:, None])
     else:
         p_TV = log_p_TV.exp()
-        factor_TV = log_p_TV.add_(entropy_T[:, None]).mul_(-grad_entropy_T[:, None])
-        if grad_logprobs_T is not None:
-            factor_TV.sub_(grad_logprobs_T[:, None])
-        grad_TV = p_TV.mul_(factor_TV)
-    if grad_logprobs_T is not None:
-        grad_TV.scatter_add_(1, targets_T1, grad_logprobs_T[:, None])
-    return grad_TV
+        log_p_TV.add_(entropy_T[:, None]).mul_(-of_entropy_T[:, None]).sub_(grad_T[:, None])
+        log_p_TV.mul_(p_TV)
+    return log_p_TV.scatter_add_(1, targets_T[:, None], grad_T[:, None])
 
 
-def _chunks(tokens: int, vocabulary: int) -> list[slice]:
-    size = max(16, CHUNK_ELEMENTS // vocabulary)
+def _slope(z_TV: Tensor, head: Head, temperature: float) -> Tensor | float:
+    """The derivative of the logits by the raw product."""
+    slope = head.scale / temperature
+    if head.softcap is None:
+        return slope
+    return (1 - (z_TV * (temperature / head.softcap)).square()).mul_(slope)
+
+
+class _Gradients:
+    """Gradients by hidden states, weight and bias, those that are asked for, chunk by chunk."""
+
+    def __init__(self, hidden_TD: Tensor, head: Head, asked: Sequence[bool]) -> None:
+        of_hidden, self.of_weight, self.of_bias = asked[:3]
+        self.hidden_TD, self.head = hidden_TD, head
+        self.by_hidden_TD = torch.empty_like(hidden_TD) if of_hidden else None
+        self.by_weight_DV: Tensor | None = None
+        self.by_bias_V: Tensor | None = None
+
+    def add(self, at: slice, grad_TV: Tensor) -> None:
+        """Take the gradient by the raw product of one chunk."""
+        weight_VD, hidden_TD = self.head.weight_VD, self.hidden_TD[at].to(grad_TV.dtype)
+        if self.by_hidden_TD is not None:
+            self.by_hidden_TD[at] = multiply(grad_TV.to(weight_VD.dtype), weight_VD.t())
+        if self.of_weight:
+            self.by_weight_DV = _sum(self.by_weight_DV, multiply(hidden_TD.t(), grad_TV.t()))
+        if self.of_bias:
+            self.by_bias_V = _sum(self.by_bias_V, grad_TV.sum(0))
+
+    def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """In the types of what they are gradients by."""
+        dtype = self.head.weight_VD.dtype
+        weight_VD = None if self.by_weight_DV is None else self.by_weight_DV.t()
+        of_head = (None if x is None else x.to(dtype) for x in (weight_VD, self.by_bias_V))
+        return self.by_hidden_TD, *of_head
+
+
+def _sum(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total.add_(more)
+
+
+def chunks(tokens: int, vocabulary: int, elements: int) -> list[slice]:
+    """Cut tokens so that each part's logits have about so many elements."""
+    size = max(16, elements // vocabulary)
     return [slice(i, min(i + size, tokens)) for i in range(0, max(tokens, 1), size)]
