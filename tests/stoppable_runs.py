@@ -56,6 +56,14 @@ def grpo_process_config(world: World, run: Path) -> GRPOConfig:
     )  # fmt: skip
 
 
+def grpo_without_kl_config(world: World, run: Path) -> GRPOConfig:
+    """No reference, and the sampler's log-probs in the place of π_old's."""
+    return GRPOConfig(
+        **world.on_policy("letters", optimizer=FAST, run=running(run)),
+        steps_per_iteration=3, epochs=2, minibatches=2, beta=0.0,
+    )  # fmt: skip
+
+
 def ppo_config(world: World, run: Path) -> PPOConfig:
     texts = world.rows("texts.jsonl", [{"prompt": "a", "completion": "bcd"}, {"text": "hij"}])
     return PPOConfig(
@@ -127,6 +135,7 @@ def running(directory: Path) -> dict[str, Any]:
 
 RUNS: dict[str, tuple[Train, Callable[[World, Path], Configuration]]] = {
     "grpo": (grpo.train, grpo_config),
+    "grpo-no-kl": (grpo.train, grpo_without_kl_config),
     "grpo-process": (grpo.train, grpo_process_config),
     "grpo-lora": (grpo.train, lora_config),
     "ppo": (ppo.train, ppo_config),

@@ -262,11 +262,14 @@ def test_experience_is_computed_once_and_stays_as_it_was(
         return experience
 
     def loss_and_note(config: Any, parts: Any, critic: Any, part: Any, actor: Any) -> Any:
-        fixed = [getattr(part, n).split(part.lengths_N.tolist()) for n in names]
+        total, found = loss(config, parts, critic, part, actor)
+        # In the first step, π_old's log-probs are those that the step finds.
+        given = {n: getattr(part, n) for n in names} | {"old_logprobs_T": found["old_logprobs_T"]}
+        fixed = [given[n].split(part.lengths_N.tolist()) for n in names]
         flat = [(*g.prompt, -1, *r) for g in part.groups for r in g.responses]
         for key, *rows in zip(flat, *fixed, strict=True):
             seen.setdefault(key, []).append(tuple(row.clone() for row in rows))
-        return loss(config, parts, critic, part, actor)
+        return total, found
 
     monkeypatch.setattr(ppo, "prepare", prepare_and_keep)
     monkeypatch.setattr(ppo, "loss", loss_and_note)

@@ -250,12 +250,15 @@ def test_adapters_need_no_reference(llama: str) -> None:
     assert roles == {"policy"}
 
 
-def test_without_a_kl_term_grpo_scores_no_log_probs_but_still_holds_its_reference(
-    llama: str,
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_without_a_kl_term_grpo_scores_no_log_probs_and_holds_a_reference_to_evaluate_only(
+    llama: str, evaluated: bool
 ) -> None:
-    memory = predict("grpo", GRPOConfig.model_validate(on_policy(llama, beta=0)), LENGTHS)
+    evaluation = {"evaluation": {"data": {"path": "x"}, "prompts": 2}} if evaluated else {}
+    config = GRPOConfig.model_validate(on_policy(llama, beta=0, epochs=2, **evaluation))
+    memory = predict("grpo", config, LENGTHS)
     assert "log-probs" not in [s.name for s in memory.stages]
-    assert "reference" in [m.role for m in stage(memory, "update").models]
+    assert ("reference" in [m.role for m in stage(memory, "update").models]) == evaluated
 
 
 def test_every_part_of_a_configuration_that_loads_or_runs_a_model_is_a_stage(llama: str) -> None:

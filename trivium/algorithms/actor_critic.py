@@ -1,13 +1,22 @@
-"""How PPO's critic is configured and made."""
+"""How PPO's critic is configured and made, and what actor and critic say before an update."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
 from trivium.algorithms.critic_config import CriticConfig
+from trivium.algorithms.experience import MicroBatches, Weighted, first_epoch, old_logprobs
+from trivium.data.batch import Batch
 from trivium.errors import ConfigurationError
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
+from trivium.models.scoring import score_all
 
 
 def make_critic(config: CriticConfig, actor: ModelConfig, policy: Policy) -> Critic:
@@ -21,3 +30,43 @@ def make_critic(config: CriticConfig, actor: ModelConfig, policy: Policy) -> Cri
             "actor, and the critic reads the actor's tokens: train it from the actor's base model"
         )
     return SeparateCritic(model)
+
+
+@dataclass(frozen=True)
+class OldScores:
+    """π_old's log-probs and V_old's values, ``[T]``; ``scored_T``: which log-probs were scored and
+    are not the sampler's."""
+
+    logprobs_T: Tensor
+    values_T: Tensor
+    scored_T: Tensor
+
+
+def old_scores(
+    policy: Policy,
+    critic: Critic,
+    data: Weighted,
+    steps: Sequence[MicroBatches],
+    sampler_T: Tensor,
+    *,
+    tolerance: float,
+) -> OldScores:
+    """Score a rollout batch in the micro-batches of its first epoch.
+
+    A critic of its own is spared the actor's pass as far as ``experience.old_logprobs`` allows. One
+    that shares the actor's trunk gets values and log-probs from one pass.
+    """
+    micro_batches = first_epoch(steps, len(data.lengths_N))
+    if tolerance > 0 and isinstance(critic, SeparateCritic):
+        (values_T,) = score_all(data, micro_batches, lambda batch: (critic.values(batch),))
+        old_T, scored_T = old_logprobs(
+            data, steps, sampler_T, lambda b: policy.score(b).logprobs_T, tolerance=tolerance
+        )
+        return OldScores(old_T.to(values_T.device), values_T, scored_T)
+
+    def both(batch: Batch) -> tuple[Tensor, Tensor]:
+        scores = critic.score(policy, batch)
+        return scores.logprobs_T, scores.values_T
+
+    old_T, values_T = score_all(data, micro_batches, both)
+    return OldScores(old_T, values_T, torch.ones(len(old_T), dtype=torch.bool))

@@ -56,7 +56,8 @@ def train(config: DPOConfig) -> Path:
     begun = begin("dpo", config)
     source = Offline(config) if config.online is None else Online(config)
     policy = Policy.load(config.model, temperature=config.temperature)
-    reference = Reference(policy)
+    compared = config.online is not None and not config.reference_free
+    reference = Reference(policy, asked=compared or config.evaluation is not None)
     evaluator = make_evaluator(config, policy, reference)
     source.prepare(policy, reference)
     trained = [(config.optimizer, trained_parameters(policy.model))]
@@ -94,7 +95,8 @@ class Offline:
         self.steps = steps_of(config.epochs, len(self.data.groups), config.pairs_per_step)
 
     def prepare(self, policy: Policy, reference: Reference) -> None:
-        self.data = with_reference(self.config, self.data, reference)
+        # Before its first step the policy is the reference: no copy is needed to score with.
+        self.data = with_reference(self.config, self.data, policy)
 
     def pairs(self, step: int) -> tuple[PairData | None, dict[str, float]]:
         index = epoch_batch(
@@ -162,7 +164,7 @@ def best_and_worst(rollouts: Rollouts) -> list[Group]:
     return pairs
 
 
-def with_reference(config: DPOConfig, data: PairData, reference: Reference) -> PairData:
+def with_reference(config: DPOConfig, data: PairData, reference: Reference | Policy) -> PairData:
     """The pairs with the reference's log-probs of every response token."""
     if config.reference_free:
         return data

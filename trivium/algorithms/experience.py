@@ -1,13 +1,15 @@
 """Experience: a rollout batch made ready for its update epochs, and how it is cut.
 
 Shared by the loops that reuse a rollout batch (PPO, GRPO). The cutting is planned before anything
-is scored, so that old log-probs are computed in the very micro-batches that will be trained on.
+is scored, so that old log-probs are computed in the very micro-batches that will be trained on,
+where they are computed at all: the first optimiser step finds its own on the way, and for later
+minibatches the sampler's may do.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Self
@@ -16,8 +18,10 @@ import torch
 from torch import Tensor
 
 from trivium.choices import Aggregation
-from trivium.data.batch import Grouped
+from trivium.data.batch import Batch, Grouped, token_index
 from trivium.maths.weights import token_weights
+from trivium.models.scoring import score_all
+from trivium.runs.measuring import Updates
 
 MicroBatches = list[list[int]]
 """One optimiser step: the response indices of each of its micro-batches."""
@@ -47,6 +51,10 @@ class Weighted(Grouped):
         place = {response: i for i, response in enumerate(chosen)}
         return [minibatch.select([place[r] for r in part]) for part in micro_batches]
 
+    def learns(self, micro_batches: MicroBatches) -> bool:
+        """Whether any token of an optimiser step is learned from."""
+        return bool(self.trained_T[tokens_of(self, micro_batches)].any())
+
     def weights(self, like_T: Tensor) -> Tensor:
         """The weights, on the device and in the type of a per-token loss."""
         assert self.weights_T is not None, "a micro-batch needs the weights of its optimiser step"
@@ -55,10 +63,72 @@ class Weighted(Grouped):
 
 @dataclass(frozen=True, kw_only=True)
 class Experience(Weighted):
-    """What stays fixed while a rollout batch is reused."""
+    """What stays fixed while a rollout batch is reused.
+
+    ``old_logprobs_T`` are π_old's, as far as ``old_logprobs`` had to know them (``scored_T``: by a
+    pass of its own, elsewhere they are the sampler's), or None where π_old is the policy that is
+    being updated.
+    """
 
     advantages_T: Tensor
     ref_logprobs_T: Tensor | None = None
+    old_logprobs_T: Tensor | None = None
+    scored_T: Tensor | None = None
+
+    def after(self, updates: Updates[MicroBatches]) -> Self:
+        """The experience as the optimiser steps that were taken leave it.
+
+        Before the first, the policy is π_old itself. So the log-probs that the first step saw are
+        π_old's, for all steps to come.
+        """
+        if not updates.results:
+            return replace(self, old_logprobs_T=None)
+        assert self.old_logprobs_T is not None, "an experience is prepared before it is updated on"
+        seen_T = updates.results[0].observed["logprobs_T"]
+        first = next(step for step in updates.planned if self.learns(step))
+        at = tokens_of(self, first).to(seen_T.device)
+        return replace(
+            self, old_logprobs_T=self.old_logprobs_T.to(seen_T).index_copy(0, at, seen_T)
+        )
+
+    def old(self, logprobs_T: Tensor) -> Tensor:
+        """π_old's log-probs, where the policy's are these."""
+        return logprobs_T.detach() if self.old_logprobs_T is None else self.old_logprobs_T
+
+
+def old_logprobs(
+    data: Weighted,
+    steps: Sequence[MicroBatches],
+    sampler_T: Tensor,
+    score: Callable[[Batch], Tensor],
+    *,
+    tolerance: float,
+) -> tuple[Tensor, Tensor]:
+    """π_old's log-probs, and which were scored, ``[T]``; elsewhere they are the sampler's.
+
+    Only what a later minibatch of the first epoch meets must be known before its own pass. Its
+    longest micro-batch is scored; where the sampler's log-probs are within ``tolerance`` of that on
+    every token, they do for the others. A tolerance of 0 scores them all.
+    """
+    lengths_N = data.lengths_N.tolist()
+    first = next((step for step in steps if data.learns(step)), [])
+    later = [part for part in first_epoch(steps, len(lengths_N)) if part not in first]
+    later.sort(key=lambda part: max(lengths_N[response] for response in part), reverse=True)
+    old_T, scored_T = sampler_T, torch.zeros(len(sampler_T), dtype=torch.bool)
+    for parts in filter(None, (later[:1], later[1:])):
+        at = tokens_of(data, parts).sort().values
+        (found_T,) = score_all(data, parts, lambda batch: (score(batch),))
+        old_T = old_T.to(found_T).index_copy(0, at.to(found_T.device), found_T)
+        scored_T[at] = True
+        if 0 < tolerance >= float((found_T.cpu() - sampler_T[at]).abs().max()):
+            break
+    return old_T, scored_T
+
+
+def tokens_of(data: Grouped, micro_batches: MicroBatches) -> Tensor:
+    """The flat token positions of an optimiser step, one micro-batch after the other."""
+    responses = [response for part in micro_batches for response in part]
+    return token_index(data.lengths_N, torch.tensor(responses))
 
 
 def plan_updates(

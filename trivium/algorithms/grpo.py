@@ -10,7 +10,7 @@ and updates (μ epochs of minibatches over the fixed batch). Left out: how token
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from trivium.algorithms.experience import (
     MicroBatches,
     epoch_batch,
     first_epoch,
+    old_logprobs,
     plan_updates,
 )
 from trivium.algorithms.grpo_config import GRPOConfig
@@ -29,8 +30,8 @@ from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.observe import (
     first_group,
     join_observed,
+    old_policy_metrics,
     policy_metrics,
-    reference_metrics,
     update_metrics,
 )
 from trivium.algorithms.parts import OnPolicyParts, assemble
@@ -55,13 +56,9 @@ from trivium.runs.training import Training
 @packable
 @dataclass(frozen=True, kw_only=True)
 class GRPOExperience(Experience):
-    """Advantages, and the log-probs of sampler, π_old and π_ref, of one rollout batch.
+    """Advantages, and the log-probs of sampler, π_old and π_ref, of one rollout batch."""
 
-    Without ``old_logprobs_T`` the update is on-policy: π_old is the policy being updated.
-    """
-
-    sampler_logprobs_T: Tensor | None = None
-    old_logprobs_T: Tensor | None = None
+    sampler_logprobs_T: Tensor
 
 
 def train(config: GRPOConfig) -> Path:
@@ -73,6 +70,7 @@ def train(config: GRPOConfig) -> Path:
         config.rewards,
         config.evaluation,
         config.sampling,
+        compared=config.beta > 0,
     )
     reward_update = None
     if config.reward_update is not None:
@@ -101,11 +99,13 @@ def train(config: GRPOConfig) -> Path:
                 experience = training.once("experience", fix)
                 training.stages.lap("logprobs")
                 # Stage 3: optimisation.
-                results = update(config, parts, optimizer, experience, training.updates(steps))
+                updates = training.updates(steps)
+                results = update(config, parts, optimizer, experience, updates)
                 training.stages.lap("update")
                 if reward_update is not None:
                     reward_update.remember(rollouts)
                     training.stages.lap("reward_update")
+                experience = experience.after(updates)
                 metrics = step_metrics(config, rollouts, experience, results)
                 training.log(metrics, partial(first_group, parts, rollouts, experience))
         training.save("final", parts.policy)
@@ -170,21 +170,27 @@ def prepare(
     config: GRPOConfig, parts: OnPolicyParts, rollouts: Rollouts, steps: list[MicroBatches]
 ) -> GRPOExperience:
     """Advantages, and the log-probs of π_old and π_ref, of one rollout batch."""
-    data = Grouped(rollouts.groups)
-    micro_batches = first_epoch(steps, len(rollouts.flat))
-    old_T = ref_T = None
-    if len(steps) > 1 or config.importance_limit is not None:
-        (old_T,) = score_all(data, micro_batches, lambda b: (parts.policy.score(b).logprobs_T,))
-    if config.beta > 0:
-        (ref_T,) = score_all(data, micro_batches, lambda b: (parts.reference.score(b).logprobs_T,))
-    return GRPOExperience(
+    experience = GRPOExperience(
         groups=rollouts.groups,
         advantages_T=advantages(config, parts, rollouts),
         trained_T=trained_tokens(config, rollouts),
         sampler_logprobs_T=rollouts.sampler_logprobs_T,
-        old_logprobs_T=old_T,
-        ref_logprobs_T=ref_T,
     )
+    old_T, scored_T = old_logprobs(
+        experience,
+        steps,
+        rollouts.sampler_logprobs_T,
+        lambda batch: parts.policy.score(batch).logprobs_T,
+        # A KL to the reference is exactly 0 before the first update, which takes the trainer's own.
+        tolerance=config.sampler_tolerance if config.beta == 0 else 0.0,
+    )
+    ref_T = None
+    if config.beta > 0:
+        micro_batches = first_epoch(steps, len(rollouts.flat))
+        (ref_T,) = score_all(
+            experience, micro_batches, lambda b: (parts.reference.score(b).logprobs_T,)
+        )
+    return replace(experience, old_logprobs_T=old_T, scored_T=scored_T, ref_logprobs_T=ref_T)
 
 
 def trained_tokens(config: GRPOConfig, rollouts: Rollouts) -> Tensor:
@@ -231,9 +237,10 @@ def update(
 ) -> list[StepResult]:
     """μ epochs of minibatches over one rollout batch."""
     for micro_batches in steps:
-        work = experience.for_step(micro_batches, config.aggregation, config.sampling.max_tokens)
-        if not any(bool(part.trained_T.any()) for part in work):
+        if not experience.learns(micro_batches):
             continue  # Every response of the minibatch was cut off and dropped.
+        fixed = experience.after(steps)
+        work = fixed.for_step(micro_batches, config.aggregation, config.sampling.max_tokens)
         of_part = partial(loss, config, parts)
         steps.results.append(optimizer.step([MicroBatch(part, of_part) for part in work]))
     return steps.results
@@ -246,8 +253,7 @@ def loss(
     scores = parts.policy.score(Batch.of(part.groups))
     logprobs_T = scores.logprobs_T
     device = logprobs_T.device
-    # On-policy, π_old is the policy itself: ρ = 1, and no extra forward pass is needed.
-    old_T = logprobs_T.detach() if part.old_logprobs_T is None else part.old_logprobs_T
+    old_T = part.old(logprobs_T)
     advantages_T = part.advantages_T.to(device)
     loss_T = SURROGATES[config.surrogate](
         logprobs_T,
@@ -269,7 +275,7 @@ def loss(
         if config.kl_correction:
             kl_T = importance_ratio(logprobs_T, old_T) * kl_T
         loss_T = loss_T + config.beta * kl_T
-    if config.importance_limit is not None and part.sampler_logprobs_T is not None:
+    if config.importance_limit is not None:
         sampler_T = part.sampler_logprobs_T.to(device)
         loss_T = loss_T * truncated_importance(old_T, sampler_T, limit=config.importance_limit)
     return weighted_sum(loss_T, part.weights(loss_T)), observed
@@ -285,14 +291,4 @@ def step_metrics(
     metrics["group/equal_rewards"] = float(
         equal_groups(rollouts.totals_N, rollouts.sizes_G).float().mean()
     )
-    old_T = (
-        observed["logprobs_T"] if experience.old_logprobs_T is None else experience.old_logprobs_T
-    )
-    if experience.ref_logprobs_T is not None:
-        on_policy = experience.old_logprobs_T is None
-        ref_T = observed["ref_logprobs_T"] if on_policy else experience.ref_logprobs_T
-        metrics |= reference_metrics(old_T, ref_T, len(rollouts.flat))
-    if experience.old_logprobs_T is not None:
-        difference_T = experience.old_logprobs_T.cpu() - rollouts.sampler_logprobs_T
-        metrics["policy/sampler_difference"] = float(difference_T.abs().max())
-    return metrics
+    return metrics | old_policy_metrics(experience, rollouts)

@@ -66,6 +66,18 @@ def policy_metrics(
     }
 
 
+def old_policy_metrics(experience: Experience, rollouts: Rollouts) -> dict[str, float]:
+    """π_old beside the sampler and, where there is one, the reference; after an update."""
+    old_T, scored_T = experience.old_logprobs_T, experience.scored_T
+    assert old_T is not None and scored_T is not None, "known once an optimiser step was taken"
+    ref_T = experience.ref_logprobs_T
+    return {
+        **({} if ref_T is None else reference_metrics(old_T, ref_T, len(rollouts.flat))),
+        "policy/old_scored": float(scored_T.float().mean()),
+        "policy/sampler_difference": float((old_T.cpu() - rollouts.sampler_logprobs_T).abs().max()),
+    }
+
+
 def reference_metrics(
     logprobs_T: Tensor, ref_logprobs_T: Tensor, responses: int
 ) -> dict[str, float]:

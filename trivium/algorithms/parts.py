@@ -45,8 +45,13 @@ def assemble(
     rewards: Sequence[RewardConfig],
     evaluation: EvaluationConfig | None,
     sampling: Sampling,
+    *,
+    compared: bool = True,
 ) -> OnPolicyParts:
-    """Load everything a loop over rollouts needs."""
+    """Load everything a loop over rollouts needs.
+
+    The reference holds a model only where the loop (``compared``) or an evaluation asks for it.
+    """
     if not rewards:
         raise ConfigurationError("rewards is empty: name at least one, as file.py:function")
     tokenizer = load_tokenizer(model)
@@ -58,7 +63,7 @@ def assemble(
         room = room_for(context, evaluation.sampling(sampling).max_tokens)
         held_out = load_prompts(evaluation.data, tokenizer, room)
     policy = Policy.load(model, tokenizer, temperature=sampling.temperature)
-    reference = Reference(policy)
+    reference = Reference(policy, asked=compared or evaluation is not None)
     engine = local_engine(policy)
     evaluator = None
     if evaluation is not None and held_out is not None:

@@ -19,10 +19,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trivium.algorithms.actor_critic import make_critic
+from trivium.algorithms.actor_critic import make_critic, old_scores
 from trivium.algorithms.experience import (
     Experience,
     MicroBatches,
+    Weighted,
     epoch_batch,
     first_epoch,
     plan_updates,
@@ -32,8 +33,8 @@ from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.observe import (
     first_group,
     join_observed,
+    old_policy_metrics,
     policy_metrics,
-    reference_metrics,
     update_metrics,
     value_metrics,
 )
@@ -63,7 +64,6 @@ from trivium.runs.training import Training
 class PPOExperience(Experience):
     """Advantages, return targets, and what π_old, π_ref and V_old said, of one rollout batch."""
 
-    old_logprobs_T: Tensor
     old_values_T: Tensor
     targets_T: Tensor
 
@@ -77,6 +77,7 @@ def train(config: PPOConfig) -> Path:
         config.rewards,
         config.evaluation,
         config.sampling,
+        compared=config.beta > 0,
     )
     critic = make_critic(config.critic, config.model, parts.policy)
     mix = None
@@ -116,6 +117,7 @@ def train(config: PPOConfig) -> Path:
                 if reward_update.due(step):
                     training.event("reward_update", **reward_update.train())
                 training.stages.lap("reward_update")
+            experience = experience.after(updates)
             metrics = step_metrics(config, rollouts, experience, results) | {"kl/beta": beta.value}
             training.log(metrics, partial(first_group, parts, rollouts, experience))
             beta.adapt(metrics, len(rollouts.flat))
@@ -171,16 +173,16 @@ def prepare(
     beta: float,
 ) -> PPOExperience:
     """Rewards with KL → GAE → advantages and return targets, all detached."""
-    data = Grouped(rollouts.groups)
-    micro_batches = first_epoch(steps, len(rollouts.flat))
-
-    def actor_critic(batch: Batch) -> tuple[Tensor, Tensor]:
-        scores = critic.score(parts.policy, batch)
-        return scores.logprobs_T, scores.values_T
-
-    old_T, values_T = score_all(data, micro_batches, actor_critic)
+    trained_T = torch.ones(int(rollouts.lengths_N.sum()), dtype=torch.bool)
+    data = Weighted(rollouts.groups, trained_T=trained_T)
+    # A KL in the reward is exactly 0 before the first update, which takes the trainer's own.
+    tolerance = config.sampler_tolerance if beta == 0 else 0.0
+    sampler_T = rollouts.sampler_logprobs_T
+    old = old_scores(parts.policy, critic, data, steps, sampler_T, tolerance=tolerance)
+    old_T, values_T = old.logprobs_T, old.values_T
     ref_T, kl_T = None, torch.zeros_like(old_T)
     if beta > 0:
+        micro_batches = first_epoch(steps, len(rollouts.flat))
         (ref_T,) = score_all(data, micro_batches, lambda b: (parts.reference.score(b).logprobs_T,))
         kl_T = KL_ESTIMATORS[config.kl](old_T, ref_T)
     lengths_N = rollouts.lengths_N.to(old_T.device)
@@ -199,8 +201,9 @@ def prepare(
     return PPOExperience(
         groups=rollouts.groups,
         advantages_T=whiten(advantages_T) if config.whiten_advantages else advantages_T,
-        trained_T=torch.ones_like(old_T, dtype=torch.bool),
+        trained_T=trained_T,
         old_logprobs_T=old_T,
+        scored_T=old.scored_T,
         ref_logprobs_T=ref_T,
         old_values_T=values_T,
         targets_T=targets_T,
@@ -247,7 +250,7 @@ def update(
     for micro_batches in steps:
         work = [
             MicroBatch(part, partial(loss, config, parts, critic, actor=actor))
-            for part in experience.for_step(
+            for part in experience.after(steps).for_step(
                 micro_batches, config.aggregation, config.sampling.max_tokens
             )
         ]
@@ -266,7 +269,7 @@ def loss(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``Σ_t w_t {−min(ρ Â, clip(ρ) Â) − c_H H + c_V (V − Target)²}`` of one micro-batch."""
     scores = critic.score(parts.policy, Batch.of(part.groups))
-    weights_T = part.weights(scores.logprobs_T)
+    weights_T, old_T = part.weights(scores.logprobs_T), part.old(scores.logprobs_T)
     value_T = value_loss(
         scores.values_T,
         part.targets_T,
@@ -277,7 +280,7 @@ def loss(
     if actor:
         surrogate_T = clipped_surrogate(
             scores.logprobs_T,
-            part.old_logprobs_T,
+            old_T,
             part.advantages_T,
             part.lengths_N,
             clip_low=config.clip_low,
@@ -287,7 +290,7 @@ def loss(
         total = total + weighted_sum(surrogate_T - bonus_T, weights_T)
     return total, {
         "logprobs_T": scores.logprobs_T.detach(),
-        "old_logprobs_T": part.old_logprobs_T,
+        "old_logprobs_T": old_T,
         "entropy_T": scores.entropy_T.detach(),
         "advantages_T": part.advantages_T,
         "value_loss_T": value_T.detach(),
@@ -305,9 +308,4 @@ def step_metrics(
     metrics["value/loss"] = float(observed["value_loss_T"].mean())
     if "pretraining_nll_T" in observed:
         metrics["pretraining/nll"] = float(observed["pretraining_nll_T"].mean())
-    old_T = experience.old_logprobs_T
-    if experience.ref_logprobs_T is not None:
-        metrics |= reference_metrics(old_T, experience.ref_logprobs_T, len(rollouts.flat))
-    difference_T = old_T.cpu() - rollouts.sampler_logprobs_T
-    metrics["policy/sampler_difference"] = float(difference_T.abs().max())
-    return metrics
+    return metrics | old_policy_metrics(experience, rollouts)

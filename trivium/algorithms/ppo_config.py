@@ -62,6 +62,10 @@ class PPOConfig(Configuration):
     """Optimiser steps per epoch."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
+    sampler_tolerance: float = Field(default=1e-4, ge=0)
+    """How far the sampler's log-prob of a token may be from the actor's, in nats, to be π_old's for
+    the minibatches after the first, which saves a pass. Measured on one micro-batch; with 0, or a
+    KL term, the actor scores them all, as it does beside a critic on its own trunk."""
 
     beta: float = Field(default=0.05, ge=0)
     """Weight of the KL term in the reward."""

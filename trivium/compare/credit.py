@@ -43,6 +43,7 @@ from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts, roll_out
+from trivium.runs.measuring import Updates
 
 PROMPTS = 32
 RESPONSES = 8
@@ -173,7 +174,9 @@ def _grpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
         rollouts = _judged(parts, batch)
         steps = _one_update(rollouts)
         experience = grpo.prepare(config, parts, rollouts, steps)
-        made = experience.for_step(steps[0], config.aggregation, config.sampling.max_tokens)
+        made = experience.after(Updates(steps)).for_step(
+            steps[0], config.aggregation, config.sampling.max_tokens
+        )
         return [MicroBatch(part, partial(grpo.loss, config, parts)) for part in made]
 
     return work
@@ -193,7 +196,9 @@ def _ppo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
         rollouts = _judged(parts, batch)
         steps = _one_update(rollouts)
         experience = ppo.prepare(config, parts, critic, rollouts, steps, config.beta)
-        made = experience.for_step(steps[0], config.aggregation, config.sampling.max_tokens)
+        made = experience.after(Updates(steps)).for_step(
+            steps[0], config.aggregation, config.sampling.max_tokens
+        )
         return [MicroBatch(p, partial(ppo.loss, config, parts, critic, actor=True)) for p in made]
 
     return work

@@ -64,13 +64,14 @@ class Rehearsal:
         """Load a reward model or a critic."""
         return self._loaded(role, lambda: weightless_scorer(self.run, config, role))
 
-    def reference(self, policy: Policy) -> Reference:
-        """Copy the policy, unless its adapters can be switched off."""
+    def reference(self, policy: Policy, *, asked: bool = True) -> Reference:
+        """Copy the policy, unless its adapters can be switched off or nothing will be asked."""
         with self.run, FakeCopies():
-            reference = Reference(policy)
+            reference = Reference(policy, asked=asked)
             if reference._copy is not None:
                 self.run.adopt(reference._copy.model, "reference")
-        self.stages.append(Stage.of("load reference", self.run.ledger.bytes))
+        if asked:
+            self.stages.append(Stage.of("load reference", self.run.ledger.bytes))
         return reference
 
     def optimizer(

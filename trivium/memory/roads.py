@@ -116,17 +116,17 @@ def predict_reward_model(road: Rehearsal, config: RewardModelConfig) -> None:
 
 
 def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
-    """The policy with gradients and moments, and the reference."""
+    """The policy with gradients and moments, and the reference where it is asked again."""
     online, evaluation = config.online, config.evaluation
     judges = load_learned(road, () if online is None else online.rewards)
     policy = road.policy(config.model, config.temperature)
-    reference = road.reference(policy)
+    compared = online is not None and not config.reference_free
+    reference = road.reference(policy, asked=compared or evaluation is not None)
     quality = load_learned(road, own_rewards(evaluation)) or judges
     data = PairData(road.groups(config.pairs_per_step, 2))
     parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
-    compared = [] if config.reference_free else [reference.score]
-    if online is None:
-        road.score("log-probs", data, parts, *compared)
+    if online is None and not config.reference_free:
+        road.score("log-probs", data, parts, policy.score)
     optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
     sampling = None if config.online is None else config.online.sampling
     evaluate(road, evaluation, policy, reference, quality, sampling)
@@ -134,8 +134,8 @@ def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
         samples = online.responses_per_prompt
         road.rollout("rollout", policy, config.pairs_per_step, samples, online.sampling)
         score_learned(road, judges, config.pairs_per_step * samples)
-        road.score("log-probs", data, parts, *compared)
-    if compared:
+        road.score("log-probs", data, parts, *[reference.score] * compared)
+    if not config.reference_free:
         data = PairData(data.groups, ref_logprobs_T=zeros(data))
     with road.stage("update"):
         works = [data.select(part) for part in heaviest(data, parts)]
@@ -147,7 +147,8 @@ def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
     """Actor and critic with gradients and moments, the reference, and learned rewards."""
     judges = load_learned(road, config.rewards)
     policy = road.policy(config.model, config.sampling.temperature)
-    reference = road.reference(policy)
+    asked = config.beta > 0 or config.evaluation is not None
+    reference = road.reference(policy, asked=asked)
     quality = load_learned(road, own_rewards(config.evaluation)) or judges
     critic = load_critic(road, config, policy)
     optimizer = road.optimizer(
@@ -164,7 +165,10 @@ def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
     data = Grouped(road.groups(config.prompts_per_step, samples))
     parts = chosen(config, data)
     compared = [reference.score] if config.beta > 0 else []
-    road.score("log-probs", data, parts, partial(critic.score, policy), *compared)
+    actor_critic = [partial(critic.score, policy)]
+    if isinstance(critic, SeparateCritic) and config.beta == 0 < config.sampler_tolerance:
+        actor_critic = [critic.values, *[policy.score] * (config.minibatches > 1)]
+    road.score("log-probs", data, parts, *actor_critic, *compared)
     with road.stage("update"):
         z = zeros(data)
         experience = PPOExperience(
@@ -192,7 +196,8 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
     """The policy with gradients and moments, the reference, and learned rewards."""
     judges = load_learned(road, config.rewards)
     policy = road.policy(config.model, config.sampling.temperature)
-    reference = road.reference(policy)
+    asked = config.beta > 0 or config.evaluation is not None
+    reference = road.reference(policy, asked=asked)
     quality = load_learned(road, own_rewards(config.evaluation)) or judges
     optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
     trained = reward_optimizer(road, config.reward_update, judges)
@@ -202,8 +207,7 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
     score_learned(road, judges, config.prompts_per_step * samples)
     data = Grouped(road.groups(config.prompts_per_step, samples))
     parts = chosen(config, data)
-    old = config.epochs * config.minibatches > 1 or config.importance_limit is not None
-    scores = [policy.score] * old + [reference.score] * (config.beta > 0)
+    scores = [policy.score] * (config.minibatches > 1) + [reference.score] * (config.beta > 0)
     road.score("log-probs", data, parts, *scores)
     with road.stage("update"):
         z = zeros(data)
@@ -212,7 +216,6 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
             advantages_T=z,
             trained_T=torch.ones_like(z, dtype=torch.bool),
             sampler_logprobs_T=z,
-            old_logprobs_T=z if old else None,
             ref_logprobs_T=z if config.beta > 0 else None,
         )
         grpo.update(config, on_policy(policy, reference), optimizer, experience, Updates([parts]))

@@ -20,17 +20,24 @@ from trivium.models.policy import Policy, TokenScores
 
 
 class Reference:
-    """π_ref: starts as the policy it is made from and moves only on ``refresh``."""
+    """π_ref: starts as the policy it is made from and moves only on ``refresh``.
 
-    def __init__(self, policy: Policy) -> None:
+    Args:
+        policy: what it starts as.
+        asked: whether anything will be asked of it; if not, no copy of the policy is made.
+    """
+
+    def __init__(self, policy: Policy, *, asked: bool = True) -> None:
         self._policy = policy
+        self._asked = asked
         self._refreshed = False
         self._adapters: list[Tensor] | None = None
-        self._copy = None if is_adapted(policy.model) else frozen_copy(policy)
+        self._copy = frozen_copy(policy) if asked and not is_adapted(policy.model) else None
 
     @torch.no_grad()
     def score(self, batch: Batch) -> TokenScores:
         """Log-probs and entropies under π_ref; no gradient."""
+        assert self._asked, "a reference that nothing was to be asked of is asked"
         if self._copy is not None:
             return self._copy.score(batch)
         with self._as_reference():
@@ -39,6 +46,8 @@ class Reference:
     @torch.no_grad()
     def refresh(self) -> None:
         """``π_ref ← π_θ``."""
+        if not self._asked:
+            return
         self._refreshed = True
         if self._copy is None:
             self._adapters = [p.detach().clone() for p in trained_parameters(self._policy.model)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
 from trivium.runs.saving import Stateful
@@ -65,12 +65,19 @@ class Updates(Generic[T]):
     """Optimiser steps one after the other, and what those that were taken gave.
 
     Attributes:
+        planned: all of them, also those that were taken before a run went on.
         results: whoever takes a step appends its result.
     """
 
-    def __init__(self, steps: Iterable[T], results: list[Any] | None = None) -> None:
+    def __init__(
+        self,
+        planned: Sequence[T],
+        results: list[Any] | None = None,
+        left: Iterator[T] | None = None,
+    ) -> None:
+        self.planned = planned
         self.results: list[Any] = [] if results is None else results
-        self._steps = iter(steps)
+        self._left = iter(planned) if left is None else left
 
     def __iter__(self) -> Iterator[T]:
-        return self._steps
+        return self._left

@@ -195,8 +195,18 @@ TABLE = (
         "sampler−trainer difference",
         "nats",
         "Update",
-        "Largest |log π(sampler) − log π(trainer)| of a sampled token, before the update.",
+        "Largest |log π(sampler) − log π(trainer)| before the update, over the sampled tokens that "
+        "the trainer scored then: the first update's, and those of policy/old_scored.",
         "Yao et al. 2025, truncated importance sampling",
+    ),
+    Metric(
+        "policy/old_scored",
+        "tokens scored for π_old",
+        "share",
+        "Update",
+        "Response tokens whose log-probs under π_old took a pass of their own. The first update "
+        "knows its own; others need one only where the sampler is not within sampler_tolerance, or "
+        "a KL to the reference asks for the trainer's own.",
     ),
     Metric("value/mean", "value", "", "Critic", "Mean V(s_t) of the critic before the update."),
     Metric(

@@ -191,7 +191,7 @@ class Training:
 
     def updates(self, steps: Sequence[T]) -> Updates[T]:
         """The optimiser steps that are left of a training step's."""
-        return Updates(self._left(steps), self._results)
+        return Updates(steps, self._results, self._left(steps))
 
     def _left(self, steps: Sequence[T]) -> Iterator[T]:
         for position in range(self._position, len(steps)):

@@ -1,0 +1,391 @@
+"""No pass that can be spared: what stands in for one is the same, and what needs one gets it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from worlds import STILL, World, metrics_of
+
+from trivium.algorithms import dpo, grpo, ppo
+from trivium.algorithms.actor_critic import make_critic
+from trivium.algorithms.dpo_config import DPOConfig
+from trivium.algorithms.experience import Experience, first_epoch, old_logprobs, tokens_of
+from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.algorithms.parts import OnPolicyParts, assemble
+from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.update import Optimizer, StepResult
+from trivium.data.batch import Batch
+from trivium.data.group import Group
+from trivium.models import policy as policies
+from trivium.models import reference as references
+from trivium.models.loading import trained_parameters
+from trivium.models.model_config import ModelConfig
+from trivium.models.policy import Policy
+from trivium.models.reference import Reference
+from trivium.models.reward_model import RewardModel
+from trivium.models.scoring import score_all
+from trivium.rollout.rollouts import Rollouts
+from trivium.runs.measuring import Updates
+
+FAST = {"learning_rate": 0.01}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+def grpo_config(world: World, **options: Any) -> GRPOConfig:
+    return GRPOConfig(**(world.on_policy() | {"steps_per_iteration": 1, "beta": 0.0} | options))
+
+
+def ppo_config(world: World, **options: Any) -> PPOConfig:
+    critic = {"model": {"path": world.reward_model()}, "optimizer": STILL}
+    given = world.on_policy() | {"critic": critic, "steps": 1, "beta": 0.0}
+    return PPOConfig(**(given | options))
+
+
+def parts_of(config: GRPOConfig | PPOConfig) -> OnPolicyParts:
+    return assemble(config.model, config.data, config.rewards, None, config.sampling)
+
+
+def told_otherwise(rollouts: Rollouts, by: float, response: int = 0) -> Rollouts:
+    """Rollouts whose sampler was off by so much on one token."""
+    groups = [[replace(r, logprobs=list(r.logprobs)) for r in g] for g in rollouts.responses]
+    [r for group in groups for r in group][response].logprobs[0] += by
+    return Rollouts(rollouts.prompts, groups, rollouts.scores, rollouts.seconds)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often actor and critic were run, with gradients and without."""
+    counted: Counter[str] = Counter()
+
+    def count(kind: type, method: str, name: str) -> None:
+        run = getattr(kind, method)
+
+        def counting(model: Any, *given: Any) -> Any:
+            counted[name + (" learning" if torch.is_grad_enabled() else "")] += 1
+            return run(model, *given)
+
+        monkeypatch.setattr(kind, method, counting)
+
+    count(Policy, "hidden", "actor")
+    count(RewardModel, "scores_at", "critic")
+    return counted
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch) -> list[StepResult]:
+    """Every optimiser step's result, in order."""
+    kept: list[StepResult] = []
+    step = Optimizer.step
+
+    def step_and_keep(optimizer: Optimizer, work: Any) -> StepResult:
+        kept.append(step(optimizer, work))
+        return kept[-1]
+
+    monkeypatch.setattr(Optimizer, "step", step_and_keep)
+    return kept
+
+
+# --- π_old ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "scored"),
+    [
+        ({"epochs": 3}, 0),
+        ({"epochs": 3, "beta": 0.1}, 0),
+        ({"epochs": 3, "importance_limit": 2.0}, 0),
+        ({"epochs": 2, "minibatches": 4}, 1),
+        ({"epochs": 2, "minibatches": 4, "sampler_tolerance": 0.0}, 3),
+        ({"epochs": 2, "minibatches": 4, "sampler_tolerance": 1e-12}, 3),
+        ({"epochs": 2, "minibatches": 4, "beta": 0.1}, 3),
+    ],
+)
+def test_grpo_scores_no_more_for_the_old_policy_than_later_minibatches_need(
+    world: World, passes: Counter[str], options: dict[str, Any], scored: int
+) -> None:
+    config = grpo_config(world, **options)
+    reference = 4 if options.get("minibatches") == 4 else 1
+    (line,) = metrics_of(grpo.train(config))
+    assert passes["actor learning"] == config.epochs * config.minibatches
+    assert passes["actor"] == scored + reference * (config.beta > 0)
+    assert line["policy/old_scored"] == pytest.approx(scored / 4, abs=0.2)
+    assert (line["policy/old_scored"] == 0) == (scored == 0)
+    assert 0 <= line["policy/sampler_difference"] < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("options", "actor", "critic"),
+    [
+        ({"minibatches": 1}, 0, 1),
+        ({"minibatches": 4}, 1, 4),
+        ({"minibatches": 4, "sampler_tolerance": 0.0}, 4, 4),
+        ({"minibatches": 1, "beta": 0.1}, 1 + 1, 1),
+        ({"minibatches": 1, "critic": {"kind": "shared"}}, 1, 0),
+    ],
+    ids=["one", "several", "no tolerance", "kl", "shared trunk"],
+)
+def test_ppo_spares_the_actor_where_only_the_critic_must_be_asked(
+    world: World, passes: Counter[str], options: dict[str, Any], actor: int, critic: int
+) -> None:
+    config = ppo_config(world, epochs=2, **options)
+    (line,) = metrics_of(ppo.train(config))
+    assert 0 < line["policy/sampler_difference"] < 1e-5
+    assert (passes["actor"], passes["critic"]) == (actor, critic)
+    assert passes["actor learning"] == 2 * config.minibatches
+
+
+@pytest.mark.parametrize("most", [10_000, 25])
+def test_first_step_tells_what_a_pass_over_the_whole_batch_would(
+    world: World, monkeypatch: pytest.MonkeyPatch, most: int
+) -> None:
+    config = grpo_config(world, epochs=2, tokens_per_micro_batch=40, optimizer=FAST)
+    parts = parts_of(config)
+    rollouts = grpo.sample(config, parts, 1)
+    steps = grpo.plan(config, rollouts, 1)
+    experience = grpo.prepare(config, parts, rollouts, steps)
+    whole = first_epoch(steps, 12)
+    assert len(whole) > 2
+    (expected_T,) = score_all(experience, whole, lambda b: (parts.policy.score(b).logprobs_T,))
+    attend = policies.hidden_states
+
+    def limited(backbone: Any, batch: Any, *, shared: bool) -> Tensor:
+        if len(batch.tokens_L) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return attend(backbone, batch, shared=shared)
+
+    monkeypatch.setattr(policies, "hidden_states", limited)
+    optimizer = Optimizer([(config.optimizer, trained_parameters(parts.policy.model))], 10)
+    updates = Updates(steps)
+    results = grpo.update(config, parts, optimizer, experience, updates)
+    assert (results[0].splits > 0) == (most == 25)
+    old_T = experience.after(updates).old_logprobs_T
+    assert old_T is not None
+    torch.testing.assert_close(old_T, expected_T, rtol=0, atol=1e-6 if most == 25 else 0)
+    assert not torch.equal(results[1].observed["logprobs_T"], results[0].observed["logprobs_T"])
+    at = tokens_of(experience, steps[1])
+    second_T = results[1].observed["old_logprobs_T"]
+    assert torch.equal(second_T, old_T[at])
+
+
+@pytest.mark.parametrize("road", ["grpo", "ppo"])
+def test_sampler_stands_in_for_later_minibatches_and_the_first_is_exact(
+    world: World, results: list[StepResult], road: str
+) -> None:
+    options = {"epochs": 1, "minibatches": 4, "optimizer": {"learning_rate": 1e-30}}
+    if road == "grpo":
+        grpo.train(grpo_config(world, **options))
+    else:
+        ppo.train(ppo_config(world, **options))
+    moved = [
+        float((r.observed["logprobs_T"] - r.observed["old_logprobs_T"]).abs().max())
+        for r in results
+    ]
+    assert moved[0] == 0.0
+    assert 0.0 < max(moved[1:]) < 1e-5
+
+
+def prepared(
+    world: World, *, by: float, tolerance: float
+) -> tuple[Experience, Rollouts, list[Any]]:
+    """A rollout batch in four minibatches whose sampler is off by so much on one token of the
+    longest response that is not in the first."""
+    config = grpo_config(world, minibatches=4, epochs=2, sampler_tolerance=tolerance)
+    parts = parts_of(config)
+    rollouts = grpo.sample(config, parts, 1)
+    steps = grpo.plan(config, rollouts, 1)
+    later = [r for step in steps[1:4] for part in step for r in part]
+    lengths = rollouts.lengths_N.tolist()
+    at = max(later, key=lengths.__getitem__)
+    rollouts = told_otherwise(rollouts, by, at)
+    return grpo.prepare(config, parts, rollouts, steps), rollouts, steps
+
+
+def test_sampler_that_agrees_stands_in_bit_for_bit_but_where_it_was_compared(world: World) -> None:
+    experience, rollouts, steps = prepared(world, by=0.0, tolerance=1e-4)
+    scored_T, old_T = experience.scored_T, experience.old_logprobs_T
+    assert scored_T is not None and old_T is not None
+    responses = [bool(row.all()) for row in scored_T.split(rollouts.lengths_N.tolist())]
+    compared = [part for step in steps[1:4] for part in step if responses[part[0]]]
+    assert len(compared) == 1
+    assert torch.equal(old_T[~scored_T], rollouts.sampler_logprobs_T[~scored_T])
+
+
+@pytest.mark.parametrize("by", [0.01, -0.01, float("nan")])
+def test_sampler_that_differs_on_one_token_is_replaced_everywhere(world: World, by: float) -> None:
+    experience, _, steps = prepared(world, by=by, tolerance=1e-4)
+    scored_T = experience.scored_T
+    assert scored_T is not None
+    later = torch.ones_like(scored_T)
+    later[tokens_of(experience, steps[0])] = False
+    assert torch.equal(scored_T, later)
+
+
+def test_wider_tolerance_lets_the_same_sampler_stand_in(world: World) -> None:
+    experience, _, _ = prepared(world, by=0.01, tolerance=0.011)
+    assert experience.scored_T is not None
+    assert float(experience.scored_T.float().mean()) < 0.5
+
+
+def ragged() -> tuple[Experience, list[list[list[int]]], Tensor]:
+    """Four minibatches of one response each, the third one's the longest, and what each token is
+    worth."""
+    groups = [Group([1], [list(range(1, n + 1))]) for n in (2, 4, 9, 3)]
+    values_T = torch.linspace(-3, -1, 18)
+    data = Experience(
+        groups=groups, trained_T=torch.ones(18, dtype=torch.bool), advantages_T=values_T
+    )
+    return data, [[[n]] for n in range(4)], values_T
+
+
+@pytest.mark.parametrize(("tolerance", "lengths"), [(1e-4, [9]), (0.0, [9, 4, 3])])
+def test_longest_micro_batch_is_compared_and_without_tolerance_all_are_scored(
+    tolerance: float, lengths: list[int]
+) -> None:
+    data, steps, values_T = ragged()
+    seen = []
+
+    def score(batch: Batch) -> Tensor:
+        seen.append(len(batch.targets_T))
+        return values_T[tokens_of(data, [[(2, 4, 9, 3).index(seen[-1])]])]
+
+    found_T, scored_T = old_logprobs(data, steps, values_T, score, tolerance=tolerance)
+    assert seen == lengths
+    assert torch.equal(found_T, values_T)
+    assert int(scored_T.sum()) == sum(lengths)
+
+
+def test_single_minibatch_is_never_scored_beforehand() -> None:
+    data, steps, values_T = ragged()
+
+    def never(batch: Batch) -> Tensor:
+        raise AssertionError("scored")
+
+    whole = [[part for step in steps for part in step]]
+    found_T, scored_T = old_logprobs(data, whole * 3, values_T, never, tolerance=0.0)
+    assert torch.equal(found_T, values_T)
+    assert not scored_T.any()
+
+
+def test_first_step_that_is_taken_counts_where_minibatches_are_dropped(world: World) -> None:
+    config = grpo_config(world, minibatches=4, epochs=2, sampler_tolerance=0.0, optimizer=FAST)
+    parts = parts_of(config)
+    rollouts = grpo.sample(config, parts, 1)
+    steps = grpo.plan(config, rollouts, 1)
+    experience = grpo.prepare(config, parts, rollouts, steps)
+    trained_T = experience.trained_T.clone()
+    trained_T[tokens_of(experience, steps[0])] = False
+    dropped = replace(experience, trained_T=trained_T)
+    score = lambda batch: parts.policy.score(batch).logprobs_T  # noqa: E731
+    old_T, scored_T = old_logprobs(
+        dropped, steps, rollouts.sampler_logprobs_T, score, tolerance=0.0
+    )
+    assert not scored_T[tokens_of(dropped, steps[1])].any()
+    (expected_T,) = score_all(dropped, first_epoch(steps, 12), lambda b: (score(b),))
+    dropped = replace(dropped, old_logprobs_T=old_T, scored_T=scored_T)
+    optimizer = Optimizer([(config.optimizer, trained_parameters(parts.policy.model))], 10)
+    updates = Updates(steps)
+    grpo.update(config, parts, optimizer, dropped, updates)
+    found_T = dropped.after(updates).old_logprobs_T
+    assert found_T is not None
+    assert torch.equal(found_T, expected_T)
+
+
+def test_ppo_experience_is_the_same_with_the_sampler_and_without(world: World) -> None:
+    found = []
+    for tolerance in (0.0, 1e-4):
+        config = ppo_config(world, minibatches=2, sampler_tolerance=tolerance)
+        parts = parts_of(config)
+        critic = make_critic(config.critic, config.model, parts.policy)
+        rollouts = ppo.sample(config, parts, 1)
+        steps = ppo.plan(config, rollouts, 1)
+        found.append(ppo.prepare(config, parts, critic, rollouts, steps, 0.0))
+    for name in ("advantages_T", "targets_T", "old_values_T"):
+        assert torch.equal(getattr(found[0], name), getattr(found[1], name))
+    torch.testing.assert_close(found[0].old_logprobs_T, found[1].old_logprobs_T, rtol=0, atol=1e-5)
+
+
+# --- the reference --------------------------------------------------------------------------------
+
+
+def dpo_config(world: World, **options: Any) -> DPOConfig:
+    rows = [
+        {"prompt": p, "chosen": c, "rejected": r}
+        for p, c, r in (("a", "bc", "d"), ("bc", "e", "fgh"), ("d", "a", "b"), ("e", "cc", "dd"))
+    ]
+    given = {"model": {"path": world.path}, "data": world.rows("pairs.jsonl", rows)}
+    return DPOConfig(**(given | {"run": world.run(), "optimizer": FAST} | options))
+
+
+def online(world: World, **options: Any) -> dict[str, Any]:
+    pairs = {"data": world.prompts, "rewards": world.reward("letters"), "steps": 1}
+    return {"data": None, "online": pairs | {"sampling": {"max_tokens": 8}}} | options
+
+
+def evaluated(world: World) -> dict[str, Any]:
+    data = {"data": world.prompts, "max_tokens": 5, "samples": 2}
+    return {"evaluation": data | {"rewards": world.reward("letters")}}
+
+
+@pytest.mark.parametrize(
+    ("train", "configured", "copies"),
+    [
+        (grpo.train, lambda w: grpo_config(w, iterations=2), 0),
+        (grpo.train, lambda w: grpo_config(w, beta=0.1), 1),
+        (grpo.train, lambda w: grpo_config(w, **evaluated(w)), 1),
+        (ppo.train, ppo_config, 0),
+        (ppo.train, lambda w: ppo_config(w, beta=0.1), 1),
+        (dpo.train, dpo_config, 0),
+        (dpo.train, lambda w: dpo_config(w, **evaluated(w)), 1),
+        (dpo.train, lambda w: dpo_config(w, **online(w)), 1),
+        (dpo.train, lambda w: dpo_config(w, **online(w, reference_free=True)), 0),
+    ],
+    ids=[
+        "grpo", "grpo kl", "grpo evaluated", "ppo", "ppo kl", "dpo", "dpo evaluated", "dpo online",
+        "dpo online reference-free",
+    ],
+)  # fmt: skip
+def test_model_is_copied_for_a_reference_that_is_asked_and_for_no_other(
+    world: World,
+    monkeypatch: pytest.MonkeyPatch,
+    train: Callable[[Any], Path],
+    configured: Callable[[World], Any],
+    copies: int,
+) -> None:
+    copied: list[Policy] = []
+    copy = references.frozen_copy
+    monkeypatch.setattr(references, "frozen_copy", lambda p: copied.append(p) or copy(p))
+    train(configured(world))
+    assert len(copied) == copies
+
+
+def test_evaluation_without_a_kl_term_measures_from_where_the_policy_began(world: World) -> None:
+    run = grpo.train(grpo_config(world, optimizer=FAST, steps_per_iteration=3, **evaluated(world)))
+    first, last = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
+    assert first["kl"] == 0.0
+    assert last["kl"] > 0.0
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["whole", "lora"])
+def test_policy_before_its_first_step_scores_pairs_as_the_reference_would(
+    world: World, lora: dict[str, int] | None
+) -> None:
+    policy = Policy.load(ModelConfig(path=world.path, lora=lora))
+    config = dpo_config(world)
+    source = dpo.Offline(config)
+    given = source.data
+    source.prepare(policy, Reference(policy, asked=False))
+    expected = dpo.with_reference(config, given, Reference(policy)).ref_logprobs_T
+    assert source.data.ref_logprobs_T is not None and expected is not None
+    assert torch.equal(source.data.ref_logprobs_T, expected)
