@@ -9,8 +9,9 @@ backbone. No gradient flows, and weights are as they were when ``LeanPass`` was 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -36,8 +37,8 @@ class Norm:
     epsilon: float
 
     @classmethod
-    def of(cls, module: nn.Module) -> Norm:
-        return cls(module.weight, module.variance_epsilon)  # type: ignore[arg-type]
+    def of(cls, module: Any) -> Norm:
+        return cls(module.weight, module.variance_epsilon)
 
     def __call__(self, x: Tensor) -> Tensor:
         return F.rms_norm(x, self.weight_D.shape, self.weight_D, self.epsilon)
@@ -46,10 +47,10 @@ class Norm:
 class LeanLayer:
     """One decoder layer with packed weights."""
 
-    def __init__(self, layer: nn.Module, index: int, rule: Rule) -> None:
+    def __init__(self, layer: Any, index: int, rule: Rule) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.index, self.rule = index, rule
-        self.width: int = attention.head_dim  # type: ignore[assignment]
+        self.width: int = attention.head_dim
         self.heads = attention.q_proj.weight.shape[0] // self.width
         self.key_heads = attention.k_proj.weight.shape[0] // self.width
         self.before, self.between = (
@@ -62,7 +63,7 @@ class LeanLayer:
         self.out_of_heads = Packed.of(attention.o_proj)
         self.into_mlp = Packed.of(mlp.gate_proj, mlp.up_proj)
         self.out_of_mlp = Packed.of(mlp.down_proj)
-        self.activation: Callable[[Tensor], Tensor] = mlp.act_fn  # type: ignore[assignment]
+        self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
 
     def __call__(self, x_LD: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
         heads_LHW = self.into_heads(self.before(x_LD)).unflatten(1, (-1, self.width))
@@ -101,18 +102,21 @@ class LeanPass:
     """
 
     def __init__(self, backbone: PreTrainedModel, rules: Mapping[int, Rule]) -> None:
-        self.backbone = backbone
         self.count = flops.counter(backbone)
-        layers: Iterable[nn.Module] = backbone.layers  # type: ignore[assignment]
-        self.layers = [LeanLayer(layer, i, rules[i]) for i, layer in enumerate(layers)]
-        self.norm = Norm.of(backbone.norm)  # type: ignore[arg-type]
+        parts: Any = backbone
+        self.embed, self.rotary, self.norm = (
+            parts.embed_tokens,
+            parts.rotary_emb,
+            Norm.of(parts.norm),
+        )
+        self.layers = [LeanLayer(layer, i, rules[i]) for i, layer in enumerate(parts.layers)]
 
     @torch.no_grad()
     def __call__(self, tokens_L: Tensor, position_L: Tensor, layout: Layout) -> Tensor:
         """Final hidden states of a line of tokens, ``[L, D]``."""
         self.count((), {"input_ids": tokens_L[None], "position_ids": position_L[None]})
-        x_LD = self.backbone.embed_tokens(tokens_L)  # type: ignore[operator]
-        cos, sin = self.backbone.rotary_emb(x_LD[None], position_L[None])  # type: ignore[operator]
+        x_LD = self.embed(tokens_L)
+        cos, sin = self.rotary(x_LD[None], position_L[None])
         rotation = Rotation(cos[0], sin[0])
         for layer in self.layers:
             x_LD = layer(x_LD, rotation, layout)
@@ -139,25 +143,21 @@ def rules_of_lean(backbone: PreTrainedModel) -> dict[int, Rule] | None:
     return rules if agree(found, expected) else None
 
 
-def _is_known(backbone: nn.Module) -> bool:
+def _is_known(backbone: Any) -> bool:
     """Whether its parts are those of a decoder like Llama, all projections plain."""
-    layers = getattr(backbone, "layers", None)
-    if _parts(backbone) != BACKBONE or not isinstance(layers, nn.ModuleList):
-        return False
-    return all(
+    return _parts(backbone) == BACKBONE and all(
         _parts(layer) == LAYER
         and _parts(layer.self_attn) - HEAD_NORMS == ATTENTION
         and _parts(layer.mlp) == MLP
         and all(
-            type(x) in (nn.Linear, Linear)
-            for part in (layer.self_attn, layer.mlp)
-            for name, x in part.named_children()  # type: ignore[union-attr]
+            type(part) in (nn.Linear, Linear)
+            for parent in (layer.self_attn, layer.mlp)
+            for name, part in parent.named_children()
             if name.endswith("_proj")
         )
-        for layer in layers
+        for layer in backbone.layers
     )
 
 
-def _parts(module: object) -> set[str]:
-    assert isinstance(module, nn.Module), "parts of modules only are asked for"
+def _parts(module: nn.Module) -> set[str]:
     return {name for name, _ in module.named_children()}

@@ -88,7 +88,7 @@ class _TokenLogprobs(torch.autograd.Function):
             z_TV, goals_T = head.logits(hidden_TD[at], temperature), targets_T[at]
             parts += [
                 _statistics(z_TV[i], goals_T[i], entropy)
-                for i in chunks(*z_TV.shape, SLICE_ELEMENTS)
+                for i in chunks(len(z_TV), len(weight_VD), SLICE_ELEMENTS)
             ]
         chosen_T, entropy_T = (torch.cat(x) for x in zip(*parts, strict=True))
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, entropy_T)
@@ -106,7 +106,7 @@ class _TokenLogprobs(torch.autograd.Function):
             z_TV = head.logits(hidden_TD[at], temperature)
             given = (grad_logprobs_T, grad_entropy_T)
             of_logprobs_T, of_entropy_T = (None if x is None else x[at] for x in given)
-            for i in chunks(*z_TV.shape, SLICE_ELEMENTS):
+            for i in chunks(len(z_TV), len(weight_VD), SLICE_ELEMENTS):
                 slope = _slope(z_TV[i], head, temperature)
                 z_TV[i] = slope * _by_logits(
                     z_TV[i].log_softmax(-1),
@@ -183,8 +183,9 @@ class _Gradients:
         """In the types of what they are gradients by."""
         dtype = self.head.weight_VD.dtype
         weight_VD = None if self.by_weight_DV is None else self.by_weight_DV.t()
-        of_head = (None if x is None else x.to(dtype) for x in (weight_VD, self.by_bias_V))
-        return self.by_hidden_TD, *of_head
+        weight_VD = None if weight_VD is None else weight_VD.to(dtype)
+        bias_V = None if self.by_bias_V is None else self.by_bias_V.to(dtype)
+        return self.by_hidden_TD, weight_VD, bias_V
 
 
 def _sum(total: Tensor | None, more: Tensor) -> Tensor:

@@ -116,6 +116,10 @@ class Policy:
         """Log-probs and entropies of the batch's response tokens; gradient flows."""
         return self.score_hidden(self.hidden(batch), batch)
 
+    def logprobs(self, batch: Batch) -> Tensor:
+        """The same log-probs alone, ``[T]``: for less work."""
+        return self._apply_head(self.hidden(batch), batch, entropy=False)[0]
+
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states at the positions that predict response tokens, ``[T, D]``."""
         return self.hidden_at(batch, batch.predictors_T)
@@ -127,12 +131,18 @@ class Policy:
 
     def score_hidden(self, hidden_TD: Tensor, batch: Batch) -> TokenScores:
         """``score`` from hidden states that were computed before."""
+        logprobs_T, entropy_T = self._apply_head(hidden_TD, batch, entropy=True)
+        assert entropy_T is not None, "it was asked for"
+        return TokenScores(logprobs_T, entropy_T)
+
+    def _apply_head(
+        self, hidden_TD: Tensor, batch: Batch, *, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         targets_T = batch.targets_T.to(self.device)
         flops.count_head(len(targets_T), self.head.weight_VD)
-        logprobs_T, entropy_T = token_logprobs(
-            hidden_TD, self.head, targets_T, temperature=self.temperature
+        return token_logprobs(
+            hidden_TD, self.head, targets_T, temperature=self.temperature, entropy=entropy
         )
-        return TokenScores(logprobs_T, entropy_T)
 
     def lean_pass(self) -> Forward:
         """A forward pass for sampling with the weights as they are now; no gradient flows."""

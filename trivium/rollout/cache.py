@@ -43,15 +43,20 @@ class PromptLayout:
         )
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-        keys, values = self.rows.gather(key).contiguous(), self.rows.gather(value).contiguous()
+    def attend(
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+    ) -> Tensor:
+        keys, values = (
+            self.rows.gather(key_LHD).contiguous(),
+            self.rows.gather(value_LHD).contiguous(),
+        )
         self.kept[layer] = keys, values
         visible = None
         if rule.window is not None and rule.window < self.rows.longest:
-            at = torch.arange(self.rows.longest, device=query.device)
+            at = torch.arange(self.rows.longest, device=query_LHD.device)
             behind = at[:, None] - at
             visible = (behind >= 0) & (behind < rule.window)
-        out = attention(self.rows.gather(query), keys, values, visible, rule)
+        out = attention(self.rows.gather(query_LHD), keys, values, visible, rule)
         return self.rows.flatten(out).index_select(0, self.to_line)
 
 
@@ -161,13 +166,15 @@ class AdvanceLayout:
             self.place_S = cache.group_of_S * self.most + at_S - start_S
         self._hidden: dict[int | None, Tensor | None] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+    def attend(
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+    ) -> Tensor:
         cache = self.cache.layers[layer]
-        cache.own_keys[self.slot_R, :, self.length_R] = key
-        cache.own_values[self.slot_R, :, self.length_R] = value
+        cache.own_keys[self.slot_R, :, self.length_R] = key_LHD
+        cache.own_values[self.slot_R, :, self.length_R] = value_LHD
         own_keys, own_values = (x[:, :, : self.used] for x in (cache.own_keys, cache.own_values))
-        query_S = query if self.dense else self._to_slots(query)
-        query_S = query_S.unflatten(1, (key.shape[1], -1))
+        query_S = query_LHD if self.dense else self._to_slots(query_LHD)
+        query_S = query_S.unflatten(1, (key_LHD.shape[1], -1))
         to_prompt = self._from_groups(
             self._to_groups(query_S) @ cache.prompt_keys.transpose(-1, -2), query_S.shape[2]
         )
