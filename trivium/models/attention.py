@@ -259,11 +259,12 @@ def use_ragged_attention(model: PreTrainedModel) -> bool:
         tolerance = 1e-3
         if not is_precise(expected):
             model.set_attn_implementation("eager" if before == "sdpa" else "sdpa")
-            rounding = distance(separate_rows(backbone, batch), expected)
+            other = separate_rows(backbone, batch)
+            rounding = float((other - expected).abs().max() / _mean_size(expected))
             tolerance = max(0.05, 2 * rounding)
         model.set_attn_implementation(RAGGED)
         _, found, rules = probe(backbone)
-        exact = distance(found, expected) <= tolerance and _windows_arrive(model, rules)
+        exact = close(found, expected, tolerance) and _windows_arrive(model, rules)
     except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError, KeyError):
         exact = False
     if not exact:
@@ -285,10 +286,14 @@ def is_precise(states_LD: Tensor) -> bool:
     return states_LD.dtype in (torch.float32, torch.float64)
 
 
-def distance(found_LD: Tensor, expected_LD: Tensor) -> float:
-    """The largest difference of hidden states, as a share of their mean size."""
-    scale = expected_LD.abs().mean().clamp(min=1e-12)
-    return float((found_LD - expected_LD).abs().max() / scale)
+def close(found_LD: Tensor, expected_LD: Tensor, tolerance: float) -> bool:
+    """Whether hidden states differ by no more than this share of their mean size."""
+    scale = _mean_size(expected_LD)
+    return torch.allclose(found_LD / scale, expected_LD / scale, rtol=0, atol=tolerance)
+
+
+def _mean_size(states_LD: Tensor) -> Tensor:
+    return states_LD.abs().mean().clamp(min=1e-12)
 
 
 @cache

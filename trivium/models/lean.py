@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from trivium.models import flops
-from trivium.models.attention import GroupLayout, Layout, Rule, distance, is_precise, probe
+from trivium.models.attention import GroupLayout, Layout, Rule, close, is_precise, probe
 from trivium.models.linear import Linear, Packed
 
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -142,7 +142,7 @@ def rules_of_lean(backbone: PreTrainedModel) -> dict[int, Rule] | None:
         return None
     finally:
         flops.go_on_from(counted)
-    return rules if distance(found, expected) <= (1e-3 if is_precise(found) else HALF) else None
+    return rules if close(found, expected, 1e-3 if is_precise(found) else HALF) else None
 
 
 def _is_known(backbone: Any) -> bool:
