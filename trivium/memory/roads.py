@@ -17,7 +17,7 @@ import torch
 from trivium.algorithms import dpo, grpo, ppo, sft
 from trivium.algorithms.dpo import PairData
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import MicroBatches, Weighted, plan_updates
+from trivium.algorithms.experience import MicroBatches, Minibatch, Weighted, plan_updates
 from trivium.algorithms.grpo import GRPOExperience
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.micro_batch import Loss, MicroBatch
@@ -120,8 +120,7 @@ def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
     online, evaluation = config.online, config.evaluation
     judges = load_learned(road, () if online is None else online.rewards)
     policy = road.policy(config.model, config.temperature)
-    compared = online is not None and not config.reference_free
-    reference = road.reference(policy, asked=compared or evaluation is not None)
+    reference = road.reference(policy, asked=config.asks_reference)
     quality = load_learned(road, own_rewards(evaluation)) or judges
     data = PairData(road.groups(config.pairs_per_step, 2))
     parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
@@ -134,7 +133,8 @@ def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
         samples = online.responses_per_prompt
         road.rollout("rollout", policy, config.pairs_per_step, samples, online.sampling)
         score_learned(road, judges, config.pairs_per_step * samples)
-        road.score("log-probs", data, parts, *[reference.score] * compared)
+        compared = [] if config.reference_free else [reference.score]
+        road.score("log-probs", data, parts, *compared)
     if not config.reference_free:
         data = PairData(data.groups, ref_logprobs_T=zeros(data))
     with road.stage("update"):
@@ -218,7 +218,9 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
             sampler_logprobs_T=z,
             ref_logprobs_T=z if config.beta > 0 else None,
         )
-        grpo.update(config, on_policy(policy, reference), optimizer, experience, Updates([parts]))
+        minibatch = Minibatch([response for part in parts for response in part], parts)
+        updates = Updates([minibatch])
+        grpo.update(config, on_policy(policy, reference), optimizer, experience, updates)
     update_rewards(road, config.reward_update, config.rewards, judges, trained)
 
 
@@ -268,7 +270,7 @@ def chosen(config: PPOConfig | GRPOConfig, data: Grouped) -> MicroBatches:
         seed=config.run.seed,
         step=0,
     )
-    return heaviest(data, max(steps, key=lambda parts: sum(map(len, parts))))
+    return heaviest(data, max(steps, key=lambda step: len(step.responses)).parts)
 
 
 # --- Models ---------------------------------------------------------------------------------------
