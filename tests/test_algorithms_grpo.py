@@ -348,7 +348,7 @@ def test_reference_is_refreshed_between_iterations_and_nothing_else_is(
 
     def prepare_and_note(config: Any, parts: OnPolicyParts, rollouts: Any, step: int) -> Any:
         policy_T = parts.policy.score(PROBE).logprobs_T.detach()
-        seen.append((policy_T, parts.reference.score(PROBE).logprobs_T))
+        seen.append((policy_T, parts.reference.logprobs(PROBE)))
         return prepare(config, parts, rollouts, step)
 
     monkeypatch.setattr(grpo, "prepare", prepare_and_note)

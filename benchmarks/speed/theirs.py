@@ -217,7 +217,6 @@ def sft(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -
         processing_class=tokenizer(world),
         callbacks=[Watch(measured)],
     )
-    print(trainer.train_dataset.column_names)
     trainer.train()
 
 
@@ -241,7 +240,6 @@ def reward_model(task: dict[str, Any], world: Path, place: Path, measured: meter
         processing_class=tokenizer(world),
         callbacks=[Watch(measured)],
     )
-    print(trainer.train_dataset.column_names)
     trainer.train()
 
 

@@ -75,8 +75,8 @@ def write_world(
         directory: where; it must not exist.
         size: of both models.
         prompt_tokens: of every prompt.
-        response_tokens: the most tokens of a response, its end included; half of it is the mean of the
-            distribution that is cut off there.
+        response_tokens: the most tokens of a response, its end included; half of it is the mean of
+            the distribution that is cut off there.
         rows: of the data.
     """
     directory.mkdir(parents=True)
