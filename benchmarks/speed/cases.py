@@ -56,6 +56,7 @@ class Case:
 def _cases() -> list[Case]:
     s, m = {"size": "S"}, {"size": "M", "steps": 1}
     short = {"steps": 10}
+    few = {"prompts": 32, "steps": 2}
     pairs = {"prompts": 16, "steps": 8}
     examples = {"prompt": 32, "prompts": 64, "steps": 8}
     at_once = [
@@ -79,12 +80,7 @@ def _cases() -> list[Case]:
         Case("sft-s", "sft", minimum=1.3, **s | examples),
         Case("sft-m", "sft", minimum=1.3, **m | examples | {"steps": 2}),
         Case("reward-model-s", "reward-model", minimum=1.3, **s | examples | {"prompts": 32}),
-        Case(
-            "reward-model-m",
-            "reward-model",
-            minimum=1.3,
-            **m | examples | {"prompts": 32, "steps": 2},
-        ),
+        Case("reward-model-m", "reward-model", minimum=1.3, **m | examples | few),
         Case("ppo-s", "ppo", prompt=32, minimum=2, prompts=64, samples=1, epochs=4, beta=0.05, **s),
         Case("ppo-m", "ppo", prompt=32, prompts=64, samples=1, epochs=4, beta=0.05, **m),
     ]
@@ -108,8 +104,8 @@ def _cases() -> list[Case]:
 
 CASES = _cases()
 QUICK = (
-    "grpo-s-256 grpo-s-32 generation-s-256 generation-s-32 dpo-s sft-s memory-grpo-s-256".split()
-)
+    "grpo-s-256 grpo-s-32 generation-s-256 generation-s-32 dpo-s sft-s ppo-s memory-grpo-s-256"
+).split()
 CURVES = {
     "prompt tokens": [
         Case(f"prompt-{n}", "grpo", "S", n, steps=2) for n in (32, 128, 512, 2048)

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -174,10 +173,8 @@ def table(records: list[dict[str, Any]]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     for r in records:
-        far = [
-            "–" if r[k] is None else f"{r[k]:.1f}×"
-            for k in ("limit_distance", "their_limit_distance")
-        ]
+        limits = (r["limit_distance"], r["their_limit_distance"])
+        far = ["–" if limit is None else f"{limit:.1f}×" for limit in limits]
         least = "–" if r["minimum"] is None else f"{r['minimum']}×"
         ours, theirs = (amount(r["unit"], r[side]) for side in ("ours", "theirs"))
         spread = f"{r['ratio_low']:.2f} – {r['ratio_high']:.2f}"
@@ -229,7 +226,6 @@ def main() -> None:
         keep(given.results, records[-1])
         print(table(records[-1:]).splitlines()[-1], flush=True)
     print("\n" + table(records), flush=True)
-    shutil.rmtree(WORLDS, ignore_errors=True) if given.quick else None
 
 
 if __name__ == "__main__":
