@@ -49,14 +49,15 @@ class Meter:
             self._before = _status("VmRSS")
 
     def loaded(self) -> None:
-        """All models are loaded: memory counts from here."""
+        """All models are loaded: time and memory count from here."""
         if self._memory:
             self._trim(0)
             Path("/proc/self/clear_refs").write_text("5")
             self._base = _status("VmRSS")
+        self._marks.append(time.process_time())
 
     def step(self) -> None:
-        """A step ends here. The time before the first does not count."""
+        """A step ends here."""
         self._marks.append(time.process_time())
         if self._memory:
             self._peak = _status("VmHWM")

@@ -51,7 +51,13 @@ def main() -> None:
 
 
 def train(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -> None:
-    """Run the loop; the models are loaded when its training begins."""
+    """Run the loop; the models are loaded when its training begins.
+
+    DPO's reference log-probs are computed before: each step gets its share of their cost, unless
+    the case is one where that is left out on both sides.
+    """
+    steps = task["steps"] + task["warm_up"]
+    scored: list[tuple[float, float]] = []
     log, enter, prepare = Training.log, Training.__enter__, dpo.Offline.prepare
 
     def watched_enter(self: Training) -> Training:
@@ -63,17 +69,20 @@ def train(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter)
         measured.step()
 
     def watched_prepare(self: dpo.Offline, *given: Any) -> None:
-        began = time.process_time()
+        began, cost = time.process_time(), flops.total()
         prepare(self, *given)
-        measured.note(reference_seconds=time.process_time() - began)
+        if not task["precomputed"]:
+            scored.append(((time.process_time() - began) / steps, (flops.total() - cost) / steps))
 
     Training.__enter__, Training.log = watched_enter, watched_log
     dpo.Offline.prepare = watched_prepare
     kind, run = LOOPS[task["method"]]
     lines = read_metrics(run(kind.model_validate(configuration(task, world, place))))
     names = ("tokens/generated", "tokens/trained")
+    seconds, cost = scored[0] if scored else (0.0, 0.0)
     measured.note(
-        flops=[line["flops"] for line in lines],
+        seconds_before=seconds,
+        flops=[line["flops"] + cost for line in lines],
         tokens=[sum(line.get(name, 0) for name in names[:1]) or line[names[1]] for line in lines],
         stages={
             name: [line[name] for line in lines]
@@ -90,7 +99,11 @@ def configuration(task: dict[str, Any], world: Path, place: Path) -> dict[str, A
     optimizer = {"learning_rate": 1e-8, "schedule": "constant"}
     common = {
         "model": model,
-        "run": {"directory": str(place / "run"), "checkpoints": {"seconds": 1e6}},
+        "run": {
+            "directory": str(place / "run"),
+            "seed": task["seed"],
+            "checkpoints": {"seconds": 1e6},
+        },
         "optimizer": optimizer,
     }
     if task["our_tokens_per_pass"]:
@@ -147,7 +160,7 @@ def generate(task: dict[str, Any], world: Path, measured: meter.Meter) -> None:
     for step in range(task["steps"] + task["warm_up"]):
         before = flops.total()
         chosen = prompts[step * task["prompts"] :][: task["prompts"]]
-        groups = engine.generate(chosen, task["samples"], sampling, seed=0, step=step)
+        groups = engine.generate(chosen, task["samples"], sampling, seed=task["seed"], step=step)
         measured.step()
         tokens.append(sum(len(r.tokens) for group in groups for r in group))
         cost.append(flops.total() - before)

@@ -34,7 +34,6 @@ COMMON = {
     "disable_tqdm": True,
     "learning_rate": 1e-8,
     "lr_scheduler_type": "constant",
-    "seed": 0,
 }
 
 
@@ -64,7 +63,7 @@ def rows(task: dict[str, Any], world: Path, columns: dict[str, str]) -> Dataset:
     """The rows that the steps need, under TRL's names."""
     lines = (world / "data.jsonl").read_text().splitlines()
     found = [json.loads(line) for line in lines]
-    if task["method"] != "grpo":
+    if task["method"] in ("dpo", "sft", "reward-model"):
         found = found[: task["prompts"] * steps(task)]
     return Dataset.from_list([{new: row[old] for new, old in columns.items()} for row in found])
 
@@ -103,6 +102,7 @@ def grpo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) 
         **COMMON,
         **batches(task, responses),
         output_dir=str(place),
+        seed=task["seed"],
         max_steps=steps(task) * task["epochs"],
         num_generations=task["samples"],
         num_iterations=task["epochs"],
@@ -149,7 +149,7 @@ def generation(task: dict[str, Any], world: Path, place: Path, measured: meter.M
     )
     prompts = [row["prompt"] for row in rows(task, world, {"prompt": "prompt"})]
     size = task["their_rows_per_pass"] or task["prompts"] * task["samples"]
-    torch.manual_seed(0)
+    torch.manual_seed(task["seed"])
     measured.loaded()
     tokens = []
     for step in range(steps(task)):
@@ -184,6 +184,7 @@ def dpo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -
         **COMMON,
         **batches(task, task["prompts"]),
         output_dir=str(place),
+        seed=task["seed"],
         num_train_epochs=1,
         precompute_ref_log_probs=task["precomputed"],
         **task["their_settings"],
@@ -196,7 +197,9 @@ def dpo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -
         processing_class=tokenizer(world),
         callbacks=[Watch(measured)],
     )
-    note_trained(task, trainer, measured, "chosen_ids", "rejected_ids")
+    made = trainer.train_dataset
+    responses = [ids for side in ("chosen_ids", "rejected_ids") for ids in made[side]]
+    note_tokens(task, measured, sum(map(len, responses)))
     trainer.train()
 
 
@@ -207,6 +210,7 @@ def sft(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -
         **COMMON,
         **batches(task, task["prompts"]),
         output_dir=str(place),
+        seed=task["seed"],
         num_train_epochs=1,
         **task["their_settings"],
     )
@@ -217,6 +221,8 @@ def sft(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -
         processing_class=tokenizer(world),
         callbacks=[Watch(measured)],
     )
+    learned = trainer.train_dataset["labels"]
+    note_tokens(task, measured, sum(label != -100 for labels in learned for label in labels))
     trainer.train()
 
 
@@ -227,6 +233,7 @@ def reward_model(task: dict[str, Any], world: Path, place: Path, measured: meter
         **COMMON,
         **batches(task, task["prompts"]),
         output_dir=str(place),
+        seed=task["seed"],
         num_train_epochs=1,
         center_rewards_coefficient=0.01,
         **task["their_settings"],
@@ -240,12 +247,14 @@ def reward_model(task: dict[str, Any], world: Path, place: Path, measured: meter
         processing_class=tokenizer(world),
         callbacks=[Watch(measured)],
     )
+    made = trainer.train_dataset
+    whole = sum(len(ids) for side in ("chosen_ids", "rejected_ids") for ids in made[side])
+    note_tokens(task, measured, whole - 2 * len(made) * task["prompt"])
     trainer.train()
 
 
-def note_trained(task: dict[str, Any], trainer: Any, measured: meter.Meter, *columns: str) -> None:
-    """Tokens that are learned from, per step on average."""
-    total = sum(len(ids) for column in columns for ids in trainer.train_dataset[column])
+def note_tokens(task: dict[str, Any], measured: meter.Meter, total: int) -> None:
+    """Response tokens of all steps together, as so many in each on average."""
     measured.note(tokens=[total / steps(task)] * steps(task))
 
 
@@ -261,11 +270,12 @@ def ppo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -
         return cut
 
     ppo_trainer.truncate_response = counted
-    responses = task["prompts"]
+    responses = task["prompts"] * task["samples"]
     config = PPOConfig(
         **COMMON,
         **batches(task, responses),
         output_dir=str(place),
+        seed=task["seed"],
         total_episodes=responses * steps(task),
         num_ppo_epochs=task["epochs"],
         num_mini_batches=1,

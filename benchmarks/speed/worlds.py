@@ -22,6 +22,7 @@ from transformers import (
     Qwen2ForSequenceClassification,
     Qwen2Tokenizer,
 )
+from transformers.utils.logging import disable_progress_bar
 
 END, PADDING = 0, 1
 SPACE = "Ġ"
@@ -75,10 +76,11 @@ def write_world(
         directory: where; it must not exist.
         size: of both models.
         prompt_tokens: of every prompt.
-        response_tokens: the most tokens of a response, its end included; half of it is the mean of
-            the distribution that is cut off there.
+        response_tokens: the most of a response, its end included; half of it is the mean of the
+            distribution that is cut off there.
         rows: of the data.
     """
+    disable_progress_bar()
     directory.mkdir(parents=True)
     tokenizer, words = _tokenizer(size.vocabulary)
     torch.manual_seed(0)
