@@ -467,10 +467,11 @@ def test_comparison_runs_judges_and_goes_on_where_it_stopped(world: World, capsy
     (coverage,) = result["risk"]["coverage"]
     assert coverage["road"] == "DPO" and coverage["responses"] == 16
     assert 0 <= coverage["final"] <= 1
-    for stage in (grpo["stages"][0], dpo["stages"][1]):
+    compared = {"policy", "reference"}
+    for stage, roles in ((grpo["stages"][0], compared), (dpo["stages"][1], {"policy"})):
         assert stage["memory"]["measured_bytes"] > 0
         (update,) = [s for s in stage["memory"]["predicted"]["stages"] if s["name"] == "update"]
-        assert {m["role"] for m in update["models"]} == {"policy", "reference"}
+        assert {m["role"] for m in update["models"]} == roles
     again = compare(config)
     kept = capsys.readouterr().out
     assert kept.count("kept from an earlier run") == 6

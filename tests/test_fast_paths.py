@@ -17,7 +17,7 @@ from worlds import family, letters_tokenizer, random_groups, random_lm
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.models import flops
-from trivium.models.attention import GroupLayout, MaskedAttention, Rule, on_line
+from trivium.models.attention import GroupLayout, MaskedLayout, Rule, on_line
 from trivium.models.lean import LeanPass, rules_of_lean
 from trivium.models.linear import Linear, Packed, linear, product, use_fast_linears
 from trivium.models.policy import Policy
@@ -74,9 +74,9 @@ def test_attention_in_parts_equals_the_masked_one(
 ) -> None:
     batch = Batch.of(random_groups(50, *shape))
     rule = Rule(0.3, None, None)
-    shared, masked = GroupLayout(batch), MaskedAttention(batch)
+    shared, masked = GroupLayout(batch), MaskedLayout(batch)
     found = outputs(lambda *qkv: shared.attend(0, *qkv, rule=rule), batch, *heads)
-    expected = outputs(lambda *qkv: masked.attend(*qkv, rule=rule), batch, *heads)
+    expected = outputs(lambda *qkv: masked.attend(0, *qkv, rule=rule), batch, *heads)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
@@ -89,18 +89,18 @@ def test_attention_of_many_shapes_in_one_batch_equals_the_masked_one(seed: int) 
         for n in (drawn.randint(1, 6) for _ in range(drawn.randint(1, 12)))
     ]
     batch, rule = Batch.of(groups), Rule(0.3, None, None)
-    shared, masked = GroupLayout(batch), MaskedAttention(batch)
+    shared, masked = GroupLayout(batch), MaskedLayout(batch)
     found = outputs(lambda *qkv: shared.attend(0, *qkv, rule=rule), batch, 4, 2)
-    expected = outputs(lambda *qkv: masked.attend(*qkv, rule=rule), batch, 4, 2)
+    expected = outputs(lambda *qkv: masked.attend(0, *qkv, rule=rule), batch, 4, 2)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
 def test_scores_of_any_size_are_merged_without_overflow() -> None:
     batch, rule = Batch.of(random_groups(50, [9, 4], [[5, 6, 2], [3, 1]])), Rule(300.0, None, None)
-    shared, masked = GroupLayout(batch), MaskedAttention(batch)
+    shared, masked = GroupLayout(batch), MaskedLayout(batch)
     found = outputs(lambda *qkv: shared.attend(0, *qkv, rule=rule), batch, 2, 2)
-    expected = outputs(lambda *qkv: masked.attend(*qkv, rule=rule), batch, 2, 2)
+    expected = outputs(lambda *qkv: masked.attend(0, *qkv, rule=rule), batch, 2, 2)
     for mine, theirs in zip(found, expected, strict=True):
         assert bool(mine.isfinite().all())
         torch.testing.assert_close(mine, theirs, atol=1e-9, rtol=1e-9)
@@ -228,6 +228,13 @@ def test_lean_pass_equals_the_backbone(name: str) -> None:
         expected = on_line(policy.backbone, *args)
         found = LeanPass(policy.backbone, rules)(*args)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", LEAN)
+def test_half_precision_is_no_reason_to_compute_separate_rows(name: str) -> None:
+    model = random_lm(family(name, num_hidden_layers=8, hidden_size=64)).to(torch.bfloat16)
+    policy = Policy(model, letters_tokenizer())
+    assert policy.shared and isinstance(policy.lean_pass(), LeanPass)
 
 
 @pytest.mark.parametrize("name", NOT_LEAN)

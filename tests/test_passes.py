@@ -172,7 +172,7 @@ def test_first_step_tells_what_a_pass_over_the_whole_batch_would(
     assert (results[0].splits > 0) == (most == 25)
     old_T = experience.after(updates).old_logprobs_T
     assert old_T is not None
-    torch.testing.assert_close(old_T, expected_T, rtol=0, atol=1e-6 if most == 25 else 0)
+    torch.testing.assert_close(old_T, expected_T, rtol=0, atol=5e-6 if most == 25 else 0)
     assert not torch.equal(results[1].observed["logprobs_T"], results[0].observed["logprobs_T"])
     at = tokens_of(experience, steps[1])
     second_T = results[1].observed["old_logprobs_T"]

@@ -81,6 +81,12 @@ def use_fast_linears(model: nn.Module) -> None:
             module.__class__ = Linear
 
 
+def _can_be_packed(*weights: Tensor) -> bool:
+    if all(w.dtype == torch.bfloat16 and w.device.type == "cpu" for w in weights):
+        return product.name == "onednn" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return product.serves(PACKED_FOR, *weights)
+
+
 Layer = tuple[Tensor, Tensor | None]
 """The weight and the bias of a linear layer."""
 
@@ -96,7 +102,7 @@ class Packed:
         self.layers = [(w.detach(), None if b is None else b.detach()) for w, b in layers]
         self.size = sum(w.numel() for w, _ in layers)
         self.weights = self.bias = None
-        if product.serves(PACKED_FOR, *(w for w, _ in self.layers)):
+        if _can_be_packed(*(w for w, _ in self.layers)):
             weights = [w for w, _ in self.layers]
             joined = torch.cat(weights) if len(weights) > 1 else weights[0]
             self.weights = torch.ops.mkldnn._reorder_linear_weight(joined, PACKED_FOR)
