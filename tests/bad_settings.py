@@ -326,6 +326,9 @@ bad("a learned reward's unknown argument", "ppo",
 bad("a learned reward's wrong choice", "ppo",
     "rewards:\n- {function: process_reward_model, arguments: {path: model, aggregate: sum}}\n",
     '"sum"', "ppo.yaml:2", "it must be 'none', 'product' or 'minimum'", "'product'")
+bad("a reward in the main thread while that samples", "grpo",
+    "rewards: [{function: server, timeout: null, while_sampling: true}]\n", "while_sampling = true",
+    "grpo.yaml:1", "calls the function in the main thread", "give it a timeout")
 bad("a reward that is none", "grpo", "rewards: [{function: gsm8l}]\n", "'gsm8l'", "rewards.0",
     "is no built-in reward", "did you mean 'gsm8k'?")
 bad("a reward's file that is not there", "grpo", "rewards: [{function: rewards.py:score}]\n",

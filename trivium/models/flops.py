@@ -9,6 +9,7 @@ recomputation, is not counted, so that implementations can be compared.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 _total = 0.0
+_lock = threading.Lock()
 
 
 def total() -> float:
@@ -33,9 +35,10 @@ def go_on_from(total: float) -> None:
 
 
 def add(flops: float) -> None:
-    """Count some more."""
+    """Count some more, in whatever thread."""
     global _total
-    _total += flops
+    with _lock:
+        _total += flops
 
 
 def count_head(tokens: int, weight: Tensor) -> None:

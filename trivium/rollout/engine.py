@@ -9,7 +9,7 @@ the run was interrupted in between.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -44,13 +44,29 @@ class Response:
     text: str
 
 
+Finished = Callable[[int, list[Response]], None]
+"""Is told of a group that has ended: its prompt's place, and its responses."""
+
+
 class Engine(Protocol):
     """Samples responses from the current policy."""
 
     def generate(
-        self, prompts: Sequence[Prompt], samples: int, sampling: Sampling, *, seed: int, step: int
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int,
+        finished: Finished | None = None,
     ) -> list[list[Response]]:
-        """``samples`` responses for each prompt, in order."""
+        """``samples`` responses for each prompt, in order.
+
+        Tells ``finished``, in the calling thread, of groups that end while others go on, in an
+        order that is a function of the arguments and the policy. An engine that learns of all
+        groups together need not tell of any.
+        """
         ...
 
 

@@ -20,7 +20,7 @@ from trivium.models import flops
 from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
 from trivium.rollout.cache import SHORT, RowCache
-from trivium.rollout.engine import Ending, Response, draw, row_key, uniforms
+from trivium.rollout.engine import Ending, Finished, Response, draw, row_key, uniforms
 from trivium.rollout.sampling import Sampling
 from trivium.rollout.separate import SeparateRows
 
@@ -52,11 +52,18 @@ class LocalEngine:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Prompt], samples: int, sampling: Sampling, *, seed: int, step: int
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int,
+        finished: Finished | None = None,
     ) -> list[list[Response]]:
         """``samples`` responses for each prompt, in order (see ``rollout.engine``)."""
         self._require_room(prompts, sampling)
-        rows = []
+        rows: list[list[Row]] = []
         met: Counter[int] = Counter()
         for i, prompt in enumerate(prompts):
             # A prompt that comes twice, as where a batch straddles two epochs, has new samples.
@@ -67,6 +74,7 @@ class LocalEngine:
         waiting = deque(range(len(prompts)))
         head = self.policy.head.packed()
         cache = self._cache(prompts, samples)
+        responses: list[list[Response]] = [[] for _ in prompts]
         active: list[Row] = []
         while waiting or active:
             admitted = self._admit(waiting, len(active), samples)
@@ -75,11 +83,16 @@ class LocalEngine:
                 hidden_GD = cache.admit([prompts[i].tokens for i in admitted], samples)
                 self._extend(fresh, head, hidden_GD.repeat_interleave(samples, 0), sampling)
                 active += fresh
-            active = self._leave(active, cache)
+            growing = self._leave(active, cache)
+            for i in _ended(active, growing):
+                responses[i] = [self._response(row) for row in rows[i]]
+                if finished is not None:
+                    finished(i, responses[i])
+            active = growing
             if active:
                 tokens_R = torch.tensor([row.tokens[-1] for row in active])
                 self._extend(active, head, cache.advance(tokens_R), sampling)
-        return [[self._response(row) for row in group] for group in rows]
+        return responses
 
     def _cache(self, prompts: Sequence[Prompt], samples: int) -> RowCache | SeparateRows:
         if not self.policy.shared:
@@ -142,3 +155,10 @@ class LocalEngine:
                 f"not fit the model's context of {self.policy.context_length} tokens: lower "
                 "sampling.max_tokens or data.max_prompt_tokens"
             )
+
+
+def _ended(active: Sequence[Row], growing: Sequence[Row]) -> list[int]:
+    """The prompts of which no row grows any more, in order."""
+    if len(growing) == len(active):
+        return []
+    return sorted({row.prompt for row in active} - {row.prompt for row in growing})

@@ -375,7 +375,14 @@ TABLE = (
     ),
     Metric("time/total", "step", "s", "Time", "Wall-clock of the step, evaluation not included."),
     Metric("time/rollout", "rollout", "s", "Time", "Sampling responses."),
-    Metric("time/scoring", "scoring", "s", "Time", "Reward functions and reward models."),
+    Metric(
+        "time/scoring",
+        "scoring",
+        "s",
+        "Time",
+        "Reward functions and reward models, from the end of sampling on: what rewards with "
+        "while_sampling did before costs no time of its own.",
+    ),
     Metric(
         "time/logprobs",
         "log-probs",
