@@ -97,6 +97,7 @@ _BOUNDS = [
     ("grpo", "iterations", "0", "the default is 1"),
     ("grpo", "steps_per_iteration", "0", "the default is 100"),
     ("grpo", "importance_limit", "0", "the largest weight"),
+    ("ppo", "importance_limit", "-1", "the largest weight"),
     ("grpo", "dynamic_sampling", "-1", "Sample up to so many further batches"),
     ("grpo", "sampling.temperature", "-1", "the default is 1"),
     ("grpo", "sampling.top_p", "0", "the default is 1"),
@@ -311,6 +312,11 @@ bad("a stage's unknown key", "compare",
 bad("a name that stands for nothing", "compare",
     "roads: [{name: a, stages: [{command: grpo, settings: {beta: '${bet}'}}]}]\n", "${bet}",
     "road a", "${bet}", "use one of ${seed}", early=False)
+
+bad("old responses that nothing corrects for", "grpo", "asynchronous: true\n",
+    "asynchronous = true", "grpo.yaml:1", "responses are one step old", "set importance_limit, 2")
+bad("no step to sample ahead", "ppo", "asynchronous: true\nimportance_limit: 2\nsteps: 1\n",
+    "asynchronous = true", "ppo.yaml:1", "no second step", "take more steps, or leave it out")
 
 # --- Rewards --------------------------------------------------------------------------------------
 

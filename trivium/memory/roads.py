@@ -158,15 +158,14 @@ def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
         ]
     )
     trained = reward_optimizer(road, config.reward_update, judges)
-    evaluate(road, config.evaluation, policy, reference, quality, config.sampling)
-    samples = config.responses_per_prompt
-    road.rollout("rollout", policy, config.prompts_per_step, samples, config.sampling)
-    score_learned(road, judges, config.prompts_per_step * samples)
-    data = Grouped(road.groups(config.prompts_per_step, samples))
+    sample(road, config, policy, reference, quality)
+    score_learned(road, judges, config.prompts_per_step * config.responses_per_prompt)
+    data = Grouped(road.groups(config.prompts_per_step, config.responses_per_prompt))
     parts = chosen(config, data)
     compared = [reference.logprobs] if config.beta > 0 else []
     actor_critic = [partial(critic.score, policy)]
-    if isinstance(critic, SeparateCritic) and config.beta == 0 < config.sampler_tolerance:
+    spared = config.beta == 0 < config.sampler_tolerance and not config.asynchronous
+    if isinstance(critic, SeparateCritic) and spared:
         actor_critic = [critic.values, *[policy.logprobs] * (config.minibatches > 1)]
     road.score("log-probs", data, parts, *actor_critic, *compared)
     with road.stage("update"):
@@ -175,6 +174,7 @@ def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
             groups=data.groups,
             advantages_T=z,
             trained_T=torch.ones_like(z, dtype=torch.bool),
+            sampler_logprobs_T=z,
             old_logprobs_T=z,
             ref_logprobs_T=z,
             old_values_T=z,
@@ -201,11 +201,9 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
     quality = load_learned(road, own_rewards(config.evaluation)) or judges
     optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
     trained = reward_optimizer(road, config.reward_update, judges)
-    evaluate(road, config.evaluation, policy, reference, quality, config.sampling)
-    samples = config.responses_per_prompt
-    road.rollout("rollout", policy, config.prompts_per_step, samples, config.sampling)
-    score_learned(road, judges, config.prompts_per_step * samples)
-    data = Grouped(road.groups(config.prompts_per_step, samples))
+    sample(road, config, policy, reference, quality)
+    score_learned(road, judges, config.prompts_per_step * config.responses_per_prompt)
+    data = Grouped(road.groups(config.prompts_per_step, config.responses_per_prompt))
     parts = chosen(config, data)
     scores = [policy.logprobs] * (config.minibatches > 1) + [reference.logprobs] * (config.beta > 0)
     road.score("log-probs", data, parts, *scores)
@@ -309,6 +307,22 @@ def on_policy(policy: Policy, reference: Reference) -> OnPolicyParts:
 
 
 # --- Stages ---------------------------------------------------------------------------------------
+
+
+def sample(
+    road: Rehearsal,
+    config: PPOConfig | GRPOConfig,
+    policy: Policy,
+    reference: Reference,
+    judges: list[RewardModel],
+) -> None:
+    """Evaluation, and a step's responses; sampled ahead, they go on beside all that follows."""
+    request = (config.prompts_per_step, config.responses_per_prompt, config.sampling)
+    if config.asynchronous:
+        road.sampler(policy, *request)
+    evaluate(road, config.evaluation, policy, reference, judges, config.sampling)
+    if not config.asynchronous:
+        road.rollout("rollout", policy, *request)
 
 
 def score_learned(road: Rehearsal, judges: list[RewardModel], responses: int) -> None:

@@ -10,7 +10,8 @@ recomputation, is not counted, so that implementations can be compared.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 _total = 0.0
 _lock = threading.Lock()
+_thread = threading.local()
 
 
 def total() -> float:
@@ -37,8 +39,28 @@ def go_on_from(total: float) -> None:
 def add(flops: float) -> None:
     """Count some more, in whatever thread."""
     global _total
+    tally: Tally | None = getattr(_thread, "tally", None)
+    if tally is not None:
+        tally.flops += flops
+        return
     with _lock:
         _total += flops
+
+
+class Tally:
+    """A count of its own."""
+
+    flops = 0.0
+
+
+@contextmanager
+def apart() -> Iterator[Tally]:
+    """What this thread does here is counted apart, for whoever uses its result to ``add``."""
+    _thread.tally = tally = Tally()
+    try:
+        yield tally
+    finally:
+        del _thread.tally
 
 
 def count_head(tokens: int, weight: Tensor) -> None:

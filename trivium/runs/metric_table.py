@@ -374,7 +374,13 @@ TABLE = (
         "Kaplan et al. 2020, section 2.1",
     ),
     Metric("time/total", "step", "s", "Time", "Wall-clock of the step, evaluation not included."),
-    Metric("time/rollout", "rollout", "s", "Time", "Sampling responses."),
+    Metric(
+        "time/rollout",
+        "rollout",
+        "s",
+        "Time",
+        "Sampling responses; where they were sampled ahead, waiting for those that are left.",
+    ),
     Metric(
         "time/scoring",
         "scoring",
