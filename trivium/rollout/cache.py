@@ -195,16 +195,17 @@ class AdvanceLayout:
         query_S = query_S * rule.scaling
         scores = query_S @ own_keys.transpose(-1, -2)
         if self.apart:
+            # Laid out by groups, so that what is as wide as a prompt is never moved.
             to_prompt = self._to_groups(query_S) @ cache.prompt_keys.transpose(-1, -2)
-            scores = torch.cat([self._from_groups(to_prompt, query_S.shape[2]), scores], -1)
+            scores = torch.cat([to_prompt, self._to_groups(scores)], -1)
         if rule.softcap is not None:
             scores = rule.softcap * torch.tanh(scores / rule.softcap)
-        hidden = self._masks(rule.window)
+        hidden = self._masks(rule.window, query_S.shape[2])
         weights = (scores if hidden is None else scores.masked_fill(hidden, -torch.inf)).softmax(-1)
         if self.apart:
             on_prompt, weights = weights.split([cache.prompt_keys.shape[2], self.used], -1)
-            read = self._to_groups(on_prompt) @ cache.prompt_values
-            out = (weights @ own_values).add_(self._from_groups(read, query_S.shape[2]))
+            read = self._from_groups(on_prompt @ cache.prompt_values, query_S.shape[2])
+            out = (self._from_groups(weights, query_S.shape[2]) @ own_values).add_(read)
         else:
             out = weights @ own_values
         out = out.flatten(1, 2)
@@ -227,8 +228,8 @@ class AdvanceLayout:
         x_S = x_G.unflatten(2, (self.most, repeats)).transpose(1, 2).flatten(0, 1)
         return x_S if self.whole else x_S.index_select(0, self.place_S)
 
-    def _masks(self, window: int | None) -> Tensor | None:
-        """What each slot's query must not see, ``[slots, 1, 1, P + used]``; None: it sees all."""
+    def _masks(self, window: int | None, repeats: int) -> Tensor | None:
+        """What each query must not see, as scores are laid out; None: it sees everything."""
         if window not in self._hidden:
             cache = self.cache
             prompt_S = cache.prompt_lengths_G[cache.group_of_S][:, None]
@@ -240,7 +241,10 @@ class AdvanceLayout:
             if window is not None:
                 distance = torch.cat([prompt_S + own_S - prompt, own_S - own], 1)
                 hidden = hidden | (distance >= window)
-            self._hidden[window] = hidden[:, None, None] if bool(hidden.any()) else None
+            hidden = hidden[:, None, None] if bool(hidden.any()) else None
+            if self.apart and hidden is not None:
+                hidden = self._to_groups(hidden.expand(-1, -1, repeats, -1))
+            self._hidden[window] = hidden
         return self._hidden[window]
 
 
