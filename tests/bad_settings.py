@@ -97,6 +97,7 @@ _BOUNDS = [
     ("grpo", "iterations", "0", "the default is 1"),
     ("grpo", "steps_per_iteration", "0", "the default is 100"),
     ("grpo", "importance_limit", "0", "the largest weight"),
+    ("ppo", "importance_limit", "-1", "the largest weight"),
     ("grpo", "dynamic_sampling", "-1", "Sample up to so many further batches"),
     ("grpo", "sampling.temperature", "-1", "the default is 1"),
     ("grpo", "sampling.top_p", "0", "the default is 1"),
@@ -312,6 +313,11 @@ bad("a name that stands for nothing", "compare",
     "roads: [{name: a, stages: [{command: grpo, settings: {beta: '${bet}'}}]}]\n", "${bet}",
     "road a", "${bet}", "use one of ${seed}", early=False)
 
+bad("old responses that nothing corrects for", "grpo", "asynchronous: true\n",
+    "asynchronous = true", "grpo.yaml:1", "responses are one step old", "set importance_limit, 2")
+bad("no step to sample ahead", "ppo", "asynchronous: true\nimportance_limit: 2\nsteps: 1\n",
+    "asynchronous = true", "ppo.yaml:1", "no second step", "take more steps, or leave it out")
+
 # --- Rewards --------------------------------------------------------------------------------------
 
 bad("rewards that count for nothing", "grpo", "rewards: [{function: gsm8k, weight: 0}]\n",
@@ -326,6 +332,9 @@ bad("a learned reward's unknown argument", "ppo",
 bad("a learned reward's wrong choice", "ppo",
     "rewards:\n- {function: process_reward_model, arguments: {path: model, aggregate: sum}}\n",
     '"sum"', "ppo.yaml:2", "it must be 'none', 'product' or 'minimum'", "'product'")
+bad("a reward in the main thread while that samples", "grpo",
+    "rewards: [{function: server, timeout: null, while_sampling: true}]\n", "while_sampling = true",
+    "grpo.yaml:1", "calls the function in the main thread", "give it a timeout")
 bad("a reward that is none", "grpo", "rewards: [{function: gsm8l}]\n", "'gsm8l'", "rewards.0",
     "is no built-in reward", "did you mean 'gsm8k'?")
 bad("a reward's file that is not there", "grpo", "rewards: [{function: rewards.py:score}]\n",

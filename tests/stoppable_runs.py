@@ -64,6 +64,26 @@ def grpo_without_kl_config(world: World, run: Path) -> GRPOConfig:
     )  # fmt: skip
 
 
+def grpo_ahead_config(world: World, run: Path) -> GRPOConfig:
+    """Sampled ahead, in both of two iterations, with what further batches yield."""
+    return GRPOConfig(
+        **world.on_policy("letters", optimizer=FAST, run=running(run), **evaluation(world)),
+        iterations=2, steps_per_iteration=2, epochs=2, minibatches=2, beta=0.1,
+        dynamic_sampling=1, importance_limit=2.0, asynchronous=True,
+    )  # fmt: skip
+
+
+def ppo_ahead_config(world: World, run: Path) -> PPOConfig:
+    """Sampled ahead, adapters, and a reward that is called for some of the groups at a time."""
+    given = world.on_policy(optimizer=FAST, run=running(run))
+    early = {"function": f"{world.rewards}:letters", "timeout": 60.0, "while_sampling": True}
+    given |= {"model": {"path": world.path, "lora": {"rank": 2}}, "rewards": [early]}
+    return PPOConfig(
+        **given, steps=3, epochs=1, minibatches=2, critic={"optimizer": {"learning_rate": 1e-2}},
+        importance_limit=2.0, asynchronous=True,
+    )  # fmt: skip
+
+
 def ppo_config(world: World, run: Path) -> PPOConfig:
     texts = world.rows("texts.jsonl", [{"prompt": "a", "completion": "bcd"}, {"text": "hij"}])
     return PPOConfig(
@@ -136,9 +156,11 @@ def running(directory: Path) -> dict[str, Any]:
 RUNS: dict[str, tuple[Train, Callable[[World, Path], Configuration]]] = {
     "grpo": (grpo.train, grpo_config),
     "grpo-no-kl": (grpo.train, grpo_without_kl_config),
+    "grpo-ahead": (grpo.train, grpo_ahead_config),
     "grpo-process": (grpo.train, grpo_process_config),
     "grpo-lora": (grpo.train, lora_config),
     "ppo": (ppo.train, ppo_config),
+    "ppo-ahead": (ppo.train, ppo_ahead_config),
     "ppo-shared": (ppo.train, ppo_shared_config),
     "dpo": (dpo.train, dpo_config),
     "dpo-online": (dpo.train, online_dpo_config),

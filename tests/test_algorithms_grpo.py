@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 from worlds import STILL, World, metrics_of, perturb, plain_logprobs
 
-from trivium.algorithms import grpo
+from trivium.algorithms import grpo, rollout_step
 from trivium.algorithms.grpo import GRPOExperience
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.parts import OnPolicyParts, assemble
@@ -283,13 +283,13 @@ def test_dynamic_sampling_replaces_groups_of_equal_rewards(
     )
     bench = Bench(world, "some", dynamic_sampling=3, prompts_per_step=2)
     sizes, steps = [], []
-    rolled_out = grpo.roll_out
+    rolled_out = rollout_step.roll_out
 
     def counted(*arguments: Any, **options: Any) -> Rollouts:
         steps.append(options["step"])
         return rolled_out(*arguments, **options)
 
-    monkeypatch.setattr(grpo, "roll_out", counted)
+    monkeypatch.setattr(rollout_step, "roll_out", counted)
     for step in range(4):
         rollouts = grpo.sample(bench.config, bench.parts, step)
         sizes.append(len(rollouts.prompts))
@@ -348,7 +348,7 @@ def test_reference_is_refreshed_between_iterations_and_nothing_else_is(
 
     def prepare_and_note(config: Any, parts: OnPolicyParts, rollouts: Any, step: int) -> Any:
         policy_T = parts.policy.score(PROBE).logprobs_T.detach()
-        seen.append((policy_T, parts.reference.score(PROBE).logprobs_T))
+        seen.append((policy_T, parts.reference.logprobs(PROBE)))
         return prepare(config, parts, rollouts, step)
 
     monkeypatch.setattr(grpo, "prepare", prepare_and_note)

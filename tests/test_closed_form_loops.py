@@ -124,7 +124,10 @@ def assert_tilted(base: str, run: Path, beta: float) -> None:
         assert total_variation(distribution(run / "final", prompt, 2), optimum) <= 0.01
 
 
-def test_ppo_with_kl_in_the_reward_reaches_the_tilted_reference(base: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_ppo_with_kl_in_the_reward_reaches_the_tilted_reference(
+    ahead: bool, base: str, tmp_path: Path
+) -> None:
     config = PPOConfig(
         **settings(base, tmp_path, list(PROMPTS), "strength"),
         critic={"optimizer": optimizer()},
@@ -136,6 +139,8 @@ def test_ppo_with_kl_in_the_reward_reaches_the_tilted_reference(base: str, tmp_p
         minibatches=1,
         beta=0.5,
         lam=1.0,
+        importance_limit=2.0 if ahead else None,
+        asynchronous=ahead,
         aggregation="fixed_length",
         whiten_advantages=False,
     )

@@ -88,7 +88,7 @@ def test_values_and_gradients_equal_those_of_the_whole_log_softmax(
 
 
 def test_chunks_are_uneven_and_several() -> None:
-    assert [(s.start, s.stop) for s in logprobs._chunks(53, 1 << 22)] == [
+    assert [(s.start, s.stop) for s in logprobs.chunks(53, 1 << 22, 1 << 22)] == [
         (0, 16), (16, 32), (32, 48), (48, 53),
     ]  # fmt: skip
 

@@ -280,6 +280,23 @@ def test_every_part_of_a_configuration_that_loads_or_runs_a_model_is_a_stage(lla
     ).split("/")
 
 
+@pytest.mark.parametrize(("kind", "config"), [("grpo", GRPOConfig), ("ppo", PPOConfig)])
+def test_sampling_ahead_needs_a_copy_and_its_cache_beside_the_update(
+    llama: str, kind: str, config: type[GRPOConfig] | type[PPOConfig]
+) -> None:
+    def predicted(**options: Any) -> Memory:
+        return predict(kind, config.model_validate(on_policy(llama, **options)), LENGTHS)
+
+    plain = predicted(importance_limit=2.0)
+    ahead = predicted(importance_limit=2.0, asynchronous=True)
+    (sampler,) = [m for m in stage(ahead, "update").models if m.role == "sampler"]
+    (policy,) = [m for m in stage(plain, "rollout").models if m.role == "policy"]
+    assert sampler.parameters == policy.parameters
+    assert sampler.cache == policy.cache > 0
+    assert (sampler.gradients, sampler.optimizer) == (0, 0)
+    assert stage(ahead, "update").total == stage(plain, "update").total + sampler.total
+
+
 def test_held_out_examples_are_a_stage_of_reward_models(llama: str) -> None:
     config = RewardModelConfig.model_validate({"model": {"path": llama}, "pairs": {"path": "x"}})
     few = Lengths((5,), (7,), held_out=4)

@@ -472,6 +472,8 @@ def test_every_road_goes_on_with_the_same_gradient(
     before, after = metrics_of(whole), metrics_of(halved)
     for mine, theirs in zip(after, before, strict=True):
         assert mine.pop("memory/splits") >= 1
+        for numbers in (mine, theirs):  # Which margins of 0 are positive is rounding.
+            numbers.pop("implicit_reward/accuracy", None)
         assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-9)
 
 

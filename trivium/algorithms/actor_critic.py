@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from trivium.algorithms.critic_config import CriticConfig
 from trivium.algorithms.experience import Minibatch, Weighted, first_epoch, old_logprobs
-from trivium.data.batch import Batch
+from trivium.data.batch import Batch, Grouped
 from trivium.errors import ConfigurationError
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
-from trivium.models.scoring import score_all
+from trivium.models.scoring import in_parts, score_all
+from trivium.rollout.rollouts import Rollouts
 
 
 def make_critic(config: CriticConfig, actor: ModelConfig, policy: Policy) -> Critic:
@@ -68,3 +70,17 @@ def old_scores(
 
     old_T, values_T = score_all(data, micro_batches, both)
     return OldScores(old_T, values_T, torch.ones(len(old_T), dtype=torch.bool))
+
+
+@torch.no_grad()
+def final_values(
+    policy: Policy, critic: Critic, rollouts: Rollouts, like_T: Tensor, *, max_tokens: int
+) -> Tensor:
+    """V after the last token of cut-off responses, 0 for those that ended, ``[N]``."""
+    data = Grouped(rollouts.groups)
+    values_N = like_T.new_zeros(len(rollouts.flat))
+    final = partial(critic.final_values, policy)
+    for whole in data.split(max_tokens):
+        for responses, values in in_parts(data, whole, lambda d: final(Batch.of(d.groups))):
+            values_N[responses] = values.to(values_N)
+    return torch.where(rollouts.cut_off_N.to(values_N.device), values_N, 0.0)

@@ -181,7 +181,7 @@ def loss(
     config: DPOConfig, policy: Policy, pairs: PairData, total: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``1/total Σ_p {−log σ(β h) − c log π(y_w|x)/|y_w|}`` of one micro-batch of pairs."""
-    logprobs_T = policy.score(Batch.of(pairs.groups)).logprobs_T
+    logprobs_T = policy.logprobs(Batch.of(pairs.groups))
     ref_T = pairs.ref_logprobs_T
     lengths_N = pairs.lengths_N.to(logprobs_T.device)
     log_ratio_T = logprobs_T if ref_T is None else logprobs_T - ref_T

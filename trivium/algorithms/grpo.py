@@ -1,6 +1,7 @@
 """Group Relative Policy Optimization (Shao et al. 2024): rewards compared within a group.
 
-    J(θ) = E 1/G Σ_i 1/|o_i| Σ_t { min(ρ Â, clip(ρ, 1−ε, 1+ε) Â) − β KL[π_θ‖π_ref] }
+    J(θ) = E 1/G Σ_i 1/|o_i| Σ_t w { min(ρ Â, clip(ρ, 1−ε, 1+ε) Â) − β KL[π_θ‖π_ref] }
+    w    = 1, or min(π_old/μ, C) where the sampler μ is not π_old, as one step behind it
 
 Three nested loops, all below in ``train``: iterations (the reference is refreshed, and optionally
 the reward model trained further), sampling steps (G responses per prompt, rewards, advantages),
@@ -10,6 +11,7 @@ and updates (μ epochs of minibatches over the fixed batch). Left out: how token
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,6 @@ from torch import Tensor
 from trivium.algorithms.experience import (
     Experience,
     Minibatch,
-    epoch_batch,
     first_epoch,
     old_logprobs,
     plan_updates,
@@ -37,6 +38,7 @@ from trivium.algorithms.observe import (
 )
 from trivium.algorithms.parts import OnPolicyParts, assemble
 from trivium.algorithms.reward_update import RewardUpdate
+from trivium.algorithms.rollout_step import roll_out_batch, sample_ahead
 from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch
 from trivium.errors import ConfigurationError, TrainingError
@@ -48,7 +50,7 @@ from trivium.maths.weights import weighted_sum
 from trivium.models.loading import trained_parameters
 from trivium.models.scoring import score_logprobs
 from trivium.packing import packable
-from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
+from trivium.rollout.rollouts import Rollouts, chosen_groups, joined
 from trivium.runs.beginning import begin
 from trivium.runs.measuring import Updates
 from trivium.runs.training import Training
@@ -72,6 +74,7 @@ def train(config: GRPOConfig) -> Path:
         config.evaluation,
         config.sampling,
         compared=config.beta > 0,
+        asynchronous=config.asynchronous,
     )
     reward_update = None
     if config.reward_update is not None:
@@ -79,12 +82,14 @@ def train(config: GRPOConfig) -> Path:
     updates = config.total_steps * config.epochs * config.minibatches
     trained = [(config.optimizer, trained_parameters(parts.policy.model))]
     total, known = config.total_steps, parts.prompts
-    with Training(begun, total, evaluator=parts.evaluator, known=known) as training:
+    training = Training(begun, total, evaluator=parts.evaluator, known=known)
+    with training, closing(parts):
         optimizer = Optimizer(trained, updates, training.budget_spent)
         training.keep(
             policy=parts.policy,
             optimizer=optimizer,
             reference=parts.reference,
+            ahead=parts.ahead,
             reward_update=reward_update,
         )
         for iteration in training.rounds(config.steps_per_iteration):
@@ -93,6 +98,8 @@ def train(config: GRPOConfig) -> Path:
             for step in training.steps(until=(iteration + 1) * config.steps_per_iteration):
                 # Stage 1: rollout and scoring.
                 rollouts = training.rollouts(partial(sample, config, parts, step))
+                if config.asynchronous and step % config.steps_per_iteration:
+                    sample_ahead(config, parts, step * (1 + config.dynamic_sampling))
                 training.stages.begin()
                 # Stage 2: advantages and old log-probs, fixed from here on.
                 fix = partial(prepare, config, parts, rollouts, step)
@@ -130,18 +137,7 @@ def sample(config: GRPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:
     batches, wanted = [], config.prompts_per_step
     for extra in range(rounds):
         number = (step - 1) * rounds + extra
-        index = epoch_batch(
-            len(parts.prompts), config.prompts_per_step, number, seed=config.run.seed
-        )
-        batch = roll_out(
-            parts.engine,
-            parts.rewards,
-            [parts.prompts[i] for i in index],
-            config.responses_per_prompt,
-            config.sampling,
-            seed=config.run.seed,
-            step=number,
-        )
+        batch = roll_out_batch(config, parts, number)
         if rounds == 1:
             return batch
         useful = torch.nonzero(~equal_groups(batch.totals_N, batch.sizes_G))[:, 0].tolist()
@@ -181,7 +177,7 @@ def prepare(
     )
     steps = plan(config, experience, step)
     # A KL to the reference is exactly 0 before the first update: π_old is then scored as π_ref is.
-    tolerance = config.sampler_tolerance if config.beta == 0 else 0.0
+    tolerance = 0.0 if config.beta or config.asynchronous else config.sampler_tolerance
     sampler_T = rollouts.sampler_logprobs_T
     old_T, scored_T = old_logprobs(experience, steps, sampler_T, parts.policy, tolerance=tolerance)
     ref_T = None

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from trivium.algorithms.asynchronous import against_asynchronous
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.algorithms.reward_update_config import RewardUpdateConfig, not_one_learned
 from trivium.choices import Aggregation, Baseline, Scale
@@ -55,8 +56,8 @@ class GRPOConfig(Configuration):
     """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
     sampler_tolerance: float = Field(default=1e-4, ge=0)
     """How far the sampler's log-prob of a token may be from the trainer's, in nats, to be π_old's
-    for the minibatches after the first, which saves a pass. Measured on one micro-batch; with 0, or
-    a KL term, the trainer scores them all."""
+    for the minibatches after the first, which saves a pass. Measured on one micro-batch; with 0,
+    asynchronous or a KL term, the trainer scores them all."""
 
     beta: float = Field(default=0.04, ge=0)
     """Weight of the KL term in the loss; 0 leaves the reference out."""
@@ -82,6 +83,9 @@ class GRPOConfig(Configuration):
     """Give responses that were cut off by the length limit no weight (DAPO)."""
     importance_limit: float | None = Field(default=None, gt=0)
     """Truncated importance sampling between sampler and trainer: the largest weight."""
+    asynchronous: bool = False
+    """Sample a step's responses while the step before is trained on, from the policy as it was
+    before that: one step off-policy, which importance_limit corrects (docs/asynchronous.md)."""
     reward_update: RewardUpdateConfig | None = None
     """Train the learned reward further after each iteration, on fresh and replayed rollouts."""
 
@@ -97,6 +101,9 @@ class GRPOConfig(Configuration):
                 f"more than the {self.prompts_per_step} groups of a step: lower it or raise "
                 "prompts_per_step",
             )
+        yield from against_asynchronous(
+            self.asynchronous, self.importance_limit, self.steps_per_iteration
+        )
         if self.kl_correction and self.beta == 0:
             yield "kl_correction", "it needs a KL term: set beta above 0 or leave it out"
         if self.beta > 0 and (self.kl, self.kl_correction) in (("k1", False), ("k2", True)):

@@ -19,6 +19,7 @@ from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.learned import LearnedRewards
 from trivium.rewards.reward import RewardConfig, Rewards
+from trivium.rollout.ahead import Ahead
 from trivium.rollout.engine import Engine
 from trivium.rollout.local import LocalEngine
 from trivium.rollout.sampling import Sampling
@@ -38,6 +39,16 @@ class OnPolicyParts:
     evaluator: Evaluator | None
     learned: LearnedRewards
 
+    @property
+    def ahead(self) -> Ahead | None:
+        """The engine, if it can sample ahead."""
+        return self.engine if isinstance(self.engine, Ahead) else None
+
+    def close(self) -> None:
+        """Let nothing go on."""
+        if self.ahead is not None:
+            self.ahead.close()
+
 
 def assemble(
     model: ModelConfig,
@@ -47,10 +58,12 @@ def assemble(
     sampling: Sampling,
     *,
     compared: bool = True,
+    asynchronous: bool = False,
 ) -> OnPolicyParts:
     """Load everything a loop over rollouts needs.
 
     The reference holds a model only where the loop (``compared``) or an evaluation asks for it.
+    Evaluation samples from the policy as it is, also where training samples ahead.
     """
     if not rewards:
         raise ConfigurationError("rewards is empty: name at least one, as file.py:function")
@@ -73,7 +86,8 @@ def assemble(
         evaluator = Evaluator(
             evaluation, held_out, quality, engine, policy, reference, training=sampling
         )
-    return OnPolicyParts(prompts, scorers, policy, reference, engine, evaluator, learned)
+    sampler = Ahead(engine) if asynchronous else engine
+    return OnPolicyParts(prompts, scorers, policy, reference, sampler, evaluator, learned)
 
 
 def room_for(context: int | None, max_tokens: int) -> int | None:

@@ -3,7 +3,8 @@
     r_t      = 1[t = T]·score − β·(log π_old(o_t) − log π_ref(o_t))
     δ_t      = r_t + γ V(s_{t+1}) − V(s_t),     Â_t = Σ_k (γλ)^k δ_{t+k}
     Target_t = V_old(s_t) + Â_t
-    J(θ)     = E 1/|o| Σ_t min(ρ Â, clip(ρ, 1−ε, 1+ε) Â),     critic: (V − Target)²
+    J(θ)     = E 1/|o| Σ_t w min(ρ Â, clip(ρ, 1−ε, 1+ε) Â),   critic: (V − Target)²
+    w        = 1, or min(π_old/μ, C) where the sampler μ is not π_old, as one step behind it
 
 Three stages per step, all below in ``train``: rollout and scoring; advantages and return targets,
 computed once and then fixed; epochs of minibatches over the fixed batch. Left out: how tokens are
@@ -12,6 +13,7 @@ drawn (``rollout``), what a reward is (``rewards``), how gradients are accumulat
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,12 +21,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trivium.algorithms.actor_critic import make_critic, old_scores
+from trivium.algorithms.actor_critic import final_values, make_critic, old_scores
 from trivium.algorithms.experience import (
     Experience,
     Minibatch,
     Weighted,
-    epoch_batch,
     first_epoch,
     plan_updates,
 )
@@ -42,18 +43,19 @@ from trivium.algorithms.parts import OnPolicyParts, assemble
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.pretraining import PretrainingMix
 from trivium.algorithms.reward_update import RewardUpdate
+from trivium.algorithms.rollout_step import roll_out_batch, sample_ahead
 from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch, Grouped
 from trivium.maths.advantages import gae, return_targets, whiten
 from trivium.maths.kl import KL_ESTIMATORS, kl_shaped_rewards
-from trivium.maths.objectives import clipped_surrogate, value_loss
+from trivium.maths.objectives import clipped_surrogate, truncated_importance, value_loss
 from trivium.maths.ragged import segment_starts, spread
 from trivium.maths.weights import weighted_sum
 from trivium.models.critic import Critic
 from trivium.models.loading import trained_parameters
-from trivium.models.scoring import in_parts, score_logprobs
+from trivium.models.scoring import score_logprobs
 from trivium.packing import packable
-from trivium.rollout.rollouts import Rollouts, roll_out
+from trivium.rollout.rollouts import Rollouts
 from trivium.runs.beginning import begin
 from trivium.runs.measuring import Updates
 from trivium.runs.training import Training
@@ -64,6 +66,7 @@ from trivium.runs.training import Training
 class PPOExperience(Experience):
     """Advantages, return targets, and what π_old, π_ref and V_old said, of one rollout batch."""
 
+    sampler_logprobs_T: Tensor
     old_values_T: Tensor
     targets_T: Tensor
 
@@ -78,6 +81,7 @@ def train(config: PPOConfig) -> Path:
         config.evaluation,
         config.sampling,
         compared=config.beta > 0,
+        asynchronous=config.asynchronous,
     )
     critic = make_critic(config.critic, config.model, parts.policy)
     mix = None
@@ -88,12 +92,14 @@ def train(config: PPOConfig) -> Path:
         reward_update = RewardUpdate(config.reward_update, parts, seed=config.run.seed)
     beta = KLCoefficient(config.beta, config.adaptive_kl)
     total, known = config.steps, parts.prompts
-    with Training(begun, total, evaluator=parts.evaluator, known=known) as training:
+    training = Training(begun, total, evaluator=parts.evaluator, known=known)
+    with training, closing(parts):
         optimizer = make_optimizer(config, parts, critic, training)
         training.keep(
             policy=parts.policy,
             optimizer=optimizer,
             critic=critic,
+            ahead=parts.ahead,
             beta=beta,
             mix=mix,
             reward_update=reward_update,
@@ -101,6 +107,8 @@ def train(config: PPOConfig) -> Path:
         for step in training.steps():
             # Stage 1: rollout and scoring.
             rollouts = training.rollouts(partial(sample, config, parts, step))
+            if config.asynchronous and step < config.steps:
+                sample_ahead(config, parts, step)
             training.stages.begin()
             # Stage 2: advantages and return targets, fixed from here on.
             steps = plan(config, rollouts, step)
@@ -139,16 +147,7 @@ def make_optimizer(
 
 def sample(config: PPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:
     """Responses to the step's prompts, with their rewards."""
-    index = epoch_batch(len(parts.prompts), config.prompts_per_step, step - 1, seed=config.run.seed)
-    return roll_out(
-        parts.engine,
-        parts.rewards,
-        [parts.prompts[i] for i in index],
-        config.responses_per_prompt,
-        config.sampling,
-        seed=config.run.seed,
-        step=step,
-    )
+    return roll_out_batch(config, parts, step - 1)
 
 
 def plan(config: PPOConfig, rollouts: Rollouts, step: int) -> list[Minibatch]:
@@ -175,7 +174,7 @@ def prepare(
     trained_T = torch.ones(int(rollouts.lengths_N.sum()), dtype=torch.bool)
     data = Weighted(rollouts.groups, trained_T=trained_T)
     # A KL in the reward is exactly 0 before the first update: π_old is then scored as π_ref is.
-    tolerance = config.sampler_tolerance if beta == 0 else 0.0
+    tolerance = 0.0 if beta or config.asynchronous else config.sampler_tolerance
     sampler_T = rollouts.sampler_logprobs_T
     old = old_scores(parts.policy, critic, data, steps, sampler_T, tolerance=tolerance)
     old_T, values_T = old.logprobs_T, old.values_T
@@ -194,13 +193,18 @@ def prepare(
         lengths_N,
         gamma=config.gamma,
         lam=config.lam,
-        bootstrap_N=final_values(config, parts, critic, rollouts, old_T),
+        bootstrap_N=final_values(
+            parts.policy, critic, rollouts, values_T, max_tokens=config.tokens_per_micro_batch
+        )
+        if config.bootstrap_cut_off
+        else None,
     )
     targets_T = return_targets(values_T, advantages_T)
     return PPOExperience(
         groups=rollouts.groups,
         advantages_T=whiten(advantages_T) if config.whiten_advantages else advantages_T,
         trained_T=trained_T,
+        sampler_logprobs_T=sampler_T,
         old_logprobs_T=old_T,
         scored_T=old.scored_T,
         ref_logprobs_T=ref_T,
@@ -217,22 +221,6 @@ def step_rewards(parts: OnPolicyParts, rollouts: Rollouts, like_T: Tensor) -> Te
     token_S = spread(segment_starts(rollouts.lengths_N), steps.counts_N) + steps.ends_S
     rewards_S = steps.rewards_S.to(like_T)
     return torch.zeros_like(like_T).index_add(0, token_S.to(like_T.device), rewards_S)
-
-
-@torch.no_grad()
-def final_values(
-    config: PPOConfig, parts: OnPolicyParts, critic: Critic, rollouts: Rollouts, like_T: Tensor
-) -> Tensor | None:
-    """V after the last token of cut-off responses, 0 for those that ended, ``[N]``."""
-    if not config.bootstrap_cut_off:
-        return None
-    data = Grouped(rollouts.groups)
-    values_N = like_T.new_zeros(len(rollouts.flat))
-    final = partial(critic.final_values, parts.policy)
-    for whole in data.split(config.tokens_per_micro_batch):
-        for responses, values in in_parts(data, whole, lambda d: final(Batch.of(d.groups))):
-            values_N[responses] = values.to(values_N)
-    return torch.where(rollouts.cut_off_N.to(values_N.device), values_N, 0.0)
 
 
 def update(
@@ -284,6 +272,10 @@ def loss(
             clip_low=config.clip_low,
             clip_high=config.clip_high,
         )
+        if config.importance_limit is not None:
+            sampler_T = part.sampler_logprobs_T.to(old_T)
+            weight_T = truncated_importance(old_T, sampler_T, limit=config.importance_limit)
+            surrogate_T = weight_T * surrogate_T
         bonus_T = config.entropy_bonus * scores.entropy_T
         total = total + weighted_sum(surrogate_T - bonus_T, weights_T)
     return total, {

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from trivium.algorithms.asynchronous import against_asynchronous
 from trivium.algorithms.critic_config import CriticConfig
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.algorithms.pretraining_config import PretrainingMixConfig
@@ -64,8 +65,9 @@ class PPOConfig(Configuration):
     """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
     sampler_tolerance: float = Field(default=1e-4, ge=0)
     """How far the sampler's log-prob of a token may be from the actor's, in nats, to be π_old's for
-    the minibatches after the first, which saves a pass. Measured on one micro-batch; with 0, or a
-    KL term, the actor scores them all, as it does beside a critic on its own trunk."""
+    the minibatches after the first, which saves a pass. Measured on one micro-batch; with 0,
+    asynchronous or a KL term, the actor scores them all, as it does beside a critic on its own
+    trunk."""
 
     beta: float = Field(default=0.05, ge=0)
     """Weight of the KL term in the reward."""
@@ -91,6 +93,11 @@ class PPOConfig(Configuration):
     """Weight of the policy's entropy in the objective."""
     stop_at_kl: float | None = Field(default=None, gt=0)
     """End a batch's updates when KL(π_old‖π) per token exceeds this."""
+    importance_limit: float | None = Field(default=None, gt=0)
+    """Truncated importance sampling between sampler and trainer: the largest weight."""
+    asynchronous: bool = False
+    """Sample a step's responses while the step before is trained on, from the policy as it was
+    before that: one step off-policy, which importance_limit corrects (docs/asynchronous.md)."""
     pretraining: PretrainingMixConfig | None = None
     """Add a language-modelling loss on demonstrations (PPO-ptx)."""
     reward_update: RewardUpdateConfig | None = None
@@ -108,6 +115,7 @@ class PPOConfig(Configuration):
                 f"more than the {self.prompts_per_step} prompts of a step: lower it or raise "
                 "prompts_per_step",
             )
+        yield from against_asynchronous(self.asynchronous, self.importance_limit, self.steps)
         if self.adaptive_kl is not None and self.beta == 0:
             yield "beta", "adaptive_kl scales it and would keep it 0: start it above 0"
         if self.critic.warmup_steps > self.steps:

@@ -69,7 +69,7 @@ class Optimizer:
         groups = [
             group for config, parameters in self.sets for group in _groups(config, parameters)
         ]
-        self.adamw = torch.optim.AdamW(groups)
+        self.adamw = torch.optim.AdamW(groups, fused=True)
 
     def step(self, work: Sequence[MicroBatch]) -> StepResult:
         """Accumulate the gradients of all micro-batches, clip, and move the parameters once.

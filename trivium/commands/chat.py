@@ -20,6 +20,7 @@ from trivium.commands.chat_config import LINE, ChatConfig
 from trivium.data.chat import Encoder, Messages, decode_response
 from trivium.data.prompts import Prompt
 from trivium.errors import ConfigurationError
+from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
 from trivium.rollout.local import LocalEngine, Row
 from trivium.rollout.sampling import Sampling
@@ -71,8 +72,8 @@ class StreamingEngine(LocalEngine):
         super().__init__(policy, end_tokens, max_rows=1)
         self._tell = tell
 
-    def _extend(self, rows: list[Row], hidden_RD: Tensor, sampling: Sampling) -> None:
-        super()._extend(rows, hidden_RD, sampling)
+    def _extend(self, rows: list[Row], head: Head, hidden_RD: Tensor, sampling: Sampling) -> None:
+        super()._extend(rows, head, hidden_RD, sampling)
         for row in rows:
             self._tell(row.tokens)
 

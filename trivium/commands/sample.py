@@ -114,7 +114,7 @@ def sampled(
     engine = local_engine(policy)
     size = max(1, RESPONSES_PER_BATCH // samples)
     starts = range(0, len(prompts), size)
-    where = {"seed": seed, "step": OUTSIDE_TRAINING}
+    where: dict[str, Any] = {"seed": seed, "step": OUTSIDE_TRAINING}
     with Progress(title, len(starts)) as progress:
         for start in starts:
             began, flops_before = time.perf_counter(), flops.total()

@@ -20,15 +20,26 @@ from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.algorithms.update import Optimizer
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
-from trivium.memory.dry_run import ACTIVATIONS, GRADIENTS, OPTIMIZER, PARAMETERS, DryRun, FakeCopies
+from trivium.memory.dry_run import (
+    ACTIVATIONS,
+    CACHE,
+    GRADIENTS,
+    OPTIMIZER,
+    PARAMETERS,
+    DryRun,
+    FakeCopies,
+    Tag,
+)
 from trivium.memory.report import Lengths, Memory, Stage
 from trivium.memory.rollout import dry_rollout
 from trivium.memory.shapes import weightless_policy, weightless_scorer
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
-from trivium.models.reference import Reference
+from trivium.models.reference import Reference, frozen_copy
 from trivium.models.reward_model import RewardModel
 from trivium.rollout.sampling import Sampling
+
+SAMPLER = "sampler"
 
 Loaded = TypeVar("Loaded", Policy, RewardModel)
 
@@ -41,15 +52,18 @@ class Rehearsal:
         self.run = DryRun()
         self.stages: list[Stage] = []
         self.updated: list[tuple[str, nn.Module]] = []
+        self.beside: Counter[Tag] = Counter()
+        self._copy: Policy | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """What happens inside is one stage; models that are resident before it count too."""
+        """What happens inside is one stage; models that are resident before it count too, and what
+        is sampled beside it."""
         ledger = self.run.ledger
         ledger.restart()
         with self.run:
             yield
-        self.stages.append(Stage.of(name, ledger.at_peak))
+        self.stages.append(Stage.of(name, ledger.at_peak + self.beside))
 
     def memory(self) -> Memory:
         return Memory(self.kind, tuple(self.stages))
@@ -99,15 +113,31 @@ class Rehearsal:
             for _ in range(count)
         ]
 
+    def sampler(self, policy: Policy, prompts: int, samples: int, sampling: Sampling) -> None:
+        """A copy of the policy answers prompts, beside all stages that follow."""
+        with self.run, FakeCopies():
+            self._copy = frozen_copy(policy)
+            self.run.adopt(self._copy.model, SAMPLER)
+        self.rollout("rollout", self._copy, prompts, samples, sampling, role=SAMPLER)
+        needed = self.run.ledger.at_peak
+        self.beside = Counter({(SAMPLER, k): needed[(SAMPLER, k)] for k in (ACTIVATIONS, CACHE)})
+
     def rollout(
-        self, name: str, policy: Policy, prompts: int, samples: int, sampling: Sampling
+        self,
+        name: str,
+        policy: Policy,
+        prompts: int,
+        samples: int,
+        sampling: Sampling,
+        *,
+        role: str = "policy",
     ) -> None:
         """The stage in which the policy answers prompts."""
         lengths = list(islice(cycle(self.lengths.prompts), prompts))
         tokens = min(max(self.lengths.responses), sampling.max_tokens)
         with self.stage(name):
-            self.run.ledger.working = "policy"
-            dry_rollout(self.run, policy, "policy", lengths, samples, tokens, sampling)
+            self.run.ledger.working = role
+            dry_rollout(self.run, policy, role, lengths, samples, tokens, sampling)
 
     def score(
         self, name: str, data: Grouped, parts: MicroBatches, *scores: Callable[[Batch], object]

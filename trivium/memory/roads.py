@@ -95,7 +95,7 @@ def predict_sft(road: Rehearsal, config: SFTConfig) -> None:
     if road.lengths.held_out:
         data = demonstrations(road, road.lengths.held_out)
         parts = data.split(config.tokens_per_micro_batch)
-        road.score("validation", data, parts, policy.score)
+        road.score("validation", data, parts, policy.logprobs)
 
 
 def predict_reward_model(road: Rehearsal, config: RewardModelConfig) -> None:
@@ -125,7 +125,7 @@ def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
     data = PairData(road.groups(config.pairs_per_step, 2))
     parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
     if online is None and not config.reference_free:
-        road.score("log-probs", data, parts, policy.score)
+        road.score("log-probs", data, parts, policy.logprobs)
     optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
     sampling = None if config.online is None else config.online.sampling
     evaluate(road, evaluation, policy, reference, quality, sampling)
@@ -133,7 +133,7 @@ def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
         samples = online.responses_per_prompt
         road.rollout("rollout", policy, config.pairs_per_step, samples, online.sampling)
         score_learned(road, judges, config.pairs_per_step * samples)
-        compared = [] if config.reference_free else [reference.score]
+        compared = [] if config.reference_free else [reference.logprobs]
         road.score("log-probs", data, parts, *compared)
     if not config.reference_free:
         data = PairData(data.groups, ref_logprobs_T=zeros(data))
@@ -158,16 +158,15 @@ def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
         ]
     )
     trained = reward_optimizer(road, config.reward_update, judges)
-    evaluate(road, config.evaluation, policy, reference, quality, config.sampling)
-    samples = config.responses_per_prompt
-    road.rollout("rollout", policy, config.prompts_per_step, samples, config.sampling)
-    score_learned(road, judges, config.prompts_per_step * samples)
-    data = Grouped(road.groups(config.prompts_per_step, samples))
+    sample(road, config, policy, reference, quality)
+    score_learned(road, judges, config.prompts_per_step * config.responses_per_prompt)
+    data = Grouped(road.groups(config.prompts_per_step, config.responses_per_prompt))
     parts = chosen(config, data)
-    compared = [reference.score] if config.beta > 0 else []
+    compared = [reference.logprobs] if config.beta > 0 else []
     actor_critic = [partial(critic.score, policy)]
-    if isinstance(critic, SeparateCritic) and config.beta == 0 < config.sampler_tolerance:
-        actor_critic = [critic.values, *[policy.score] * (config.minibatches > 1)]
+    spared = config.beta == 0 < config.sampler_tolerance and not config.asynchronous
+    if isinstance(critic, SeparateCritic) and spared:
+        actor_critic = [critic.values, *[policy.logprobs] * (config.minibatches > 1)]
     road.score("log-probs", data, parts, *actor_critic, *compared)
     with road.stage("update"):
         z = zeros(data)
@@ -175,6 +174,7 @@ def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
             groups=data.groups,
             advantages_T=z,
             trained_T=torch.ones_like(z, dtype=torch.bool),
+            sampler_logprobs_T=z,
             old_logprobs_T=z,
             ref_logprobs_T=z,
             old_values_T=z,
@@ -201,13 +201,11 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
     quality = load_learned(road, own_rewards(config.evaluation)) or judges
     optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
     trained = reward_optimizer(road, config.reward_update, judges)
-    evaluate(road, config.evaluation, policy, reference, quality, config.sampling)
-    samples = config.responses_per_prompt
-    road.rollout("rollout", policy, config.prompts_per_step, samples, config.sampling)
-    score_learned(road, judges, config.prompts_per_step * samples)
-    data = Grouped(road.groups(config.prompts_per_step, samples))
+    sample(road, config, policy, reference, quality)
+    score_learned(road, judges, config.prompts_per_step * config.responses_per_prompt)
+    data = Grouped(road.groups(config.prompts_per_step, config.responses_per_prompt))
     parts = chosen(config, data)
-    scores = [policy.score] * (config.minibatches > 1) + [reference.score] * (config.beta > 0)
+    scores = [policy.logprobs] * (config.minibatches > 1) + [reference.logprobs] * (config.beta > 0)
     road.score("log-probs", data, parts, *scores)
     with road.stage("update"):
         z = zeros(data)
@@ -311,6 +309,22 @@ def on_policy(policy: Policy, reference: Reference) -> OnPolicyParts:
 # --- Stages ---------------------------------------------------------------------------------------
 
 
+def sample(
+    road: Rehearsal,
+    config: PPOConfig | GRPOConfig,
+    policy: Policy,
+    reference: Reference,
+    judges: list[RewardModel],
+) -> None:
+    """Evaluation, and a step's responses; sampled ahead, they go on beside all that follows."""
+    request = (config.prompts_per_step, config.responses_per_prompt, config.sampling)
+    if config.asynchronous:
+        road.sampler(policy, *request)
+    evaluate(road, config.evaluation, policy, reference, judges, config.sampling)
+    if not config.asynchronous:
+        road.rollout("rollout", policy, *request)
+
+
 def score_learned(road: Rehearsal, judges: list[RewardModel], responses: int) -> None:
     """Learned rewards of so many responses, each with its own copy of the prompt."""
     if judges:
@@ -336,7 +350,7 @@ def evaluate(
     score_learned(road, judges, prompts * config.samples)
     if reference is not None:
         data = Grouped(road.groups(prompts, config.samples))
-        scores = (policy.score, reference.score)
+        scores = (policy.logprobs, reference.logprobs)
         road.score("evaluation log-probs", data, data.split(SCORED), *scores)
 
 

@@ -9,6 +9,9 @@ recomputation, is not counted, so that implementations can be compared.
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -17,6 +20,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 _total = 0.0
+_lock = threading.Lock()
+_thread = threading.local()
 
 
 def total() -> float:
@@ -32,9 +37,30 @@ def go_on_from(total: float) -> None:
 
 
 def add(flops: float) -> None:
-    """Count some more."""
+    """Count some more, in whatever thread."""
     global _total
-    _total += flops
+    tally: Tally | None = getattr(_thread, "tally", None)
+    if tally is not None:
+        tally.flops += flops
+        return
+    with _lock:
+        _total += flops
+
+
+class Tally:
+    """A count of its own."""
+
+    flops = 0.0
+
+
+@contextmanager
+def apart() -> Iterator[Tally]:
+    """What this thread does here is counted apart, for whoever uses its result to ``add``."""
+    _thread.tally = tally = Tally()
+    try:
+        yield tally
+    finally:
+        del _thread.tally
 
 
 def count_head(tokens: int, weight: Tensor) -> None:
@@ -48,6 +74,11 @@ def watch(backbone: PreTrainedModel) -> None:
     hooks = backbone._forward_pre_hooks.values()
     if not any(isinstance(hook, partial) and hook.func is _count for hook in hooks):
         backbone.register_forward_pre_hook(partial(_count, _matrices(backbone)), with_kwargs=True)
+
+
+def counter(backbone: PreTrainedModel) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
+    """Counts a pass that is made around the backbone, given what it would be called with."""
+    return partial(_count, _matrices(backbone), backbone)
 
 
 Matrices = list[tuple[nn.Parameter, float]]

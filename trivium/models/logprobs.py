@@ -6,13 +6,19 @@ nothing of size [tokens, vocabulary] outlives its chunk, in the forward or the b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-CHUNK_ELEMENTS = 1 << 22
+from trivium.models.linear import Packed, multiply
+
+CHUNK_ELEMENTS = 1 << 24
+"""Logits in memory at a time: many enough that passing over the head's weights is worth it."""
+SLICE_ELEMENTS = 1 << 20
+"""Logits that go through a softmax at a time: few enough for a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -23,28 +29,43 @@ class Head:
     bias_V: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
+    product: Packed | None = None
+
+    def packed(self) -> Head:
+        """The same head for sampling: its weights as they are now, in the order of the product."""
+        return replace(self, product=Packed((self.weight_VD, self.bias_V)))
 
     def logits(self, hidden_TD: Tensor, temperature: float = 1.0) -> Tensor:
         """Logits divided by the temperature, in float32 or better, ``[T, V]``."""
-        raw_TV = nn.functional.linear(hidden_TD, self.weight_VD, self.bias_V)
-        raw_TV = raw_TV.to(torch.promote_types(raw_TV.dtype, torch.float32)) * self.scale
+        if self.product is not None:
+            logits_TV = self.product(hidden_TD)
+        else:
+            logits_TV = multiply(hidden_TD, self.weight_VD, self.bias_V)
+        logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
         if self.softcap is not None:
-            raw_TV = self.softcap * torch.tanh(raw_TV / self.softcap)
-        return raw_TV / temperature
+            logits_TV = self.softcap * torch.tanh(logits_TV * (self.scale / self.softcap))
+            return logits_TV.div_(temperature)
+        factor = self.scale / temperature
+        return logits_TV if factor == 1 else logits_TV.mul_(factor)
 
 
 def token_logprobs(
-    hidden_TD: Tensor, head: Head, targets_T: Tensor, *, temperature: float = 1.0
-) -> tuple[Tensor, Tensor]:
+    hidden_TD: Tensor,
+    head: Head,
+    targets_T: Tensor,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """``log π(o_t | …)`` and the entropy of ``π(· | …)`` in nats, both ``[T]``.
 
     ``π = softmax(logits / temperature)``. Gradient flows through both results into the hidden
-    states and the head.
+    states and the head. Without ``entropy`` its place is None, which spares a pass over the logits.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
     return _TokenLogprobs.apply(
-        hidden_TD, head.weight_VD, head.bias_V, targets_T, head.scale, head.softcap, temperature
+        hidden_TD, head.weight_VD, head.bias_V, targets_T, head, temperature, entropy
     )
 
 
@@ -58,53 +79,122 @@ class _TokenLogprobs(torch.autograd.Function):
         weight_VD: Tensor,
         bias_V: Tensor | None,
         targets_T: Tensor,
-        scale: float,
-        softcap: float | None,
+        head: Head,
         temperature: float,
-    ) -> tuple[Tensor, Tensor]:
-        head = Head(weight_VD, bias_V, scale, softcap)
-        logprobs, entropies = [], []
-        for at in _chunks(len(targets_T), len(weight_VD)):
-            log_p_TV = head.logits(hidden_TD[at], temperature).log_softmax(-1)
-            logprobs.append(log_p_TV.gather(1, targets_T[at, None])[:, 0])
-            entropies.append(-(log_p_TV.exp() * log_p_TV).sum(-1))
-        entropy_T = torch.cat(entropies)
+        entropy: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        parts = []
+        for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):
+            z_TV, goals_T = head.logits(hidden_TD[at], temperature), targets_T[at]
+            parts += [
+                _statistics(z_TV[i], goals_T[i], entropy)
+                for i in chunks(len(z_TV), len(weight_VD), SLICE_ELEMENTS)
+            ]
+        chosen_T, entropy_T = (torch.cat(x) for x in zip(*parts, strict=True))
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, entropy_T)
-        ctx.shape = (scale, softcap, temperature)
+        ctx.rule = (head.scale, head.softcap, temperature)
         ctx.set_materialize_grads(False)
-        return torch.cat(logprobs), entropy_T
+        return chosen_T, entropy_T if entropy else None
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs_T: Tensor | None, grad_entropy_T: Tensor | None) -> Any:
         hidden_TD, weight_VD, bias_V, targets_T, entropy_T = ctx.saved_tensors
-        scale, softcap, temperature = ctx.shape
+        scale, softcap, temperature = ctx.rule
+        if grad_entropy_T is not None and not bool(grad_entropy_T.any()):
+            grad_entropy_T = None  # A bonus of 0: the passes for it would add zeros.
         head = Head(weight_VD, bias_V, scale, softcap)
-        grad_hidden_TD = torch.empty_like(hidden_TD)
-        wide = torch.promote_types(weight_VD.dtype, torch.float32)
-        grad_weight_VD = torch.zeros_like(weight_VD, dtype=wide)
-        grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=wide)
-        for at in _chunks(len(targets_T), len(weight_VD)):
-            logits_TV = head.logits(hidden_TD[at], temperature)
-            log_p_TV = logits_TV.log_softmax(-1)
-            grad_TV = torch.zeros_like(log_p_TV)
-            if grad_logprobs_T is not None:
-                grad_TV -= log_p_TV.exp() * grad_logprobs_T[at, None]
-                grad_TV.scatter_add_(1, targets_T[at, None], grad_logprobs_T[at, None])
-            if grad_entropy_T is not None:
-                surprise_TV = log_p_TV + entropy_T[at, None]
-                grad_TV -= log_p_TV.exp() * surprise_TV * grad_entropy_T[at, None]
-            grad_TV *= scale / temperature
-            if softcap is not None:
-                grad_TV *= 1 - (logits_TV * temperature / softcap).square()
-            grad_hidden_TD[at] = (grad_TV.to(weight_VD.dtype) @ weight_VD).to(hidden_TD.dtype)
-            grad_weight_VD += grad_TV.t() @ hidden_TD[at].to(wide)
-            if grad_bias_V is not None:
-                grad_bias_V += grad_TV.sum(0)
-        if bias_V is not None and grad_bias_V is not None:
-            grad_bias_V = grad_bias_V.to(bias_V.dtype)
-        return grad_hidden_TD, grad_weight_VD.to(weight_VD.dtype), grad_bias_V, *[None] * 4
+        gradients = _Gradients(hidden_TD, head, ctx.needs_input_grad)
+        for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):
+            z_TV = head.logits(hidden_TD[at], temperature)
+            given = (grad_logprobs_T, grad_entropy_T)
+            of_logprobs_T, of_entropy_T = (None if x is None else x[at] for x in given)
+            for i in chunks(len(z_TV), len(weight_VD), SLICE_ELEMENTS):
+                slope = _slope(z_TV[i], head, temperature)
+                z_TV[i] = slope * _by_logits(
+                    z_TV[i].log_softmax(-1),
+                    targets_T[at][i],
+                    None if of_logprobs_T is None else of_logprobs_T[i],
+                    None if of_entropy_T is None else of_entropy_T[i],
+                    entropy_T[at][i],
+                )
+            gradients.add(at, z_TV)
+        return *gradients.results(), *[None] * 4
 
 
-def _chunks(tokens: int, vocabulary: int) -> list[slice]:
-    size = max(16, CHUNK_ELEMENTS // vocabulary)
+def _statistics(z_TV: Tensor, targets_T: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
+    """Log-probs of the targets, and entropies (none unless asked for), from logits."""
+    log_p_TV = z_TV.log_softmax(-1)
+    chosen_T = log_p_TV.gather(1, targets_T[:, None])[:, 0]
+    if not entropy:
+        return chosen_T, chosen_T[:0]
+    p_TV = torch.exp(log_p_TV, out=z_TV)  # The logits are needed no more.
+    return chosen_T, -p_TV.mul_(log_p_TV).sum(-1)
+
+
+def _by_logits(
+    log_p_TV: Tensor,
+    targets_T: Tensor,
+    grad_T: Tensor | None,
+    of_entropy_T: Tensor | None,
+    entropy_T: Tensor,
+) -> Tensor:
+    """``g (1[target] − p) − h p (log p + H)``, in the place of the log-probs.
+
+    ``g`` and ``h`` are the gradients by the log-probs and by the entropy ``H``.
+    """
+    if grad_T is None:
+        grad_T = torch.zeros_like(log_p_TV[:, 0])
+    if of_entropy_T is None:
+        log_p_TV.exp_().mul_(-grad_T[:, None])
+    else:
+        p_TV = log_p_TV.exp()
+        log_p_TV.add_(entropy_T[:, None]).mul_(-of_entropy_T[:, None]).sub_(grad_T[:, None])
+        log_p_TV.mul_(p_TV)
+    return log_p_TV.scatter_add_(1, targets_T[:, None], grad_T[:, None])
+
+
+def _slope(z_TV: Tensor, head: Head, temperature: float) -> Tensor | float:
+    """The derivative of the logits by the raw product."""
+    slope = head.scale / temperature
+    if head.softcap is None:
+        return slope
+    return (1 - (z_TV * (temperature / head.softcap)).square()).mul_(slope)
+
+
+class _Gradients:
+    """Gradients by hidden states, weight and bias, those that are asked for, chunk by chunk."""
+
+    def __init__(self, hidden_TD: Tensor, head: Head, asked: Sequence[bool]) -> None:
+        of_hidden, self.of_weight, self.of_bias = asked[:3]
+        self.hidden_TD, self.head = hidden_TD, head
+        self.by_hidden_TD = torch.empty_like(hidden_TD) if of_hidden else None
+        self.by_weight_DV: Tensor | None = None
+        self.by_bias_V: Tensor | None = None
+
+    def add(self, at: slice, grad_TV: Tensor) -> None:
+        """Take the gradient by the raw product of one chunk."""
+        weight_VD, hidden_TD = self.head.weight_VD, self.hidden_TD[at].to(grad_TV.dtype)
+        if self.by_hidden_TD is not None:
+            self.by_hidden_TD[at] = multiply(grad_TV.to(weight_VD.dtype), weight_VD.t())
+        if self.of_weight:
+            self.by_weight_DV = _sum(self.by_weight_DV, multiply(hidden_TD.t(), grad_TV.t()))
+        if self.of_bias:
+            self.by_bias_V = _sum(self.by_bias_V, grad_TV.sum(0))
+
+    def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """In the types of what they are gradients by."""
+        dtype = self.head.weight_VD.dtype
+        weight_VD = None if self.by_weight_DV is None else self.by_weight_DV.t()
+        weight_VD = None if weight_VD is None else weight_VD.to(dtype)
+        bias_V = None if self.by_bias_V is None else self.by_bias_V.to(dtype)
+        return self.by_hidden_TD, weight_VD, bias_V
+
+
+def _sum(total: Tensor | None, more: Tensor) -> Tensor:
+    return more if total is None else total.add_(more)
+
+
+def chunks(tokens: int, vocabulary: int, elements: int) -> list[slice]:
+    """Cut tokens so that each part's logits have about so many elements."""
+    size = max(16, elements // vocabulary)
     return [slice(i, min(i + size, tokens)) for i in range(0, max(tokens, 1), size)]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,16 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.models import flops
-from trivium.models.attention import hidden_states, use_ragged_attention, uses_ragged_attention
+from trivium.models.attention import (
+    Layout,
+    Rule,
+    hidden_states,
+    on_line,
+    use_ragged_attention,
+    uses_ragged_attention,
+)
+from trivium.models.lean import LeanPass, rules_of_lean
+from trivium.models.linear import Linear, use_fast_linears
 from trivium.models.loading import (
     base_of,
     load_causal_lm,
@@ -25,6 +35,9 @@ from trivium.models.loading import (
 )
 from trivium.models.logprobs import Head, token_logprobs
 from trivium.models.model_config import ModelConfig
+
+Forward = Callable[[Tensor, Tensor, Layout], Tensor]
+"""From tokens and positions of a line, and who sees whom, to final hidden states."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,7 @@ class Policy:
         base = base_of(model)
         if not uses_ragged_attention(base):
             _require_known_head(base)
+        use_fast_linears(model)
         self.shared = use_ragged_attention(base)
         flops.watch(self.backbone)
 
@@ -102,6 +116,10 @@ class Policy:
         """Log-probs and entropies of the batch's response tokens; gradient flows."""
         return self.score_hidden(self.hidden(batch), batch)
 
+    def logprobs(self, batch: Batch) -> Tensor:
+        """The same log-probs alone, ``[T]``: for less work."""
+        return self._apply_head(self.hidden(batch), batch, entropy=False)[0]
+
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states at the positions that predict response tokens, ``[T, D]``."""
         return self.hidden_at(batch, batch.predictors_T)
@@ -113,12 +131,27 @@ class Policy:
 
     def score_hidden(self, hidden_TD: Tensor, batch: Batch) -> TokenScores:
         """``score`` from hidden states that were computed before."""
+        logprobs_T, entropy_T = self._apply_head(hidden_TD, batch, entropy=True)
+        assert entropy_T is not None, "it was asked for"
+        return TokenScores(logprobs_T, entropy_T)
+
+    def _apply_head(
+        self, hidden_TD: Tensor, batch: Batch, *, entropy: bool
+    ) -> tuple[Tensor, Tensor | None]:
         targets_T = batch.targets_T.to(self.device)
         flops.count_head(len(targets_T), self.head.weight_VD)
-        logprobs_T, entropy_T = token_logprobs(
-            hidden_TD, self.head, targets_T, temperature=self.temperature
+        return token_logprobs(
+            hidden_TD, self.head, targets_T, temperature=self.temperature, entropy=entropy
         )
-        return TokenScores(logprobs_T, entropy_T)
+
+    def lean_pass(self) -> Forward:
+        """A forward pass for sampling with the weights as they are now; no gradient flows."""
+        rules = self._lean_rules
+        return partial(on_line, self.backbone) if rules is None else LeanPass(self.backbone, rules)
+
+    @cached_property
+    def _lean_rules(self) -> dict[int, Rule] | None:
+        return rules_of_lean(self.backbone) if self.shared else None
 
     def state(self) -> dict[str, Tensor]:
         """What training changes: the weights, or the adapters."""
@@ -148,7 +181,7 @@ def head_of(model: PreTrainedModel) -> Head:
 def _require_known_head(model: PreTrainedModel) -> None:
     """Compare our head's logits with the model's own on three tokens."""
     linear = model.get_output_embeddings()
-    if type(linear) is not nn.Linear:
+    if type(linear) not in (nn.Linear, Linear):
         kind = type(linear).__name__
         raise ModelError(
             f"{type(model).__name__} has a head of type {kind}, which is not a plain linear layer: "

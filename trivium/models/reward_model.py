@@ -19,6 +19,7 @@ from trivium.errors import ModelError
 from trivium.maths.ragged import spread
 from trivium.models import flops
 from trivium.models.attention import hidden_states, use_ragged_attention
+from trivium.models.linear import use_fast_linears
 from trivium.models.loading import (
     base_of,
     load_scorer,
@@ -45,6 +46,7 @@ class RewardModel:
         self.tokenizer = tokenizer
         if base.config.pad_token_id is None:
             base.config.pad_token_id = _padding(tokenizer, base.config.vocab_size)
+        use_fast_linears(model)
         self.shared = use_ragged_attention(base)
         flops.watch(base.base_model)  # type: ignore[arg-type]
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from trivium.data.batch import Batch, Grouped, token_index
 from trivium.errors import TrainingError
-from trivium.models.policy import TokenScores
 
 logger = logging.getLogger(__name__)
 
@@ -134,12 +133,12 @@ def _attempt(run: Callable[[Any], Result], part: Grouped) -> Result | NoRoom:
 class Scores(Protocol):
     """A policy, or the reference."""
 
-    def score(self, batch: Batch) -> TokenScores: ...
+    def logprobs(self, batch: Batch) -> Tensor: ...
 
 
 def score_logprobs(model: Scores, data: Grouped, parts: Sequence[Sequence[int]]) -> Tensor:
     """``score_all`` of a model's log-probs, ``[T]``."""
-    (logprobs_T,) = score_all(data, parts, lambda batch: (model.score(batch).logprobs_T,))
+    (logprobs_T,) = score_all(data, parts, lambda batch: (model.logprobs(batch),))
     return logprobs_T
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from numbers import Real
@@ -38,12 +38,16 @@ Value = float | list[Step]
 
 
 @dataclass(frozen=True)
-class _Fault:
+class Fault:
     """Why a response has no value from a function; `whole` where only the batch is at fault."""
 
     reason: str
     whole: bool = False
     cause: BaseException | None = None
+
+
+Entry = Value | Fault
+"""What a function said of one response, checked by itself."""
 
 
 class _CallFailed(Exception):
@@ -154,6 +158,11 @@ def _entries(result: Any, count: int) -> list[Any]:
     return list(result)
 
 
+def columns_of(prompts: Sequence[Prompt]) -> set[str]:
+    """Return the columns that any of the prompts has."""
+    return {column for prompt in prompts for column in prompt.columns}
+
+
 # --- One reward ----------------------------------------------------------------------------------
 
 
@@ -166,19 +175,44 @@ class Component:
         self.process: bool | None = None
 
     def values(
-        self, prompts: Sequence[Prompt], responses: Sequence[Response]
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        early: list[Entry] | None = None,
     ) -> tuple[list[Value], int]:
-        """Return every response's value, and how many are the fallback."""
-        values = self._consistent(self._scored(prompts, responses))
-        faults = {i: value for i, value in enumerate(values) if isinstance(value, _Fault)}
+        """Return every response's value, and how many are the fallback.
+
+        `early` is what calls for some of the responses gave already; None calls for all of them.
+        """
+        found = self._scored(prompts, responses) if early is None else early
+        values = self._consistent(found)
+        faults = {i: value for i, value in enumerate(values) if isinstance(value, Fault)}
         fallback = self.config.fallback
         if faults and fallback is None:
             raise self._error(faults, prompts, responses)
         good = [
-            self._fallback(responses[i].text) if isinstance(value, _Fault) else value
+            self._fallback(responses[i].text) if isinstance(value, Fault) else value
             for i, value in enumerate(values)
         ]
         return good, len(faults)
+
+    def some(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        columns: Collection[str],
+        seconds: float,
+    ) -> list[Entry] | None:
+        """Return what a call gives for some of a batch's responses, or None where it failed.
+
+        `columns` are those of the batch's prompts. What a failed call means for its responses only
+        a call for all of them can say.
+        """
+        try:
+            entries = self._call(prompts, responses, seconds, columns)
+        except _CallFailed:
+            return None
+        return [self._read(e, r.text) for e, r in zip(entries, responses, strict=True)]
 
     def _fallback(self, text: str) -> Value:
         assert self.config.fallback is not None, "faults without a fallback have been raised"
@@ -187,10 +221,16 @@ class Component:
         return [(len(text), self.config.fallback)] if text else []
 
     def _call(
-        self, prompts: Sequence[Prompt], responses: Sequence[Response], seconds: float | None
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        seconds: float | None,
+        columns: Collection[str] | None = None,
     ) -> list[Any]:
+        available = columns_of(prompts) if columns is None else columns
         try:
-            result = call(self.function, self._keywords(prompts, responses), seconds)
+            keywords = self._keywords(prompts, responses, available)
+            result = call(self.function, keywords, seconds)
         except PastLimit:
             raise _CallFailed(f"ran past its limit of {seconds:g} s", locatable=False) from None
         except (KeyboardInterrupt, ConfigurationError):
@@ -206,8 +246,12 @@ class Component:
             raise _CallFailed(reason, locatable=True, cause=error) from error
         return _entries(result, len(responses))
 
-    def _keywords(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> dict[str, Any]:
-        available = {column for prompt in prompts for column in prompt.columns}
+    def _keywords(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        available: Collection[str],
+    ) -> dict[str, Any]:
         chosen, faults = fit(self.function, self.config.arguments, self.config.columns, available)
         if faults:
             raise ConfigurationError("\n".join(f"reward {self.name!r}: {f}" for f in faults))
@@ -224,67 +268,65 @@ class Component:
             **self.config.arguments,
         }
 
-    def _scored(
-        self, prompts: Sequence[Prompt], responses: Sequence[Response]
-    ) -> list[Value | _Fault]:
+    def _scored(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Entry]:
         try:
             entries = self._call(prompts, responses, self.config.timeout)
         except _CallFailed as failed:
             if failed.locatable and len(responses) > 1:
                 return self._one_by_one(failed, prompts, responses)
             whole = not failed.locatable
-            return [_Fault(failed.reason, whole, failed.cause)] * len(responses)
+            return [Fault(failed.reason, whole, failed.cause)] * len(responses)
         return [self._read(e, r.text) for e, r in zip(entries, responses, strict=True)]
 
-    def _read(self, entry: Any, text: str) -> Value | _Fault:
+    def _read(self, entry: Any, text: str) -> Entry:
         if isinstance(entry, Exception):
-            return _Fault(words_of(entry) or type(entry).__name__, cause=entry)
+            return Fault(words_of(entry) or type(entry).__name__, cause=entry)
         try:
             return read_value(entry, text)
         except ValueError as error:
-            return _Fault(str(error))
+            return Fault(str(error))
 
     def _one_by_one(
         self, failed: _CallFailed, prompts: Sequence[Prompt], responses: Sequence[Response]
-    ) -> list[Value | _Fault]:
+    ) -> list[Entry]:
         """Call again for each response alone, to learn which one made the batch's call fail.
 
         All these calls share one limit. Without a fallback the first culprit ends the search.
         """
         limit = self.config.timeout
         deadline = None if limit is None else time.monotonic() + limit
-        values: list[Value | _Fault] = []
+        values: list[Entry] = []
         for prompt, response in zip(prompts, responses, strict=True):
             left = None if deadline is None else max(deadline - time.monotonic(), 1e-3)
             try:
                 [entry] = self._call([prompt], [response], left)
                 values.append(self._read(entry, response.text))
             except _CallFailed as alone:
-                values.append(_Fault(alone.reason, cause=alone.cause))
-            if isinstance(values[-1], _Fault) and self.config.fallback is None:
+                values.append(Fault(alone.reason, cause=alone.cause))
+            if isinstance(values[-1], Fault) and self.config.fallback is None:
                 return values
-        if any(isinstance(value, _Fault) for value in values):
+        if any(isinstance(value, Fault) for value in values):
             return values
         reason = f"{failed.reason}; each response alone, in a second call, was scored without error"
-        return [_Fault(reason, whole=True, cause=failed.cause)] * len(responses)
+        return [Fault(reason, whole=True, cause=failed.cause)] * len(responses)
 
-    def _consistent(self, values: list[Value | _Fault]) -> list[Value | _Fault]:
+    def _consistent(self, values: list[Entry]) -> list[Entry]:
         """Turn values of the other form, number or steps, into faults; the first value decides."""
         form = self.process
         if form is None:
-            form = next((isinstance(v, list) for v in values if not isinstance(v, _Fault)), None)
+            form = next((isinstance(v, list) for v in values if not isinstance(v, Fault)), None)
         self.process = form
         reason = "its value is {}, where the first response that was scored got {}: mixed forms"
         texts = ("a number", "a list of steps") if form else ("a list of steps", "a number")
         return [
             value
-            if isinstance(value, _Fault) or isinstance(value, list) == form
-            else _Fault(reason.format(*texts))
+            if isinstance(value, Fault) or isinstance(value, list) == form
+            else Fault(reason.format(*texts))
             for value in values
         ]
 
     def _error(
-        self, faults: dict[int, _Fault], prompts: Sequence[Prompt], responses: Sequence[Response]
+        self, faults: dict[int, Fault], prompts: Sequence[Prompt], responses: Sequence[Response]
     ) -> RewardError:
         index, fault = next(iter(faults.items()))
         source = self.config.function

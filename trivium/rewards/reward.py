@@ -11,12 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from trivium.errors import ConfigurationError, RewardError
 from trivium.packing import packable
 from trivium.rewards.code import code
-from trivium.rewards.component import Component, Step, Value
+from trivium.rewards.component import Component, Entry, Step, Value
 from trivium.rewards.format import format, length
 from trivium.rewards.functions import (
     Function,
@@ -109,12 +110,23 @@ class Rewards:
             faults += [f"reward {component.name!r} ({config.function}): {m}" for m in missing]
         _refuse(faults)
 
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> Scores:
+    @property
+    def while_sampling(self) -> list[Component]:
+        """The rewards that may score some of a batch's responses before the others."""
+        return [component for component in self._components if component.config.early]
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        early: Mapping[str, list[Entry]] = MappingProxyType({}),
+    ) -> Scores:
         """Return the rewards of responses, each to the prompt at its place in `prompts`.
 
         A column that only some of the prompts have is None for the others. Where a call raises or
         returns the wrong count, the function is called again for each response alone, to find the
-        one at fault. Raises RewardError that names the function and the response.
+        one at fault. Rewards that scored all responses `early` are not called. Raises RewardError
+        that names the function and the response.
         """
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses")
@@ -124,7 +136,7 @@ class Rewards:
         fallbacks: dict[str, int] = {}
         for component in self._components:
             weight, name = component.config.weight, component.name
-            values, fallbacks[name] = component.values(prompts, responses)
+            values, fallbacks[name] = component.values(prompts, responses, early.get(name))
             components[name] = [_plain(value) for value in values]
             for index, value in enumerate(values):
                 if not isinstance(value, list):

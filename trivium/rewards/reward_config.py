@@ -20,6 +20,8 @@ from trivium.rewards.functions import anchored, nearest
 Aggregate = Literal["none", "product", "minimum"]
 OUTCOME, PROCESS = "reward_model", "process_reward_model"
 _WHOLE = ("code", "format", "gsm8k", "length", "math", OUTCOME)
+_APART = ("code", "math", "server")
+"""Built-in rewards that wait for other processes, and score each response by itself."""
 _LONGEST = 1e9
 
 
@@ -72,6 +74,11 @@ class RewardConfig(Configuration):
     fallback: float | None = None
     """Value for responses that the function fails to score; null stops the run instead."""
 
+    while_sampling: bool | None = None
+    """Score groups that have ended while others are still sampled, in calls for some of them. null:
+    only `server`, `code` and `math`, which wait for other processes. For your own function: true
+    where a value depends on its own group alone, and where it waits, as computing gains nothing."""
+
     _directory: Path | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
@@ -93,6 +100,13 @@ class RewardConfig(Configuration):
         return [Path.cwd(), *([self._directory.resolve()] if self._directory else [])]
 
     @property
+    def early(self) -> bool:
+        """Whether it may be called for some of a batch's responses before the others are there."""
+        if self.while_sampling is None:
+            return self.function in _APART and self.timeout is not None
+        return self.while_sampling
+
+    @property
     def label(self) -> str:
         """What the reward is called in metrics and messages."""
         return self.name or self.function.rpartition(":")[2]
@@ -105,6 +119,12 @@ class RewardConfig(Configuration):
                 f"would show (its value is not shown here): put it into an environment variable, "
                 f"read it in the function with os.environ, and leave `{name}` out (a reward "
                 "server takes `headers_from_env`)",
+            )
+        if self.while_sampling and self.timeout is None:
+            yield (
+                "while_sampling",
+                "`timeout: null` calls the function in the main thread, which is sampling then: "
+                "give it a timeout, or leave while_sampling out",
             )
         if self.function in LEARNED:
             yield from _unfit(self.function, self.arguments)

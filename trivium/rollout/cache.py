@@ -14,11 +14,14 @@ from torch.nn import functional as F
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.models.attention import Rows, Rule, attention
+from trivium.models.attention import Rule, attention
 from trivium.models.policy import Policy
+from trivium.models.rows import Rows
 
 IDLE_SHARE = 1 / 8
 STRIP = 32
+SHORT = 64
+"""Up to this many tokens, a copy of the prompt per row is cheaper than attention in two parts."""
 
 
 @dataclass
@@ -42,15 +45,20 @@ class PromptLayout:
         )
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
-        keys, values = self.rows.gather(key).contiguous(), self.rows.gather(value).contiguous()
+    def attend(
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+    ) -> Tensor:
+        keys, values = (
+            self.rows.gather(key_LHD).contiguous(),
+            self.rows.gather(value_LHD).contiguous(),
+        )
         self.kept[layer] = keys, values
         visible = None
         if rule.window is not None and rule.window < self.rows.longest:
-            at = torch.arange(self.rows.longest, device=query.device)
+            at = torch.arange(self.rows.longest, device=query_LHD.device)
             behind = at[:, None] - at
             visible = (behind >= 0) & (behind < rule.window)
-        out = attention(self.rows.gather(query), keys, values, visible, rule)
+        out = attention(self.rows.gather(query_LHD), keys, values, visible, rule)
         return self.rows.flatten(out).index_select(0, self.to_line)
 
 
@@ -59,10 +67,16 @@ class RowCache:
 
     A row lives in a *slot* of the strips. Slots of rows that left stay idle until an eighth of
     them is; then all strips are moved together.
+
+    Args:
+        policy: whose rows they are.
+        apart: keep prompts apart from the rows that share them; otherwise each row's strip begins
+            with its prompt.
     """
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, policy: Policy, *, apart: bool = True) -> None:
+        self.apart = apart
+        self.forward = policy.lean_pass()
         self.device = policy.device
         self.layers: dict[int, LayerCache] = {}
         self.prompt_lengths_G = torch.zeros(0, dtype=torch.long, device=self.device)
@@ -80,14 +94,15 @@ class RowCache:
             lengths_G
         )
         layout = PromptLayout(starts_G, lengths_G)
-        hidden_LD = self._forward(line, position_L, layout)
+        hidden_LD = self.forward(line, position_L, layout)
         self._compact()
         self._store(layout, samples)
         groups = len(self.prompt_lengths_G)
         fresh = torch.arange(groups, groups + len(prompts), device=self.device)
-        self.prompt_lengths_G = torch.cat([self.prompt_lengths_G, lengths_G])
+        held_G = torch.zeros_like(lengths_G) if self.apart else lengths_G
+        self.prompt_lengths_G = torch.cat([self.prompt_lengths_G, lengths_G - held_G])
         self.group_of_S = torch.cat([self.group_of_S, fresh.repeat_interleave(samples)])
-        self.length_S = F.pad(self.length_S, (0, len(prompts) * samples))
+        self.length_S = torch.cat([self.length_S, held_G.repeat_interleave(samples)])
         self.slot_of_R = torch.arange(len(self.group_of_S), device=self.device)
         return hidden_LD[starts_G + lengths_G - 1]
 
@@ -96,7 +111,7 @@ class RowCache:
         self._lengthen()
         slot_R = self.slot_of_R
         position_R = self.prompt_lengths_G[self.group_of_S[slot_R]] + self.length_S[slot_R]
-        hidden_RD = self._forward(tokens_R.to(self.device), position_R, AdvanceLayout(self))
+        hidden_RD = self.forward(tokens_R.to(self.device), position_R, AdvanceLayout(self))
         self.length_S[slot_R] += 1
         return hidden_RD
 
@@ -106,16 +121,17 @@ class RowCache:
         if len(rows) < (1 - IDLE_SHARE) * len(self.group_of_S):
             self._compact()
 
-    def _forward(self, tokens_L: Tensor, position_L: Tensor, layout: object) -> Tensor:
-        return self.policy.backbone(
-            input_ids=tokens_L[None], position_ids=position_L[None], use_cache=False, layout=layout
-        ).last_hidden_state[0]
-
     def _store(self, layout: PromptLayout, samples: int) -> None:
-        """Add prompts' caches and empty strips for their rows."""
+        """Add prompts' caches and strips for their rows."""
         for index, (keys, values) in layout.kept.items():
-            strips = keys.new_zeros(len(keys) * samples, keys.shape[1], STRIP, keys.shape[3])
-            fresh = LayerCache(keys, values, strips, strips.clone())
+            if self.apart:
+                strips = keys.new_zeros(len(keys) * samples, keys.shape[1], STRIP, keys.shape[3])
+                fresh = LayerCache(keys, values, strips, strips.clone())
+            else:
+                strips = (
+                    F.pad(x.repeat_interleave(samples, 0), (0, 0, 0, STRIP)) for x in (keys, values)
+                )
+                fresh = LayerCache(keys[:, :, :0], values[:, :, :0], *strips)
             held = self.layers.get(index)
             self.layers[index] = fresh if held is None else _joined(held, fresh)
 
@@ -147,7 +163,7 @@ class RowCache:
 
 
 class AdvanceLayout:
-    """Each row's one new token attends to its prompt and to the row's own tokens."""
+    """Each row's one new token attends to its prompt, where that lies apart, and to its strip."""
 
     def __init__(self, cache: RowCache) -> None:
         self.cache = cache
@@ -155,7 +171,10 @@ class AdvanceLayout:
         self.length_R = cache.length_S[self.slot_R]
         self.used = int(self.length_R.max()) + 1
         slots = len(cache.group_of_S)
-        self.dense = len(self.slot_R) == slots
+        self.dense, self.apart = len(self.slot_R) == slots, cache.apart
+        self._hidden: dict[int | None, Tensor | None] = {}
+        if not self.apart:
+            return
         sizes_G = torch.bincount(cache.group_of_S, minlength=len(cache.prompt_lengths_G))
         self.groups, self.most = len(sizes_G), int(sizes_G.max())
         self.whole = self.groups * self.most == slots
@@ -163,26 +182,32 @@ class AdvanceLayout:
             start_S = (torch.cumsum(sizes_G, 0) - sizes_G)[cache.group_of_S]
             at_S = torch.arange(slots, device=cache.device)
             self.place_S = cache.group_of_S * self.most + at_S - start_S
-        self._hidden: dict[int | None, Tensor | None] = {}
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, rule: Rule) -> Tensor:
+    def attend(
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+    ) -> Tensor:
         cache = self.cache.layers[layer]
-        cache.own_keys[self.slot_R, :, self.length_R] = key
-        cache.own_values[self.slot_R, :, self.length_R] = value
+        cache.own_keys[self.slot_R, :, self.length_R] = key_LHD
+        cache.own_values[self.slot_R, :, self.length_R] = value_LHD
         own_keys, own_values = (x[:, :, : self.used] for x in (cache.own_keys, cache.own_values))
-        query_S = query if self.dense else self._to_slots(query)
-        query_S = query_S.unflatten(1, (key.shape[1], -1))
-        to_prompt = self._from_groups(
-            self._to_groups(query_S) @ cache.prompt_keys.transpose(-1, -2), query_S.shape[2]
-        )
-        scores = torch.cat([to_prompt, query_S @ own_keys.transpose(-1, -2)], -1) * rule.scaling
+        query_S = query_LHD if self.dense else self._to_slots(query_LHD)
+        query_S = query_S.unflatten(1, (key_LHD.shape[1], -1))
+        query_S = query_S * rule.scaling
+        scores = query_S @ own_keys.transpose(-1, -2)
+        if self.apart:
+            # Laid out by groups, so that what is as wide as a prompt is never moved.
+            to_prompt = self._to_groups(query_S) @ cache.prompt_keys.transpose(-1, -2)
+            scores = torch.cat([to_prompt, self._to_groups(scores)], -1)
         if rule.softcap is not None:
             scores = rule.softcap * torch.tanh(scores / rule.softcap)
-        hidden = self._masks(rule.window)
+        hidden = self._masks(rule.window, query_S.shape[2])
         weights = (scores if hidden is None else scores.masked_fill(hidden, -torch.inf)).softmax(-1)
-        on_prompt, on_own = weights.split([cache.prompt_keys.shape[2], self.used], -1)
-        read = self._to_groups(on_prompt) @ cache.prompt_values
-        out = self._from_groups(read, query_S.shape[2]) + on_own @ own_values
+        if self.apart:
+            on_prompt, weights = weights.split([cache.prompt_keys.shape[2], self.used], -1)
+            read = self._from_groups(on_prompt @ cache.prompt_values, query_S.shape[2])
+            out = (self._from_groups(weights, query_S.shape[2]) @ own_values).add_(read)
+        else:
+            out = weights @ own_values
         out = out.flatten(1, 2)
         return out if self.dense else out.index_select(0, self.slot_R)
 
@@ -203,8 +228,8 @@ class AdvanceLayout:
         x_S = x_G.unflatten(2, (self.most, repeats)).transpose(1, 2).flatten(0, 1)
         return x_S if self.whole else x_S.index_select(0, self.place_S)
 
-    def _masks(self, window: int | None) -> Tensor | None:
-        """What each slot's query must not see, ``[slots, 1, 1, P + used]``; None: it sees all."""
+    def _masks(self, window: int | None, repeats: int) -> Tensor | None:
+        """What each query must not see, as scores are laid out; None: it sees everything."""
         if window not in self._hidden:
             cache = self.cache
             prompt_S = cache.prompt_lengths_G[cache.group_of_S][:, None]
@@ -216,7 +241,10 @@ class AdvanceLayout:
             if window is not None:
                 distance = torch.cat([prompt_S + own_S - prompt, own_S - own], 1)
                 hidden = hidden | (distance >= window)
-            self._hidden[window] = hidden[:, None, None] if bool(hidden.any()) else None
+            hidden = hidden[:, None, None] if bool(hidden.any()) else None
+            if self.apart and hidden is not None:
+                hidden = self._to_groups(hidden.expand(-1, -1, repeats, -1))
+            self._hidden[window] = hidden
         return self._hidden[window]
 
 

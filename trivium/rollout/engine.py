@@ -9,7 +9,7 @@ the run was interrupted in between.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -44,13 +44,29 @@ class Response:
     text: str
 
 
+Finished = Callable[[int, list[Response]], None]
+"""Is told of a group that has ended: its prompt's place, and its responses."""
+
+
 class Engine(Protocol):
     """Samples responses from the current policy."""
 
     def generate(
-        self, prompts: Sequence[Prompt], samples: int, sampling: Sampling, *, seed: int, step: int
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int,
+        finished: Finished | None = None,
     ) -> list[list[Response]]:
-        """``samples`` responses for each prompt, in order."""
+        """``samples`` responses for each prompt, in order.
+
+        Tells ``finished``, in the calling thread, of groups that end while others go on, in an
+        order that is a function of the arguments and the policy. An engine that learns of all
+        groups together need not tell of any.
+        """
         ...
 
 
@@ -83,13 +99,14 @@ def draw(logits_RV: Tensor, uniforms_R: Tensor, sampling: Sampling) -> tuple[Ten
     if sampling.greedy:
         token_R = log_p_RV.argmax(-1)
     else:
-        kept_RV = restricted(log_p_RV.exp(), sampling).double()
-        total_RV = kept_RV.cumsum(-1)
+        kept_RV = restricted(log_p_RV.exp(), sampling)
+        total_RV = kept_RV.cumsum(-1, dtype=torch.float64)
         target_R1 = uniforms_R[:, None] * total_RV[:, -1:]
         token_R = torch.searchsorted(total_RV, target_R1, right=True)[:, 0]
-        # A uniform next to 1 may round up to the total: then the last possible token is meant.
-        last_R = (kept_RV > 0).int().flip(-1).argmax(-1)
-        token_R = token_R.clamp(max=kept_RV.shape[1] - 1 - last_R)
+        if bool((token_R == kept_RV.shape[1]).any()):
+            # A uniform next to 1 may round up to the total: then the last possible token is meant.
+            last_R = (kept_RV > 0).int().flip(-1).argmax(-1)
+            token_R = token_R.clamp(max=kept_RV.shape[1] - 1 - last_R)
     return token_R, log_p_RV.gather(1, token_R[:, None])[:, 0]
 
 

@@ -17,9 +17,10 @@ from trivium.data.chat import decode_response
 from trivium.data.prompts import Prompt
 from trivium.errors import ModelError
 from trivium.models import flops
+from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
-from trivium.rollout.cache import RowCache
-from trivium.rollout.engine import Ending, Response, draw, row_key, uniforms
+from trivium.rollout.cache import SHORT, RowCache
+from trivium.rollout.engine import Ending, Finished, Response, draw, row_key, uniforms
 from trivium.rollout.sampling import Sampling
 from trivium.rollout.separate import SeparateRows
 
@@ -51,11 +52,18 @@ class LocalEngine:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Prompt], samples: int, sampling: Sampling, *, seed: int, step: int
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int,
+        finished: Finished | None = None,
     ) -> list[list[Response]]:
         """``samples`` responses for each prompt, in order (see ``rollout.engine``)."""
         self._require_room(prompts, sampling)
-        rows = []
+        rows: list[list[Row]] = []
         met: Counter[int] = Counter()
         for i, prompt in enumerate(prompts):
             # A prompt that comes twice, as where a batch straddles two epochs, has new samples.
@@ -64,20 +72,33 @@ class LocalEngine:
             keys = [row_key(seed, step, prompt.index, first + j) for j in range(samples)]
             rows.append([Row(i, key) for key in keys])
         waiting = deque(range(len(prompts)))
-        cache = RowCache(self.policy) if self.policy.shared else SeparateRows(self.policy)
+        head = self.policy.head.packed()
+        cache = self._cache(prompts, samples)
+        responses: list[list[Response]] = [[] for _ in prompts]
         active: list[Row] = []
         while waiting or active:
             admitted = self._admit(waiting, len(active), samples)
             if admitted:
                 fresh = [row for i in admitted for row in rows[i]]
                 hidden_GD = cache.admit([prompts[i].tokens for i in admitted], samples)
-                self._extend(fresh, hidden_GD.repeat_interleave(samples, 0), sampling)
+                self._extend(fresh, head, hidden_GD.repeat_interleave(samples, 0), sampling)
                 active += fresh
-            active = self._leave(active, cache)
+            growing = self._leave(active, cache)
+            for i in _ended(active, growing):
+                responses[i] = [self._response(row) for row in rows[i]]
+                if finished is not None:
+                    finished(i, responses[i])
+            active = growing
             if active:
                 tokens_R = torch.tensor([row.tokens[-1] for row in active])
-                self._extend(active, cache.advance(tokens_R), sampling)
-        return [[self._response(row) for row in group] for group in rows]
+                self._extend(active, head, cache.advance(tokens_R), sampling)
+        return responses
+
+    def _cache(self, prompts: Sequence[Prompt], samples: int) -> RowCache | SeparateRows:
+        if not self.policy.shared:
+            return SeparateRows(self.policy)
+        longest = max((len(prompt.tokens) for prompt in prompts), default=0)
+        return RowCache(self.policy, apart=samples > 1 and longest > SHORT)
 
     def _admit(self, waiting: deque[int], active: int, samples: int) -> list[int]:
         """The prompts that start now: as many as there is room for, in sizeable helpings."""
@@ -87,11 +108,11 @@ class LocalEngine:
             return []
         return [waiting.popleft() for _ in range(min(room, len(waiting)))]
 
-    def _extend(self, rows: list[Row], hidden_RD: Tensor, sampling: Sampling) -> None:
+    def _extend(self, rows: list[Row], head: Head, hidden_RD: Tensor, sampling: Sampling) -> None:
         """Draw the next token of every row from its hidden state."""
         temperature = 1.0 if sampling.greedy else sampling.temperature
-        flops.count_head(len(rows), self.policy.head.weight_VD)
-        logits_RV = self.policy.head.logits(hidden_RD, temperature)
+        flops.count_head(len(rows), head.weight_VD)
+        logits_RV = head.logits(hidden_RD, temperature)
         keys_R = torch.tensor([row.key for row in rows], device=hidden_RD.device)
         position_R = torch.tensor([len(row.tokens) for row in rows], device=hidden_RD.device)
         token_R, logprob_R = draw(logits_RV, uniforms(keys_R, position_R), sampling)
@@ -134,3 +155,10 @@ class LocalEngine:
                 f"not fit the model's context of {self.policy.context_length} tokens: lower "
                 "sampling.max_tokens or data.max_prompt_tokens"
             )
+
+
+def _ended(active: Sequence[Row], growing: Sequence[Row]) -> list[int]:
+    """The prompts of which no row grows any more, in order."""
+    if len(growing) == len(active):
+        return []
+    return sorted({row.prompt for row in active} - {row.prompt for row in growing})

@@ -19,6 +19,7 @@ from trivium.data.chat import step_ends
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
 from trivium.packing import packable
+from trivium.rewards.early import EarlyScoring
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.engine import Engine, Response
 from trivium.rollout.sampling import Sampling
@@ -168,12 +169,16 @@ def roll_out(
     seed: int,
     step: int,
 ) -> Rollouts:
-    """Sample ``samples`` responses per prompt and score them."""
+    """Sample ``samples`` responses per prompt and score them, some while others are sampled."""
     start = time.perf_counter()
-    responses = engine.generate(prompts, samples, sampling, seed=seed, step=step)
-    sampled = time.perf_counter()
-    repeated = [p for p, group in zip(prompts, responses, strict=True) for _ in group]
-    scores = rewards.score(repeated, [r for group in responses for r in group])
+    with EarlyScoring(rewards.while_sampling, prompts) as early:
+        responses = engine.generate(
+            prompts, samples, sampling, seed=seed, step=step, finished=early.take
+        )
+        sampled = time.perf_counter()
+        repeated = [p for p, group in zip(prompts, responses, strict=True) for _ in group]
+        flat = [r for group in responses for r in group]
+        scores = rewards.score(repeated, flat, early.found(responses))
     seconds = {"rollout": sampled - start, "scoring": time.perf_counter() - sampled}
     return Rollouts(list(prompts), responses, scores, seconds)
 

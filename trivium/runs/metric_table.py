@@ -374,8 +374,21 @@ TABLE = (
         "Kaplan et al. 2020, section 2.1",
     ),
     Metric("time/total", "step", "s", "Time", "Wall-clock of the step, evaluation not included."),
-    Metric("time/rollout", "rollout", "s", "Time", "Sampling responses."),
-    Metric("time/scoring", "scoring", "s", "Time", "Reward functions and reward models."),
+    Metric(
+        "time/rollout",
+        "rollout",
+        "s",
+        "Time",
+        "Sampling responses; where they were sampled ahead, waiting for those that are left.",
+    ),
+    Metric(
+        "time/scoring",
+        "scoring",
+        "s",
+        "Time",
+        "Reward functions and reward models, from the end of sampling on: what rewards with "
+        "while_sampling did before costs no time of its own.",
+    ),
     Metric(
         "time/logprobs",
         "log-probs",

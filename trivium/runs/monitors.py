@@ -170,7 +170,8 @@ MONITORS = {
         "Samples then come from another policy than the one that is trained, and gradients are "
         "biased.",
         "Sample in the trainer's precision (model.dtype: float32), check that the sampler holds "
-        "the trained weights, or set importance_limit: 2 (GRPO).",
+        "the trained weights, or set importance_limit: 2; lower optimizer.learning_rate where they "
+        "are sampled ahead (asynchronous).",
         rules.sampler_difference,
     ),
     "chosen_logprob": Monitor(

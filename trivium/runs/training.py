@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 
 from trivium.errors import ConfigurationError, NonFiniteError, TrainingError, TriviumError
 from trivium.models import flops
+from trivium.models.linear import product
 from trivium.runs import randomness
 from trivium.runs.beginning import Begun, open_run, tell_of_resuming
 from trivium.runs.budget import Spending
@@ -374,6 +375,7 @@ class Training:
             "best": self._saver.best,
             "random": self._random,
             "threads": torch.get_num_threads(),
+            "product": product.name,
         }
 
     def _restore(self, begun: Begun) -> None:
@@ -396,4 +398,5 @@ class Training:
         self._saver.best = frame["best"]
         self._random = frame["random"]
         randomness.restore(self._random)
+        product.use(frame["product"])
         tell_of_resuming(begun, self.run, self.done, frame["threads"])

@@ -1,0 +1,304 @@
+"""What is computed the fast way is what the plain way computes: values and gradients."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import peft
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from worlds import family, letters_tokenizer, random_groups, random_lm
+
+from trivium.data.batch import Batch
+from trivium.data.group import Group
+from trivium.models import flops
+from trivium.models.attention import GroupLayout, MaskedLayout, Rule, on_line
+from trivium.models.flex import FlexLayout
+from trivium.models.lean import LeanPass, rules_of_lean
+from trivium.models.linear import Linear, Packed, linear, product, use_fast_linears
+from trivium.models.policy import Policy
+from trivium.models.shared_attention import SMALL, WASTE, alike, plan
+from trivium.rollout.engine import draw
+from trivium.rollout.sampling import Sampling
+
+LEAN = ["llama", "qwen2", "qwen2-window", "qwen3", "mistral"]
+NOT_LEAN = ["gemma", "gemma2", "gemma3", "phi3", "gpt2", "olmo2", "cohere"]
+
+
+@pytest.fixture(autouse=True)
+def onednn() -> Iterator[None]:
+    """The product that is not PyTorch's own, whichever is faster here."""
+    before = product.name
+    product.use("onednn")
+    yield
+    product.use(before)
+
+
+# --- attention ----------------------------------------------------------------------------------
+
+
+def lines(batch: Batch, heads: int, key_heads: int, width: int = 8) -> list[Tensor]:
+    """Queries, keys and values of a line, and a gradient by the output, in float64."""
+    generator = torch.Generator().manual_seed(len(batch.tokens_L))
+    return [
+        torch.randn(len(batch.tokens_L), n, width, dtype=torch.float64, generator=generator)
+        for n in (heads, key_heads, key_heads, heads)
+    ]
+
+
+def outputs(attend: object, batch: Batch, heads: int, key_heads: int) -> list[Tensor]:
+    """The output of an attention and its gradients by queries, keys and values."""
+    *inputs, gradient = lines(batch, heads, key_heads)
+    leaves = [x.requires_grad_() for x in inputs]
+    out = attend(*leaves)  # type: ignore[operator]
+    return [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
+
+
+SHAPES = {
+    "one response each": ([9, 3, 40], [[4], [7], [1]]),
+    "pairs": ([9, 3, 40], [[4, 2], [7, 7], [1, 30]]),
+    "groups": ([30, 30, 5], [[4, 2, 9, 1], [7, 7], [1, 30, 3]]),
+    "one and several": ([6, 2], [[3], [1, 2, 3]]),
+    "single tokens": ([1, 1], [[1, 1], [1]]),
+}
+
+
+@pytest.mark.parametrize("heads", [(4, 4), (4, 2), (6, 1)], ids=["equal", "grouped", "one"])
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES.keys())
+def test_attention_in_parts_equals_the_masked_one(
+    shape: tuple[list[int], list[list[int]]], heads: tuple[int, int]
+) -> None:
+    batch = Batch.of(random_groups(50, *shape))
+    rule = Rule(0.3, None, None)
+    shared, masked = GroupLayout(batch), MaskedLayout(batch)
+    found = outputs(lambda *qkv: shared.attend(0, *qkv, rule=rule), batch, *heads)
+    expected = outputs(lambda *qkv: masked.attend(0, *qkv, rule=rule), batch, *heads)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_attention_of_many_shapes_in_one_batch_equals_the_masked_one(seed: int) -> None:
+    drawn = random.Random(seed)
+    groups = [
+        Group([1] * drawn.randint(1, 60), [[2] * drawn.randint(1, 50) for _ in range(n)])
+        for n in (drawn.randint(1, 6) for _ in range(drawn.randint(1, 12)))
+    ]
+    batch, rule = Batch.of(groups), Rule(0.3, None, None)
+    shared, masked = GroupLayout(batch), MaskedLayout(batch)
+    found = outputs(lambda *qkv: shared.attend(0, *qkv, rule=rule), batch, 4, 2)
+    expected = outputs(lambda *qkv: masked.attend(0, *qkv, rule=rule), batch, 4, 2)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+
+
+def test_scores_of_any_size_are_merged_without_overflow() -> None:
+    batch, rule = Batch.of(random_groups(50, [9, 4], [[5, 6, 2], [3, 1]])), Rule(300.0, None, None)
+    shared, masked = GroupLayout(batch), MaskedLayout(batch)
+    found = outputs(lambda *qkv: shared.attend(0, *qkv, rule=rule), batch, 2, 2)
+    expected = outputs(lambda *qkv: masked.attend(0, *qkv, rule=rule), batch, 2, 2)
+    for mine, theirs in zip(found, expected, strict=True):
+        assert bool(mine.isfinite().all())
+        torch.testing.assert_close(mine, theirs, atol=1e-9, rtol=1e-9)
+
+
+def test_no_key_of_a_prompt_is_copied_for_a_response() -> None:
+    groups = [Group([1] * 100, [[2] * 10] * 8), Group([1] * 100, [[2] * 10] * 8)]
+    blocks = plan(Batch.of(groups))
+    keys = sum(block.keys.index.numel() for block in blocks)
+    line = 2 * (100 + 8 * 10)
+    # Each token is a key where it lies, and the prompts' once more for their responses together.
+    assert keys <= WASTE * (line + 2 * 100)
+    assert sum(block.queries.index.numel() for block in blocks) <= WASTE * (line + 2 * 70)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("rule", [Rule(0.3, None, None), Rule(0.3, 4, None), Rule(0.3, 9, 0.7)])
+def test_flex_attention_sees_what_the_masked_one_sees(rule: Rule) -> None:
+    # Uncompiled and without gradients, which is what FlexAttention can do on the CPU.
+    for shape in SHAPES.values():
+        batch = Batch.of(random_groups(50, *shape))
+        query, key, value, _ = lines(batch, 4, 2, width=16)
+        with torch.no_grad():
+            found = FlexLayout(batch).attend(0, query, key, value, rule=rule)
+            expected = MaskedLayout(batch).attend(0, query, key, value, rule=rule)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+
+
+@given(st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), min_size=1, max_size=40))
+def test_lots_hold_each_rectangle_once_and_waste_little(sizes: list[tuple[int, int]]) -> None:
+    widths, heights = (torch.tensor(x) for x in zip(*sizes, strict=True))
+    lots = alike(widths, heights)
+    assert sorted(i for lot in lots for i in lot.tolist()) == list(range(len(sizes)))
+    for lot in lots:
+        box = int(widths[lot].max()) * int(heights[lot].max()) * len(lot)
+        used = int((widths[lot] * heights[lot]).sum())
+        assert box <= max(WASTE * used, SMALL) or len(lot) == 1
+
+
+# --- linear layers ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(300, 24), (2, 200, 24), (1, 24), (0, 24)])
+def test_linear_layer_and_its_gradients_equal_those_of_torch(
+    shape: tuple[int, ...], bias: bool
+) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 40, bias=bias), torch.randn(shape, requires_grad=True)
+    found, expected = linear(x, layer.weight, layer.bias), layer(x)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+    gradient = torch.randn(expected.shape)
+    leaves = [x, *layer.parameters()]
+    mine = torch.autograd.grad(found, leaves, gradient)
+    theirs = torch.autograd.grad(expected, leaves, gradient)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b, atol=2e-5, rtol=1e-5)
+
+
+def test_frozen_weight_gets_no_gradient_and_passes_one_on() -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 40).requires_grad_(False)
+    x = torch.randn(200, 24, requires_grad=True)
+    linear(x, layer.weight, layer.bias).sum().backward()
+    assert layer.weight.grad is None and layer.bias.grad is None
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, layer.weight.sum(0).expand(200, -1), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_types_are_left_to_torch(dtype: torch.dtype) -> None:
+    x, weight = torch.randn(300, 8, dtype=dtype), torch.randn(5, 8, dtype=dtype)
+    assert torch.equal(linear(x, weight), F.linear(x, weight))
+
+
+def test_autocast_is_left_to_torch() -> None:
+    x, weight = torch.randn(300, 8), torch.randn(5, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert linear(x, weight).dtype == torch.bfloat16
+
+
+def test_all_plain_linear_layers_of_a_model_become_fast_and_keep_their_names() -> None:
+    model = random_lm(family("llama"))
+    names = set(model.state_dict())
+    use_fast_linears(model)
+    kinds = {type(x) for x in model.modules() if isinstance(x, nn.Linear)}
+    assert kinds == {Linear} and set(model.state_dict()) == names
+
+
+@pytest.mark.parametrize("rows", [1, 7, 200])
+@pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)])
+def test_packed_layers_equal_their_parts(rows: int, biases: tuple[bool, bool]) -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, n, bias=b) for n, b in zip((96, 160), biases, strict=True)]
+    x = torch.randn(rows, 64)
+    with torch.no_grad():
+        expected = torch.cat([layer(x) for layer in layers], 1)
+        torch.testing.assert_close(Packed.of(*layers)(x), expected, atol=1e-5, rtol=0)
+
+
+def test_packed_layers_are_as_they_were_when_they_were_packed() -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(64, 96), torch.randn(200, 64)
+    with torch.no_grad():
+        packed, before = Packed.of(layer), layer(x)
+        layer.weight += 1
+        torch.testing.assert_close(packed(x), before, atol=1e-5, rtol=0)
+
+
+def test_which_product_is_used_is_measured_once_and_can_be_set() -> None:
+    fresh = type(product)()
+    assert fresh.name in ("torch", "onednn")
+    fresh.use("torch")
+    assert not fresh.serves(1000, torch.ones(1))
+    fresh.use("onednn")
+    assert fresh.serves(1000, torch.ones(1))
+
+
+# --- the lean pass ------------------------------------------------------------------------------
+
+
+def policy_of(name: str) -> Policy:
+    return Policy(random_lm(family(name)), letters_tokenizer())
+
+
+def adapted(layer: nn.Linear) -> nn.Module:
+    return peft.tuners.lora.Linear(layer, "default", peft.LoraConfig(), r=4)
+
+
+@pytest.mark.parametrize("name", LEAN)
+def test_lean_pass_equals_the_backbone(name: str) -> None:
+    policy = policy_of(name)
+    rules = rules_of_lean(policy.backbone)
+    assert rules is not None
+    batch = Batch.of(random_groups(50, [9, 3, 14], [[4, 2], [7, 7, 20], [1]]))
+    with torch.no_grad():
+        args = (batch.tokens_L, batch.positions_L, GroupLayout(batch))
+        expected = on_line(policy.backbone, *args)
+        found = LeanPass(policy.backbone, rules)(*args)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", LEAN)
+def test_half_precision_is_no_reason_to_compute_separate_rows(name: str) -> None:
+    model = random_lm(family(name, num_hidden_layers=8, hidden_size=64)).to(torch.bfloat16)
+    policy = Policy(model, letters_tokenizer())
+    assert policy.shared and isinstance(policy.lean_pass(), LeanPass)
+
+
+@pytest.mark.parametrize("name", NOT_LEAN)
+def test_other_families_keep_their_own_pass(name: str) -> None:
+    policy = policy_of(name)
+    assert rules_of_lean(policy.backbone) is None
+    assert not isinstance(policy.lean_pass(), LeanPass)
+
+
+def test_family_that_looks_alike_but_computes_otherwise_keeps_its_own_pass() -> None:
+    for options in ({"residual_multiplier": 0.5}, {"embedding_multiplier": 3.0}):
+        backbone = Policy(random_lm(family("granite", **options)), letters_tokenizer()).backbone
+        assert rules_of_lean(backbone) is None
+
+
+def test_adapters_keep_their_own_pass() -> None:
+    policy = policy_of("llama")
+    policy.backbone.layers[1].self_attn.v_proj = adapted(nn.Linear(32, 16))  # type: ignore[union-attr,index]
+    assert rules_of_lean(policy.backbone) is None
+
+
+def test_lean_pass_has_the_weights_of_now_and_counts_what_the_backbone_counts() -> None:
+    policy = policy_of("llama")
+    batch = Batch.of(random_groups(50, [5], [[4, 2]]))
+    args = (batch.tokens_L, batch.positions_L, GroupLayout(batch))
+    with torch.no_grad():
+        before = policy.lean_pass()(*args)
+        for parameter in policy.model.parameters():
+            parameter += 0.1
+        after = policy.lean_pass()
+        counted = flops.total()
+        found = after(*args)
+        lean = flops.total() - counted
+        expected = on_line(policy.backbone, *args)
+        assert lean == flops.total() - counted - lean > 0
+    assert not torch.allclose(before, found, atol=0.01)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
+
+
+def test_comparing_passes_is_not_counted() -> None:
+    policy = policy_of("llama")
+    before = flops.total()
+    policy.lean_pass()
+    assert flops.total() == before
+
+
+# --- drawing ------------------------------------------------------------------------------------
+
+
+def test_uniform_that_rounds_up_to_the_total_draws_the_last_possible_token() -> None:
+    logits_RV = torch.tensor([[0.0, 1.0, -torch.inf], [0.0, 1.0, 2.0]])
+    token_R, _ = draw(logits_RV, torch.ones(2, dtype=torch.float64), Sampling())
+    assert token_R.tolist() == [1, 2]

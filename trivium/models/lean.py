@@ -1,0 +1,165 @@
+"""A leaner forward pass for sampling: the same function as the backbone's own, in fewer steps.
+
+A token of a small batch costs more in calls than in arithmetic. Here projections of the same input
+are one product, weights lie in the order that the product wants them in, and rotations are
+computed once for all layers. It serves decoders that are built like Llama (Qwen, Mistral and
+others), recognised by their parts and then compared with the backbone itself; all others use the
+backbone. No gradient flows, and weights are as they were when ``LeanPass`` was made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+from trivium.models import flops
+from trivium.models.attention import GroupLayout, Layout, Rule, close, is_precise, probe
+from trivium.models.linear import Linear, Packed
+
+BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
+LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
+HEAD_NORMS = {"q_norm", "k_norm"}
+HALF = 0.2
+"""How far apart both ways may be in half precision: what is computed otherwise is farther."""
+MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+
+@dataclass(frozen=True)
+class Norm:
+    """Root-mean-square normalisation (Zhang and Sennrich 2019)."""
+
+    weight_D: Tensor
+    epsilon: float
+
+    @classmethod
+    def of(cls, module: Any) -> Norm:
+        return cls(module.weight, module.variance_epsilon)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x, self.weight_D.shape, self.weight_D, self.epsilon)
+
+
+class LeanLayer:
+    """One decoder layer with packed weights."""
+
+    def __init__(self, layer: Any, index: int, rule: Rule) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.index, self.rule = index, rule
+        self.width: int = attention.head_dim
+        self.heads = attention.q_proj.weight.shape[0] // self.width
+        self.key_heads = attention.k_proj.weight.shape[0] // self.width
+        self.before, self.between = (
+            Norm.of(x) for x in (layer.input_layernorm, layer.post_attention_layernorm)
+        )
+        self.head_norms = None
+        if hasattr(attention, "q_norm"):
+            self.head_norms = Norm.of(attention.q_norm), Norm.of(attention.k_norm)
+        self.into_heads = Packed.of(attention.q_proj, attention.k_proj, attention.v_proj)
+        self.out_of_heads = Packed.of(attention.o_proj)
+        self.into_mlp = Packed.of(mlp.gate_proj, mlp.up_proj)
+        self.out_of_mlp = Packed.of(mlp.down_proj)
+        self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
+
+    def __call__(self, x_LD: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
+        heads_LHW = self.into_heads(self.before(x_LD)).unflatten(1, (-1, self.width))
+        queries_and_keys = heads_LHW[:, : self.heads + self.key_heads]
+        if self.head_norms is not None:
+            parts = queries_and_keys.split([self.heads, self.key_heads], 1)
+            normed = [norm(part) for norm, part in zip(self.head_norms, parts, strict=True)]
+            queries_and_keys = torch.cat(normed, 1)
+        query, key = rotation(queries_and_keys).split([self.heads, self.key_heads], 1)
+        value = heads_LHW[:, self.heads + self.key_heads :]
+        attended = layout.attend(self.index, query, key, value, self.rule)
+        x_LD = self.out_of_heads(attended.flatten(1)).add_(x_LD)
+        gate, up = self.into_mlp(self.between(x_LD)).chunk(2, 1)
+        return self.out_of_mlp(self.activation(gate).mul_(up)).add_(x_LD)
+
+
+class Rotation:
+    """Rotary position embeddings (Su et al. 2021), halves of a head rotated against each other."""
+
+    def __init__(self, cos_LW: Tensor, sin_LW: Tensor) -> None:
+        self.half = cos_LW.shape[1] // 2
+        first, second = sin_LW.split(self.half, 1)
+        self.cos_L1W, self.sin_L1W = cos_LW[:, None], torch.cat([-first, second], 1)[:, None]
+
+    def __call__(self, x_LHW: Tensor) -> Tensor:
+        turned = torch.roll(x_LHW, self.half, -1)
+        return (x_LHW * self.cos_L1W).addcmul_(turned, self.sin_L1W)
+
+
+class LeanPass:
+    """A backbone's forward pass with the weights that it has now.
+
+    Args:
+        backbone: one that ``rules_of_lean`` knows.
+        rules: what that returned.
+    """
+
+    def __init__(self, backbone: PreTrainedModel, rules: Mapping[int, Rule]) -> None:
+        self.count = flops.counter(backbone)
+        parts: Any = backbone
+        self.embed, self.rotary, self.norm = (
+            parts.embed_tokens,
+            parts.rotary_emb,
+            Norm.of(parts.norm),
+        )
+        self.layers = [LeanLayer(layer, i, rules[i]) for i, layer in enumerate(parts.layers)]
+
+    @torch.no_grad()
+    def __call__(self, tokens_L: Tensor, position_L: Tensor, layout: Layout) -> Tensor:
+        """Final hidden states of a line of tokens, ``[L, D]``."""
+        self.count((), {"input_ids": tokens_L[None], "position_ids": position_L[None]})
+        x_LD = self.embed(tokens_L)
+        cos, sin = self.rotary(x_LD[None], position_L[None])
+        rotation = Rotation(cos[0], sin[0])
+        for layer in self.layers:
+            x_LD = layer(x_LD, rotation, layout)
+        return self.norm(x_LD)
+
+
+def rules_of_lean(backbone: PreTrainedModel) -> dict[int, Rule] | None:
+    """The attention rule of each layer, if a lean pass computes what the backbone does.
+
+    ``backbone`` has ragged attention. Costs two forward passes over a dozen tokens, which are not
+    counted, for they happen once in a process and not once in a run.
+    """
+    if not _is_known(backbone):
+        return None
+    counted = flops.total()
+    batch, expected, rules = probe(backbone)
+    try:
+        lean = LeanPass(backbone, rules)
+        found = lean(batch.tokens_L, batch.positions_L, GroupLayout(batch))
+    except (AttributeError, KeyError, TypeError, RuntimeError):
+        return None
+    finally:
+        flops.go_on_from(counted)
+    return rules if close(found, expected, 1e-3 if is_precise(found) else HALF) else None
+
+
+def _is_known(backbone: Any) -> bool:
+    """Whether its parts are those of a decoder like Llama, all projections plain."""
+    return _parts(backbone) == BACKBONE and all(
+        _parts(layer) == LAYER
+        and _parts(layer.self_attn) - HEAD_NORMS == ATTENTION
+        and _parts(layer.mlp) == MLP
+        and all(
+            type(part) in (nn.Linear, Linear)
+            for parent in (layer.self_attn, layer.mlp)
+            for name, part in parent.named_children()
+            if name.endswith("_proj")
+        )
+        for layer in backbone.layers
+    )
+
+
+def _parts(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_children()}

@@ -1,0 +1,165 @@
+"""Linear layers through the fastest matrix product that this CPU has.
+
+PyTorch's own product of float32 matrices uses half the width of some CPUs' vector units; oneDNN,
+which comes with PyTorch, uses all of it. Which one is faster is measured once per process
+(``Product``). Both are float32 throughout, and every other device or type is left to PyTorch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+FEWEST_ROWS = 128
+"""Below this many rows, bringing the weights into oneDNN's order costs more than it gains."""
+PACKED_FOR = 128
+"""The number of rows that weights are packed for; any other number is served, too."""
+LEAST_WORK = 1 << 19
+"""Products of fewer multiplications are faster as PyTorch does them."""
+PROBE, PROBES, WORTH = 256, 8, 1.3
+"""The measured product's size, how often it is measured, and what oneDNN must gain to be used."""
+
+Name = Literal["torch", "onednn"]
+
+
+class Product:
+    """Which implementation multiplies float32 matrices on the CPU in this process."""
+
+    def __init__(self) -> None:
+        self._name: Name | None = None
+
+    @property
+    def name(self) -> Name:
+        if self._name is None:
+            self._name = _faster()
+        return self._name
+
+    def use(self, name: Name) -> None:
+        """Use this one from now on, as where a run goes on that began with it."""
+        self._name = name
+
+    def serves(self, rows: int, *tensors: Tensor) -> bool:
+        """Whether oneDNN is to multiply these."""
+        plain = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
+        return plain and rows >= FEWEST_ROWS and self.name == "onednn"
+
+
+product = Product()
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x Wᵀ + b`` as ``torch.nn.functional.linear`` computes it, but for the last bits."""
+    rows = x.numel() // max(1, x.shape[-1])
+    if not product.serves(rows, x, weight) or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x.reshape(rows, -1), weight, bias).view(*x.shape[:-1], len(weight))
+
+
+def multiply(a_LD: Tensor, b_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    """``a bᵀ + bias`` of matrices, for use inside a backward pass: no gradient flows."""
+    if product.serves(min(len(a_LD), len(b_ED)), a_LD, b_ED):
+        return _onednn(a_LD, b_ED, bias_E)
+    return F.linear(a_LD, b_ED, bias_E)
+
+
+class Linear(nn.Linear):
+    """``torch.nn.Linear`` with the product above."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return linear(input, self.weight, self.bias)
+
+
+def use_fast_linears(model: nn.Module) -> None:
+    """Let all plain linear layers of a model use the fastest product."""
+    for module in model.modules():
+        if type(module) is nn.Linear:
+            module.__class__ = Linear
+
+
+def _can_be_packed(*weights: Tensor) -> bool:
+    if all(w.dtype == torch.bfloat16 and w.device.type == "cpu" for w in weights):
+        return product.name == "onednn" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return product.serves(PACKED_FOR, *weights)
+
+
+Layer = tuple[Tensor, Tensor | None]
+"""The weight and the bias of a linear layer."""
+
+
+class Packed:
+    """Linear layers of one input, as one product with weights in the order that oneDNN wants.
+
+    Holds a copy of the weights as they are now, or the layers themselves where packing gains
+    nothing. No gradient flows.
+    """
+
+    def __init__(self, *layers: Layer) -> None:
+        self.layers = [(w.detach(), None if b is None else b.detach()) for w, b in layers]
+        self.size = sum(w.numel() for w, _ in layers)
+        self.weights = self.bias = None
+        if _can_be_packed(*(w for w, _ in self.layers)):
+            weights = [w for w, _ in self.layers]
+            joined = torch.cat(weights) if len(weights) > 1 else weights[0]
+            self.weights = torch.ops.mkldnn._reorder_linear_weight(joined, PACKED_FOR)
+            self.bias = self._joined_bias()
+
+    @classmethod
+    def of(cls, *layers: nn.Linear) -> Packed:
+        return cls(*((layer.weight, layer.bias) for layer in layers))
+
+    def __call__(self, x_LD: Tensor) -> Tensor:
+        if self.weights is not None and len(x_LD) * self.size >= LEAST_WORK:
+            return _onednn(x_LD, self.weights, self.bias)
+        outputs = [F.linear(x_LD, weight, bias) for weight, bias in self.layers]
+        return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
+
+    def _joined_bias(self) -> Tensor | None:
+        if all(b is None for _, b in self.layers):
+            return None
+        return torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in self.layers])
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_LD: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_LD, weight_ED)
+        return _onednn(x_LD, weight_ED, bias_E)
+
+    @staticmethod
+    def backward(ctx: Any, grad_LE: Tensor) -> Any:
+        x_LD, weight_ED = ctx.saved_tensors
+        of_x, of_weight, of_bias = ctx.needs_input_grad
+        return (
+            _onednn(grad_LE, weight_ED.t()) if of_x else None,
+            _onednn(grad_LE.t(), x_LD.t()) if of_weight else None,
+            # A product with ones is faster than a sum over the longer dimension.
+            grad_LE.new_ones(len(grad_LE)) @ grad_LE if of_bias else None,
+        )
+
+
+def _onednn(a_LD: Tensor, b_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(a_LD, b_ED, bias_E, "none", [], "")
+
+
+def _faster() -> Name:
+    if not torch.backends.mkldnn.is_available():
+        return "torch"
+    with torch.no_grad():
+        a, b = torch.ones(2 * PROBE, PROBE), torch.ones(PROBE, PROBE)
+        gain = _seconds(lambda: F.linear(a, b)) / _seconds(lambda: _onednn(a, b))
+    return "onednn" if gain > WORTH else "torch"
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    """The least time that ``work`` took of several."""
+    times = []
+    for _ in range(PROBES):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)

@@ -1,0 +1,188 @@
+"""Attention of groups on a line, exact and without a copy of the prompt's keys per response.
+
+Softmax over the keys of a prompt and of a response is computed as two attentions, whose outputs
+``o_1, o_2`` and log-normalisers ``z_1, z_2`` are merged:
+
+    z = log(exp z_1 + exp z_2),      o = exp(z_1 − z) o_1 + exp(z_2 − z) o_2
+
+Each part's gradient is what an attention's backward pass gives that is told the merged ``o`` and
+``z`` in place of its own, for it recomputes its weights as ``exp(score − z)``. (The merging is that
+of FlashAttention's blocks, Dao et al. 2022, section 3.1, over two blocks of unequal shape.)
+
+What is computed densely is planned from lengths alone (``plan``): rows of similar length go
+together, so that little is padded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trivium.data.batch import Batch
+from trivium.maths.ragged import segment_ids, segment_starts
+from trivium.models.rows import Rows
+
+WASTE = 1.25
+"""A dense attention may be so much larger than the rows in it."""
+SMALL = 1 << 15
+"""Query-key pairs that are cheaper to compute in vain than another call is."""
+
+Two = tuple[Tensor, Tensor]
+Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+
+_attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+@dataclass(frozen=True)
+class Block:
+    """One dense attention between rows of queries and rows of keys, both places on the line.
+
+    Where it is ``causal``, queries are their own keys and see those up to themselves; the causal
+    blocks hold every token of the line once. Otherwise the queries see all their keys, besides
+    those that they saw in a causal block.
+    """
+
+    queries: Rows
+    keys: Rows
+    causal: bool
+
+    def attend(self, query_LHW: Tensor, key_LHW: Tensor, value_LHW: Tensor, scaling: float) -> Two:
+        """Output and log-normaliser of the queries' tokens, ``[tokens, heads, width]`` and less."""
+        out, normaliser = _attention(
+            self.queries.gather(query_LHW),
+            self.keys.gather(key_LHW),
+            self.keys.gather(value_LHW),
+            is_causal=self.causal,
+            attn_mask=self._mask(query_LHW.dtype),
+            scale=scaling,
+        )
+        return self.queries.flatten(out), self.queries.tokens(normaliser.transpose(1, 2))
+
+    def gradients(self, grad_LHW: Tensor, saved: Saved, scaling: float) -> list[Tensor]:
+        """Gradients of queries, keys and values, ``[tokens, heads, width]`` each."""
+        query_LHW, key_LHW, value_LHW, out_LHW, normaliser_LH = saved
+        grad, normaliser = self.queries.line(grad_LHW), self.queries.line(normaliser_LH)
+        if not self.queries.equal:
+            # What is no query of the row has weights of exactly zero and teaches the keys nothing.
+            normaliser = normaliser.masked_fill(~self.queries.held[..., None], torch.inf)
+        found = _backward(
+            grad.transpose(1, 2),
+            self.queries.gather(query_LHW),
+            self.keys.gather(key_LHW),
+            self.keys.gather(value_LHW),
+            self.queries.gather(out_LHW),
+            normaliser.transpose(1, 2),
+            0.0,
+            self.causal,
+            attn_mask=self._mask(query_LHW.dtype),
+            scale=scaling,
+        )
+        rows = (self.queries, self.keys, self.keys)
+        return [row.flatten(x) for row, x in zip(rows, found, strict=True)]
+
+    def _mask(self, dtype: torch.dtype) -> Tensor | None:
+        """What is added to the scores, so that a key that is no key of the row is not seen."""
+        if self.causal or self.keys.equal:
+            return None
+        held = self.keys.held
+        mask = torch.zeros(held.shape, dtype=dtype, device=held.device)
+        return mask.masked_fill(~held, -torch.inf)[:, None, None]
+
+
+def plan(batch: Batch) -> list[Block]:
+    """The dense attentions of a batch.
+
+    A prompt and the first response behind it are one causal row; every other response attends to
+    itself, and then, together with the others of its group, to the prompt.
+    """
+    first_N = segment_starts(batch.sizes_G)
+    others = torch.ones(len(batch.lengths_N), dtype=torch.bool)
+    others[first_N] = False
+    together_G = batch.prompt_lengths_G + batch.lengths_N[first_N]
+    starts = torch.cat([batch.prompt_starts_G, batch.starts_N[others]])
+    lengths = torch.cat([together_G, batch.lengths_N[others]])
+    rows = [Rows(starts[lot], lengths[lot]) for lot in alike(lengths, lengths)]
+    return [Block(row, row, causal=True) for row in rows] + list(_to_prompts(batch, others))
+
+
+def _to_prompts(batch: Batch, others: Tensor) -> Iterator[Block]:
+    """All responses of a group but the first attend to its prompt, as one row of queries."""
+    group_of_N = segment_ids(batch.sizes_G)[others]
+    tokens_G = torch.zeros_like(batch.sizes_G).index_add(0, group_of_N, batch.lengths_N[others])
+    several = torch.nonzero(tokens_G)[:, 0]
+    # The responses lie end to end, so those after the first are one stretch of the line.
+    seconds = batch.starts_N[segment_starts(batch.sizes_G)[several] + 1]
+    for lot in alike(batch.prompt_lengths_G[several], tokens_G[several]):
+        groups = several[lot]
+        queries = Rows(seconds[lot], tokens_G[groups])
+        prompts = Rows(batch.prompt_starts_G[groups], batch.prompt_lengths_G[groups])
+        yield Block(queries, prompts, causal=False)
+
+
+def alike(widths: Tensor, heights: Tensor) -> list[Tensor]:
+    """Rectangles put together so that the box around each lot wastes little: indices of each."""
+    sizes = list(zip(widths.tolist(), heights.tolist(), range(len(widths)), strict=True))
+    lots: list[list[int]] = []
+    used = width = height = 0
+    for w, h, i in sorted(sizes, reverse=True):
+        box = max(width, w) * max(height, h) * (len(lots[-1]) + 1 if lots else 1)
+        if not lots or box > max(WASTE * (used + w * h), SMALL):
+            lots.append([])
+            used = width = height = 0
+        lots[-1].append(i)
+        used, width, height = used + w * h, max(width, w), max(height, h)
+    return [torch.tensor(sorted(lot)) for lot in lots]
+
+
+class SharedAttention(torch.autograd.Function):
+    """Attention of a whole line, ``[L, heads, width]``, by the blocks of its plan."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query_LHW: Tensor,
+        key_LHW: Tensor,
+        value_LHW: Tensor,
+        blocks: Sequence[Block],
+        scaling: float,
+    ) -> Tensor:
+        out_LHW = torch.empty_like(query_LHW, memory_format=torch.contiguous_format)
+        wide = torch.promote_types(query_LHW.dtype, torch.float32)
+        normaliser_LH = query_LHW.new_empty(query_LHW.shape[:2], dtype=wide)
+        for block in blocks:
+            at = block.queries.line_index
+            out, normaliser = block.attend(query_LHW, key_LHW, value_LHW, scaling)
+            if not block.causal:
+                before = out_LHW.index_select(0, at), normaliser_LH.index_select(0, at)
+                out, normaliser = _merged(before, (out, normaliser))
+            out_LHW.index_copy_(0, at, out)
+            normaliser_LH.index_copy_(0, at, normaliser)
+        ctx.save_for_backward(query_LHW, key_LHW, value_LHW, out_LHW, normaliser_LH)
+        ctx.blocks, ctx.scaling = blocks, scaling
+        return out_LHW
+
+    @staticmethod
+    def backward(ctx: Any, grad_LHW: Tensor) -> Any:
+        saved = ctx.saved_tensors
+        totals = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in saved[:3]]
+        for block in ctx.blocks:
+            found = block.gradients(grad_LHW, saved, ctx.scaling)
+            for total, rows, x in zip(
+                totals, (block.queries, block.keys, block.keys), found, strict=True
+            ):
+                at = rows.line_index
+                total.index_copy_(0, at, x if block.causal else total.index_select(0, at) + x)
+        return *totals, None, None
+
+
+def _merged(first: Two, second: Two) -> Two:
+    """Outputs and log-normalisers of the same queries over two sets of keys, as over both."""
+    (out, normaliser), (other_out, other) = first, second
+    both = torch.logaddexp(normaliser, other)
+    share, other_share = ((x - both).exp().to(out.dtype)[..., None] for x in (normaliser, other))
+    return (out * share).add_(other_out * other_share), both
