@@ -26,6 +26,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from trivium.data.batch import Grouped
+from trivium.models.linear import product
 from trivium.models.loading import base_of, is_adapted
 from trivium.models.policy import Policy
 from trivium.models.scoring import score_logprobs
@@ -76,7 +77,7 @@ def key_of(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> str
         "source": source_digest(),
         "processor": _processor(policy.device),
         "threads": torch.get_num_threads(),
-        "matmul": torch.get_float32_matmul_precision(),
+        "products": [product.name, torch.get_float32_matmul_precision()],
     }
     total = hashlib.sha256(json.dumps(circumstances, sort_keys=True, default=str).encode())
     for numbers in (*(s for g in data.groups for s in (g.prompt, *g.responses, ())), *parts):

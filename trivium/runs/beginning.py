@@ -10,6 +10,7 @@ import torch
 from filelock import FileLock
 
 from trivium.config import Configuration
+from trivium.models.linear import product
 from trivium.models.loading import resolve_device
 from trivium.models.model_config import ModelConfig
 from trivium.runs import randomness
@@ -17,7 +18,7 @@ from trivium.runs.checkpoint import Checkpoint, Checkpoints
 from trivium.runs.claim import Claim, claim, locked, new_directory
 from trivium.runs.files import tidy
 from trivium.runs.peak import PeakMemory, load_libraries
-from trivium.runs.saving import LOGS
+from trivium.runs.saving import LOGS, PRODUCT
 from trivium.runs.store import Run, RunConfig, read_run
 
 logger = logging.getLogger(__name__)
@@ -65,6 +66,8 @@ def begin(kind: str, config: TrainsAModel) -> Begun:
         saved = Checkpoints(claimed.resumes, read_run(claimed.resumes)["id"])
         tidy(saved.directory)
         checkpoint = saved.latest()
+        if checkpoint is not None:
+            product.use(checkpoint.part(PRODUCT))
     randomness.seed(config.run.seed)
     if not config.run.measure_memory:
         return Begun(claimed, lock, checkpoint)

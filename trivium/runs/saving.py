@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from trivium.errors import ConfigurationError
+from trivium.models.linear import product
 from trivium.runs.checkpoint import Checkpoint, Checkpoints, Place
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.store import Run
 
 logger = logging.getLogger(__name__)
 
-FRAME, LOGS = "frame", "logs"
+FRAME, LOGS, PRODUCT = "frame", "logs", "product"
 _SHARE = 25
 """Save no sooner than after so many times what the last save took."""
 
@@ -119,7 +120,7 @@ class Saver:
         began = time.monotonic()
         try:
             parts = {name: thing.state() for name, thing in self._objects.items()}
-            own = {LOGS: self._run.written(), FRAME: frame}
+            own = {LOGS: self._run.written(), PRODUCT: product.name, FRAME: frame}
             self._checkpoints.write(place, own | parts, self._known)
             self.saved = place
             self._checkpoints.prune(self.config.keep, self.best["name"] if self.best else None)

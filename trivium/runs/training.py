@@ -34,7 +34,6 @@ from safetensors import SafetensorError
 
 from trivium.errors import ConfigurationError, NonFiniteError, TrainingError, TriviumError
 from trivium.models import flops
-from trivium.models.linear import product
 from trivium.runs import randomness
 from trivium.runs.beginning import Begun, open_run, tell_of_resuming
 from trivium.runs.budget import Spending
@@ -375,7 +374,6 @@ class Training:
             "best": self._saver.best,
             "random": self._random,
             "threads": torch.get_num_threads(),
-            "product": product.name,
         }
 
     def _restore(self, begun: Begun) -> None:
@@ -398,5 +396,4 @@ class Training:
         self._saver.best = frame["best"]
         self._random = frame["random"]
         randomness.restore(self._random)
-        product.use(frame["product"])
         tell_of_resuming(begun, self.run, self.done, frame["threads"])
