@@ -5,9 +5,11 @@ FUZZ_SECONDS ?= 60
 PYTHON ?= python3
 
 RUN = $(VENV)/bin
+PEERS = benchmarks/speed/.environments
+BENCH_ENVIRONMENTS = $(VENV)/.test-installed $(PEERS)/trl-1.16/.installed $(PEERS)/trl-1.9/.installed
 INSTALL = $(RUN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint torture fuzz clean
+.PHONY: demo test lint torture fuzz bench bench-quick bench-curves clean
 
 demo: $(VENV)/.demo-installed
 	$(RUN)/trivium demo
@@ -28,7 +30,17 @@ fuzz: $(VENV)/.fuzz-installed
 	  PYTHONPATH=tests $(RUN)/python -m fuzz.run $$target --seconds $(FUZZ_SECONDS) || exit 1; \
 	done
 
+bench: $(BENCH_ENVIRONMENTS)
+	$(RUN)/python benchmarks/speed/run.py --resume
+
+bench-quick: $(BENCH_ENVIRONMENTS)
+	$(RUN)/python benchmarks/speed/run.py --quick
+
+bench-curves: $(BENCH_ENVIRONMENTS)
+	$(RUN)/python benchmarks/speed/run.py --only 'curve-*'
+
 clean:
+	rm -rf $(PEERS) benchmarks/speed/.worlds
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist fuzzing
 	find trivium tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -46,4 +58,9 @@ $(VENV)/.test-installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.fuzz-installed: $(VENV)/.test-installed
 	$(INSTALL) --editable '.[test,fuzz]'
+	touch $@
+
+$(PEERS)/%/.installed: benchmarks/speed/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --requirement $<
 	touch $@

@@ -128,7 +128,13 @@ def configuration(road: str, directory: Path, model: Path) -> dict[str, Any]:
             "epochs": 0.5,
         },
         "ppo": {**on_policy, "prompts_per_step": 16, "epochs": 1, "minibatches": 1, "steps": 2},
-        "dpo": {**common, "data": pairs, "pairs_per_step": 16, "epochs": 0.5},
+        "dpo": {
+            **common,
+            "data": pairs,
+            "pairs_per_step": 16,
+            "epochs": 0.5,
+            "reference_cache": False,
+        },
         "grpo": {
             **on_policy,
             "prompts_per_step": 4,

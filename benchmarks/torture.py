@@ -101,6 +101,7 @@ def torture(name: str, kills: int, seed: int) -> Tally:
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         train, configured = RUNS[name]
+        os.environ["TRIVIUM_CACHE"] = str(place / "cache")
         world = World(place)
         config = configured(world, place / "whole")
         took = in_child(lambda: train(config), place / "whole.log", None)[1]

@@ -1,6 +1,7 @@
 """Fixtures that every test file may use."""
 
 import os
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,18 @@ settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, print_blob=True)
 settings.load_profile("reproducible")
 
+_CACHES = count()
+
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _cache_of_its_own(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No test finds what another, or the user, kept; the directory is made when it is written."""
+    place = tmp_path_factory.getbasetemp() / f"cache-{next(_CACHES)}"
+    monkeypatch.setenv("TRIVIUM_CACHE", str(place))
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from trivium.errors import TrainingError
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
+from trivium.models.scoring import score_logprobs
 from trivium.rewards.reward import Scores
 from trivium.rollout.engine import Response
 from trivium.rollout.rollouts import Rollouts
@@ -110,7 +112,7 @@ def test_loss_is_the_one_written_out_by_hand(world: World, options: dict[str, An
     policy = Policy.load(ModelConfig(path=world.path))
     reference = Reference(policy)
     perturb(policy.model, seed=3, spread=0.05)
-    pairs = with_reference(config, PairData(GROUPS), reference)
+    pairs = with_reference(config, PairData(GROUPS), partial(score_logprobs, reference))
     assert (pairs.ref_logprobs_T is None) == config.reference_free
     total = sum(
         float(part()[0].detach())

@@ -56,10 +56,9 @@ class Bench:
         )
         perturb(self.parts.policy.model, seed=21, spread=0.05)
         self.rollouts = grpo.sample(self.config, self.parts, 0)
-        self.steps = grpo.plan(self.config, self.rollouts, 0)
 
     def prepare(self) -> GRPOExperience:
-        return grpo.prepare(self.config, self.parts, self.rollouts, self.steps)
+        return grpo.prepare(self.config, self.parts, self.rollouts, 0)
 
 
 def rollouts_of(
@@ -267,7 +266,8 @@ def test_minibatch_of_cut_off_responses_only_moves_nothing(
     optimizer = grpo.Optimizer(
         [(bench.config.optimizer, list(bench.parts.policy.model.parameters()))], 10
     )
-    results = grpo.update(bench.config, bench.parts, optimizer, experience, Updates(bench.steps))
+    updates = Updates(grpo.plan(bench.config, experience, 0))
+    results = grpo.update(bench.config, bench.parts, optimizer, experience, updates)
     assert 0 < int(cut_G.sum()) < 4
     assert len(results) == 4 - int(cut_G.sum())
 
@@ -346,10 +346,10 @@ def test_reference_is_refreshed_between_iterations_and_nothing_else_is(
     seen: list[tuple[Tensor, Tensor]] = []
     prepare = grpo.prepare
 
-    def prepare_and_note(config: Any, parts: OnPolicyParts, rollouts: Any, steps: Any) -> Any:
+    def prepare_and_note(config: Any, parts: OnPolicyParts, rollouts: Any, step: int) -> Any:
         policy_T = parts.policy.score(PROBE).logprobs_T.detach()
-        seen.append((policy_T, parts.reference.score(PROBE).logprobs_T))
-        return prepare(config, parts, rollouts, steps)
+        seen.append((policy_T, parts.reference.logprobs(PROBE)))
+        return prepare(config, parts, rollouts, step)
 
     monkeypatch.setattr(grpo, "prepare", prepare_and_note)
     given = {"iterations": 3, "steps_per_iteration": 2, "optimizer": FAST}

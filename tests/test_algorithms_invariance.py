@@ -221,7 +221,7 @@ def test_grpo_gradient_does_not_depend_on_packing(world: World, aggregation: str
     )
     parts = assemble(config.model, config.data, config.rewards, None, config.sampling)
     rollouts = grpo.sample(config, parts, 0)
-    experience = grpo.prepare(config, parts, rollouts, grpo.plan(config, rollouts, 0))
+    experience = grpo.prepare(config, parts, rollouts, 0)
     parameters = trained_parameters(parts.policy.model)
 
     def gradient(micro_batches: MicroBatches) -> list[list[Tensor]]:
@@ -299,5 +299,5 @@ def test_groups_may_be_divided_between_micro_batches(tmp_path: Path) -> None:
     config = GRPOConfig(**world.on_policy(tokens_per_micro_batch=1, steps_per_iteration=1))
     parts = assemble(config.model, config.data, config.rewards, None, config.sampling)
     rollouts = grpo.sample(config, parts, 0)
-    (micro_batches,) = grpo.plan(config, rollouts, 0)
-    assert [len(part) for part in micro_batches] == [1] * 12
+    (minibatch,) = grpo.plan(config, grpo.prepare(config, parts, rollouts, 0), 0)
+    assert [len(part) for part in minibatch.parts] == [1] * 12

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from worlds import random_groups
 
 from trivium.algorithms.experience import (
+    Minibatch,
     Weighted,
     epoch_batch,
     first_epoch,
@@ -186,7 +187,7 @@ DATA = Grouped(random_groups(9, [3, 1, 4, 2, 5], [[2, 9], [3], [1, 1, 6], [4, 4]
 GROUP_OF = [0, 0, 1, 2, 2, 2, 3, 3, 4]
 
 
-def plan(**options: int) -> list[list[list[int]]]:
+def plan(**options: int) -> list[Minibatch]:
     given = {"epochs": 3, "minibatches": 2, "max_tokens": 20, "seed": 0, "step": 0}
     return plan_updates(DATA, **(given | options))
 
@@ -195,14 +196,16 @@ def test_every_response_comes_once_per_epoch_and_groups_stay_in_one_minibatch() 
     steps = plan()
     assert len(steps) == 6
     for first in range(0, 6, 2):
-        epoch = [sorted(r for part in step for r in part) for step in steps[first : first + 2]]
+        epoch = [
+            sorted(r for part in step.parts for r in part) for step in steps[first : first + 2]
+        ]
         assert sorted(epoch[0] + epoch[1]) == list(range(9))
         assert not {GROUP_OF[r] for r in epoch[0]} & {GROUP_OF[r] for r in epoch[1]}
 
 
 def test_minibatches_are_reshuffled_in_each_epoch_by_seed_and_step_alone() -> None:
-    def groups(steps: list[list[list[int]]]) -> list[frozenset[int]]:
-        return [frozenset(GROUP_OF[r] for part in step for r in part) for step in steps]
+    def groups(steps: list[Minibatch]) -> list[frozenset[int]]:
+        return [frozenset(GROUP_OF[r] for r in step.responses) for step in steps]
 
     usual = plan(epochs=8)
     assert usual == plan(epochs=8)
@@ -215,11 +218,11 @@ def test_minibatches_are_reshuffled_in_each_epoch_by_seed_and_step_alone() -> No
 def test_micro_batches_keep_to_the_token_limit() -> None:
     for limit in (1, 12, 20, 1000):
         for step in plan(max_tokens=limit):
-            for part in step:
+            for part in step.parts:
                 cut = DATA.select(part)
                 tokens = sum(len(g.prompt) + sum(map(len, g.responses)) for g in cut.groups)
                 assert tokens <= limit or len(part) == 1
-    assert all(len(step) == 1 for step in plan(max_tokens=1000))
+    assert all(len(step.parts) == 1 for step in plan(max_tokens=1000))
 
 
 @pytest.mark.parametrize("minibatches", [1, 2, 4, 9])
@@ -231,7 +234,7 @@ def test_first_epoch_holds_every_response_once_even_with_fewer_groups_than_minib
     steps = plan_updates(few, epochs=epochs, minibatches=minibatches, max_tokens=10, seed=0, step=0)
     parts = first_epoch(steps, 6)
     assert sorted(r for part in parts for r in part) == list(range(6))
-    assert parts == [part for step in steps for part in step][: len(parts)]
+    assert parts == [part for step in steps for part in step.parts][: len(parts)]
 
 
 def test_scores_come_back_in_the_order_of_the_data() -> None:

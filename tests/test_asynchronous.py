@@ -165,8 +165,8 @@ def test_grpo_is_the_loop_written_out_by_hand(world: World) -> None:
     for step in range(1, 7):
         # The next responses, from the policy as it is before this step's updates.
         ahead = grpo.sample(config, parts, step + 1)
-        steps = grpo.plan(config, rollouts, step)
-        experience = grpo.prepare(config, parts, rollouts, steps)
+        experience = grpo.prepare(config, parts, rollouts, step)
+        steps = grpo.plan(config, experience, step)
         grpo.update(config, parts, optimizer, experience, Updates(steps))
         if step == 3:
             parts.reference.refresh()

@@ -467,8 +467,8 @@ def test_comparison_runs_judges_and_goes_on_where_it_stopped(world: World, capsy
     (coverage,) = result["risk"]["coverage"]
     assert coverage["road"] == "DPO" and coverage["responses"] == 16
     assert 0 <= coverage["final"] <= 1
-    compared = {"policy", "reference"}
-    for stage, roles in ((grpo["stages"][0], compared), (dpo["stages"][1], {"policy"})):
+    models = {"policy", "reference"}, {"policy"}
+    for stage, roles in zip((grpo["stages"][0], dpo["stages"][1]), models, strict=True):
         assert stage["memory"]["measured_bytes"] > 0
         (update,) = [s for s in stage["memory"]["predicted"]["stages"] if s["name"] == "update"]
         assert {m["role"] for m in update["models"]} == roles

@@ -18,6 +18,7 @@ from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.models import flops
 from trivium.models.attention import GroupLayout, MaskedLayout, Rule, on_line
+from trivium.models.flex import FlexLayout
 from trivium.models.lean import LeanPass, rules_of_lean
 from trivium.models.linear import Linear, Packed, linear, product, use_fast_linears
 from trivium.models.policy import Policy
@@ -114,6 +115,19 @@ def test_no_key_of_a_prompt_is_copied_for_a_response() -> None:
     # Each token is a key where it lies, and the prompts' once more for their responses together.
     assert keys <= WASTE * (line + 2 * 100)
     assert sum(block.queries.index.numel() for block in blocks) <= WASTE * (line + 2 * 70)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("rule", [Rule(0.3, None, None), Rule(0.3, 4, None), Rule(0.3, 9, 0.7)])
+def test_flex_attention_sees_what_the_masked_one_sees(rule: Rule) -> None:
+    # Uncompiled and without gradients, which is what FlexAttention can do on the CPU.
+    for shape in SHAPES.values():
+        batch = Batch.of(random_groups(50, *shape))
+        query, key, value, _ = lines(batch, 4, 2, width=16)
+        with torch.no_grad():
+            found = FlexLayout(batch).attend(0, query, key, value, rule=rule)
+            expected = MaskedLayout(batch).attend(0, query, key, value, rule=rule)
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
 
 
 @given(st.lists(st.tuples(st.integers(1, 900), st.integers(1, 900)), min_size=1, max_size=40))

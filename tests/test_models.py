@@ -226,9 +226,9 @@ def test_reference_carries_no_gradient_and_never_changes(llama: str) -> None:
     policy = policy_at(llama)
     reference = Reference(policy)
     before_T = logprobs(reference)
-    assert not reference.score(BATCH).logprobs_T.requires_grad
+    assert not reference.logprobs(BATCH).requires_grad
     optimizer = torch.optim.SGD(policy.model.parameters(), lr=0.1)
-    (policy.score(BATCH).logprobs_T - reference.score(BATCH).logprobs_T).sum().backward()
+    (policy.score(BATCH).logprobs_T - reference.logprobs(BATCH)).sum().backward()
     optimizer.step()
     assert torch.equal(logprobs(reference), before_T)
     assert not torch.equal(logprobs(policy), before_T)

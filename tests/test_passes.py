@@ -5,33 +5,42 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
-from worlds import STILL, World, metrics_of
+from worlds import STILL, Captured, World, metrics_of, source
 
 from trivium.algorithms import dpo, grpo, ppo
 from trivium.algorithms.actor_critic import make_critic
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import Experience, first_epoch, old_logprobs, tokens_of
+from trivium.algorithms.experience import (
+    Experience,
+    Minibatch,
+    first_epoch,
+    old_logprobs,
+    plan_updates,
+    tokens_of,
+)
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.parts import OnPolicyParts, assemble
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.update import Optimizer, StepResult
-from trivium.data.batch import Batch
+from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.models import policy as policies
 from trivium.models import reference as references
 from trivium.models.loading import trained_parameters
 from trivium.models.model_config import ModelConfig
-from trivium.models.policy import Policy
+from trivium.models.policy import Policy, TokenScores
 from trivium.models.reference import Reference
 from trivium.models.reward_model import RewardModel
-from trivium.models.scoring import score_all
+from trivium.models.scoring import score_logprobs
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.measuring import Updates
 
@@ -150,14 +159,14 @@ def test_ppo_spares_the_actor_where_only_the_critic_must_be_asked(
 def test_first_step_tells_what_a_pass_over_the_whole_batch_would(
     world: World, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
-    config = grpo_config(world, epochs=2, tokens_per_micro_batch=40, optimizer=FAST)
+    config = grpo_config(world, epochs=2, beta=0.1, tokens_per_micro_batch=40, optimizer=FAST)
     parts = parts_of(config)
     rollouts = grpo.sample(config, parts, 1)
-    steps = grpo.plan(config, rollouts, 1)
-    experience = grpo.prepare(config, parts, rollouts, steps)
+    experience = grpo.prepare(config, parts, rollouts, 1)
+    steps = grpo.plan(config, experience, 1)
     whole = first_epoch(steps, 12)
     assert len(whole) > 2
-    (expected_T,) = score_all(experience, whole, lambda b: (parts.policy.score(b).logprobs_T,))
+    expected_T = score_logprobs(parts.policy, experience, whole)
     attend = policies.hidden_states
 
     def limited(backbone: Any, batch: Any, *, shared: bool) -> Tensor:
@@ -174,7 +183,7 @@ def test_first_step_tells_what_a_pass_over_the_whole_batch_would(
     assert old_T is not None
     torch.testing.assert_close(old_T, expected_T, rtol=0, atol=5e-6 if most == 25 else 0)
     assert not torch.equal(results[1].observed["logprobs_T"], results[0].observed["logprobs_T"])
-    at = tokens_of(experience, steps[1])
+    at = tokens_of(experience, steps[1].parts)
     second_T = results[1].observed["old_logprobs_T"]
     assert torch.equal(second_T, old_T[at])
 
@@ -198,18 +207,20 @@ def test_sampler_stands_in_for_later_minibatches_and_the_first_is_exact(
 
 def prepared(
     world: World, *, by: float, tolerance: float
-) -> tuple[Experience, Rollouts, list[Any]]:
+) -> tuple[Experience, Rollouts, list[Minibatch]]:
     """A rollout batch in four minibatches whose sampler is off by so much on one token of the
     longest response that is not in the first."""
     config = grpo_config(world, minibatches=4, epochs=2, sampler_tolerance=tolerance)
     parts = parts_of(config)
     rollouts = grpo.sample(config, parts, 1)
-    steps = grpo.plan(config, rollouts, 1)
-    later = [r for step in steps[1:4] for part in step for r in part]
+    steps = plan_updates(
+        Grouped(rollouts.groups), epochs=2, minibatches=4, max_tokens=10_000, seed=0, step=1
+    )
+    later = [r for step in steps[1:4] for r in step.responses]
     lengths = rollouts.lengths_N.tolist()
     at = max(later, key=lengths.__getitem__)
     rollouts = told_otherwise(rollouts, by, at)
-    return grpo.prepare(config, parts, rollouts, steps), rollouts, steps
+    return grpo.prepare(config, parts, rollouts, 1), rollouts, steps
 
 
 def test_sampler_that_agrees_stands_in_bit_for_bit_but_where_it_was_compared(world: World) -> None:
@@ -217,7 +228,7 @@ def test_sampler_that_agrees_stands_in_bit_for_bit_but_where_it_was_compared(wor
     scored_T, old_T = experience.scored_T, experience.old_logprobs_T
     assert scored_T is not None and old_T is not None
     responses = [bool(row.all()) for row in scored_T.split(rollouts.lengths_N.tolist())]
-    compared = [part for step in steps[1:4] for part in step if responses[part[0]]]
+    compared = [part for step in steps[1:4] for part in step.parts if responses[part[0]]]
     assert len(compared) == 1
     assert torch.equal(old_T[~scored_T], rollouts.sampler_logprobs_T[~scored_T])
 
@@ -228,7 +239,7 @@ def test_sampler_that_differs_on_one_token_is_replaced_everywhere(world: World, 
     scored_T = experience.scored_T
     assert scored_T is not None
     later = torch.ones_like(scored_T)
-    later[tokens_of(experience, steps[0])] = False
+    later[tokens_of(experience, steps[0].parts)] = False
     assert torch.equal(scored_T, later)
 
 
@@ -238,7 +249,7 @@ def test_wider_tolerance_lets_the_same_sampler_stand_in(world: World) -> None:
     assert float(experience.scored_T.float().mean()) < 0.5
 
 
-def ragged() -> tuple[Experience, list[list[list[int]]], Tensor]:
+def ragged() -> tuple[Experience, list[Minibatch], Tensor]:
     """Four minibatches of one response each, the third one's the longest, and what each token is
     worth."""
     groups = [Group([1], [list(range(1, n + 1))]) for n in (2, 4, 9, 3)]
@@ -246,7 +257,21 @@ def ragged() -> tuple[Experience, list[list[list[int]]], Tensor]:
     data = Experience(
         groups=groups, trained_T=torch.ones(18, dtype=torch.bool), advantages_T=values_T
     )
-    return data, [[[n]] for n in range(4)], values_T
+    return data, [Minibatch([n], [[n]]) for n in range(4)], values_T
+
+
+@dataclass
+class Known:
+    """A policy whose log-probs of the responses of ``ragged`` are given."""
+
+    data: Experience
+    values_T: Tensor
+    seen: list[int] = field(default_factory=list)
+
+    def score(self, batch: Batch) -> TokenScores:
+        self.seen.append(len(batch.targets_T))
+        at = tokens_of(self.data, [[(2, 4, 9, 3).index(self.seen[-1])]])
+        return TokenScores(self.values_T[at], self.values_T[at])
 
 
 @pytest.mark.parametrize(("tolerance", "lengths"), [(1e-4, [9]), (0.0, [9, 4, 3])])
@@ -254,45 +279,36 @@ def test_longest_micro_batch_is_compared_and_without_tolerance_all_are_scored(
     tolerance: float, lengths: list[int]
 ) -> None:
     data, steps, values_T = ragged()
-    seen = []
-
-    def score(batch: Batch) -> Tensor:
-        seen.append(len(batch.targets_T))
-        return values_T[tokens_of(data, [[(2, 4, 9, 3).index(seen[-1])]])]
-
-    found_T, scored_T = old_logprobs(data, steps, values_T, score, tolerance=tolerance)
-    assert seen == lengths
+    scorer = Known(data, values_T)
+    found_T, scored_T = old_logprobs(data, steps, values_T, scorer, tolerance=tolerance)
+    assert scorer.seen == lengths
     assert torch.equal(found_T, values_T)
     assert int(scored_T.sum()) == sum(lengths)
 
 
 def test_single_minibatch_is_never_scored_beforehand() -> None:
     data, steps, values_T = ragged()
-
-    def never(batch: Batch) -> Tensor:
-        raise AssertionError("scored")
-
-    whole = [[part for step in steps for part in step]]
-    found_T, scored_T = old_logprobs(data, whole * 3, values_T, never, tolerance=0.0)
+    scorer = Known(data, values_T)
+    whole = [Minibatch([0, 1, 2, 3], [part for step in steps for part in step.parts])]
+    found_T, scored_T = old_logprobs(data, whole * 3, values_T, scorer, tolerance=0.0)
     assert torch.equal(found_T, values_T)
-    assert not scored_T.any()
+    assert not scored_T.any() and scorer.seen == []
 
 
 def test_first_step_that_is_taken_counts_where_minibatches_are_dropped(world: World) -> None:
-    config = grpo_config(world, minibatches=4, epochs=2, sampler_tolerance=0.0, optimizer=FAST)
+    config = grpo_config(world, minibatches=4, epochs=2, beta=0.1, optimizer=FAST)
     parts = parts_of(config)
     rollouts = grpo.sample(config, parts, 1)
-    steps = grpo.plan(config, rollouts, 1)
-    experience = grpo.prepare(config, parts, rollouts, steps)
+    experience = grpo.prepare(config, parts, rollouts, 1)
+    steps = grpo.plan(config, experience, 1)
     trained_T = experience.trained_T.clone()
-    trained_T[tokens_of(experience, steps[0])] = False
+    trained_T[tokens_of(experience, steps[0].parts)] = False
     dropped = replace(experience, trained_T=trained_T)
-    score = lambda batch: parts.policy.score(batch).logprobs_T  # noqa: E731
     old_T, scored_T = old_logprobs(
-        dropped, steps, rollouts.sampler_logprobs_T, score, tolerance=0.0
+        dropped, steps, rollouts.sampler_logprobs_T, parts.policy, tolerance=0.0
     )
-    assert not scored_T[tokens_of(dropped, steps[1])].any()
-    (expected_T,) = score_all(dropped, first_epoch(steps, 12), lambda b: (score(b),))
+    assert not scored_T[tokens_of(dropped, steps[1].parts)].any()
+    expected_T = score_logprobs(parts.policy, dropped, first_epoch(steps, 12))
     dropped = replace(dropped, old_logprobs_T=old_T, scored_T=scored_T)
     optimizer = Optimizer([(config.optimizer, trained_parameters(parts.policy.model))], 10)
     updates = Updates(steps)
@@ -386,6 +402,169 @@ def test_policy_before_its_first_step_scores_pairs_as_the_reference_would(
     source = dpo.Offline(config)
     given = source.data
     source.prepare(policy, Reference(policy, asked=False))
-    expected = dpo.with_reference(config, given, Reference(policy)).ref_logprobs_T
+    expected = dpo.with_reference(
+        config, given, partial(score_logprobs, Reference(policy))
+    ).ref_logprobs_T
     assert source.data.ref_logprobs_T is not None and expected is not None
     assert torch.equal(source.data.ref_logprobs_T, expected)
+
+
+# --- groups without a gradient --------------------------------------------------------------------
+
+SOME = """
+def some(prompts, responses):
+    return [float(r.count("a")) if p in ("a", "ef.gh") else 1.0
+            for p, r in zip(prompts, responses)]
+
+def none(responses):
+    return [0.5] * len(responses)
+
+def steps(prompts, responses):
+    return [
+        [((i, min(i + 3, len(r))), r[i : i + 3].count("a") - 0.3 if p == "a" else 0.0)
+         for i in range(0, len(r), 3)]
+        for p, r in zip(prompts, responses)
+    ]
+"""
+
+
+@pytest.fixture(scope="module")
+def exact(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """GPT-2 computes in float64 throughout."""
+    world = World(tmp_path_factory.mktemp("exact"), "gpt2")
+    source(world.directory / "rewards.py", SOME)
+    return world
+
+
+def both_ways(
+    world: World, monkeypatch: pytest.MonkeyPatch, *rewards: str, **options: Any
+) -> list[tuple[Path, list[list[Tensor]]]]:
+    """A run, and the same run with a pass for every response: directories and gradients."""
+    captured, found = Captured(monkeypatch), []
+    for skipping in (True, False):
+        with monkeypatch.context() as patch:
+            if not skipping:
+                patch.setattr(Experience, "without_gradient", lambda _: [])
+            given = world.on_policy(*rewards, model={"path": world.path, "dtype": "float64"})
+            given |= {"beta": 0.0, "steps_per_iteration": 2, "optimizer": FAST}
+            run = grpo.train(GRPOConfig(**(given | options)))
+        found.append((run, captured.take()))
+    return found
+
+
+def assert_same_run(found: list[tuple[Path, list[list[Tensor]]]]) -> None:
+    (mine, gradients), (theirs, expected) = found
+    assert len(gradients) == len(expected)
+    for one, other in zip(gradients, expected, strict=True):
+        for a, b in zip(one, other, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+    weights, others = (load_file(run / "final" / "model.safetensors") for run in (mine, theirs))
+    for name, tensor in weights.items():
+        torch.testing.assert_close(tensor, others[name], rtol=0, atol=1e-10)
+    for line, other in zip(metrics_of(mine), metrics_of(theirs), strict=True):
+        for name in ("loss", "gradient_norm", "optimizer_steps", "reward/mean"):
+            assert line[name] == pytest.approx(other[name], rel=1e-9, abs=1e-14)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"surrogate": "gspo"},
+        {"surrogate": "cispo", "importance_limit": 1.0},
+        {"aggregation": "token_mean"},
+        {"aggregation": "fixed_length"},
+        {"drop_cut_off": True, "aggregation": "token_mean"},
+        {"scale": "none", "baseline": "leave_one_out"},
+        {"supervision": "process"},
+    ],
+    ids=str,
+)
+def test_skipping_groups_without_gradient_changes_nothing(
+    exact: World, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]
+) -> None:
+    reward = "steps" if options.get("supervision") == "process" else "some"
+    epochs = {"epochs": 2, "minibatches": 2, "sampler_tolerance": 0.0}
+    found = both_ways(exact, monkeypatch, reward, **epochs, **options)
+    assert_same_run(found)
+    assert any(float(g.abs().max()) > 1e-3 for step in found[0][1] for g in step)
+    for line, whole in zip(*(metrics_of(run) for run, _ in found), strict=True):
+        assert 0.25 <= line["group/skipped"] < 1 and whole["group/skipped"] == 0
+        assert line["tokens/trained"] < whole["tokens/trained"]
+
+
+@pytest.mark.parametrize("minibatches", [1, 4])
+def test_optimiser_moves_by_its_moments_where_no_group_has_a_gradient(
+    exact: World, monkeypatch: pytest.MonkeyPatch, minibatches: int
+) -> None:
+    options = {"minibatches": minibatches, "optimizer": {**FAST, "weight_decay": 0.1}}
+    moving = {"prompts_per_step": 2, "minibatches": min(minibatches, 2)}
+    found = both_ways(exact, monkeypatch, "none", **options)
+    assert_same_run(found)
+    assert len(found[0][1]) == 2 * minibatches
+    assert all(not g.any() for step in found[0][1] for g in step)
+    start = load_file(Path(exact.path) / "model.safetensors")
+    moved = load_file(found[0][0] / "final" / "model.safetensors")
+    assert any(not torch.equal(moved[name], start[name].double()) for name in moved)
+    found = both_ways(exact, monkeypatch, "some", **(options | moving), steps_per_iteration=4)
+    assert_same_run(found)
+    empty = [not any(g.any() for g in step) for step in found[0][1]]
+    assert True in empty[1:] and False in empty
+
+
+def test_skipped_groups_take_no_tokens_of_micro_batches(exact: World) -> None:
+    config = grpo_config(exact, rewards=exact.reward("some"), tokens_per_micro_batch=40)
+    parts = parts_of(config)
+    rollouts = grpo.sample(config, parts, 1)
+    experience = grpo.prepare(config, parts, rollouts, 1)
+    (minibatch,) = grpo.plan(config, experience, 1)
+    kept = sorted(r for part in minibatch.parts for r in part)
+    useful = [
+        n
+        for n, row in enumerate(experience.advantages_T.split(rollouts.lengths_N.tolist()))
+        if bool(row.any())
+    ]
+    assert kept == useful
+    assert minibatch.responses == list(range(12))
+    parts_alone = experience.select(kept).split(40)
+    assert [[kept[i] for i in part] for part in parts_alone] == minibatch.parts
+
+
+def test_kl_term_gives_every_group_a_gradient(exact: World, passes: Counter[str]) -> None:
+    config = grpo_config(exact, rewards=exact.reward("none"), beta=0.1, minibatches=4)
+    (line,) = metrics_of(grpo.train(config))
+    assert line["group/skipped"] == 0 and line["group/equal_rewards"] == 1
+    assert line["tokens/trained"] == line["tokens/generated"]
+
+
+def test_whole_batch_without_gradient_costs_one_short_pass(
+    exact: World, passes: Counter[str]
+) -> None:
+    config = grpo_config(exact, rewards=exact.reward("none"), epochs=3)
+    (line,) = metrics_of(grpo.train(config))
+    assert line["group/skipped"] == 0.75
+    assert line["tokens/trained"] == 3 * line["length/min"]
+    assert (passes["actor"], passes["actor learning"]) == (0, 3)
+
+
+def test_advantage_that_is_no_number_is_never_skipped() -> None:
+    data, _, values_T = ragged()
+    advantages_T = torch.zeros_like(values_T)
+    advantages_T[-1] = float("nan")
+    assert replace(data, advantages_T=advantages_T).without_gradient() == [0, 1, 2]
+
+
+def test_response_of_which_nothing_is_learned_has_no_gradient() -> None:
+    data, _, _ = ragged()
+    trained_T = torch.ones(18, dtype=torch.bool)
+    trained_T[2:6] = False
+    assert replace(data, trained_T=trained_T).without_gradient() == [1]
+
+
+def test_cheapest_response_stays_where_all_would_be_left_out() -> None:
+    groups = [Group([1] * 5, [[1], [1, 2]]), Group([1], [[1] * 3, [1] * 4])]
+    options = {"epochs": 1, "max_tokens": 100, "seed": 0, "step": 0, "left_out": [0, 1, 2, 3]}
+    (step,) = plan_updates(Grouped(groups), minibatches=1, **options)
+    assert (step.responses, step.parts) == ([0, 1, 2, 3], [[2]])
+    steps = plan_updates(Grouped(groups), minibatches=2, **options | {"left_out": [0, 1]})
+    assert sorted(step.parts for step in steps) == [[[0]], [[2, 3]]]

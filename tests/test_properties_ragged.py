@@ -264,15 +264,15 @@ def test_every_epoch_of_a_plan_holds_every_response_once(
     group_of = segment_ids(data.sizes_G).tolist()
     for epoch in range(epochs):
         of_epoch = steps[epoch * per_epoch : (epoch + 1) * per_epoch]
-        held = [i for parts in of_epoch for part in parts for i in part]
-        assert sorted(held) == everything
-        owners = [{group_of[i] for part in parts for i in part} for parts in of_epoch]
+        held = [i for step in of_epoch for part in step.parts for i in part]
+        assert sorted(held) == sorted(i for step in of_epoch for i in step.responses) == everything
+        owners = [{group_of[i] for part in step.parts for i in part} for step in of_epoch]
         assert sum(map(len, owners)) == len(data.groups), "a group lies in one optimiser step"
         assert max(map(len, owners)) - min(map(len, owners)) <= 1
-    for part in (part for parts in steps for part in parts):
+    for part in (part for step in steps for part in step.parts):
         assert line_length(data, part) <= max_tokens or len(part) == 1
     first = first_epoch(steps, len(everything))
-    assert first == [part for parts in steps[:per_epoch] for part in parts]
+    assert first == [part for step in steps[:per_epoch] for part in step.parts]
     other = replace(data, groups=[Group([1] * len(g.prompt), g.responses) for g in data.groups])
     assert plan_updates(other, **options, seed=seed, step=step) == steps
 

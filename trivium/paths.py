@@ -1,13 +1,25 @@
-"""Where a path that a user wrote leads, and what to say where no system can tell.
+"""Where a path that a user wrote leads, what to say where no system can tell, and the cache.
 
 Whether something must be there, and of what kind, is for whoever reads it.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from trivium.errors import ConfigurationError
+
+
+def cache_directory() -> Path:
+    """Where files are kept that can be made again: ``$TRIVIUM_CACHE``, or ``trivium`` in
+    ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Raises:
+        RuntimeError: there is no home directory.
+    """
+    own, shared = os.environ.get("TRIVIUM_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own or Path(shared or "~/.cache") / "trivium").expanduser()
 
 
 def looked_up(written: str) -> Path:

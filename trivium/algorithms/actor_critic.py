@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trivium.algorithms.critic_config import CriticConfig
-from trivium.algorithms.experience import MicroBatches, Weighted, first_epoch, old_logprobs
+from trivium.algorithms.experience import Minibatch, Weighted, first_epoch, old_logprobs
 from trivium.data.batch import Batch, Grouped
 from trivium.errors import ConfigurationError
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
@@ -48,7 +48,7 @@ def old_scores(
     policy: Policy,
     critic: Critic,
     data: Weighted,
-    steps: Sequence[MicroBatches],
+    steps: Sequence[Minibatch],
     sampler_T: Tensor,
     *,
     tolerance: float,
@@ -61,9 +61,7 @@ def old_scores(
     micro_batches = first_epoch(steps, len(data.lengths_N))
     if tolerance > 0 and isinstance(critic, SeparateCritic):
         (values_T,) = score_all(data, micro_batches, lambda batch: (critic.values(batch),))
-        old_T, scored_T = old_logprobs(
-            data, steps, sampler_T, lambda b: policy.score(b).logprobs_T, tolerance=tolerance
-        )
+        old_T, scored_T = old_logprobs(data, steps, sampler_T, policy, tolerance=tolerance)
         return OldScores(old_T.to(values_T.device), values_T, scored_T)
 
     def both(batch: Batch) -> tuple[Tensor, Tensor]:

@@ -11,6 +11,7 @@ draws its pairs from the current policy and lets a reward rank them.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from trivium.algorithms.experience import epoch_batch, steps_of
 from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.observe import update_metrics
 from trivium.algorithms.parts import load_rewards, local_engine, room_for
+from trivium.algorithms.reference_cache import kept_logprobs
 from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
@@ -33,7 +35,7 @@ from trivium.maths.ragged import segment_mean, segment_sum
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
-from trivium.models.scoring import score_all
+from trivium.models.scoring import score_logprobs
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.beginning import begin
 from trivium.runs.evaluate import Evaluator
@@ -56,8 +58,7 @@ def train(config: DPOConfig) -> Path:
     begun = begin("dpo", config)
     source = Offline(config) if config.online is None else Online(config)
     policy = Policy.load(config.model, temperature=config.temperature)
-    compared = config.online is not None and not config.reference_free
-    reference = Reference(policy, asked=compared or config.evaluation is not None)
+    reference = Reference(policy, asked=config.asks_reference)
     evaluator = make_evaluator(config, policy, reference)
     source.prepare(policy, reference)
     trained = [(config.optimizer, trained_parameters(policy.model))]
@@ -96,15 +97,12 @@ class Offline:
 
     def prepare(self, policy: Policy, reference: Reference) -> None:
         # Before its first step the policy is the reference: no copy is needed to score with.
-        self.data = with_reference(self.config, self.data, policy)
+        score = kept_logprobs if self.config.reference_cache else score_logprobs
+        self.data = with_reference(self.config, self.data, partial(score, policy))
 
     def pairs(self, step: int) -> tuple[PairData | None, dict[str, float]]:
-        index = epoch_batch(
-            len(self.data.groups),
-            self.config.pairs_per_step,
-            step - 1,
-            seed=self.config.run.seed,
-        )
+        size, seed = self.config.pairs_per_step, self.config.run.seed
+        index = epoch_batch(len(self.data.groups), size, step - 1, seed=seed)
         return self.data.take(sorted(set(index))), {}
 
 
@@ -122,7 +120,7 @@ class Online:
 
     def prepare(self, policy: Policy, reference: Reference) -> None:
         self.engine = local_engine(policy)
-        self.reference = reference
+        self.score = partial(score_logprobs, reference)
 
     def pairs(self, step: int) -> tuple[PairData | None, dict[str, float]]:
         seed = self.config.run.seed
@@ -144,7 +142,7 @@ class Online:
         if not groups:
             return None, metrics
         start = time.perf_counter()
-        pairs = with_reference(self.config, PairData(groups), self.reference)
+        pairs = with_reference(self.config, PairData(groups), self.score)
         metrics["time/logprobs"] = time.perf_counter() - start
         return pairs, metrics
 
@@ -164,13 +162,12 @@ def best_and_worst(rollouts: Rollouts) -> list[Group]:
     return pairs
 
 
-def with_reference(config: DPOConfig, data: PairData, reference: Reference | Policy) -> PairData:
+def with_reference(config: DPOConfig, data: PairData, score: Callable[..., Tensor]) -> PairData:
     """The pairs with the reference's log-probs of every response token."""
     if config.reference_free:
         return data
     parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
-    (ref_T,) = score_all(data, parts, lambda b: (reference.score(b).logprobs_T,))
-    return replace(data, ref_logprobs_T=ref_T)
+    return replace(data, ref_logprobs_T=score(data, parts))
 
 
 def work(config: DPOConfig, policy: Policy, pairs: PairData) -> list[MicroBatch]:
@@ -184,7 +181,7 @@ def loss(
     config: DPOConfig, policy: Policy, pairs: PairData, total: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``1/total Σ_p {−log σ(β h) − c log π(y_w|x)/|y_w|}`` of one micro-batch of pairs."""
-    logprobs_T = policy.score(Batch.of(pairs.groups)).logprobs_T
+    logprobs_T = policy.logprobs(Batch.of(pairs.groups))
     ref_T = pairs.ref_logprobs_T
     lengths_N = pairs.lengths_N.to(logprobs_T.device)
     log_ratio_T = logprobs_T if ref_T is None else logprobs_T - ref_T

@@ -68,6 +68,9 @@ class DPOConfig(Configuration):
     """Share of flipped labels that is assumed (cDPO with sigmoid; robust)."""
     length_normalised: bool = False
     """Use mean instead of summed log-probs of a response."""
+    reference_cache: bool = True
+    """Keep the reference's log-probs of data on disk for further runs over the same model and pairs
+    (docs/passes.md)."""
     reference_free: bool = False
     """Leave the reference out of the margin (SimPO, with length_normalised and target_margin)."""
     target_margin: float = Field(default=0.0, ge=0)
@@ -94,6 +97,12 @@ class DPOConfig(Configuration):
                 "evaluation.rewards",
                 "it is empty, and pairs have no reward of their own: say what quality is",
             )
+
+    @property
+    def asks_reference(self) -> bool:
+        """Whether the reference is asked once training has begun."""
+        compared = self.online is not None and not self.reference_free
+        return compared or self.evaluation is not None
 
     @property
     def temperature(self) -> float:

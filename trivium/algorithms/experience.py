@@ -9,7 +9,7 @@ minibatches the sampler's may do.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Self
@@ -18,13 +18,23 @@ import torch
 from torch import Tensor
 
 from trivium.choices import Aggregation
-from trivium.data.batch import Batch, Grouped, token_index
+from trivium.data.batch import Grouped, token_index
+from trivium.maths.ragged import segment_sum
 from trivium.maths.weights import token_weights
-from trivium.models.scoring import score_all
+from trivium.models.scoring import Scores, score_logprobs
 from trivium.runs.measuring import Updates
 
 MicroBatches = list[list[int]]
-"""One optimiser step: the response indices of each of its micro-batches."""
+"""The response indices of each micro-batch."""
+
+
+@dataclass(frozen=True)
+class Minibatch:
+    """One optimiser step: the responses that its loss is an average over, and the micro-batches of
+    those that have a gradient."""
+
+    responses: list[int]
+    parts: MicroBatches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +49,19 @@ class Weighted(Grouped):
     weights_T: Tensor | None = None
 
     def for_step(
-        self, micro_batches: MicroBatches, aggregation: Aggregation, max_length: int | None = None
+        self,
+        micro_batches: MicroBatches,
+        aggregation: Aggregation,
+        max_length: int | None = None,
+        *,
+        over: Sequence[int] | None = None,
     ) -> list[Self]:
-        """The micro-batches of one optimiser step, weighted by the step as a whole."""
+        """The micro-batches of one optimiser step, weighted by the step as a whole.
+
+        The step is made of the responses ``over``, by default those of the micro-batches.
+        """
         chosen = sorted(response for part in micro_batches for response in part)
+        chosen = chosen if over is None else list(over)
         minibatch = self.select(chosen)
         weights_T = token_weights(
             minibatch.lengths_N, aggregation, trained_T=minibatch.trained_T, max_length=max_length
@@ -51,9 +70,9 @@ class Weighted(Grouped):
         place = {response: i for i, response in enumerate(chosen)}
         return [minibatch.select([place[r] for r in part]) for part in micro_batches]
 
-    def learns(self, micro_batches: MicroBatches) -> bool:
+    def learns(self, minibatch: Minibatch) -> bool:
         """Whether any token of an optimiser step is learned from."""
-        return bool(self.trained_T[tokens_of(self, micro_batches)].any())
+        return bool(self.trained_T[tokens_of(self, [minibatch.responses])].any())
 
     def weights(self, like_T: Tensor) -> Tensor:
         """The weights, on the device and in the type of a per-token loss."""
@@ -75,7 +94,13 @@ class Experience(Weighted):
     old_logprobs_T: Tensor | None = None
     scored_T: Tensor | None = None
 
-    def after(self, updates: Updates[MicroBatches]) -> Self:
+    def without_gradient(self) -> list[int]:
+        """The responses of which no token is learned from, or only tokens with Â = 0."""
+        signal_T = self.trained_T & (self.advantages_T != 0)
+        signals_N = segment_sum(signal_T.float(), self.lengths_N)
+        return torch.nonzero(signals_N == 0)[:, 0].tolist()
+
+    def after(self, updates: Updates[Minibatch]) -> Self:
         """The experience as the optimiser steps that were taken leave it.
 
         Before the first, the policy is π_old itself. So the log-probs that the first step saw are
@@ -86,10 +111,21 @@ class Experience(Weighted):
         assert self.old_logprobs_T is not None, "an experience is prepared before it is updated on"
         seen_T = updates.results[0].observed["logprobs_T"]
         first = next(step for step in updates.planned if self.learns(step))
-        at = tokens_of(self, first).to(seen_T.device)
+        at = tokens_of(self, first.parts).to(seen_T.device)
         return replace(
             self, old_logprobs_T=self.old_logprobs_T.to(seen_T).index_copy(0, at, seen_T)
         )
+
+    def for_update(
+        self,
+        minibatch: Minibatch,
+        updates: Updates[Minibatch],
+        aggregation: Aggregation,
+        max_length: int,
+    ) -> list[Self]:
+        """The micro-batches of the optimiser step that comes after those that were taken."""
+        now, over = self.after(updates), minibatch.responses
+        return now.for_step(minibatch.parts, aggregation, max_length, over=over)
 
     def old(self, logprobs_T: Tensor) -> Tensor:
         """π_old's log-probs, where the policy's are these."""
@@ -98,9 +134,9 @@ class Experience(Weighted):
 
 def old_logprobs(
     data: Weighted,
-    steps: Sequence[MicroBatches],
+    steps: Sequence[Minibatch],
     sampler_T: Tensor,
-    score: Callable[[Batch], Tensor],
+    policy: Scores,
     *,
     tolerance: float,
 ) -> tuple[Tensor, Tensor]:
@@ -110,14 +146,14 @@ def old_logprobs(
     longest micro-batch is scored; where the sampler's log-probs are within ``tolerance`` of that on
     every token, they do for the others. A tolerance of 0 scores them all.
     """
-    lengths_N = data.lengths_N.tolist()
-    first = next((step for step in steps if data.learns(step)), [])
-    later = [part for part in first_epoch(steps, len(lengths_N)) if part not in first]
-    later.sort(key=lambda part: max(lengths_N[response] for response in part), reverse=True)
+    lengths = data.lengths_N.tolist()
+    first = next(step for step in steps if data.learns(step))
+    later = [part for part in first_epoch(steps, len(lengths)) if part not in first.parts]
+    later.sort(key=lambda part: max(lengths[response] for response in part), reverse=True)
     old_T, scored_T = sampler_T, torch.zeros(len(sampler_T), dtype=torch.bool)
     for parts in filter(None, (later[:1], later[1:])):
         at = tokens_of(data, parts).sort().values
-        (found_T,) = score_all(data, parts, lambda batch: (score(batch),))
+        found_T = score_logprobs(policy, data, parts)
         old_T = old_T.to(found_T).index_copy(0, at.to(found_T.device), found_T)
         scored_T[at] = True
         if 0 < tolerance >= float((found_T.cpu() - sampler_T[at]).abs().max()):
@@ -126,35 +162,49 @@ def old_logprobs(
 
 
 def tokens_of(data: Grouped, micro_batches: MicroBatches) -> Tensor:
-    """The flat token positions of an optimiser step, one micro-batch after the other."""
+    """The flat token positions of micro-batches, one after the other."""
     responses = [response for part in micro_batches for response in part]
     return token_index(data.lengths_N, torch.tensor(responses))
 
 
 def plan_updates(
-    data: Grouped, *, epochs: int, minibatches: int, max_tokens: int, seed: int, step: int
-) -> list[MicroBatches]:
+    data: Grouped,
+    *,
+    epochs: int,
+    minibatches: int,
+    max_tokens: int,
+    seed: int,
+    step: int,
+    left_out: Collection[int] = (),
+) -> list[Minibatch]:
     """The optimiser steps over one rollout batch: epochs of minibatches, groups reshuffled in each.
 
-    A function of the data's lengths, ``seed`` and ``step`` alone.
+    Responses that are ``left_out`` count in their minibatch and are in none of its micro-batches;
+    where that leaves none, the cheapest stays, so that moments and weights decay as they would.
+
+    A function of the data's lengths, ``seed``, ``step`` and ``left_out`` alone.
     """
+    idle = frozenset(left_out)
+    costs = [len(g.prompt) + len(r) for g in data.groups for r in g.responses]
     steps = []
     for epoch in range(epochs):
         order_G = shuffled(len(data.groups), seed=seed, epoch=step * epochs + epoch)
-        for minibatch in group_minibatches(data.sizes_G, order_G, minibatches):
-            parts = data.select(minibatch).split(max_tokens)
-            steps.append([[minibatch[i] for i in part] for part in parts])
+        for responses in group_minibatches(data.sizes_G, order_G, minibatches):
+            kept = [response for response in responses if response not in idle]
+            kept = kept or [min(responses, key=costs.__getitem__)]
+            parts = data.select(kept).split(max_tokens)
+            steps.append(Minibatch(responses, [[kept[i] for i in part] for part in parts]))
     return steps
 
 
-def first_epoch(steps: Sequence[MicroBatches], responses: int) -> MicroBatches:
-    """All micro-batches of the first epoch: each of the ``responses`` once.
+def first_epoch(steps: Sequence[Minibatch], responses: int) -> MicroBatches:
+    """All micro-batches of the first epoch over so many responses.
 
     An epoch has fewer optimiser steps than were asked for where there are fewer groups.
     """
-    parts = [part for step in steps for part in step]
-    ends = accumulate(map(len, parts))
-    return [part for part, end in zip(parts, ends, strict=True) if end <= responses]
+    ends = accumulate(len(step.responses) for step in steps)
+    pairs = zip(steps, ends, strict=True)
+    return [part for step, end in pairs if end <= responses for part in step.parts]
 
 
 def steps_of(epochs: float, count: int, size: int) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from trivium.algorithms.experience import (
     Experience,
-    MicroBatches,
+    Minibatch,
     first_epoch,
     old_logprobs,
     plan_updates,
@@ -30,6 +30,7 @@ from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.observe import (
     first_group,
+    group_metrics,
     join_observed,
     old_policy_metrics,
     policy_metrics,
@@ -39,7 +40,7 @@ from trivium.algorithms.parts import OnPolicyParts, assemble
 from trivium.algorithms.reward_update import RewardUpdate
 from trivium.algorithms.rollout_step import roll_out_batch, sample_ahead
 from trivium.algorithms.update import Optimizer, StepResult
-from trivium.data.batch import Batch, Grouped
+from trivium.data.batch import Batch
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.maths.advantages import equal_groups, group_advantages, step_advantages
 from trivium.maths.kl import KL_ESTIMATORS
@@ -47,7 +48,7 @@ from trivium.maths.objectives import SURROGATES, importance_ratio, truncated_imp
 from trivium.maths.ragged import spread
 from trivium.maths.weights import weighted_sum
 from trivium.models.loading import trained_parameters
-from trivium.models.scoring import score_all
+from trivium.models.scoring import score_logprobs
 from trivium.packing import packable
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined
 from trivium.runs.beginning import begin
@@ -101,19 +102,17 @@ def train(config: GRPOConfig) -> Path:
                     sample_ahead(config, parts, step * (1 + config.dynamic_sampling))
                 training.stages.begin()
                 # Stage 2: advantages and old log-probs, fixed from here on.
-                steps = plan(config, rollouts, step)
-                fix = partial(prepare, config, parts, rollouts, steps)
+                fix = partial(prepare, config, parts, rollouts, step)
                 experience = training.once("experience", fix)
                 training.stages.lap("logprobs")
                 # Stage 3: optimisation.
-                updates = training.updates(steps)
-                results = update(config, parts, optimizer, experience, updates)
+                updates = training.updates(plan(config, experience, step))
+                update(config, parts, optimizer, experience, updates)
                 training.stages.lap("update")
                 if reward_update is not None:
                     reward_update.remember(rollouts)
                     training.stages.lap("reward_update")
-                experience = experience.after(updates)
-                metrics = step_metrics(config, rollouts, experience, results)
+                metrics = step_metrics(config, rollouts, experience, updates)
                 training.log(metrics, partial(first_group, parts, rollouts, experience))
         training.save("final", parts.policy)
         if reward_update is not None:
@@ -150,20 +149,24 @@ def sample(config: GRPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:
     return joined(kept) if kept else batch
 
 
-def plan(config: GRPOConfig, rollouts: Rollouts, step: int) -> list[MicroBatches]:
-    """The optimiser steps over one rollout batch: μ epochs of minibatches."""
+def plan(config: GRPOConfig, experience: Experience, step: int) -> list[Minibatch]:
+    """The optimiser steps over one rollout batch: μ epochs of minibatches.
+
+    Where Â is 0 and there is no KL term, there is no gradient, and no pass is made to find none.
+    """
     return plan_updates(
-        Grouped(rollouts.groups),
+        experience,
         epochs=config.epochs,
         minibatches=config.minibatches,
         max_tokens=config.tokens_per_micro_batch,
         seed=config.run.seed,
         step=step,
+        left_out=experience.without_gradient() if config.beta == 0 else (),
     )
 
 
 def prepare(
-    config: GRPOConfig, parts: OnPolicyParts, rollouts: Rollouts, steps: list[MicroBatches]
+    config: GRPOConfig, parts: OnPolicyParts, rollouts: Rollouts, step: int
 ) -> GRPOExperience:
     """Advantages, and the log-probs of π_old and π_ref, of one rollout batch."""
     experience = GRPOExperience(
@@ -172,20 +175,15 @@ def prepare(
         trained_T=trained_tokens(config, rollouts),
         sampler_logprobs_T=rollouts.sampler_logprobs_T,
     )
-    old_T, scored_T = old_logprobs(
-        experience,
-        steps,
-        rollouts.sampler_logprobs_T,
-        lambda batch: parts.policy.score(batch).logprobs_T,
-        # A KL to the reference is exactly 0 before the first update, which takes the trainer's own.
-        tolerance=0.0 if config.beta or config.asynchronous else config.sampler_tolerance,
-    )
+    steps = plan(config, experience, step)
+    # A KL to the reference is exactly 0 before the first update: π_old is then scored as π_ref is.
+    tolerance = 0.0 if config.beta or config.asynchronous else config.sampler_tolerance
+    sampler_T = rollouts.sampler_logprobs_T
+    old_T, scored_T = old_logprobs(experience, steps, sampler_T, parts.policy, tolerance=tolerance)
     ref_T = None
     if config.beta > 0:
         micro_batches = first_epoch(steps, len(rollouts.flat))
-        (ref_T,) = score_all(
-            experience, micro_batches, lambda b: (parts.reference.score(b).logprobs_T,)
-        )
+        ref_T = score_logprobs(parts.reference, experience, micro_batches)
     return replace(experience, old_logprobs_T=old_T, scored_T=scored_T, ref_logprobs_T=ref_T)
 
 
@@ -229,16 +227,17 @@ def update(
     parts: OnPolicyParts,
     optimizer: Optimizer,
     experience: GRPOExperience,
-    steps: Updates[MicroBatches],
+    steps: Updates[Minibatch],
 ) -> list[StepResult]:
     """μ epochs of minibatches over one rollout batch."""
-    for micro_batches in steps:
-        if not experience.learns(micro_batches):
+    for minibatch in steps:
+        if not experience.learns(minibatch):
             continue  # Every response of the minibatch was cut off and dropped.
-        fixed = experience.after(steps)
-        work = fixed.for_step(micro_batches, config.aggregation, config.sampling.max_tokens)
+        works = experience.for_update(
+            minibatch, steps, config.aggregation, config.sampling.max_tokens
+        )
         of_part = partial(loss, config, parts)
-        steps.results.append(optimizer.step([MicroBatch(part, of_part) for part in work]))
+        steps.results.append(optimizer.step([MicroBatch(part, of_part) for part in works]))
     return steps.results
 
 
@@ -278,13 +277,14 @@ def loss(
 
 
 def step_metrics(
-    config: GRPOConfig, rollouts: Rollouts, experience: GRPOExperience, results: list[StepResult]
+    config: GRPOConfig,
+    rollouts: Rollouts,
+    experience: GRPOExperience,
+    updates: Updates[Minibatch],
 ) -> dict[str, float]:
     """Everything worth watching of one sampling step."""
-    observed = join_observed(results)
-    metrics = rollouts.metrics() | update_metrics(results)
+    observed = join_observed(updates.results)
+    metrics = rollouts.metrics() | update_metrics(updates.results)
     metrics |= policy_metrics(observed, clip_low=config.clip_low, clip_high=config.clip_high)
-    metrics["group/equal_rewards"] = float(
-        equal_groups(rollouts.totals_N, rollouts.sizes_G).float().mean()
-    )
-    return metrics | old_policy_metrics(experience, rollouts)
+    metrics |= group_metrics(rollouts, updates)
+    return metrics | old_policy_metrics(experience, rollouts, updates)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trivium.algorithms.experience import Experience
+from trivium.algorithms.experience import Experience, Minibatch
 from trivium.algorithms.parts import OnPolicyParts
 from trivium.algorithms.update import StepResult
+from trivium.maths.advantages import equal_groups
 from trivium.maths.kl import k1, k3
+from trivium.maths.ragged import segment_ids
 from trivium.rollout.rollouts import Rollouts
+from trivium.runs.measuring import Updates
 from trivium.runs.samples import Rows, training_rows
 
 
@@ -66,9 +69,22 @@ def policy_metrics(
     }
 
 
-def old_policy_metrics(experience: Experience, rollouts: Rollouts) -> dict[str, float]:
-    """π_old beside the sampler and, where there is one, the reference; after an update."""
-    old_T, scored_T = experience.old_logprobs_T, experience.scored_T
+def group_metrics(rollouts: Rollouts, updates: Updates[Minibatch]) -> dict[str, float]:
+    """Shares of groups: of equal rewards, and without a response in any micro-batch."""
+    group_of = segment_ids(rollouts.sizes_G).tolist()
+    passed = {group_of[r] for step in updates.planned for part in step.parts for r in part}
+    equal_G = equal_groups(rollouts.totals_N, rollouts.sizes_G)
+    return {
+        "group/equal_rewards": float(equal_G.float().mean()),
+        "group/skipped": 1 - len(passed) / len(rollouts.prompts),
+    }
+
+
+def old_policy_metrics(
+    experience: Experience, rollouts: Rollouts, updates: Updates[Minibatch]
+) -> dict[str, float]:
+    """π_old beside the sampler and, where there is one, the reference; after the updates."""
+    old_T, scored_T = experience.after(updates).old_logprobs_T, experience.scored_T
     assert old_T is not None and scored_T is not None, "known once an optimiser step was taken"
     ref_T = experience.ref_logprobs_T
     return {

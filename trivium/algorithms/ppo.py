@@ -24,7 +24,7 @@ from torch import Tensor
 from trivium.algorithms.actor_critic import final_values, make_critic, old_scores
 from trivium.algorithms.experience import (
     Experience,
-    MicroBatches,
+    Minibatch,
     Weighted,
     first_epoch,
     plan_updates,
@@ -53,7 +53,7 @@ from trivium.maths.ragged import segment_starts, spread
 from trivium.maths.weights import weighted_sum
 from trivium.models.critic import Critic
 from trivium.models.loading import trained_parameters
-from trivium.models.scoring import score_all
+from trivium.models.scoring import score_logprobs
 from trivium.packing import packable
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.beginning import begin
@@ -118,15 +118,14 @@ def train(config: PPOConfig) -> Path:
             # Stage 3: optimisation.
             actor = step > config.critic.warmup_steps
             updates = training.updates(steps)
-            results = update(config, parts, critic, optimizer, experience, updates, actor, mix)
+            update(config, parts, critic, optimizer, experience, updates, actor, mix)
             training.stages.lap("update")
             if reward_update is not None:
                 reward_update.remember(rollouts)
                 if reward_update.due(step):
                     training.event("reward_update", **reward_update.train())
                 training.stages.lap("reward_update")
-            experience = experience.after(updates)
-            metrics = step_metrics(config, rollouts, experience, results) | {"kl/beta": beta.value}
+            metrics = step_metrics(config, rollouts, experience, updates) | {"kl/beta": beta.value}
             training.log(metrics, partial(first_group, parts, rollouts, experience))
             beta.adapt(metrics, len(rollouts.flat))
         training.save("final", parts.policy)
@@ -151,7 +150,7 @@ def sample(config: PPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:
     return roll_out_batch(config, parts, step - 1)
 
 
-def plan(config: PPOConfig, rollouts: Rollouts, step: int) -> list[MicroBatches]:
+def plan(config: PPOConfig, rollouts: Rollouts, step: int) -> list[Minibatch]:
     """The optimiser steps over one rollout batch: epochs of minibatches."""
     return plan_updates(
         Grouped(rollouts.groups),
@@ -168,13 +167,13 @@ def prepare(
     parts: OnPolicyParts,
     critic: Critic,
     rollouts: Rollouts,
-    steps: list[MicroBatches],
+    steps: list[Minibatch],
     beta: float,
 ) -> PPOExperience:
     """Rewards with KL → GAE → advantages and return targets, all detached."""
     trained_T = torch.ones(int(rollouts.lengths_N.sum()), dtype=torch.bool)
     data = Weighted(rollouts.groups, trained_T=trained_T)
-    # A KL in the reward is exactly 0 before the first update, which takes the trainer's own.
+    # A KL in the reward is exactly 0 before the first update: π_old is then scored as π_ref is.
     tolerance = 0.0 if beta or config.asynchronous else config.sampler_tolerance
     sampler_T = rollouts.sampler_logprobs_T
     old = old_scores(parts.policy, critic, data, steps, sampler_T, tolerance=tolerance)
@@ -182,7 +181,7 @@ def prepare(
     ref_T, kl_T = None, torch.zeros_like(old_T)
     if beta > 0:
         micro_batches = first_epoch(steps, len(rollouts.flat))
-        (ref_T,) = score_all(data, micro_batches, lambda b: (parts.reference.score(b).logprobs_T,))
+        ref_T = score_logprobs(parts.reference, data, micro_batches)
         kl_T = KL_ESTIMATORS[config.kl](old_T, ref_T)
     lengths_N = rollouts.lengths_N.to(old_T.device)
     rewards_T = kl_shaped_rewards(
@@ -230,18 +229,17 @@ def update(
     critic: Critic,
     optimizer: Optimizer,
     experience: PPOExperience,
-    steps: Updates[MicroBatches],
+    steps: Updates[Minibatch],
     actor: bool,
     mix: PretrainingMix | None,
 ) -> list[StepResult]:
     """Epochs of minibatches; ends early once π has moved ``stop_at_kl`` from π_old."""
-    for micro_batches in steps:
-        work = [
-            MicroBatch(part, partial(loss, config, parts, critic, actor=actor))
-            for part in experience.after(steps).for_step(
-                micro_batches, config.aggregation, config.sampling.max_tokens
-            )
-        ]
+    for minibatch in steps:
+        works = experience.for_update(
+            minibatch, steps, config.aggregation, config.sampling.max_tokens
+        )
+        of_part = partial(loss, config, parts, critic, actor=actor)
+        work = [MicroBatch(part, of_part) for part in works]
         if mix is not None and actor:
             work += mix.next_step(config.tokens_per_micro_batch)
         steps.results.append(optimizer.step(work))
@@ -290,14 +288,14 @@ def loss(
 
 
 def step_metrics(
-    config: PPOConfig, rollouts: Rollouts, experience: PPOExperience, results: list[StepResult]
+    config: PPOConfig, rollouts: Rollouts, experience: PPOExperience, updates: Updates[Minibatch]
 ) -> dict[str, float]:
     """Everything worth watching of one step."""
-    observed = join_observed(results)
-    metrics = rollouts.metrics() | update_metrics(results)
+    observed = join_observed(updates.results)
+    metrics = rollouts.metrics() | update_metrics(updates.results)
     metrics |= policy_metrics(observed, clip_low=config.clip_low, clip_high=config.clip_high)
     metrics |= value_metrics(experience.old_values_T, experience.targets_T)
     metrics["value/loss"] = float(observed["value_loss_T"].mean())
     if "pretraining_nll_T" in observed:
         metrics["pretraining/nll"] = float(observed["pretraining_nll_T"].mean())
-    return metrics | old_policy_metrics(experience, rollouts)
+    return metrics | old_policy_metrics(experience, rollouts, updates)

@@ -43,6 +43,6 @@ class PretrainingMix:
         return [MicroBatch(part, self._loss) for part in parts]
 
     def _loss(self, part: Weighted) -> tuple[Tensor, dict[str, Tensor]]:
-        logprobs_T = self.policy.score(Batch.of(part.groups)).logprobs_T
+        logprobs_T = self.policy.logprobs(Batch.of(part.groups))
         nll = weighted_sum(token_nll(logprobs_T), part.weights(logprobs_T))
         return self.config.coefficient * nll, {"pretraining_nll_T": -logprobs_T.detach()}

@@ -127,7 +127,7 @@ def pick(config: SFTConfig, count: int, step: int) -> list[int]:
 
 def loss(policy: Policy, part: Weighted) -> tuple[Tensor, dict[str, Tensor]]:
     """``Σ_t w_t · −log π_θ(o_t)`` of one micro-batch."""
-    logprobs_T = policy.score(Batch.of(part.groups)).logprobs_T
+    logprobs_T = policy.logprobs(Batch.of(part.groups))
     weights_T = part.weights(logprobs_T)
     learned_T = logprobs_T.detach()[weights_T > 0]
     return weighted_sum(token_nll(logprobs_T), weights_T), {"logprobs_T": learned_T}

@@ -26,7 +26,7 @@ from trivium.algorithms.actor_critic import make_critic
 from trivium.algorithms.critic_config import CriticConfig
 from trivium.algorithms.dpo import PairData
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import MicroBatches, Weighted, plan_updates
+from trivium.algorithms.experience import Weighted, plan_updates
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.parts import OnPolicyParts, load_rewards, local_engine
@@ -41,6 +41,7 @@ from trivium.models.loading import load_tokenizer, trained_parameters
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
+from trivium.models.scoring import score_logprobs
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.measuring import Updates
@@ -160,22 +161,18 @@ def _judged(parts: OnPolicyParts, batch: Rollouts) -> Rollouts:
     return Rollouts(batch.prompts, batch.responses, scores, {})
 
 
-def _one_update(rollouts: Rollouts) -> list[MicroBatches]:
-    data = Grouped(rollouts.groups)
-    return plan_updates(data, epochs=1, minibatches=1, max_tokens=TOKENS, seed=0, step=0)
-
-
 def _grpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
     config = GRPOConfig.model_validate(job.settings)
-    config = config.model_copy(update={"epochs": 1, "minibatches": 1})
+    one_update = {"epochs": 1, "minibatches": 1, "tokens_per_micro_batch": TOKENS}
+    config = config.model_copy(update=one_update)
     parts = _parts(job.settings, bench)
 
     def work(batch: Rollouts) -> list[MicroBatch]:
         rollouts = _judged(parts, batch)
-        steps = _one_update(rollouts)
-        experience = grpo.prepare(config, parts, rollouts, steps)
-        made = experience.after(Updates(steps)).for_step(
-            steps[0], config.aggregation, config.sampling.max_tokens
+        experience = grpo.prepare(config, parts, rollouts, 0)
+        updates = Updates(grpo.plan(config, experience, 0))
+        made = experience.for_update(
+            updates.planned[0], updates, config.aggregation, config.sampling.max_tokens
         )
         return [MicroBatch(part, partial(grpo.loss, config, parts)) for part in made]
 
@@ -194,10 +191,11 @@ def _ppo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
 
     def work(batch: Rollouts) -> list[MicroBatch]:
         rollouts = _judged(parts, batch)
-        steps = _one_update(rollouts)
+        data = Grouped(rollouts.groups)
+        steps = plan_updates(data, epochs=1, minibatches=1, max_tokens=TOKENS, seed=0, step=0)
         experience = ppo.prepare(config, parts, critic, rollouts, steps, config.beta)
-        made = experience.after(Updates(steps)).for_step(
-            steps[0], config.aggregation, config.sampling.max_tokens
+        made = experience.for_update(
+            steps[0], Updates(steps), config.aggregation, config.sampling.max_tokens
         )
         return [MicroBatch(p, partial(ppo.loss, config, parts, critic, actor=True)) for p in made]
 
@@ -211,7 +209,9 @@ def _dpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
         groups = dpo.best_and_worst(batch)
         if not groups:
             return []
-        pairs = dpo.with_reference(config, PairData(groups), bench.reference)
+        pairs = dpo.with_reference(
+            config, PairData(groups), partial(score_logprobs, bench.reference)
+        )
         return dpo.work(config, bench.policy, pairs)
 
     return work

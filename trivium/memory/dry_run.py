@@ -156,6 +156,9 @@ class DryRun(TorchDispatchMode):
             if func in _INDEXED:
                 args = (args[0], _as_indices(args[1]), *args[2:])
             with self.fake:
+                inside = _inside(func, args)
+                for tensor in inside:
+                    self.ledger.note(tensor)
                 out = func(*args, **kwargs)
         else:
             out = func(*args, **kwargs)
@@ -165,6 +168,16 @@ class DryRun(TorchDispatchMode):
             if isinstance(tensor, Tensor):
                 self.ledger.note(tensor)
         return out
+
+
+def _inside(func: Any, args: tuple[Any, ...]) -> list[Tensor]:
+    """What an operation holds while it works, where that is as large as what it is given.
+
+    oneDNN brings both of its inputs into an order of its own.
+    """
+    if func is not torch.ops.mkldnn._linear_pointwise.default:
+        return []
+    return [torch.empty_like(x) for x in args[:2] if x is args[1] or not x.is_contiguous()]
 
 
 class FakeCopies(TorchFunctionMode):

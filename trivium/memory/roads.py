@@ -17,7 +17,7 @@ import torch
 from trivium.algorithms import dpo, grpo, ppo, sft
 from trivium.algorithms.dpo import PairData
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import MicroBatches, Weighted, plan_updates
+from trivium.algorithms.experience import MicroBatches, Minibatch, Weighted, plan_updates
 from trivium.algorithms.grpo import GRPOExperience
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.micro_batch import Loss, MicroBatch
@@ -95,7 +95,7 @@ def predict_sft(road: Rehearsal, config: SFTConfig) -> None:
     if road.lengths.held_out:
         data = demonstrations(road, road.lengths.held_out)
         parts = data.split(config.tokens_per_micro_batch)
-        road.score("validation", data, parts, policy.score)
+        road.score("validation", data, parts, policy.logprobs)
 
 
 def predict_reward_model(road: Rehearsal, config: RewardModelConfig) -> None:
@@ -120,13 +120,12 @@ def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
     online, evaluation = config.online, config.evaluation
     judges = load_learned(road, () if online is None else online.rewards)
     policy = road.policy(config.model, config.temperature)
-    compared = online is not None and not config.reference_free
-    reference = road.reference(policy, asked=compared or evaluation is not None)
+    reference = road.reference(policy, asked=config.asks_reference)
     quality = load_learned(road, own_rewards(evaluation)) or judges
     data = PairData(road.groups(config.pairs_per_step, 2))
     parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
     if online is None and not config.reference_free:
-        road.score("log-probs", data, parts, policy.score)
+        road.score("log-probs", data, parts, policy.logprobs)
     optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
     sampling = None if config.online is None else config.online.sampling
     evaluate(road, evaluation, policy, reference, quality, sampling)
@@ -134,7 +133,8 @@ def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
         samples = online.responses_per_prompt
         road.rollout("rollout", policy, config.pairs_per_step, samples, online.sampling)
         score_learned(road, judges, config.pairs_per_step * samples)
-        road.score("log-probs", data, parts, *[reference.score] * compared)
+        compared = [] if config.reference_free else [reference.logprobs]
+        road.score("log-probs", data, parts, *compared)
     if not config.reference_free:
         data = PairData(data.groups, ref_logprobs_T=zeros(data))
     with road.stage("update"):
@@ -162,11 +162,11 @@ def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
     score_learned(road, judges, config.prompts_per_step * config.responses_per_prompt)
     data = Grouped(road.groups(config.prompts_per_step, config.responses_per_prompt))
     parts = chosen(config, data)
-    compared = [reference.score] if config.beta > 0 else []
+    compared = [reference.logprobs] if config.beta > 0 else []
     actor_critic = [partial(critic.score, policy)]
     spared = config.beta == 0 < config.sampler_tolerance and not config.asynchronous
     if isinstance(critic, SeparateCritic) and spared:
-        actor_critic = [critic.values, *[policy.score] * (config.minibatches > 1)]
+        actor_critic = [critic.values, *[policy.logprobs] * (config.minibatches > 1)]
     road.score("log-probs", data, parts, *actor_critic, *compared)
     with road.stage("update"):
         z = zeros(data)
@@ -205,7 +205,7 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
     score_learned(road, judges, config.prompts_per_step * config.responses_per_prompt)
     data = Grouped(road.groups(config.prompts_per_step, config.responses_per_prompt))
     parts = chosen(config, data)
-    scores = [policy.score] * (config.minibatches > 1) + [reference.score] * (config.beta > 0)
+    scores = [policy.logprobs] * (config.minibatches > 1) + [reference.logprobs] * (config.beta > 0)
     road.score("log-probs", data, parts, *scores)
     with road.stage("update"):
         z = zeros(data)
@@ -216,7 +216,9 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
             sampler_logprobs_T=z,
             ref_logprobs_T=z if config.beta > 0 else None,
         )
-        grpo.update(config, on_policy(policy, reference), optimizer, experience, Updates([parts]))
+        minibatch = Minibatch([response for part in parts for response in part], parts)
+        updates = Updates([minibatch])
+        grpo.update(config, on_policy(policy, reference), optimizer, experience, updates)
     update_rewards(road, config.reward_update, config.rewards, judges, trained)
 
 
@@ -266,7 +268,7 @@ def chosen(config: PPOConfig | GRPOConfig, data: Grouped) -> MicroBatches:
         seed=config.run.seed,
         step=0,
     )
-    return heaviest(data, max(steps, key=lambda parts: sum(map(len, parts))))
+    return heaviest(data, max(steps, key=lambda step: len(step.responses)).parts)
 
 
 # --- Models ---------------------------------------------------------------------------------------
@@ -348,7 +350,7 @@ def evaluate(
     score_learned(road, judges, prompts * config.samples)
     if reference is not None:
         data = Grouped(road.groups(prompts, config.samples))
-        scores = (policy.score, reference.score)
+        scores = (policy.logprobs, reference.logprobs)
         road.score("evaluation log-probs", data, data.split(SCORED), *scores)
 
 

@@ -25,6 +25,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.maths.ragged import segment_ids, spread
+from trivium.models.flex import FlexLayout
 from trivium.models.rows import Rows
 from trivium.models.shared_attention import Block, SharedAttention, plan
 
@@ -118,11 +119,17 @@ class GroupLayout:
         everything = rule.window is None or rule.window >= self.longest
         if everything and rule.softcap is None and query_LHD.device.type == "cpu":
             return SharedAttention.apply(query_LHD, key_LHD, value_LHD, self._blocks, rule.scaling)
+        if query_LHD.device.type == "cuda" and flex_works():
+            return self._flex.attend(layer, query_LHD, key_LHD, value_LHD, rule)
         return self._masked.attend(layer, query_LHD, key_LHD, value_LHD, rule)
 
     @cached_property
     def _blocks(self) -> list[Block]:
         return plan(self.batch)
+
+    @cached_property
+    def _flex(self) -> FlexLayout:
+        return FlexLayout(self.batch)
 
     @cached_property
     def _masked(self) -> MaskedLayout:
@@ -132,7 +139,8 @@ class GroupLayout:
 class MaskedLayout:
     """The same with a copy of the prompt's keys before each response's, and masks.
 
-    It is what sliding windows, soft caps and other devices use.
+    It is what sliding windows and soft caps use on the CPU, what other devices use, and the plain
+    way that the others are held to.
     """
 
     def __init__(self, batch: Batch) -> None:
@@ -187,6 +195,31 @@ class MaskedLayout:
         distance = prompt[:, None] - prompt
         prompt_sees = (distance >= 0) & (distance < window)
         return prompt_sees, torch.cat([sees_prompt, sees_own], 2)[:, None]
+
+
+@cache
+def flex_works() -> bool:
+    """Whether FlexAttention computes on this GPU, forward and backward, what masks do."""
+    batch = Batch.of([Group([1] * 5, [[2] * 3, [3] * 9]), Group([4] * 7, [[5] * 2])]).to("cuda")
+    shape, rule = (len(batch.tokens_L), 2, 32), Rule(0.2, None, None)
+    found = []
+    try:
+        for layout in (MaskedLayout(batch), FlexLayout(batch)):
+            generator = torch.Generator("cuda").manual_seed(0)
+            query, key, value = (
+                torch.randn(shape, generator=generator, device="cuda", requires_grad=True)
+                for _ in range(3)
+            )
+            out = layout.attend(0, query, key, value, rule=rule)
+            out.square().sum().backward()
+            found.append([out.detach(), query.grad, key.grad, value.grad])
+        works = all(torch.allclose(a, b, atol=1e-2, rtol=1e-2) for a, b in zip(*found, strict=True))
+    except Exception as error:  # Compilers fail in many ways, and none may end a run.
+        logger.info("FlexAttention failed: %.500s", error)
+        works = False
+    if not works:
+        logger.warning("FlexAttention does not work here: prompts' keys are copied instead")
+    return works
 
 
 def hidden_states(backbone: PreTrainedModel, batch: Batch, *, shared: bool = True) -> Tensor:

@@ -100,6 +100,8 @@ class _TokenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, grad_logprobs_T: Tensor | None, grad_entropy_T: Tensor | None) -> Any:
         hidden_TD, weight_VD, bias_V, targets_T, entropy_T = ctx.saved_tensors
         scale, softcap, temperature = ctx.rule
+        if grad_entropy_T is not None and not bool(grad_entropy_T.any()):
+            grad_entropy_T = None  # A bonus of 0: the passes for it would add zeros.
         head = Head(weight_VD, bias_V, scale, softcap)
         gradients = _Gradients(hidden_TD, head, ctx.needs_input_grad)
         for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):

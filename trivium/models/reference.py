@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trivium.data.batch import Batch
 from trivium.models.loading import is_adapted, trained_parameters
-from trivium.models.policy import Policy, TokenScores
+from trivium.models.policy import Policy
 
 
 class Reference:
@@ -35,13 +35,13 @@ class Reference:
         self._copy = frozen_copy(policy) if asked and not is_adapted(policy.model) else None
 
     @torch.no_grad()
-    def score(self, batch: Batch) -> TokenScores:
-        """Log-probs and entropies under π_ref; no gradient."""
+    def logprobs(self, batch: Batch) -> Tensor:
+        """Log-probs of the batch's response tokens under π_ref, ``[T]``; no gradient."""
         assert self._asked, "a reference that nothing was to be asked of is asked"
         if self._copy is not None:
-            return self._copy.score(batch)
+            return self._copy.logprobs(batch)
         with self._as_reference():
-            return self._policy.score(batch)
+            return self._policy.logprobs(batch)
 
     @torch.no_grad()
     def refresh(self) -> None:

@@ -12,7 +12,7 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -130,11 +130,23 @@ def _attempt(run: Callable[[Any], Result], part: Grouped) -> Result | NoRoom:
         return NoRoom.of(error)
 
 
+class Scores(Protocol):
+    """A policy, or the reference."""
+
+    def logprobs(self, batch: Batch) -> Tensor: ...
+
+
+def score_logprobs(model: Scores, data: Grouped, parts: Sequence[Sequence[int]]) -> Tensor:
+    """``score_all`` of a model's log-probs, ``[T]``."""
+    (logprobs_T,) = score_all(data, parts, lambda batch: (model.logprobs(batch),))
+    return logprobs_T
+
+
 @torch.no_grad()
 def score_all(
     data: Grouped, parts: Sequence[Sequence[int]], score: Callable[[Batch], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
-    """Per-token scores of every response, ``[T]`` each, computed micro-batch by micro-batch.
+    """Per-token scores of all these responses, ``[T]`` each, computed micro-batch by micro-batch.
 
     Given the micro-batches of a later optimiser step, the results are bit-equal to what that step
     computes with unchanged weights, so that ρ is exactly 1 before the first update. (Where memory

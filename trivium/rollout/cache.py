@@ -20,6 +20,8 @@ from trivium.models.rows import Rows
 
 IDLE_SHARE = 1 / 8
 STRIP = 32
+SHORT = 64
+"""Up to this many tokens, a copy of the prompt per row is cheaper than attention in two parts."""
 
 
 @dataclass
@@ -65,9 +67,15 @@ class RowCache:
 
     A row lives in a *slot* of the strips. Slots of rows that left stay idle until an eighth of
     them is; then all strips are moved together.
+
+    Args:
+        policy: whose rows they are.
+        apart: keep prompts apart from the rows that share them; otherwise each row's strip begins
+            with its prompt.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, *, apart: bool = True) -> None:
+        self.apart = apart
         self.forward = policy.lean_pass()
         self.device = policy.device
         self.layers: dict[int, LayerCache] = {}
@@ -91,9 +99,10 @@ class RowCache:
         self._store(layout, samples)
         groups = len(self.prompt_lengths_G)
         fresh = torch.arange(groups, groups + len(prompts), device=self.device)
-        self.prompt_lengths_G = torch.cat([self.prompt_lengths_G, lengths_G])
+        held_G = torch.zeros_like(lengths_G) if self.apart else lengths_G
+        self.prompt_lengths_G = torch.cat([self.prompt_lengths_G, lengths_G - held_G])
         self.group_of_S = torch.cat([self.group_of_S, fresh.repeat_interleave(samples)])
-        self.length_S = F.pad(self.length_S, (0, len(prompts) * samples))
+        self.length_S = torch.cat([self.length_S, held_G.repeat_interleave(samples)])
         self.slot_of_R = torch.arange(len(self.group_of_S), device=self.device)
         return hidden_LD[starts_G + lengths_G - 1]
 
@@ -113,10 +122,16 @@ class RowCache:
             self._compact()
 
     def _store(self, layout: PromptLayout, samples: int) -> None:
-        """Add prompts' caches and empty strips for their rows."""
+        """Add prompts' caches and strips for their rows."""
         for index, (keys, values) in layout.kept.items():
-            strips = keys.new_zeros(len(keys) * samples, keys.shape[1], STRIP, keys.shape[3])
-            fresh = LayerCache(keys, values, strips, strips.clone())
+            if self.apart:
+                strips = keys.new_zeros(len(keys) * samples, keys.shape[1], STRIP, keys.shape[3])
+                fresh = LayerCache(keys, values, strips, strips.clone())
+            else:
+                strips = (
+                    F.pad(x.repeat_interleave(samples, 0), (0, 0, 0, STRIP)) for x in (keys, values)
+                )
+                fresh = LayerCache(keys[:, :, :0], values[:, :, :0], *strips)
             held = self.layers.get(index)
             self.layers[index] = fresh if held is None else _joined(held, fresh)
 
@@ -148,7 +163,7 @@ class RowCache:
 
 
 class AdvanceLayout:
-    """Each row's one new token attends to its prompt and to the row's own tokens."""
+    """Each row's one new token attends to its prompt, where that lies apart, and to its strip."""
 
     def __init__(self, cache: RowCache) -> None:
         self.cache = cache
@@ -156,7 +171,10 @@ class AdvanceLayout:
         self.length_R = cache.length_S[self.slot_R]
         self.used = int(self.length_R.max()) + 1
         slots = len(cache.group_of_S)
-        self.dense = len(self.slot_R) == slots
+        self.dense, self.apart = len(self.slot_R) == slots, cache.apart
+        self._hidden: dict[int | None, Tensor | None] = {}
+        if not self.apart:
+            return
         sizes_G = torch.bincount(cache.group_of_S, minlength=len(cache.prompt_lengths_G))
         self.groups, self.most = len(sizes_G), int(sizes_G.max())
         self.whole = self.groups * self.most == slots
@@ -164,7 +182,6 @@ class AdvanceLayout:
             start_S = (torch.cumsum(sizes_G, 0) - sizes_G)[cache.group_of_S]
             at_S = torch.arange(slots, device=cache.device)
             self.place_S = cache.group_of_S * self.most + at_S - start_S
-        self._hidden: dict[int | None, Tensor | None] = {}
 
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
@@ -175,17 +192,21 @@ class AdvanceLayout:
         own_keys, own_values = (x[:, :, : self.used] for x in (cache.own_keys, cache.own_values))
         query_S = query_LHD if self.dense else self._to_slots(query_LHD)
         query_S = query_S.unflatten(1, (key_LHD.shape[1], -1))
-        to_prompt = self._from_groups(
-            self._to_groups(query_S) @ cache.prompt_keys.transpose(-1, -2), query_S.shape[2]
-        )
-        scores = torch.cat([to_prompt, query_S @ own_keys.transpose(-1, -2)], -1) * rule.scaling
+        query_S = query_S * rule.scaling
+        scores = query_S @ own_keys.transpose(-1, -2)
+        if self.apart:
+            to_prompt = self._to_groups(query_S) @ cache.prompt_keys.transpose(-1, -2)
+            scores = torch.cat([self._from_groups(to_prompt, query_S.shape[2]), scores], -1)
         if rule.softcap is not None:
             scores = rule.softcap * torch.tanh(scores / rule.softcap)
         hidden = self._masks(rule.window)
         weights = (scores if hidden is None else scores.masked_fill(hidden, -torch.inf)).softmax(-1)
-        on_prompt, on_own = weights.split([cache.prompt_keys.shape[2], self.used], -1)
-        read = self._to_groups(on_prompt) @ cache.prompt_values
-        out = self._from_groups(read, query_S.shape[2]) + on_own @ own_values
+        if self.apart:
+            on_prompt, weights = weights.split([cache.prompt_keys.shape[2], self.used], -1)
+            read = self._to_groups(on_prompt) @ cache.prompt_values
+            out = (weights @ own_values).add_(self._from_groups(read, query_S.shape[2]))
+        else:
+            out = weights @ own_values
         out = out.flatten(1, 2)
         return out if self.dense else out.index_select(0, self.slot_R)
 

@@ -19,7 +19,7 @@ from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
-from trivium.rollout.cache import RowCache
+from trivium.rollout.cache import SHORT, RowCache
 from trivium.rollout.engine import Ending, Finished, Response, draw, row_key, uniforms
 from trivium.rollout.sampling import Sampling
 from trivium.rollout.separate import SeparateRows
@@ -73,7 +73,7 @@ class LocalEngine:
             rows.append([Row(i, key) for key in keys])
         waiting = deque(range(len(prompts)))
         head = self.policy.head.packed()
-        cache = RowCache(self.policy) if self.policy.shared else SeparateRows(self.policy)
+        cache = self._cache(prompts, samples)
         responses: list[list[Response]] = [[] for _ in prompts]
         active: list[Row] = []
         while waiting or active:
@@ -93,6 +93,12 @@ class LocalEngine:
                 tokens_R = torch.tensor([row.tokens[-1] for row in active])
                 self._extend(active, head, cache.advance(tokens_R), sampling)
         return responses
+
+    def _cache(self, prompts: Sequence[Prompt], samples: int) -> RowCache | SeparateRows:
+        if not self.policy.shared:
+            return SeparateRows(self.policy)
+        longest = max((len(prompt.tokens) for prompt in prompts), default=0)
+        return RowCache(self.policy, apart=samples > 1 and longest > SHORT)
 
     def _admit(self, waiting: deque[int], active: int, samples: int) -> list[int]:
         """The prompts that start now: as many as there is room for, in sizeable helpings."""

@@ -19,7 +19,7 @@ from trivium.data.prompts import Prompt
 from trivium.maths.ragged import segment_sum
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
-from trivium.models.scoring import score_all
+from trivium.models.scoring import score_logprobs
 from trivium.rewards.reward import Rewards
 from trivium.rollout.engine import OUTSIDE_TRAINING, Engine
 from trivium.rollout.rollouts import Rollouts, roll_out
@@ -228,8 +228,7 @@ class Evaluator:
         parts = data.split(self.tokens_per_micro_batch)
 
         def logprobs(model: Reference | Policy) -> Tensor:
-            (values_T,) = score_all(data, parts, lambda b: (model.score(b).logprobs_T,))
-            return values_T.double().cpu()
+            return score_logprobs(model, data, parts).double().cpu()
 
         ref_T = logprobs(reference)
         return Distance(logprobs(self.policy) - ref_T, ref_T)

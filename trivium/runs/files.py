@@ -38,13 +38,23 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         TrainingError: it cannot be written.
     """
-    partial = _sibling(path, _PARTIAL)
     try:
-        partial.write_text(text, encoding="utf-8")
-        flush_to_disk(partial)
-        partial.replace(path)
+        write_bytes(path, text.encode())
     except OSError as error:
         raise TrainingError(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    partial = _sibling(path, _PARTIAL)
+    try:
+        partial.write_bytes(data)
+        flush_to_disk(partial)
+        partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -24,7 +24,7 @@ from trivium.errors import DataError
 PACKAGES = ("trivium", "torch", "transformers", "tokenizers", "safetensors", "peft")
 FREE = frozenset(
     "run.directory run.overwrite run.resume run.allow_changes run.trackers run.checkpoints "
-    "run.measure_memory".split()
+    "run.measure_memory reference_cache".split()
 )
 """Settings that decide nothing of what a run computes."""
 _WHOLE, _SAMPLES, _SAMPLE = 1 << 26, 64, 1 << 16
@@ -37,7 +37,7 @@ def circumstances(config: Configuration) -> dict[str, Any]:
         "from": str(Path.cwd()),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
+        "packages": versions(),
         "source": source_digest(),
         "inputs": {str(path): digest(path) for path in sorted(set(config.inputs()))},
     }
@@ -64,6 +64,11 @@ def differences(saved: Mapping[str, Any], directory: Path, config: Configuration
     if saved["source"] != about["source"]:
         found.append("trivium: its source code changed")
     return found
+
+
+def versions() -> dict[str, str | None]:
+    """The installed versions of what computes."""
+    return {name: _version(name) for name in PACKAGES}
 
 
 @cache

@@ -105,14 +105,24 @@ TABLE = (
         "Yu et al. 2025 (DAPO), section 3.2",
     ),
     Metric(
-        "advantage/mean", "advantage", "", "Advantage", "Mean Â over the step's response tokens."
+        "group/skipped",
+        "skipped groups",
+        "share",
+        "Advantage",
+        "Groups that no pass was spent on, as they have no gradient: Â = 0 (or no weight) on every "
+        "token, and no KL term. What is measured of the updates (entropy, ratios, clipping, Â) is "
+        "then of the other responses.",
+        "Yu et al. 2025 (DAPO), section 3.2",
+    ),
+    Metric(
+        "advantage/mean", "advantage", "", "Advantage", "Mean Â over the tokens of the updates."
     ),
     Metric(
         "advantage/std",
         "advantage spread",
         "",
         "Advantage",
-        "Standard deviation of Â over the step's response tokens.",
+        "Standard deviation of Â over the tokens of the updates.",
         _PPO,
     ),
     Metric(
@@ -152,7 +162,8 @@ TABLE = (
         "entropy",
         "nats/token",
         "Policy",
-        "Mean entropy of the policy at the tokens it wrote. A fall to 0 ends exploration.",
+        "Mean entropy of the policy at the tokens it wrote, but for skipped groups'. A fall to 0 "
+        "ends exploration.",
         _PPO,
     ),
     Metric(

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from trivium.models.linear import FEWEST_ROWS, use_fast_linears
+
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
@@ -59,8 +61,9 @@ def load_libraries() -> None:
         num_attention_heads=2,
     )
     model = AutoModelForCausalLM.from_config(config)
-    optimizer = torch.optim.AdamW(model.parameters())
-    tokens = torch.zeros(2, 8, dtype=torch.long)
+    use_fast_linears(model)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    tokens = torch.zeros(2, FEWEST_ROWS, dtype=torch.long)
     model(input_ids=tokens, labels=tokens).loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

@@ -1,0 +1,213 @@
+"""What each optimisation gains: the same work with it and without it, in turn, in one process.
+
+    python benchmarks/speed/shares.py [--size S|M] [--prompt N] [--repetitions N]
+
+The work is what a step of GRPO does with eight prompts and eight responses each: sampling them, or
+a forward and a backward pass over them. Prints a Markdown table of ratios of processor time,
+without over with: the median, and the lowest and highest of all repetitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import torch
+from torch import Tensor, nn
+from worlds import SIZES, write_world
+
+from trivium.algorithms.parts import local_engine
+from trivium.data.batch import Batch
+from trivium.data.group import Group
+from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
+from trivium.models.attention import GroupLayout, hidden_states, on_line
+from trivium.models.linear import product
+from trivium.models.logprobs import Head
+from trivium.models.model_config import ModelConfig
+from trivium.models.policy import Policy
+from trivium.rollout.cache import RowCache
+from trivium.rollout.local import LocalEngine
+from trivium.rollout.sampling import Sampling
+
+Without = Callable[[], AbstractContextManager[object]]
+Comparison = tuple[str, Callable[[], None], Callable[[], None], Without]
+
+
+class Work:
+    """A policy, and a step's prompts and responses."""
+
+    def __init__(self, world: Path) -> None:
+        self.policy = Policy.load(ModelConfig(path=str(world / "model"), device="cpu"))
+        data = PromptsConfig(path=str(world / "data.jsonl"))
+        self.prompts = load_prompts(data, self.policy.tokenizer)[:8]
+        self.engine, self.sampling = local_engine(self.policy), Sampling(max_tokens=64)
+        found = self._sampled(self.prompts, 8)
+        self.groups = [Group(p.tokens, r) for p, r in zip(self.prompts, found, strict=True)]
+        self.optimizers = {
+            fused: torch.optim.AdamW(self.policy.model.parameters(), lr=1e-8, fused=fused)
+            for fused in (True, False)
+        }
+
+    def _sampled(self, prompts: Sequence[Prompt], samples: int) -> list[list[list[int]]]:
+        groups = self.engine.generate(prompts, samples, self.sampling, seed=0, step=1)
+        return [[response.tokens for response in group] for group in groups]
+
+    def sample(self) -> None:
+        self._sampled(self.prompts, 8)
+
+    def sample_alone(self) -> None:
+        """Every response reads its prompt itself."""
+        self._sampled([prompt for prompt in self.prompts for _ in range(8)], 1)
+
+    def learn(self) -> None:
+        self.policy.score(Batch.of(self.groups)).logprobs_T.sum().backward()
+        self.policy.model.zero_grad(set_to_none=True)
+
+    def learn_with_whole_logits(self) -> None:
+        """The head on all positions, as one table that autograd keeps."""
+        batch = Batch.of(self.groups)
+        line_LD = hidden_states(self.policy.backbone, batch)
+        logits_LV = nn.functional.linear(line_LD, self.policy.head.weight_VD)
+        log_p_TV = logits_LV.log_softmax(-1).index_select(0, batch.predictors_T)
+        log_p_TV.gather(1, batch.targets_T[:, None]).sum().backward()
+        self.policy.model.zero_grad(set_to_none=True)
+
+    def move(self, fused: bool) -> None:
+        for parameter in self.policy.model.parameters():
+            parameter.grad = parameter.detach()
+        self.optimizers[fused].step()
+
+
+@contextmanager
+def separate_rows(policy: Policy) -> Iterator[None]:
+    """The model's own attention, one padded row per response."""
+    model = policy.model
+    before = model.config._attn_implementation
+    policy.shared = False
+    model.set_attn_implementation("sdpa")
+    try:
+        yield
+    finally:
+        policy.shared = True
+        model.set_attn_implementation(before)
+
+
+@contextmanager
+def torch_products() -> Iterator[None]:
+    before = product.name
+    product.use("torch")
+    try:
+        yield
+    finally:
+        product.use(before)
+
+
+def masked(self: GroupLayout, layer: int, *lines: Tensor, rule: object = None) -> Tensor:
+    return self._masked.attend(layer, *lines, rule=rule)  # type: ignore[arg-type]
+
+
+def measure(
+    plain: Callable[[], None], other: Callable[[], None], without: Without, repetitions: int
+) -> list[float]:
+    """Ratios of processor time, without over with, alternating after one of each."""
+    ratios = []
+    for i in range(repetitions + 1):
+        seconds = []
+        for work, around in ((plain, nullcontext), (other, without)):
+            with around():
+                start = time.process_time()
+                work()
+                seconds.append(time.process_time() - start)
+        if i:
+            ratios.append(seconds[1] / seconds[0])
+    return ratios
+
+
+def comparisons(
+    work: Work,
+) -> Iterator[tuple[str, Callable[[], None], Callable[[], None], Without]]:
+    """Each optimisation: its name, the work with it, the work without, and what takes it away."""
+    policy, engine = work.policy, work.engine
+    lean = mock.patch.object
+    yield (
+        "learning: a prompt once for its responses",
+        work.learn,
+        work.learn,
+        lambda: separate_rows(policy),
+    )
+    yield (
+        "learning: attention in parts, no copies of keys",
+        work.learn,
+        work.learn,
+        lambda: lean(GroupLayout, "attend", masked),
+    )
+    yield "learning: the faster product", work.learn, work.learn, torch_products
+    yield (
+        "learning: head at response positions, in chunks",
+        work.learn,
+        work.learn_with_whole_logits,
+        nullcontext,
+    )
+    yield "optimiser: fused AdamW", partial(work.move, True), partial(work.move, False), nullcontext
+    yield (
+        "sampling: a prompt's cache for all its rows",
+        work.sample,
+        work.sample_alone,
+        nullcontext,
+    )
+    yield (
+        "sampling: finished rows leave",
+        work.sample,
+        work.sample,
+        lambda: lean(engine, "end_tokens", ()),
+    )
+    yield (
+        "sampling: the lean pass, with packed weights",
+        work.sample,
+        work.sample,
+        lambda: lean(policy, "lean_pass", lambda: partial(on_line, policy.backbone)),
+    )
+    yield (
+        "sampling: the head's weights packed",
+        work.sample,
+        work.sample,
+        lambda: lean(Head, "packed", lambda head: head),
+    )
+    together = partial(RowCache, policy, apart=len(work.prompts[0].tokens) <= 64)
+    yield (
+        "sampling: long prompts apart from rows, short ones not",
+        work.sample,
+        work.sample,
+        lambda: lean(LocalEngine, "_cache", lambda *_: together()),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", choices=SIZES, default="S")
+    parser.add_argument("--prompt", type=int, default=256)
+    parser.add_argument("--repetitions", type=int, default=5)
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        world = Path(folder) / "world"
+        write_world(world, SIZES[given.size], prompt_tokens=given.prompt)
+        work = Work(world)
+    print(f"| {given.size}, prompts of {given.prompt} | gain | from – to |\n|---|---|---|")
+    for name, plain, other, without in comparisons(work):
+        ratios = measure(plain, other, without, given.repetitions)
+        middle = statistics.median(ratios)
+        print(f"| {name} | {middle:.2f}× | {min(ratios):.2f} – {max(ratios):.2f} |")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""Attention of groups on a line by FlexAttention, for GPUs: one kernel, and no copy of a key.
+
+What a token sees is a function of two places on the line. ``flex_attention`` compiles it into its
+kernel and skips blocks in which nothing is seen, so that a prompt's keys are read by all of its
+responses where they lie (Dong et al. 2024). On the CPU it has no backward pass;
+``shared_attention`` serves there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+
+from trivium.data.batch import Batch
+from trivium.maths.ragged import segment_ids
+
+if TYPE_CHECKING:
+    from trivium.models.attention import Rule
+
+PROMPT = -1
+
+
+class FlexLayout:
+    """Each prompt attends to itself; each response to its group's prompt and to itself."""
+
+    def __init__(self, batch: Batch) -> None:
+        line = len(batch.tokens_L)
+        self.position_L = batch.positions_L
+        ends_G = batch.prompt_starts_G.new_zeros(line)
+        ends_G[batch.prompt_starts_G[1:]] = 1
+        self.group_L = ends_G.cumsum(0)
+        self.response_L = torch.full_like(batch.tokens_L, PROMPT)
+        self.response_L[batch.tokens_at_T] = segment_ids(batch.lengths_N)
+        self._masks: dict[int | None, BlockMask] = {}
+
+    def attend(
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+    ) -> Tensor:
+        query, key, value = (x.transpose(0, 1)[None] for x in (query_LHD, key_LHD, value_LHD))
+        out = _attention(query.device.type)(
+            query,
+            key,
+            value,
+            score_mod=None if rule.softcap is None else _capped(rule.softcap),
+            block_mask=self._mask(rule.window),
+            scale=rule.scaling,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        return out[0].transpose(0, 1)
+
+    def _mask(self, window: int | None) -> BlockMask:
+        if window not in self._masks:
+            line = len(self.group_L)
+            self._masks[window] = create_block_mask(
+                self._sees(window), None, None, line, line, device=self.group_L.device
+            )
+        return self._masks[window]
+
+    def _sees(self, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """Whether the token at ``q`` sees the one at ``k``: prompts lie before their responses."""
+        group_L, response_L, position_L = self.group_L, self.response_L, self.position_L
+
+        def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+            shared = (response_L[k] == PROMPT) | (response_L[k] == response_L[q])
+            seen = (group_L[q] == group_L[k]) & shared & (k <= q)
+            if window is not None:
+                seen = seen & (position_L[q] - position_L[k] < window)
+            return seen
+
+        return sees
+
+
+def _capped(softcap: float) -> Callable[..., Tensor]:
+    def capped(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return capped
+
+
+@cache
+def _attention(device: str) -> Callable[..., Any]:
+    """Compiled on GPUs, where the uncompiled function would hold all scores."""
+    return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention
