@@ -37,7 +37,7 @@ from trivium.models import policy as policies
 from trivium.models import reference as references
 from trivium.models.loading import trained_parameters
 from trivium.models.model_config import ModelConfig
-from trivium.models.policy import Policy, TokenScores
+from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.models.reward_model import RewardModel
 from trivium.models.scoring import score_logprobs
@@ -268,10 +268,9 @@ class Known:
     values_T: Tensor
     seen: list[int] = field(default_factory=list)
 
-    def score(self, batch: Batch) -> TokenScores:
+    def logprobs(self, batch: Batch) -> Tensor:
         self.seen.append(len(batch.targets_T))
-        at = tokens_of(self.data, [[(2, 4, 9, 3).index(self.seen[-1])]])
-        return TokenScores(self.values_T[at], self.values_T[at])
+        return self.values_T[tokens_of(self.data, [[(2, 4, 9, 3).index(self.seen[-1])]])]
 
 
 @pytest.mark.parametrize(("tolerance", "lengths"), [(1e-4, [9]), (0.0, [9, 4, 3])])
