@@ -7,7 +7,11 @@ PYTHON ?= python3
 RUN = $(VENV)/bin
 INSTALL = $(RUN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test lint torture fuzz clean
+PEERS = benchmarks/speed/.environments
+BENCHED = $(VENV)/.demo-installed $(PEERS)/trl-1.16/.installed $(PEERS)/trl-1.9/.installed
+BENCHMARK = $(RUN)/python benchmarks/speed/run.py
+
+.PHONY: demo test lint torture fuzz bench bench-quick bench-curves clean
 
 demo: $(VENV)/.demo-installed
 	$(RUN)/trivium demo
@@ -28,7 +32,20 @@ fuzz: $(VENV)/.fuzz-installed
 	  PYTHONPATH=tests $(RUN)/python -m fuzz.run $$target --seconds $(FUZZ_SECONDS) || exit 1; \
 	done
 
+# Trivium beside TRL, on one core; BENCH takes further options, such as --core 0 or --only 'dpo-*'.
+bench: $(BENCHED)
+	$(BENCHMARK) --resume $(BENCH)
+	$(RUN)/python benchmarks/speed/curves.py
+
+bench-quick: $(BENCHED)
+	$(BENCHMARK) --quick $(BENCH)
+
+bench-curves: $(BENCHED)
+	$(BENCHMARK) --resume --only 'curve-*' $(BENCH)
+	$(RUN)/python benchmarks/speed/curves.py
+
 clean:
+	rm -rf $(PEERS) benchmarks/speed/.worlds
 	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist fuzzing
 	find trivium tests -name __pycache__ -prune -exec rm -rf {} +
 
@@ -46,4 +63,9 @@ $(VENV)/.test-installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.fuzz-installed: $(VENV)/.test-installed
 	$(INSTALL) --editable '.[test,fuzz]'
+	touch $@
+
+$(PEERS)/%/.installed: benchmarks/speed/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --disable-pip-version-check --requirement $<
 	touch $@

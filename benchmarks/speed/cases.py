@@ -1,0 +1,182 @@
+"""What is compared: every case of the benchmark, with the ratio that is promised of it.
+
+Where TRL has a choice that costs nothing but time, its side gets the faster one, as measured: which
+that is stands in docs/performance.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+Method = Literal["grpo", "generation", "dpo", "sft", "reward-model", "ppo"]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A step of a method, as both sides do it.
+
+    Attributes:
+        name: by which it is asked for, and found in the results.
+        method: what is trained, or ``generation``.
+        size: of the models: S, M, or S with another vocabulary, as in S-8192.
+        prompt: tokens of every prompt.
+        minimum: the ratio that is promised.
+        response: the most tokens of a response.
+        prompts: prompts, pairs or examples per step.
+        samples: responses per prompt.
+        epochs: optimiser steps on one batch of responses.
+        beta: the coefficient of the KL term.
+        precomputed: whether the reference's log-probs are there before the steps that count.
+        lean_head: whether TRL is patched, so that its head sees response positions only.
+        their_rows_per_pass: rows (pairs) in one forward pass of TRL's; None: all of the step.
+        our_tokens_per_pass: tokens in one of Trivium's; None: its default.
+        their_settings: further settings of TRL's trainer.
+        memory: compare peak memory instead of time.
+        steps: that are measured of Trivium.
+        their_steps: that are measured of TRL.
+        warm_up: steps before them, which are not.
+        repetitions: pairs of runs.
+        quick: whether ``make bench-quick`` has it.
+    """
+
+    name: str
+    method: Method
+    size: str
+    prompt: int
+    minimum: float | None = None
+    response: int = 64
+    prompts: int = 8
+    samples: int = 8
+    epochs: int = 1
+    beta: float = 0.0
+    precomputed: bool = False
+    lean_head: bool = False
+    their_rows_per_pass: int | None = None
+    our_tokens_per_pass: int | None = None
+    their_settings: dict[str, Any] = field(default_factory=dict)
+    memory: bool = False
+    steps: int = 10
+    their_steps: int = 4
+    warm_up: int = 1
+    repetitions: int = 5
+    quick: bool = False
+
+
+STATIC = {"cache_implementation": "static"}
+"""Faster for TRL with long prompts, slower with short ones."""
+LARGE = {"steps": 3, "their_steps": 1, "repetitions": 3}
+"""Steps of M are long, and so averages already."""
+
+
+def grpo() -> Iterator[Case]:
+    """Whole cycles of GRPO: responses, rewards, update."""
+    again = {"epochs": 4, "beta": 0.04, "steps": 5, "their_steps": 2}
+    large = {**LARGE, "their_rows_per_pass": 16}
+    yield Case("grpo-s-256", "grpo", "S", 256, 4, quick=True)
+    yield Case("grpo-m-256", "grpo", "M", 256, 5, **large, quick=True)
+    yield Case("grpo-m-256-lean-head", "grpo", "M", 256, **large, lean_head=True, quick=True)
+    yield Case("grpo-s-32", "grpo", "S", 32, 2, quick=True)
+    yield Case("grpo-m-32", "grpo", "M", 32, 2, **large)
+    yield Case("grpo-s-256-mu4", "grpo", "S", 256, 4, **again, quick=True)
+    yield Case("grpo-m-256-mu4", "grpo", "M", 256, 4, **{**again, **large, "warm_up": 0})
+
+
+def generation() -> Iterator[Case]:
+    """Sampling alone, in tokens per second."""
+    yield Case("generation-s-256", "generation", "S", 256, 4, their_settings=STATIC, quick=True)
+    yield Case("generation-s-32", "generation", "S", 32, 2, quick=True)
+    yield Case("generation-m-256", "generation", "M", 256, 2, their_settings=STATIC, **LARGE)
+    yield Case("generation-m-32", "generation", "M", 32, **LARGE)
+
+
+def from_data() -> Iterator[Case]:
+    """Methods that learn from given responses: from pairs, and SFT from examples."""
+    pairs = {"prompts": 16, "samples": 2}
+    for precomputed in (False, True):
+        end = "-precomputed" if precomputed else ""
+        own = {**pairs, "precomputed": precomputed}
+        yield Case(f"dpo-s{end}", "dpo", "S", 256, 2, **own, quick=True)
+        yield Case(f"dpo-m{end}", "dpo", "M", 256, 3, **{**own, **LARGE})
+        yield Case(f"dpo-s-32{end}", "dpo", "S", 32, **own)
+        yield Case(f"dpo-m-32{end}", "dpo", "M", 32, **{**own, **LARGE})
+    examples = {"prompts": 64, "samples": 1}
+    yield Case("sft-s", "sft", "S", 32, 1.3, **examples, quick=True)
+    yield Case("sft-m", "sft", "M", 32, 1.3, **examples, **LARGE)
+    pairs = {"prompts": 32, "samples": 2}
+    yield Case("reward-model-s", "reward-model", "S", 32, 1.3, **pairs, quick=True)
+    yield Case("reward-model-m", "reward-model", "M", 32, 1.3, **pairs, **LARGE)
+
+
+def ppo() -> Iterator[Case]:
+    """PPO with one response per prompt, as TRL has it, and with eight, which is as much work."""
+    own = {"epochs": 4, "beta": 0.05}
+    for name, prompts, minimum in (("", 64, 2.0), ("-groups", 8, None)):
+        shape = {"prompts": prompts, "samples": 64 // prompts}
+        quick = not name
+        yield Case(f"ppo-s{name}", "ppo", "S", 32, minimum, **own, **shape, quick=quick)
+        yield Case(f"ppo-m{name}", "ppo", "M", 32, minimum, **own, **shape, **LARGE)
+
+
+def memory(cases: list[Case]) -> Iterator[Case]:
+    """The peak memory of each: all of a step in one pass on both sides, and by eight responses."""
+    once = {"memory": True, "repetitions": 1, "warm_up": 0, "quick": False}
+    for case in cases:
+        steps = 1 if case.epochs > 1 else 2
+        minimum = {"S": 2.5, "M": 4.0}[case.size]
+        whole = replace(case, **once, steps=steps, their_steps=steps, minimum=minimum)
+        quick = case.name in ("grpo-s-256", "dpo-s")
+        yield replace(whole, name=f"memory-{case.name}", their_rows_per_pass=None, quick=quick)
+        if case.name in ("grpo-s-256", "grpo-m-256"):
+            yield replace(
+                whole,
+                name=f"memory-{case.name}-by-8",
+                their_rows_per_pass=8,
+                our_tokens_per_pass=case.prompt + 8 * case.response,
+            )
+
+
+def curves() -> Iterator[Case]:
+    """GRPO on S around prompts of 128, groups of 8 and responses of up to 64: one thing varies."""
+    short = {"repetitions": 2, "steps": 4, "their_steps": 1, "their_rows_per_pass": 16}
+    middle = Case("", "grpo", "S", 128, **short)
+    for prompt in (32, 128, 512, 2048):
+        yield replace(middle, name=f"curve-prompt-{prompt}", prompt=prompt)
+    for samples in (2, 8, 32, 64):
+        name = f"curve-group-{samples}"
+        rows = max(16, samples)
+        yield replace(
+            middle, name=name, prompts=64 // samples, samples=samples, their_rows_per_pass=rows
+        )
+    for vocabulary in (512, 8192, 32_768, 131_072):
+        yield replace(middle, name=f"curve-vocabulary-{vocabulary}", size=f"S-{vocabulary}")
+    for response in (16, 64, 256):
+        yield replace(middle, name=f"curve-response-{response}", response=response)
+
+
+TIMES = [*grpo(), *generation(), *from_data(), *ppo()]
+CURVES = list(curves())
+CASES = {case.name: case for case in [*TIMES, *memory(TIMES), *CURVES]}
+
+
+def chosen(patterns: str) -> list[Case]:
+    """The cases whose names are, or match, one of the patterns between commas."""
+    from fnmatch import fnmatch
+
+    wanted = patterns.split(",")
+    unknown = [p for p in wanted if not any(fnmatch(name, p) for name in CASES)]
+    if unknown:
+        raise SystemExit(f"no case is called {', '.join(unknown)}; there are {', '.join(CASES)}")
+    return [case for name, case in CASES.items() if any(fnmatch(name, p) for p in wanted)]
+
+
+def hurried(case: Case) -> Case:
+    """The case with fewer steps and repetitions, for a quick look."""
+    return replace(
+        case,
+        steps=max(1, case.steps // 2),
+        their_steps=max(1, case.their_steps // 2),
+        warm_up=case.warm_up if case.size == "S" else 0,
+        repetitions=min(case.repetitions, 2),
+    )

@@ -1,0 +1,227 @@
+"""What pairs of runs come to: numbers for results.json, and the table that is made of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+from cases import CASES, Case
+
+HERE = Path(__file__).resolve().parent
+REPOSITORY = HERE.parents[1]
+COLUMNS = (
+    "case", "ratio", "low – high", "promised", "Trivium", "TRL", "tokens, Trivium / TRL",
+    "over the limit, Trivium / TRL", "Trivium's stages",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Side:
+    """One run: means over the steps that count.
+
+    Attributes:
+        seconds: processor time of a step.
+        tokens: response tokens of a step.
+        bytes: peak memory above that of the loaded models.
+        base_bytes: what the loaded models take.
+        flops: that a step needs, where they are counted.
+        stages: wall-clock seconds of a step's parts, where they are told apart.
+    """
+
+    seconds: float
+    tokens: float
+    bytes: int
+    base_bytes: int
+    flops: float
+    stages: dict[str, float]
+
+    @classmethod
+    def of(cls, warm_up: int, report: dict[str, Any]) -> Side:
+        marks = report["marks"]
+        seconds = [marks[i + 1] - marks[i] for i in range(len(marks) - 1)]
+        stages = report.get("stages", {})
+        return cls(
+            seconds=fmean(seconds[warm_up:]) + report.get("seconds_before", 0.0),
+            tokens=fmean(report["tokens"][warm_up:]),
+            bytes=report["peak_bytes"],
+            base_bytes=report["base_bytes"],
+            flops=fmean(report["flops"][warm_up:]) if "flops" in report else 0.0,
+            stages={name: fmean(values[warm_up:]) for name, values in stages.items()},
+        )
+
+    def cost(self, case: Case) -> float:
+        """What is compared: seconds of a token or step, or bytes."""
+        if case.memory:
+            return self.bytes
+        return self.seconds / (self.tokens if case.method == "generation" else 1)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A run of each side, with the same seed."""
+
+    case: Case
+    ours: Side
+    theirs: Side
+
+    @property
+    def ratio(self) -> float:
+        """How many times theirs costs what ours does."""
+        return self.theirs.cost(self.case) / self.ours.cost(self.case)
+
+    def __str__(self) -> str:
+        sides = " and ".join(
+            f"{size(side.bytes)}" if self.case.memory else f"{side.seconds:.3f} s"
+            for side in (self.ours, self.theirs)
+        )
+        tokens = f"{self.ours.tokens:.0f} and {self.theirs.tokens:.0f} tokens"
+        return f"{self.ratio:.2f} ({sides}; {tokens})"
+
+
+def summary(case: Case, pairs: list[Pair], peak: float, *, quick: bool) -> dict[str, Any]:
+    """A case's entry in results.json; distances are from what arithmetic alone takes at the peak.
+
+    TRL's distance is from the FLOPs that Trivium counted, made those of its own number of tokens.
+    """
+    ratios = [pair.ratio for pair in pairs]
+    sides = {"ours": [p.ours for p in pairs], "theirs": [p.theirs for p in pairs]}
+    entry: dict[str, Any] = {
+        "case": case.name,
+        "ratio": median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+        "minimum": case.minimum,
+        "unit": "bytes" if case.memory else "seconds per step",
+    }
+    for name, runs in sides.items():
+        entry[name] = median(run.bytes if case.memory else run.seconds for run in runs)
+        entry[f"{name}_tokens"] = median(run.tokens for run in runs)
+        entry[f"{name}_tokens_per_second"] = median(run.tokens / run.seconds for run in runs)
+        if case.memory:
+            entry[f"{name}_models_bytes"] = median(run.base_bytes for run in runs)
+    ideal = [pair.ours.flops / peak for pair in pairs]
+    work = [pair.theirs.tokens / pair.ours.tokens for pair in pairs]
+    rows = list(zip(pairs, ideal, work, strict=True))
+    timed = not case.memory
+    return entry | {
+        "limit_distance": median(p.ours.seconds / i for p, i, _ in rows) if timed else None,
+        "their_limit_distance": (
+            median(p.theirs.seconds / (i * w) for p, i, w in rows) if timed else None
+        ),
+        "stages": shares(sides["ours"]) if timed else {},
+        "peak_gflops": peak / 1e9,
+        "flops": median(run.flops for run in sides["ours"]),
+        "repetitions": len(pairs),
+        "quick": quick,
+        "task": asdict(case),
+        "code": code(),
+        **circumstances(case),
+    }
+
+
+def shares(runs: list[Side]) -> dict[str, float]:
+    """The share of each of Trivium's stages in the time of all of them."""
+    seconds = {name: fmean(run.stages[name] for run in runs) for name in runs[0].stages}
+    total = sum(seconds.values())
+    return {name.removeprefix("time/"): value / total for name, value in seconds.items()}
+
+
+def circumstances(case: Case) -> dict[str, Any]:
+    """The processor, and the versions of what was compared."""
+    pins = (HERE / f"{peer(case)}.txt").read_text().split()
+    return {
+        "cpu": processor(),
+        "threads": 1,
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "transformers": version("transformers"),
+        "peer": [pin for pin in pins if pin.split("==")[0] in ("torch", "transformers", "trl")],
+    }
+
+
+def peer(case: Case) -> str:
+    """The version of TRL that a case is compared with: the last that has the method."""
+    return "trl-1.9" if case.method == "ppo" else "trl-1.16"
+
+
+def processor() -> str:
+    """What the system calls this processor."""
+    cpus = Path("/proc/cpuinfo").read_text().splitlines()
+    return next((line.split(":")[1].strip() for line in cpus if "model name" in line), "unknown")
+
+
+@cache
+def code() -> str:
+    """Short for all code that is measured, and that measures it."""
+    workers = [HERE / f"{name}.py" for name in ("meter", "ours", "reward", "theirs", "worlds")]
+    return digest(
+        *sorted(REPOSITORY.glob("trivium/**/*.py")), *workers, *sorted(HERE.glob("*.txt"))
+    )
+
+
+def digest(*files: Path) -> str:
+    """Short for these files' contents."""
+    whole = hashlib.sha256()
+    for file in files:
+        whole.update(file.read_bytes())
+    return whole.hexdigest()[:12]
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The results that there are, in the order of the cases."""
+    results = json.loads(path.read_text()) if path.exists() else []
+    order = list(CASES)
+    return sorted((r for r in results if r["case"] in CASES), key=lambda r: order.index(r["case"]))
+
+
+def write(path: Path, entry: dict[str, Any]) -> None:
+    """Put a case's entry among the results, in place of its former one, and make the table anew."""
+    others = [r for r in read(path) if r["case"] != entry["case"]]
+    path.write_text(json.dumps([*others, entry], indent=1) + "\n")
+    path.write_text(json.dumps(read(path), indent=1) + "\n")
+    path.with_suffix(".md").write_text(table(read(path)) + "\n")
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """A Markdown table of all results; those of other code than the last are marked so."""
+    rows = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, results)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def cells(r: dict[str, Any]) -> list[str]:
+    """A row of the table."""
+    memory = r["unit"] == "bytes"
+    fast = r["case"].startswith("generation")
+    promised = "" if r["minimum"] is None else f"{r['minimum']:g}"
+    if promised and r["ratio"] < r["minimum"]:
+        promised += " (missed)"
+    stages = ", ".join(f"{name} {share:.0%}" for name, share in r["stages"].items())
+    limits = [r["limit_distance"], r["their_limit_distance"]]
+
+    def measured(side: str) -> str:
+        if memory:
+            return size(r[side])
+        return f"{r[f'{side}_tokens_per_second']:,.0f} /s" if fast else f"{r[side]:.3f} s"
+
+    return [
+        r["case"] + ("" if r["code"] == code() else " (older code)") + (" (quick)" * r["quick"]),
+        f"{r['ratio']:.2f}",
+        f"{r['ratio_low']:.2f} – {r['ratio_high']:.2f}",
+        promised,
+        measured("ours"),
+        measured("theirs"),
+        f"{r['ours_tokens']:,.0f} / {r['theirs_tokens']:,.0f}",
+        "" if memory else " / ".join(f"{limit:.1f}" for limit in limits),
+        stages,
+    ]
+
+
+def size(count: float) -> str:
+    return f"{count / 2**20:,.0f} MiB"
