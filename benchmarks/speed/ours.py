@@ -124,7 +124,7 @@ def configuration(task: dict[str, Any], world: Path, place: Path) -> dict[str, A
     return {
         "grpo": {
             **rollouts,
-            "rewards": [{"function": f"{REWARD}:distinct"}],
+            "rewards": [{"function": f"{REWARD}:share_of_a"}],
             "steps_per_iteration": steps,
         },
         "ppo": {

@@ -15,7 +15,7 @@ from typing import Any
 
 import meter
 from datasets import Dataset
-from reward import distinct
+from reward import share_of_a
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -95,7 +95,7 @@ def grpo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) 
 
     def reward(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
         lengths.append(sum(map(len, completion_ids)))
-        return distinct(completions)
+        return share_of_a(completions)
 
     responses = task["prompts"] * task["samples"]
     config = GRPOConfig(
