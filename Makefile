@@ -5,9 +5,11 @@ FUZZ_SECONDS ?= 60
 PYTHON ?= python3
 
 RUN = $(VENV)/bin
-PEERS = benchmarks/speed/.environments
-BENCH_ENVIRONMENTS = $(VENV)/.test-installed $(PEERS)/trl-1.16/.installed $(PEERS)/trl-1.9/.installed
 INSTALL = $(RUN)/python -m pip install --disable-pip-version-check --constraint constraints.txt
+
+PEERS = benchmarks/speed/.environments
+BENCHED = $(VENV)/.demo-installed $(PEERS)/trl-1.16/.installed $(PEERS)/trl-1.9/.installed
+BENCHMARK = $(RUN)/python benchmarks/speed/run.py
 
 .PHONY: demo test lint torture fuzz bench bench-quick bench-curves clean
 
@@ -30,14 +32,17 @@ fuzz: $(VENV)/.fuzz-installed
 	  PYTHONPATH=tests $(RUN)/python -m fuzz.run $$target --seconds $(FUZZ_SECONDS) || exit 1; \
 	done
 
-bench: $(BENCH_ENVIRONMENTS)
-	$(RUN)/python benchmarks/speed/run.py --resume
+# Trivium beside TRL, on one core; BENCH takes further options, such as --core 0 or --only 'dpo-*'.
+bench: $(BENCHED)
+	$(BENCHMARK) --resume $(BENCH)
+	$(RUN)/python benchmarks/speed/curves.py
 
-bench-quick: $(BENCH_ENVIRONMENTS)
-	$(RUN)/python benchmarks/speed/run.py --quick
+bench-quick: $(BENCHED)
+	$(BENCHMARK) --quick $(BENCH)
 
-bench-curves: $(BENCH_ENVIRONMENTS)
-	$(RUN)/python benchmarks/speed/run.py --only 'curve-*'
+bench-curves: $(BENCHED)
+	$(BENCHMARK) --resume --only 'curve-*' $(BENCH)
+	$(RUN)/python benchmarks/speed/curves.py
 
 clean:
 	rm -rf $(PEERS) benchmarks/speed/.worlds

@@ -203,14 +203,15 @@ def test_on_policy_update_makes_no_extra_forward_pass(
 
     def assemble_and_count(*arguments: Any, **options: Any) -> OnPolicyParts:
         parts = gathered(*arguments, **options)
-        for name, scorer in (("policy", parts.policy), ("reference", parts.reference)):
-            score = scorer.score
+        asked = (("policy", parts.policy, "score"), ("reference", parts.reference, "logprobs"))
+        for name, scorer, method in asked:
+            score = getattr(scorer, method)
 
             def counted(batch: Any, name: str = name, score: Any = score) -> Any:
                 calls[name] += 1
                 return score(batch)
 
-            monkeypatch.setattr(scorer, "score", counted)
+            monkeypatch.setattr(scorer, method, counted)
         return parts
 
     monkeypatch.setattr(grpo, "assemble", assemble_and_count)

@@ -220,6 +220,21 @@ def test_first_step_identities_hold_for_old_samples(world: World) -> None:
         assert line["policy/clip_low"] == line["policy/clip_high"] == 0.0
 
 
+@pytest.mark.parametrize("road", ["grpo", "ppo"])
+def test_old_samplers_log_probs_never_stand_in_for_the_policys(world: World, road: str) -> None:
+    def scored(**options: Any) -> float:
+        given = world.on_policy(
+            beta=0.0, minibatches=2, tokens_per_micro_batch=20, importance_limit=2.0, **options
+        )
+        if road == "grpo":
+            run = grpo.train(GRPOConfig(**given, steps_per_iteration=2))
+        else:
+            run = ppo.train(PPOConfig(**given, steps=2))
+        return read_metrics(run)[-1]["policy/old_scored"]
+
+    assert scored() < scored(sampler_tolerance=0.0) == scored(asynchronous=True)
+
+
 def test_steps_cost_what_they_cost_without_sampling_ahead(world: World) -> None:
     options = {"steps_per_iteration": 3, "beta": 0.1, "importance_limit": 2.0}
     runs = [

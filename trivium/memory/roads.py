@@ -147,8 +147,7 @@ def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
     """Actor and critic with gradients and moments, the reference, and learned rewards."""
     judges = load_learned(road, config.rewards)
     policy = road.policy(config.model, config.sampling.temperature)
-    asked = config.beta > 0 or config.evaluation is not None
-    reference = road.reference(policy, asked=asked)
+    reference = road.reference(policy, asked=config.beta > 0 or config.evaluation is not None)
     quality = load_learned(road, own_rewards(config.evaluation)) or judges
     critic = load_critic(road, config, policy)
     optimizer = road.optimizer(
@@ -196,8 +195,7 @@ def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
     """The policy with gradients and moments, the reference, and learned rewards."""
     judges = load_learned(road, config.rewards)
     policy = road.policy(config.model, config.sampling.temperature)
-    asked = config.beta > 0 or config.evaluation is not None
-    reference = road.reference(policy, asked=asked)
+    reference = road.reference(policy, asked=config.beta > 0 or config.evaluation is not None)
     quality = load_learned(road, own_rewards(config.evaluation)) or judges
     optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
     trained = reward_optimizer(road, config.reward_update, judges)

@@ -1,0 +1,97 @@
+"""Trivium on one GPU: tokens per second, and the share of the GPU's arithmetic that is used.
+
+    python benchmarks/speed/gpu.py [--peak-tflops 989]
+
+A Qwen2 of half a billion random weights in bfloat16 samples 8 responses to each of 32 prompts and
+learns from them by GRPO. The model FLOPs that Trivium counts (``trivium.models.flops``), over the
+seconds that they took, are set against the GPU's peak: as given, or else that of a product of large
+matrices, measured here. Where PyTorch finds no GPU it says so, and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import torch
+from ours import REWARD
+from worlds import Size, write_world
+
+from trivium.algorithms import grpo
+from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.models import flops
+from trivium.rollout.local import LocalEngine
+from trivium.runs.store import read_metrics
+
+HALF_A_BILLION = Size(width=1024, layers=32, vocabulary=151_936)
+PROMPT, RESPONSE, PROMPTS, SAMPLES, STEPS = 512, 512, 32, 8, 5
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peak-tflops", type=float, help="of dense bfloat16, as the maker says")
+    asked = parser.parse_args()
+    if not torch.cuda.is_available():
+        print("PyTorch finds no GPU here: nothing was measured")
+        return
+    peak = asked.peak_tflops or measured_peak()
+    print(f"{torch.cuda.get_device_name()}, peak {peak:.0f} TFLOP/s in bfloat16")
+    with tempfile.TemporaryDirectory() as folder:
+        world = Path(folder) / "world"
+        write_world(world, HALF_A_BILLION, prompt_tokens=PROMPT, response_tokens=RESPONSE)
+        sampling, steps = train(world)
+    tokens = fmean(step["tokens/generated"] for step in steps)
+    learning = fmean(step["flops"] for step in steps) - sampling
+    for stage, cost in {"rollout": sampling, "update": learning}.items():
+        seconds = fmean(step[f"time/{stage}"] for step in steps)
+        rate, share = tokens / seconds, cost / seconds / (peak * 1e12)
+        print(json.dumps({"stage": stage, "tokens_per_second": rate, "flops_share": share}))
+
+
+def measured_peak(size: int = 8192) -> float:
+    """TFLOP/s of a product of two squares in bfloat16, the best of ten."""
+    left, right = torch.randn(2, size, size, device="cuda", dtype=torch.bfloat16)
+    best = 0.0
+    for _ in range(10):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        left @ right
+        torch.cuda.synchronize()
+        best = max(best, 2e-12 * size**3 / (time.perf_counter() - began))
+    return best
+
+
+def train(world: Path) -> tuple[float, list[dict[str, float]]]:
+    """FLOPs of sampling, and the steps' numbers; the first step, a warm-up, is left out."""
+    generate, costs = LocalEngine.generate, list[float]()
+
+    def counted(self: LocalEngine, *given: Any, **named: Any) -> Any:
+        before = flops.total()
+        responses = generate(self, *given, **named)
+        costs.append(flops.total() - before)
+        return responses
+
+    LocalEngine.generate = counted
+    config = {
+        "model": {"path": str(world / "model"), "dtype": "bfloat16", "device": "cuda"},
+        "data": {"path": str(world / "data.jsonl")},
+        "rewards": [{"function": f"{REWARD}:share_of_a"}],
+        "run": {"directory": str(world / "run"), "checkpoints": {"seconds": 1e6}},
+        "sampling": {"max_tokens": RESPONSE},
+        "optimizer": {"learning_rate": 1e-8},
+        "prompts_per_step": PROMPTS,
+        "responses_per_prompt": SAMPLES,
+        "steps_per_iteration": STEPS,
+        "beta": 0.0,
+    }
+    steps = read_metrics(grpo.train(GRPOConfig.model_validate(config)))
+    return fmean(costs[1:]), steps[1:]
+
+
+if __name__ == "__main__":
+    main()
