@@ -168,14 +168,14 @@ def test_reference_is_scored_once_and_pairs_keep_their_own(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []
-    score = Policy.score
+    hidden = Policy.hidden
 
     def counted(policy: Policy, batch: Any) -> Any:
         if not torch.is_grad_enabled():
             calls.append(len(batch.lengths_N))
-        return score(policy, batch)
+        return hidden(policy, batch)
 
-    monkeypatch.setattr(Policy, "score", counted)
+    monkeypatch.setattr(Policy, "hidden", counted)
     seen: dict[tuple[int, ...], list[Tensor]] = {}
     loss = dpo.loss
 
