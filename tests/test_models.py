@@ -55,7 +55,7 @@ def policy_at(path: str | Path, **options: object) -> Policy:
 
 
 def logprobs(policy: Policy | Reference) -> Tensor:
-    return policy.score(BATCH).logprobs_T.detach()
+    return policy.logprobs(BATCH).detach()
 
 
 def states(model: torch.nn.Module) -> dict[str, Tensor]:
