@@ -101,9 +101,11 @@ def from_data() -> Iterator[Case]:
         yield Case(f"dpo-m{end}", "dpo", "M", 256, 3, **{**own, **LARGE})
         yield Case(f"dpo-s-32{end}", "dpo", "S", 32, **own)
         yield Case(f"dpo-m-32{end}", "dpo", "M", 32, **{**own, **LARGE})
+    yield Case("dpo-m-lean-head", "dpo", "M", 256, **pairs, **LARGE, lean_head=True)
     examples = {"prompts": 64, "samples": 1}
     yield Case("sft-s", "sft", "S", 32, 1.3, **examples, quick=True)
     yield Case("sft-m", "sft", "M", 32, 1.3, **examples, **LARGE)
+    yield Case("sft-m-lean-head", "sft", "M", 32, **examples, **LARGE, lean_head=True)
     pairs = {"prompts": 32, "samples": 2}
     yield Case("reward-model-s", "reward-model", "S", 32, 1.3, **pairs, quick=True)
     yield Case("reward-model-m", "reward-model", "M", 32, 1.3, **pairs, **LARGE)

@@ -40,8 +40,17 @@ COMMON = {
 def main() -> None:
     task, world, place = meter.begin()
     measured = meter.Meter(place, memory=task["memory"])
+    if task["lean_head"]:
+        put_head_on_responses_only()
     METHODS[task["method"]](task, world, place, measured)
     measured.report()
+
+
+def put_head_on_responses_only() -> None:
+    """Let TRL do on the CPU what it does on GPUs: its head sees the response's positions alone."""
+    from trl.trainer import utils
+
+    utils._use_triton = lambda device: True
 
 
 class Watch(TrainerCallback):
@@ -89,8 +98,6 @@ def scorer(world: Path) -> Any:
 def grpo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
-    if task["lean_head"]:
-        put_head_on_responses_only()
     lengths: list[int] = []
 
     def reward(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float]:
@@ -122,13 +129,6 @@ def grpo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) 
     )
     trainer.train()
     measured.note(tokens=lengths)
-
-
-def put_head_on_responses_only() -> None:
-    """Let TRL do on the CPU what it does on GPUs: its head sees the response's positions alone."""
-    from trl.trainer import utils
-
-    utils._use_triton = lambda device: True
 
 
 def generation(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -> None:
