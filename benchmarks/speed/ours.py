@@ -133,7 +133,12 @@ def configuration(task: dict[str, Any], world: Path, place: Path) -> dict[str, A
             "critic": {"model": scorer, "optimizer": optimizer, "clip": 0.2},
             "steps": steps,
         },
-        "dpo": {**common, "data": examples, "pairs_per_step": task["prompts"]},
+        "dpo": {
+            **common,
+            "data": examples,
+            "pairs_per_step": task["prompts"],
+            "reference_cache": False,
+        },
         "sft": {
             **common,
             "data": {**examples, "columns": {"completion": "chosen"}},
