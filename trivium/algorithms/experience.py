@@ -156,7 +156,8 @@ def old_logprobs(
         found_T = score_logprobs(policy, data, parts)
         old_T = old_T.to(found_T).index_copy(0, at.to(found_T.device), found_T)
         scored_T[at] = True
-        if 0 < tolerance >= float((found_T.cpu() - sampler_T[at]).abs().max()):
+        difference = float((found_T.cpu() - sampler_T[at]).abs().max())
+        if tolerance > 0 and difference <= tolerance:
             break
     return old_T, scored_T
 

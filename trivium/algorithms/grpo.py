@@ -76,9 +76,7 @@ def train(config: GRPOConfig) -> Path:
         compared=config.beta > 0,
         asynchronous=config.asynchronous,
     )
-    reward_update = None
-    if config.reward_update is not None:
-        reward_update = RewardUpdate(config.reward_update, parts, seed=config.run.seed)
+    reward_update = RewardUpdate.of(config.reward_update, parts, seed=config.run.seed)
     updates = config.total_steps * config.epochs * config.minibatches
     trained = [(config.optimizer, trained_parameters(parts.policy.model))]
     total, known = config.total_steps, parts.prompts

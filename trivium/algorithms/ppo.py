@@ -87,9 +87,7 @@ def train(config: PPOConfig) -> Path:
     mix = None
     if config.pretraining is not None:
         mix = PretrainingMix(config.pretraining, parts.policy, seed=config.run.seed)
-    reward_update = None
-    if config.reward_update is not None:
-        reward_update = RewardUpdate(config.reward_update, parts, seed=config.run.seed)
+    reward_update = RewardUpdate.of(config.reward_update, parts, seed=config.run.seed)
     beta = KLCoefficient(config.beta, config.adaptive_kl)
     total, known = config.steps, parts.prompts
     training = Training(begun, total, evaluator=parts.evaluator, known=known)
@@ -187,17 +185,17 @@ def prepare(
     rewards_T = kl_shaped_rewards(
         rollouts.outcomes_N.to(old_T), kl_T, lengths_N, beta, step_rewards(parts, rollouts, old_T)
     )
+    final_N = None
+    if config.bootstrap_cut_off:
+        most = config.tokens_per_micro_batch
+        final_N = final_values(parts.policy, critic, rollouts, values_T, max_tokens=most)
     advantages_T = gae(
         rewards_T,
         values_T,
         lengths_N,
         gamma=config.gamma,
         lam=config.lam,
-        bootstrap_N=final_values(
-            parts.policy, critic, rollouts, values_T, max_tokens=config.tokens_per_micro_batch
-        )
-        if config.bootstrap_cut_off
-        else None,
+        bootstrap_N=final_N,
     )
     targets_T = return_targets(values_T, advantages_T)
     return PPOExperience(

@@ -69,6 +69,13 @@ class RewardUpdate:
         self.fresh: list[Example] = []
         self.archive: list[Example] = []
 
+    @classmethod
+    def of(
+        cls, config: RewardUpdateConfig | None, parts: OnPolicyParts, *, seed: int
+    ) -> RewardUpdate | None:
+        """None where the configuration asks for none."""
+        return None if config is None else cls(config, parts, seed=seed)
+
     def due(self, step: int) -> bool:
         """Whether PPO updates the reward model after this step."""
         return step % self.config.every == 0

@@ -56,11 +56,12 @@ class Tally:
 @contextmanager
 def apart() -> Iterator[Tally]:
     """What this thread does here is counted apart, for whoever uses its result to ``add``."""
+    outer: Tally | None = getattr(_thread, "tally", None)
     _thread.tally = tally = Tally()
     try:
         yield tally
     finally:
-        del _thread.tally
+        _thread.tally = outer
 
 
 def count_head(tokens: int, weight: Tensor) -> None:

@@ -133,15 +133,13 @@ def rules_of_lean(backbone: PreTrainedModel) -> dict[int, Rule] | None:
     """
     if not _is_known(backbone):
         return None
-    counted = flops.total()
-    batch, expected, rules = probe(backbone)
-    try:
-        lean = LeanPass(backbone, rules)
-        found = lean(batch.tokens_L, batch.positions_L, GroupLayout(batch))
-    except (AttributeError, KeyError, TypeError, RuntimeError):
-        return None
-    finally:
-        flops.go_on_from(counted)
+    with flops.apart():
+        batch, expected, rules = probe(backbone)
+        try:
+            lean = LeanPass(backbone, rules)
+            found = lean(batch.tokens_L, batch.positions_L, GroupLayout(batch))
+        except (AttributeError, KeyError, TypeError, RuntimeError):
+            return None
     return rules if close(found, expected, 1e-3 if is_precise(found) else HALF) else None
 
 

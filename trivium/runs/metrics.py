@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from trivium.runs.metric_table import EVALUATION, TABLE, Metric
+from trivium.runs.evaluation_table import EVALUATION
+from trivium.runs.metric import Metric
+from trivium.runs.metric_table import TABLE
 
 METRICS = {metric.name: metric for metric in TABLE}
 """All metrics of training steps by name, in the order in which they are shown."""
