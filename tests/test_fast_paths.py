@@ -16,13 +16,13 @@ from worlds import family, letters_tokenizer, random_groups, random_lm
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.models import flops
+from trivium.models import flops, shared_attention
 from trivium.models.attention import GroupLayout, MaskedLayout, Rule, on_line
 from trivium.models.flex import FlexLayout
 from trivium.models.lean import LeanPass, rules_of_lean
 from trivium.models.linear import Linear, Packed, linear, product, use_fast_linears
 from trivium.models.policy import Policy
-from trivium.models.shared_attention import SMALL, WASTE, alike, plan
+from trivium.models.shared_attention import LONG, SMALL, WASTE, alike, plan
 from trivium.rollout.engine import draw
 from trivium.rollout.sampling import Sampling
 
@@ -82,8 +82,12 @@ def test_attention_in_parts_equals_the_masked_one(
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
+@pytest.mark.parametrize("long", [2, 7, LONG])
 @pytest.mark.parametrize("seed", range(20))
-def test_attention_of_many_shapes_in_one_batch_equals_the_masked_one(seed: int) -> None:
+def test_attention_of_many_shapes_in_one_batch_equals_the_masked_one(
+    monkeypatch: pytest.MonkeyPatch, seed: int, long: int
+) -> None:
+    monkeypatch.setattr(shared_attention, "LONG", long)
     drawn = random.Random(seed)
     groups = [
         Group([1] * drawn.randint(1, 60), [[2] * drawn.randint(1, 50) for _ in range(n)])
@@ -108,13 +112,26 @@ def test_scores_of_any_size_are_merged_without_overflow() -> None:
 
 
 def test_no_key_of_a_prompt_is_copied_for_a_response() -> None:
-    groups = [Group([1] * 100, [[2] * 10] * 8), Group([1] * 100, [[2] * 10] * 8)]
-    blocks = plan(Batch.of(groups))
-    keys = sum(block.keys.index.numel() for block in blocks)
-    line = 2 * (100 + 8 * 10)
-    # Each token is a key where it lies, and the prompts' once more for their responses together.
-    assert keys <= WASTE * (line + 2 * 100)
-    assert sum(block.queries.index.numel() for block in blocks) <= WASTE * (line + 2 * 70)
+    def keys(responses: int) -> int:
+        groups = [Group([1] * 400, [[2] * 10] * responses)] * 2
+        return sum(b.keys.index.numel() for b in plan(Batch.of(groups)) if not b.causal)
+
+    # All of the prompt for the responses, and the former halves of it and of its halves for itself.
+    assert keys(2) == keys(80) == 2 * (400 + 200 + 2 * 100)
+
+
+def test_rows_that_are_halved_are_computed_half_and_half_and_as_masked_ones() -> None:
+    batch = Batch.of(random_groups(50, [801, 300, 9], [[250, 3], [40], [LONG]]))
+    blocks = plan(batch)
+    assert max(block.queries.longest for block in blocks if block.causal) <= LONG
+    pairs = sum(len(b.queries.held) * b.queries.longest * b.keys.longest for b in blocks)
+    assert pairs < 0.8 * (801**2 + 801 * 253 + 250**2 + 340**2 + (9 + LONG) ** 2)
+    rule = Rule(0.3, None, None)
+    shared, masked = GroupLayout(batch), MaskedLayout(batch)
+    found = outputs(lambda *qkv: shared.attend(0, *qkv, rule=rule), batch, 4, 2)
+    expected = outputs(lambda *qkv: masked.attend(0, *qkv, rule=rule), batch, 4, 2)
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
 @pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")

@@ -443,19 +443,20 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Let every forward pass of more tokens fail, and every other backward pass of a few less."""
     failed: list[int] = []
 
-    def limited(backbone: Any, batch: Batch, *, shared: bool) -> Tensor:
+    def limited(backbone: Any, batch: Batch, line_index: Tensor, *, shared: bool) -> Tensor:
         tokens = len(batch.tokens_L)
         if tokens > most:
             failed.append(tokens)
             raise torch.OutOfMemoryError("CUDA out of memory")
-        hidden = attend(backbone, batch, shared=shared)
+        hidden = attend(backbone, batch, line_index, shared=shared)
         if not torch.is_grad_enabled():
             return hidden
-        return Explode.apply(hidden, most - 5, torch.OutOfMemoryError("CUDA out of memory"))
+        allowed = len(hidden) if tokens <= most - 5 else 0
+        return Explode.apply(hidden, allowed, torch.OutOfMemoryError("CUDA out of memory"))
 
-    attend = policy.hidden_states
+    attend = policy.states_at
     for module in (policy, reward_models):
-        monkeypatch.setattr(module, "hidden_states", limited)
+        monkeypatch.setattr(module, "states_at", limited)
     return failed
 
 

@@ -167,14 +167,14 @@ def test_first_step_tells_what_a_pass_over_the_whole_batch_would(
     whole = first_epoch(steps, 12)
     assert len(whole) > 2
     expected_T = score_logprobs(parts.policy, experience, whole)
-    attend = policies.hidden_states
+    attend = policies.states_at
 
-    def limited(backbone: Any, batch: Any, *, shared: bool) -> Tensor:
+    def limited(backbone: Any, batch: Any, line_index: Tensor, *, shared: bool) -> Tensor:
         if len(batch.tokens_L) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return attend(backbone, batch, shared=shared)
+        return attend(backbone, batch, line_index, shared=shared)
 
-    monkeypatch.setattr(policies, "hidden_states", limited)
+    monkeypatch.setattr(policies, "states_at", limited)
     optimizer = Optimizer([(config.optimizer, trained_parameters(parts.policy.model))], 10)
     updates = Updates(steps)
     results = grpo.update(config, parts, optimizer, experience, updates)

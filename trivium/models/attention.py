@@ -107,10 +107,13 @@ def attention(
 
 
 class GroupLayout:
-    """Each prompt attends to itself; each response to its group's prompt and to itself."""
+    """Each prompt attends to itself; each response to its group's prompt and to itself.
 
-    def __init__(self, batch: Batch) -> None:
-        self.batch = batch
+    ``read`` are the positions whose final states are read; None: all.
+    """
+
+    def __init__(self, batch: Batch, read: Tensor | None = None) -> None:
+        self.batch, self.read = batch, read
         self.longest = int((spread(batch.prompt_lengths_G, batch.sizes_G) + batch.lengths_N).max())
 
     def attend(
@@ -222,11 +225,24 @@ def flex_works() -> bool:
     return works
 
 
-def hidden_states(backbone: PreTrainedModel, batch: Batch, *, shared: bool = True) -> Tensor:
-    """Final hidden states of every token on the batch's line, ``[L, D]``."""
+def hidden_states(
+    backbone: PreTrainedModel, batch: Batch, *, shared: bool = True, read: Tensor | None = None
+) -> Tensor:
+    """Final hidden states of every token on the batch's line, ``[L, D]``.
+
+    Where it is known that only some positions are ``read``, others may be undefined.
+    """
     if not shared:
         return separate_rows(backbone, batch)
-    return _of_batch(backbone, batch, GroupLayout(batch))
+    return _of_batch(backbone, batch, GroupLayout(batch, read))
+
+
+def states_at(
+    backbone: PreTrainedModel, batch: Batch, line_index: Tensor, *, shared: bool = True
+) -> Tensor:
+    """Final hidden states at positions of the batch's line, one per index."""
+    read = torch.unique(line_index)
+    return hidden_states(backbone, batch, shared=shared, read=read).index_select(0, line_index)
 
 
 def _of_batch(backbone: PreTrainedModel, batch: Batch, layout: Layout) -> Tensor:
@@ -279,8 +295,8 @@ def uses_ragged_attention(model: PreTrainedModel) -> bool:
 def use_ragged_attention(model: PreTrainedModel) -> bool:
     """Switch ``model`` to the ragged attention if that is exact for it; otherwise leave it be.
 
-    Returns whether prompts are shared. Costs two forward passes over a dozen tokens, and in half
-    precision, where rounding is seen, a third to know how much of it there is.
+    Returns whether prompts are shared. Costs three forward passes over a dozen tokens, and in half
+    precision, where rounding is seen, a fourth to know how much of it there is.
     """
     if uses_ragged_attention(model):
         return True
@@ -297,7 +313,12 @@ def use_ragged_attention(model: PreTrainedModel) -> bool:
             tolerance = max(0.05, 2 * rounding)
         model.set_attn_implementation(RAGGED)
         _, found, rules = probe(backbone)
-        exact = close(found, expected, tolerance) and _windows_arrive(model, rules)
+        at = batch.predictors_T
+        exact = (
+            close(found, expected, tolerance)
+            and close(states_at(backbone, batch, at), found[at], tolerance)
+            and _windows_arrive(model, rules)
+        )
     except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError, KeyError):
         exact = False
     if not exact:

@@ -10,12 +10,10 @@ backbone. No gradient flows, and weights are as they were when ``LeanPass`` was 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from trivium.models import flops
@@ -31,19 +29,22 @@ HALF = 0.2
 MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
-@dataclass(frozen=True)
 class Norm:
     """Root-mean-square normalisation (Zhang and Sennrich 2019)."""
 
-    weight_D: Tensor
-    epsilon: float
-
-    @classmethod
-    def of(cls, module: Any) -> Norm:
-        return cls(module.weight, module.variance_epsilon)
+    def __init__(self, module: Any) -> None:
+        self.weight_D: Tensor = module.weight
+        self.width = len(self.weight_D)
+        wide = torch.promote_types(self.weight_D.dtype, torch.float32)
+        self.share_D1 = self.weight_D.new_full((self.width, 1), 1 / self.width, dtype=wide)
+        self.epsilon = self.share_D1.new_tensor(module.variance_epsilon)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x, self.weight_D.shape, self.weight_D, self.epsilon)
+        wide = x.to(self.share_D1.dtype)
+        # A product is the fastest sum over rows, and a small one costs its call.
+        mean = torch.addmm(self.epsilon, wide.square().view(-1, self.width), self.share_D1)
+        normed = wide * mean.rsqrt_().view(*x.shape[:-1], 1)
+        return normed.mul_(self.weight_D) if wide is x else normed.to(x.dtype) * self.weight_D
 
 
 class LeanLayer:
@@ -56,11 +57,11 @@ class LeanLayer:
         self.heads = attention.q_proj.weight.shape[0] // self.width
         self.key_heads = attention.k_proj.weight.shape[0] // self.width
         self.before, self.between = (
-            Norm.of(x) for x in (layer.input_layernorm, layer.post_attention_layernorm)
+            Norm(x) for x in (layer.input_layernorm, layer.post_attention_layernorm)
         )
         self.head_norms = None
         if hasattr(attention, "q_norm"):
-            self.head_norms = Norm.of(attention.q_norm), Norm.of(attention.k_norm)
+            self.head_norms = Norm(attention.q_norm), Norm(attention.k_norm)
         self.into_heads = Packed.of(attention.q_proj, attention.k_proj, attention.v_proj)
         self.out_of_heads = Packed.of(attention.o_proj)
         self.into_mlp = Packed.of(mlp.gate_proj, mlp.up_proj)
@@ -109,7 +110,7 @@ class LeanPass:
         self.embed, self.rotary, self.norm = (
             parts.embed_tokens,
             parts.rotary_emb,
-            Norm.of(parts.norm),
+            Norm(parts.norm),
         )
         self.layers = [LeanLayer(layer, i, rules[i]) for i, layer in enumerate(parts.layers)]
 

@@ -17,11 +17,12 @@ from trivium.models import flops
 from trivium.models.attention import (
     Layout,
     Rule,
-    hidden_states,
     on_line,
+    states_at,
     use_ragged_attention,
     uses_ragged_attention,
 )
+from trivium.models.layers import use_lean_layers
 from trivium.models.lean import LeanPass, rules_of_lean
 from trivium.models.linear import Linear, use_fast_linears
 from trivium.models.loading import (
@@ -76,6 +77,7 @@ class Policy:
         if not uses_ragged_attention(base):
             _require_known_head(base)
         use_fast_linears(model)
+        use_lean_layers(model, self.backbone)
         self.shared = use_ragged_attention(base)
         flops.watch(self.backbone)
 
@@ -126,8 +128,8 @@ class Policy:
 
     def hidden_at(self, batch: Batch, line_index: Tensor) -> Tensor:
         """Final hidden states at positions of the batch's line, one per index."""
-        line_LD = hidden_states(self.backbone, batch.to(self.device), shared=self.shared)
-        return line_LD.index_select(0, line_index.to(self.device))
+        where = line_index.to(self.device)
+        return states_at(self.backbone, batch.to(self.device), where, shared=self.shared)
 
     def score_hidden(self, hidden_TD: Tensor, batch: Batch) -> TokenScores:
         """``score`` from hidden states that were computed before."""

@@ -18,7 +18,8 @@ from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.maths.ragged import spread
 from trivium.models import flops
-from trivium.models.attention import hidden_states, use_ragged_attention
+from trivium.models.attention import states_at, use_ragged_attention
+from trivium.models.layers import use_lean_layers
 from trivium.models.linear import use_fast_linears
 from trivium.models.loading import (
     base_of,
@@ -47,6 +48,7 @@ class RewardModel:
         if base.config.pad_token_id is None:
             base.config.pad_token_id = _padding(tokenizer, base.config.vocab_size)
         use_fast_linears(model)
+        use_lean_layers(model, base.base_model)  # type: ignore[arg-type]
         self.shared = use_ragged_attention(base)
         flops.watch(base.base_model)  # type: ignore[arg-type]
 
@@ -65,9 +67,10 @@ class RewardModel:
         """The head's output at positions of the batch's line, one per index; gradient flows."""
         base = base_of(self.model)
         backbone: PreTrainedModel = base.base_model  # type: ignore[assignment]
-        line_LD = hidden_states(backbone, batch.to(self.device), shared=self.shared)
+        where = line_index.to(self.device)
+        states = states_at(backbone, batch.to(self.device), where, shared=self.shared)
         head: nn.Linear = base.score  # type: ignore[assignment]
-        scores = head(line_LD.index_select(0, line_index.to(self.device)))[:, 0]
+        scores = head(states)[:, 0]
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def scores(self, batch: Batch) -> Tensor:

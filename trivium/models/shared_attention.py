@@ -15,7 +15,7 @@ together, so that little is padded.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,13 +23,15 @@ import torch
 from torch import Tensor
 
 from trivium.data.batch import Batch
-from trivium.maths.ragged import segment_ids, segment_starts
+from trivium.maths.ragged import segment_ids, segment_starts, spread
 from trivium.models.rows import Rows
 
-WASTE = 1.25
+WASTE = 1.1
 """A dense attention may be so much larger than the rows in it."""
 SMALL = 1 << 15
 """Query-key pairs that are cheaper to compute in vain than another call is."""
+LONG = 192
+"""From here on a row is halved: a processor's causal attention costs as much as a full one."""
 
 Two = tuple[Tensor, Tensor]
 Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -44,7 +46,7 @@ class Block:
 
     Where it is ``causal``, queries are their own keys and see those up to themselves; the causal
     blocks hold every token of the line once. Otherwise the queries see all their keys, besides
-    those that they saw in a causal block.
+    those that they saw in other blocks.
     """
 
     queries: Rows
@@ -97,31 +99,49 @@ class Block:
 def plan(batch: Batch) -> list[Block]:
     """The dense attentions of a batch.
 
-    A prompt and the first response behind it are one causal row; every other response attends to
-    itself, and then, together with the others of its group, to the prompt.
+    A prompt with one response is a causal row, and so is, of other groups, the prompt and each
+    response, which then attend to the prompt together. The latter half of a long row attends to the
+    former, and both are rows of their own: causal attention would compute what nobody sees.
     """
     first_N = segment_starts(batch.sizes_G)
-    others = torch.ones(len(batch.lengths_N), dtype=torch.bool)
-    others[first_N] = False
-    together_G = batch.prompt_lengths_G + batch.lengths_N[first_N]
-    starts = torch.cat([batch.prompt_starts_G, batch.starts_N[others]])
-    lengths = torch.cat([together_G, batch.lengths_N[others]])
-    rows = [Rows(starts[lot], lengths[lot]) for lot in alike(lengths, lengths)]
-    return [Block(row, row, causal=True) for row in rows] + list(_to_prompts(batch, others))
+    several_G = batch.sizes_G > 1
+    apart_N = spread(several_G, batch.sizes_G)
+    tokens_G = batch.lengths_N.new_zeros(len(batch.sizes_G)).index_add(
+        0, segment_ids(batch.sizes_G), batch.lengths_N
+    )
+    starts = torch.cat([batch.prompt_starts_G, batch.starts_N[apart_N]])
+    rows_G = torch.where(several_G, batch.prompt_lengths_G, batch.prompt_lengths_G + tokens_G)
+    lengths = torch.cat([rows_G, batch.lengths_N[apart_N]])
+    blocks = []
+    while bool((lengths > LONG).any()):
+        long, half = lengths > LONG, (lengths + 1) // 2
+        middles, rests = (starts + half)[long], (lengths - half)[long]
+        blocks += _dense(middles, rests, starts[long], half[long])
+        starts = torch.cat([starts, middles])
+        lengths = torch.cat([lengths.where(~long, half), rests])
+    # A group's responses lie end to end behind its prompt.
+    blocks += _dense(
+        batch.starts_N[first_N][several_G],
+        tokens_G[several_G],
+        batch.prompt_starts_G[several_G],
+        batch.prompt_lengths_G[several_G],
+    )
+    lots = [Rows(starts[lot], lengths[lot]) for lot in alike(lengths, lengths)]
+    return [Block(row, row, causal=True) for row in lots] + blocks
 
 
-def _to_prompts(batch: Batch, others: Tensor) -> Iterator[Block]:
-    """All responses of a group but the first attend to its prompt, as one row of queries."""
-    group_of_N = segment_ids(batch.sizes_G)[others]
-    tokens_G = torch.zeros_like(batch.sizes_G).index_add(0, group_of_N, batch.lengths_N[others])
-    several = torch.nonzero(tokens_G)[:, 0]
-    # The responses lie end to end, so those after the first are one stretch of the line.
-    seconds = batch.starts_N[segment_starts(batch.sizes_G)[several] + 1]
-    for lot in alike(batch.prompt_lengths_G[several], tokens_G[several]):
-        groups = several[lot]
-        queries = Rows(seconds[lot], tokens_G[groups])
-        prompts = Rows(batch.prompt_starts_G[groups], batch.prompt_lengths_G[groups])
-        yield Block(queries, prompts, causal=False)
+def _dense(
+    query_starts: Tensor, query_lengths: Tensor, key_starts: Tensor, key_lengths: Tensor
+) -> list[Block]:
+    """Rows of queries, no token in two of them, that see all of their rows of keys."""
+    return [
+        Block(
+            Rows(query_starts[lot], query_lengths[lot]),
+            Rows(key_starts[lot], key_lengths[lot]),
+            causal=False,
+        )
+        for lot in alike(key_lengths, query_lengths)
+    ]
 
 
 def alike(widths: Tensor, heights: Tensor) -> list[Tensor]:

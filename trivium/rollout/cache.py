@@ -151,14 +151,16 @@ class RowCache:
         slots = self.slot_of_R
         groups, self.group_of_S = torch.unique(self.group_of_S[slots], return_inverse=True)
         self.length_S = self.length_S[slots]
-        self.prompt_lengths_G = self.prompt_lengths_G[groups]
         used = int(self.length_S.max()) if len(slots) else 0
+        gone = len(groups) < len(self.prompt_lengths_G)
         for cache in self.layers.values():
-            cache.prompt_keys = cache.prompt_keys[groups]
-            cache.prompt_values = cache.prompt_values[groups]
+            if gone:
+                cache.prompt_keys = cache.prompt_keys[groups]
+                cache.prompt_values = cache.prompt_values[groups]
             room = cache.own_keys.shape[2] - used
             cache.own_keys = F.pad(cache.own_keys[slots, :, :used], (0, 0, 0, room))
             cache.own_values = F.pad(cache.own_values[slots, :, :used], (0, 0, 0, room))
+        self.prompt_lengths_G = self.prompt_lengths_G[groups]
         self.slot_of_R = torch.arange(len(slots), device=self.device)
 
 

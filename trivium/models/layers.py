@@ -1,0 +1,157 @@
+"""Norms and gated MLPs that keep less for the backward pass, and do less where less is read.
+
+``transformers`` writes them as chains of small operations, of which autograd keeps every result.
+Here each is one function that keeps what it cannot recompute cheaply; the numbers are the same but
+for the last bits. A module is exchanged only after both ways were compared on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trivium.models.linear import Linear, linear, multiply
+
+GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+
+_read: ContextVar[Tensor | None] = ContextVar("read", default=None)
+"""What the layout of the pass says is read of its results: from the last layer to its MLP."""
+
+
+class RMSNorm(nn.Module):
+    """``w · x / sqrt(mean(x²) + ε)`` (Zhang and Sennrich 2019), with ``x`` and its scale kept."""
+
+    weight: nn.Parameter
+    variance_epsilon: float
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = inverse_rms(wide, epsilon)
+        ctx.save_for_backward(x, weight_D, scale)
+        normed = wide * scale
+        return normed.mul_(weight_D) if wide is x else weight_D * normed.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight_D, scale = ctx.saved_tensors
+        weight = weight_D.to(scale.dtype)
+        normed, wide = x * scale, grad.to(scale.dtype)
+        along = wide * normed
+        turn = (along @ weight)[..., None].mul_(scale).div_(-len(weight))
+        of_x = (wide * weight).mul_(scale).addcmul_(normed, turn).to(x.dtype)
+        if not ctx.needs_input_grad[1]:
+            return of_x, None, None
+        return of_x, along.flatten(0, -2).sum(0).to(weight_D.dtype), None
+
+
+def inverse_rms(x: Tensor, epsilon: float) -> Tensor:
+    """``1 / sqrt(mean(x²) + ε)`` over the last dimension, which is kept."""
+    width = x.shape[-1]
+    # A product is the fastest sum over a row.
+    mean = x.square().reshape(-1, width) @ x.new_full((width, 1), 1 / width)
+    return mean.add_(epsilon).rsqrt_().view(*x.shape[:-1], 1)
+
+
+class GatedMLP(nn.Module):
+    """``W_down (act(W_gate x) · W_up x)`` (Shazeer 2020), with the two inner products kept.
+
+    That of the last layer leaves out rows that no one reads: zeros are in their place.
+    """
+
+    gate_proj: nn.Module
+    up_proj: nn.Module
+    down_proj: nn.Module
+    act_fn: Callable[[Tensor], Tensor]
+    last = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        read = _read.get() if self.last else None
+        if read is None:
+            return self._of(x)
+        return torch.zeros_like(x).index_copy(1, read, self._of(x.index_select(1, read)))
+
+    def _of(self, x: Tensor) -> Tensor:
+        gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
+        if type(down) is Linear and not torch.is_autocast_enabled(x.device.type):
+            return _Gated.apply(gate, up, down.weight, down.bias, self.act_fn)
+        return down(self.act_fn(gate) * up)
+
+
+class _Gated(torch.autograd.Function):
+    """Recomputes the activation in the backward pass instead of keeping it and the product."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        gate: Tensor,
+        up: Tensor,
+        weight_DE: Tensor,
+        bias_D: Tensor | None,
+        activation: Callable[[Tensor], Tensor],
+    ) -> Tensor:
+        ctx.save_for_backward(gate, up, weight_DE)
+        ctx.activation = activation
+        return linear(activation(gate) * up, weight_DE, bias_D)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        gate, up, weight_DE = ctx.saved_tensors
+        _, _, of_weight, of_bias, _ = ctx.needs_input_grad
+        grad_LD = grad.reshape(-1, grad.shape[-1])
+        with torch.enable_grad():
+            gate = gate.detach().requires_grad_()
+            active = ctx.activation(gate)
+        inner_LE = (active.detach() * up).view(-1, up.shape[-1])
+        grad_weight = multiply(grad_LD.t(), inner_LE.t()) if of_weight else None
+        grad_bias = grad_LD.new_ones(len(grad_LD)) @ grad_LD if of_bias else None
+        del inner_LE
+        of_inner = multiply(grad_LD, weight_DE.t()).view(up.shape)
+        grad_up = active.detach() * of_inner
+        (grad_gate,) = torch.autograd.grad(active, gate, of_inner.mul_(up))
+        return grad_gate, grad_up, grad_weight, grad_bias, None
+
+
+def use_lean_layers(model: nn.Module, backbone: nn.Module) -> None:
+    """Exchange the norms and gated MLPs of ``model`` that compute what these here do.
+
+    The last of ``backbone`` computes what the pass's layout says is read (``layout.read``).
+    """
+    for module in model.modules():
+        if isinstance(module, RMSNorm | GatedMLP):
+            continue
+        if type(module).__name__.endswith("RMSNorm") and hasattr(module, "variance_epsilon"):
+            _exchange(module, RMSNorm)
+        elif {name for name, _ in module.named_children()} == GATED:
+            _exchange(module, GatedMLP)
+    layer: nn.Module = [backbone, *getattr(backbone, "layers", ())][-1]
+    mlp = getattr(layer, "mlp", None)
+    if isinstance(mlp, GatedMLP) and not mlp.last:
+        mlp.last = True
+        # A hook, because gradient checkpointing calls the layer again when the pass is over.
+        layer.register_forward_pre_hook(_note_read, with_kwargs=True)
+
+
+def _note_read(layer: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
+    _read.set(getattr(keywords.get("layout"), "read", None))
+
+
+@torch.no_grad()
+def _exchange(module: nn.Module, kind: type[nn.Module]) -> None:
+    """Make ``module`` one of ``kind``, unless that computes something else."""
+    weight = next(module.parameters())
+    x = torch.linspace(-3, 3, 2 * weight.shape[-1]).to(weight).view(1, 2, -1)
+    before, expected = type(module), module(x)
+    module.__class__ = kind
+    share = 1e3 * torch.finfo(weight.dtype).eps if weight.dtype.itemsize > 2 else 0.05
+    if not torch.allclose(module(x), expected, share, share * float(expected.abs().max())):
+        module.__class__ = before
