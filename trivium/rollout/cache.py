@@ -171,7 +171,8 @@ class AdvanceLayout:
         self.cache = cache
         self.slot_R = cache.slot_of_R
         self.length_R = cache.length_S[self.slot_R]
-        self.used = int(self.length_R.max()) + 1
+        shortest, longest = (int(x) for x in self.length_R.aminmax())
+        self.used, self.level = longest + 1, shortest == longest
         slots = len(cache.group_of_S)
         self.dense, self.apart = len(self.slot_R) == slots, cache.apart
         self._hidden: dict[int | None, Tensor | None] = {}
@@ -189,29 +190,36 @@ class AdvanceLayout:
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
     ) -> Tensor:
         cache = self.cache.layers[layer]
-        cache.own_keys[self.slot_R, :, self.length_R] = key_LHD
-        cache.own_values[self.slot_R, :, self.length_R] = value_LHD
+        self._write(cache.own_keys, key_LHD)
+        self._write(cache.own_values, value_LHD)
         own_keys, own_values = (x[:, :, : self.used] for x in (cache.own_keys, cache.own_values))
         query_S = query_LHD if self.dense else self._to_slots(query_LHD)
-        query_S = query_S.unflatten(1, (key_LHD.shape[1], -1))
-        query_S = query_S * rule.scaling
-        scores = query_S @ own_keys.transpose(-1, -2)
+        query_S = (query_S * rule.scaling).unflatten(1, (key_LHD.shape[1], -1))
+        repeats = query_S.shape[2]
+        scores = _product(query_S, own_keys.transpose(2, 3))
         if self.apart:
             # Laid out by groups, so that what is as wide as a prompt is never moved.
-            to_prompt = self._to_groups(query_S) @ cache.prompt_keys.transpose(-1, -2)
-            scores = torch.cat([to_prompt, self._to_groups(scores)], -1)
+            to_prompt = _product(self._to_groups(query_S), cache.prompt_keys.transpose(2, 3))
+            scores = torch.cat([to_prompt, self._to_groups(scores)], 3)
         if rule.softcap is not None:
             scores = rule.softcap * torch.tanh(scores / rule.softcap)
-        hidden = self._masks(rule.window, query_S.shape[2])
-        weights = (scores if hidden is None else scores.masked_fill(hidden, -torch.inf)).softmax(-1)
+        hidden = self._masks(rule.window, repeats)
+        weights = (scores if hidden is None else scores.masked_fill(hidden, -torch.inf)).softmax(3)
         if self.apart:
-            on_prompt, weights = weights.split([cache.prompt_keys.shape[2], self.used], -1)
-            read = self._from_groups(on_prompt @ cache.prompt_values, query_S.shape[2])
-            out = (self._from_groups(weights, query_S.shape[2]) @ own_values).add_(read)
+            on_prompt, weights = weights.split([cache.prompt_keys.shape[2], self.used], 3)
+            read = self._from_groups(_product(on_prompt, cache.prompt_values), repeats)
+            out = _product(self._from_groups(weights, repeats), own_values).add_(read)
         else:
-            out = weights @ own_values
+            out = _product(weights, own_values)
         out = out.flatten(1, 2)
         return out if self.dense else out.index_select(0, self.slot_R)
+
+    def _write(self, strips: Tensor, new_R: Tensor) -> None:
+        """Put each row's key or value behind those that are in its strip."""
+        if self.level:
+            strips[:, :, self.used - 1].index_copy_(0, self.slot_R, new_R)
+        else:
+            strips[self.slot_R, :, self.length_R] = new_R
 
     def _to_slots(self, x_R: Tensor) -> Tensor:
         return x_R.new_zeros(len(self.cache.group_of_S), *x_R.shape[1:]).index_copy(
@@ -235,7 +243,9 @@ class AdvanceLayout:
         if window not in self._hidden:
             cache = self.cache
             prompt_S = cache.prompt_lengths_G[cache.group_of_S][:, None]
-            own_S = cache.length_S[:, None]
+            # What an idle slot sees is all the same: it is no reason for a mask.
+            own_S = torch.full_like(cache.length_S, self.used - 1)
+            own_S = own_S.index_copy(0, self.slot_R, self.length_R)[:, None]
             width = next(iter(cache.layers.values())).prompt_keys.shape[2]
             prompt = torch.arange(width, device=cache.device)
             own = torch.arange(self.used, device=cache.device)
@@ -248,6 +258,11 @@ class AdvanceLayout:
                 hidden = self._to_groups(hidden.expand(-1, -1, repeats, -1))
             self._hidden[window] = hidden
         return self._hidden[window]
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` of four dimensions, the first two of them the same: ``matmul`` with less ado."""
+    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2])
 
 
 def _joined(held: LayerCache, fresh: LayerCache) -> LayerCache:
