@@ -51,9 +51,12 @@ def lines(batch: Batch, heads: int, key_heads: int, width: int = 8) -> list[Tens
     ]
 
 
-def outputs(attend: object, batch: Batch, heads: int, key_heads: int) -> list[Tensor]:
+def outputs(
+    attend: object, batch: Batch, heads: int, key_heads: int, read: Tensor | None = None
+) -> list[Tensor]:
     """The output of an attention and its gradients by queries, keys and values."""
     *inputs, gradient = lines(batch, heads, key_heads)
+    gradient = gradient if read is None else gradient[read]
     leaves = [x.requires_grad_() for x in inputs]
     out = attend(*leaves)  # type: ignore[operator]
     return [out.detach(), *torch.autograd.grad(out, leaves, gradient)]
@@ -99,6 +102,39 @@ def test_attention_of_many_shapes_in_one_batch_equals_the_masked_one(
     expected = outputs(lambda *qkv: masked.attend(0, *qkv, rule=rule), batch, 4, 2)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("seed", range(10))
+def test_what_is_read_of_the_last_layer_and_its_gradients_are_as_if_all_were(
+    monkeypatch: pytest.MonkeyPatch, seed: int, share: float
+) -> None:
+    monkeypatch.setattr(shared_attention, "LONG", 9)
+    drawn = random.Random(seed)
+    shape = [drawn.randint(1, 30) for _ in range(5)]
+    batch = Batch.of(random_groups(50, shape, [[4, 2, 25], [1], [30], [7, 7], [12]], seed=seed))
+    length = len(batch.tokens_L)
+    read = torch.tensor(sorted(drawn.sample(range(length), max(1, int(share * length)))))
+    rule, masked = Rule(0.3, None, None), MaskedLayout(batch)
+    shared = GroupLayout(batch, read, last=3)
+
+    def found(layer: int) -> list[Tensor]:
+        return outputs(lambda *qkv: shared.attend(layer, *qkv, rule=rule)[read], batch, 4, 2, read)
+
+    expected = outputs(lambda *qkv: masked.attend(3, *qkv, rule=rule)[read], batch, 4, 2, read)
+    for mine, theirs in zip(found(3) + found(2), expected * 2, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
+
+
+def test_last_layer_attends_from_few_tokens_where_few_are_read() -> None:
+    batch = Batch.of(random_groups(50, [100] * 4, [[50]] * 4))
+
+    def pairs(read: Tensor | None) -> int:
+        blocks = plan(batch, read)
+        return sum(len(b.queries.held) * b.queries.longest * b.keys.longest for b in blocks)
+
+    assert pairs(None) == 4 * 150**2
+    assert pairs(batch.last_tokens_N) == 4 * (149 + 1)
 
 
 def test_scores_of_any_size_are_merged_without_overflow() -> None:

@@ -42,6 +42,11 @@ class UnsupportedAttentionError(Exception):
 class Layout(Protocol):
     """Who attends to whom on the line of one forward pass."""
 
+    @property
+    def read(self) -> Tensor | None:
+        """Positions whose final states are read, ascending: others may be undefined. None: all."""
+        ...
+
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
     ) -> Tensor:
@@ -109,11 +114,11 @@ def attention(
 class GroupLayout:
     """Each prompt attends to itself; each response to its group's prompt and to itself.
 
-    ``read`` are the positions whose final states are read; None: all.
+    In layer ``last`` only what is ``read`` must attend.
     """
 
-    def __init__(self, batch: Batch, read: Tensor | None = None) -> None:
-        self.batch, self.read = batch, read
+    def __init__(self, batch: Batch, read: Tensor | None = None, last: int | None = None) -> None:
+        self.batch, self.read, self.last = batch, read, last
         self.longest = int((spread(batch.prompt_lengths_G, batch.sizes_G) + batch.lengths_N).max())
 
     def attend(
@@ -121,7 +126,8 @@ class GroupLayout:
     ) -> Tensor:
         everything = rule.window is None or rule.window >= self.longest
         if everything and rule.softcap is None and query_LHD.device.type == "cpu":
-            return SharedAttention.apply(query_LHD, key_LHD, value_LHD, self._blocks, rule.scaling)
+            blocks = self._last_blocks if layer == self.last else self._blocks
+            return SharedAttention.apply(query_LHD, key_LHD, value_LHD, blocks, rule.scaling)
         if query_LHD.device.type == "cuda" and flex_works():
             return self._flex.attend(layer, query_LHD, key_LHD, value_LHD, rule)
         return self._masked.attend(layer, query_LHD, key_LHD, value_LHD, rule)
@@ -129,6 +135,10 @@ class GroupLayout:
     @cached_property
     def _blocks(self) -> list[Block]:
         return plan(self.batch)
+
+    @cached_property
+    def _last_blocks(self) -> list[Block]:
+        return plan(self.batch, self.read)
 
     @cached_property
     def _flex(self) -> FlexLayout:
@@ -145,6 +155,8 @@ class MaskedLayout:
     It is what sliding windows and soft caps use on the CPU, what other devices use, and the plain
     way that the others are held to.
     """
+
+    read: Tensor | None = None
 
     def __init__(self, batch: Batch) -> None:
         self.prompts = Rows(batch.prompt_starts_G, batch.prompt_lengths_G)
@@ -234,7 +246,7 @@ def hidden_states(
     """
     if not shared:
         return separate_rows(backbone, batch)
-    return _of_batch(backbone, batch, GroupLayout(batch, read))
+    return _of_batch(backbone, batch, GroupLayout(batch, read, last_layer(backbone)))
 
 
 def states_at(
@@ -243,6 +255,11 @@ def states_at(
     """Final hidden states at positions of the batch's line, one per index."""
     read = torch.unique(line_index)
     return hidden_states(backbone, batch, shared=shared, read=read).index_select(0, line_index)
+
+
+def last_layer(backbone: PreTrainedModel) -> int:
+    """The index by which the last layer tells its attention where it is."""
+    return backbone.config.get_text_config().num_hidden_layers - 1
 
 
 def _of_batch(backbone: PreTrainedModel, batch: Batch, layout: Layout) -> Tensor:

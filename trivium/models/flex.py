@@ -28,6 +28,8 @@ PROMPT = -1
 class FlexLayout:
     """Each prompt attends to itself; each response to its group's prompt and to itself."""
 
+    read: Tensor | None = None
+
     def __init__(self, batch: Batch) -> None:
         line = len(batch.tokens_L)
         self.position_L = batch.positions_L

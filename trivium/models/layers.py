@@ -142,7 +142,8 @@ def use_lean_layers(model: nn.Module, backbone: nn.Module) -> None:
 
 
 def _note_read(layer: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
-    _read.set(getattr(keywords.get("layout"), "read", None))
+    layout = keywords.get("layout")
+    _read.set(None if layout is None else layout.read)
 
 
 @torch.no_grad()

@@ -68,7 +68,10 @@ class LeanLayer:
         self.out_of_mlp = Packed.of(mlp.down_proj)
         self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
 
-    def __call__(self, x_LD: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
+    def __call__(
+        self, x_LD: Tensor, rotation: Rotation, layout: Layout, read: Tensor | None
+    ) -> Tensor:
+        """The states behind this layer, of positions that are ``read`` (None: of all)."""
         heads_LHW = self.into_heads(self.before(x_LD)).unflatten(1, (-1, self.width))
         queries_and_keys = heads_LHW[:, : self.heads + self.key_heads]
         if self.head_norms is not None:
@@ -78,6 +81,8 @@ class LeanLayer:
         query, key = rotation(queries_and_keys).split([self.heads, self.key_heads], 1)
         value = heads_LHW[:, self.heads + self.key_heads :]
         attended = layout.attend(self.index, query, key, value, self.rule)
+        if read is not None:
+            attended, x_LD = attended[read], x_LD[read]
         x_LD = self.out_of_heads(attended.flatten(1)).add_(x_LD)
         gate, up = self.into_mlp(self.between(x_LD)).chunk(2, 1)
         return self.out_of_mlp(self.activation(gate).mul_(up)).add_(x_LD)
@@ -116,14 +121,17 @@ class LeanPass:
 
     @torch.no_grad()
     def __call__(self, tokens_L: Tensor, position_L: Tensor, layout: Layout) -> Tensor:
-        """Final hidden states of a line of tokens, ``[L, D]``."""
+        """Final hidden states of a line of tokens, ``[L, D]``; zeros where none is read."""
         self.count((), {"input_ids": tokens_L[None], "position_ids": position_L[None]})
         x_LD = self.embed(tokens_L)
         cos, sin = self.rotary(x_LD[None], position_L[None])
         rotation = Rotation(cos[0], sin[0])
-        for layer in self.layers:
-            x_LD = layer(x_LD, rotation, layout)
-        return self.norm(x_LD)
+        for layer in self.layers[:-1]:
+            x_LD = layer(x_LD, rotation, layout, None)
+        last = self.norm(self.layers[-1](x_LD, rotation, layout, layout.read))
+        if layout.read is None:
+            return last
+        return torch.zeros_like(x_LD).index_copy_(0, layout.read, last)
 
 
 def rules_of_lean(backbone: PreTrainedModel) -> dict[int, Rule] | None:

@@ -44,9 +44,8 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 class Block:
     """One dense attention between rows of queries and rows of keys, both places on the line.
 
-    Where it is ``causal``, queries are their own keys and see those up to themselves; the causal
-    blocks hold every token of the line once. Otherwise the queries see all their keys, besides
-    those that they saw in other blocks.
+    Where it is ``causal``, queries are their own keys and see those up to themselves; no token is
+    in two causal blocks. Otherwise the queries see all their keys, besides those of other blocks.
     """
 
     queries: Rows
@@ -96,12 +95,11 @@ class Block:
         return mask.masked_fill(~held, -torch.inf)[:, None, None]
 
 
-def plan(batch: Batch) -> list[Block]:
-    """The dense attentions of a batch.
+def plan(batch: Batch, read: Tensor | None = None) -> list[Block]:
+    """The dense attentions of a batch, for positions that are ``read`` at least (None: for all).
 
     A prompt with one response is a causal row, and so is, of other groups, the prompt and each
-    response, which then attend to the prompt together. The latter half of a long row attends to the
-    former, and both are rows of their own: causal attention would compute what nobody sees.
+    response, which then attend to the prompt together.
     """
     first_N = segment_starts(batch.sizes_G)
     several_G = batch.sizes_G > 1
@@ -112,20 +110,37 @@ def plan(batch: Batch) -> list[Block]:
     starts = torch.cat([batch.prompt_starts_G, batch.starts_N[apart_N]])
     rows_G = torch.where(several_G, batch.prompt_lengths_G, batch.prompt_lengths_G + tokens_G)
     lengths = torch.cat([rows_G, batch.lengths_N[apart_N]])
+    # A group's responses lie end to end behind its prompt.
+    return plan_rows(starts, lengths, read) + _dense(
+        batch.starts_N[first_N][several_G],
+        tokens_G[several_G],
+        batch.prompt_starts_G[several_G],
+        batch.prompt_lengths_G[several_G],
+    )
+
+
+def plan_rows(starts: Tensor, lengths: Tensor, read: Tensor | None = None) -> list[Block]:
+    """The dense attentions of causal rows.
+
+    What lies before the first position of a row that is ``read`` (ascending) is seen and does not
+    look. The latter half of a long row attends to the former, and both are rows of their own: full
+    causal attention would compute what nobody sees.
+    """
     blocks = []
+    if read is not None:
+        at = torch.searchsorted(read, starts)
+        firsts, ends = read[at.clamp(max=len(read) - 1)], starts + lengths
+        looking = (at < len(read)) & (firsts < ends)
+        starts, firsts, ends = starts[looking], firsts[looking], ends[looking]
+        late = firsts > starts
+        blocks += _dense(firsts[late], (ends - firsts)[late], starts[late], (firsts - starts)[late])
+        starts, lengths = firsts, ends - firsts
     while bool((lengths > LONG).any()):
         long, half = lengths > LONG, (lengths + 1) // 2
         middles, rests = (starts + half)[long], (lengths - half)[long]
         blocks += _dense(middles, rests, starts[long], half[long])
         starts = torch.cat([starts, middles])
         lengths = torch.cat([lengths.where(~long, half), rests])
-    # A group's responses lie end to end behind its prompt.
-    blocks += _dense(
-        batch.starts_N[first_N][several_G],
-        tokens_G[several_G],
-        batch.prompt_starts_G[several_G],
-        batch.prompt_lengths_G[several_G],
-    )
     lots = [Rows(starts[lot], lengths[lot]) for lot in alike(lengths, lengths)]
     return [Block(row, row, causal=True) for row in lots] + blocks
 
@@ -171,9 +186,9 @@ class SharedAttention(torch.autograd.Function):
         blocks: Sequence[Block],
         scaling: float,
     ) -> Tensor:
-        out_LHW = torch.empty_like(query_LHW, memory_format=torch.contiguous_format)
         wide = torch.promote_types(query_LHW.dtype, torch.float32)
-        normaliser_LH = query_LHW.new_empty(query_LHW.shape[:2], dtype=wide)
+        out_LHW = _blank(query_LHW, blocks)
+        normaliser_LH = query_LHW.new_full(query_LHW.shape[:2], -torch.inf, dtype=wide)
         for block in blocks:
             at = block.queries.line_index
             out, normaliser = block.attend(query_LHW, key_LHW, value_LHW, scaling)
@@ -189,7 +204,7 @@ class SharedAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_LHW: Tensor) -> Any:
         saved = ctx.saved_tensors
-        totals = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in saved[:3]]
+        totals = [_blank(x, ctx.blocks) for x in saved[:3]]
         for block in ctx.blocks:
             found = block.gradients(grad_LHW, saved, ctx.scaling)
             for total, rows, x in zip(
@@ -198,6 +213,13 @@ class SharedAttention(torch.autograd.Function):
                 at = rows.line_index
                 total.index_copy_(0, at, x if block.causal else total.index_select(0, at) + x)
         return *totals, None, None
+
+
+def _blank(like_LHW: Tensor, blocks: Sequence[Block]) -> Tensor:
+    """Room for results: zeros, unless every token's is going to be written."""
+    written = sum(len(block.queries.line_index) for block in blocks if block.causal)
+    make = torch.empty_like if written == len(like_LHW) else torch.zeros_like
+    return make(like_LHW, memory_format=torch.contiguous_format)
 
 
 def _merged(first: Two, second: Two) -> Two:

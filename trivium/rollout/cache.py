@@ -7,6 +7,7 @@ final hidden states, so the caller owns the head and the drawing.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from torch.nn import functional as F
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.models.attention import Rule, attention
+from trivium.models.attention import Rule, attention, last_layer
 from trivium.models.policy import Policy
 from trivium.models.rows import Rows
+from trivium.models.shared_attention import Block, SharedAttention, plan_rows
 
 IDLE_SHARE = 1 / 8
 STRIP = 32
@@ -35,15 +37,14 @@ class LayerCache:
 
 
 class PromptLayout:
-    """Each prompt attends to itself; its keys and values are kept."""
+    """Each prompt attends to itself; its keys and values are kept, and its last state is read."""
 
-    def __init__(self, starts_G: Tensor, lengths_G: Tensor) -> None:
+    def __init__(self, starts_G: Tensor, lengths_G: Tensor, last: int) -> None:
         self.rows = Rows(starts_G, lengths_G)
-        order = self.rows.line_index
-        self.to_line = torch.empty_like(order).scatter_(
-            0, order, torch.arange(len(order), device=order.device)
-        )
+        self.read = starts_G + lengths_G - 1
+        self.last = last
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
+        self._spans = starts_G, lengths_G
 
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
@@ -58,8 +59,26 @@ class PromptLayout:
             at = torch.arange(self.rows.longest, device=query_LHD.device)
             behind = at[:, None] - at
             visible = (behind >= 0) & (behind < rule.window)
+        elif rule.softcap is None and query_LHD.device.type == "cpu":
+            blocks = self._last_blocks if layer == self.last else self._blocks
+            return SharedAttention.apply(query_LHD, key_LHD, value_LHD, blocks, rule.scaling)
         out = attention(self.rows.gather(query_LHD), keys, values, visible, rule)
-        return self.rows.flatten(out).index_select(0, self.to_line)
+        return self.rows.flatten(out).index_select(0, self._to_line)
+
+    @cached_property
+    def _blocks(self) -> list[Block]:
+        return plan_rows(*self._spans)
+
+    @cached_property
+    def _last_blocks(self) -> list[Block]:
+        return plan_rows(*self._spans, self.read)
+
+    @cached_property
+    def _to_line(self) -> Tensor:
+        order = self.rows.line_index
+        return torch.empty_like(order).scatter_(
+            0, order, torch.arange(len(order), device=order.device)
+        )
 
 
 class RowCache:
@@ -77,6 +96,7 @@ class RowCache:
     def __init__(self, policy: Policy, *, apart: bool = True) -> None:
         self.apart = apart
         self.forward = policy.lean_pass()
+        self.last = last_layer(policy.backbone)
         self.device = policy.device
         self.layers: dict[int, LayerCache] = {}
         self.prompt_lengths_G = torch.zeros(0, dtype=torch.long, device=self.device)
@@ -93,7 +113,7 @@ class RowCache:
         position_L = torch.arange(len(line), device=self.device) - starts_G.repeat_interleave(
             lengths_G
         )
-        layout = PromptLayout(starts_G, lengths_G)
+        layout = PromptLayout(starts_G, lengths_G, self.last)
         hidden_LD = self.forward(line, position_L, layout)
         self._compact()
         self._store(layout, samples)
@@ -104,7 +124,7 @@ class RowCache:
         self.group_of_S = torch.cat([self.group_of_S, fresh.repeat_interleave(samples)])
         self.length_S = torch.cat([self.length_S, held_G.repeat_interleave(samples)])
         self.slot_of_R = torch.arange(len(self.group_of_S), device=self.device)
-        return hidden_LD[starts_G + lengths_G - 1]
+        return hidden_LD[layout.read]
 
     def advance(self, tokens_R: Tensor) -> Tensor:
         """Feed every row its next token; final hidden states ``[R, D]``."""
@@ -166,6 +186,8 @@ class RowCache:
 
 class AdvanceLayout:
     """Each row's one new token attends to its prompt, where that lies apart, and to its strip."""
+
+    read: Tensor | None = None
 
     def __init__(self, cache: RowCache) -> None:
         self.cache = cache
