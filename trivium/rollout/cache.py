@@ -103,6 +103,7 @@ class RowCache:
         self.group_of_S = torch.zeros(0, dtype=torch.long, device=self.device)
         self.length_S = torch.zeros(0, dtype=torch.long, device=self.device)
         self.slot_of_R = torch.zeros(0, dtype=torch.long, device=self.device)
+        self._lay_out()
 
     def admit(self, prompts: list[list[int]], samples: int) -> Tensor:
         """Read ``prompts``, open ``samples`` rows for each, return their last states ``[G, D]``."""
@@ -124,6 +125,7 @@ class RowCache:
         self.group_of_S = torch.cat([self.group_of_S, fresh.repeat_interleave(samples)])
         self.length_S = torch.cat([self.length_S, held_G.repeat_interleave(samples)])
         self.slot_of_R = torch.arange(len(self.group_of_S), device=self.device)
+        self._lay_out()
         return hidden_LD[layout.read]
 
     def advance(self, tokens_R: Tensor) -> Tensor:
@@ -155,6 +157,14 @@ class RowCache:
             held = self.layers.get(index)
             self.layers[index] = fresh if held is None else _joined(held, fresh)
 
+    @property
+    def room(self) -> int:
+        """Tokens that the longest prompt may have, where prompts lie apart."""
+        return next((cache.prompt_keys.shape[2] for cache in self.layers.values()), 0)
+
+    def _lay_out(self) -> None:
+        self.grid = Grid(self.group_of_S, self.prompt_lengths_G, self.room)
+
     def _lengthen(self) -> None:
         """Double the strips when the longest row has filled its own."""
         longest = int(self.length_S[self.slot_of_R].max())
@@ -182,6 +192,39 @@ class RowCache:
             cache.own_values = F.pad(cache.own_values[slots, :, :used], (0, 0, 0, room))
         self.prompt_lengths_G = self.prompt_lengths_G[groups]
         self.slot_of_R = torch.arange(len(slots), device=self.device)
+        self._lay_out()
+
+
+class Grid:
+    """Slots laid out by groups: one line for each group, as long as the largest.
+
+    Attributes:
+        groups, most: the lines, and the slots of the largest group.
+        whole: every line is full.
+        place_S: where in the grid each slot is.
+        full: every prompt is as long as the room for it.
+    """
+
+    def __init__(self, group_of_S: Tensor, prompt_lengths_G: Tensor, room: int) -> None:
+        sizes_G = torch.bincount(group_of_S, minlength=len(prompt_lengths_G))
+        self.groups, self.most = len(sizes_G), int(sizes_G.max()) if len(sizes_G) else 0
+        self.whole = self.groups * self.most == len(group_of_S)
+        start_S = (torch.cumsum(sizes_G, 0) - sizes_G)[group_of_S]
+        at_S = torch.arange(len(group_of_S), device=group_of_S.device)
+        self.place_S = group_of_S * self.most + at_S - start_S
+        self.full = bool((prompt_lengths_G == room).all())
+
+    def lay_out(self, x_S: Tensor) -> Tensor:
+        """``[slots, heads, repeats, w] -> [groups, heads, most·repeats, w]``."""
+        if not self.whole:
+            padded = x_S.new_zeros(self.groups * self.most, *x_S.shape[1:])
+            x_S = padded.index_copy(0, self.place_S, x_S)
+        return x_S.unflatten(0, (self.groups, self.most)).transpose(1, 2).flatten(2, 3)
+
+    def take_in(self, x_G: Tensor, repeats: int) -> Tensor:
+        """``[groups, heads, most·repeats, w] -> [slots, heads, repeats, w]``."""
+        x_S = x_G.unflatten(2, (self.most, repeats)).transpose(1, 2).flatten(0, 1)
+        return x_S if self.whole else x_S.index_select(0, self.place_S)
 
 
 class AdvanceLayout:
@@ -195,18 +238,9 @@ class AdvanceLayout:
         self.length_R = cache.length_S[self.slot_R]
         shortest, longest = (int(x) for x in self.length_R.aminmax())
         self.used, self.level = longest + 1, shortest == longest
-        slots = len(cache.group_of_S)
-        self.dense, self.apart = len(self.slot_R) == slots, cache.apart
+        self.dense = len(self.slot_R) == len(cache.group_of_S)
+        self.apart, self.grid = cache.apart, cache.grid
         self._hidden: dict[int | None, Tensor | None] = {}
-        if not self.apart:
-            return
-        sizes_G = torch.bincount(cache.group_of_S, minlength=len(cache.prompt_lengths_G))
-        self.groups, self.most = len(sizes_G), int(sizes_G.max())
-        self.whole = self.groups * self.most == slots
-        if not self.whole:
-            start_S = (torch.cumsum(sizes_G, 0) - sizes_G)[cache.group_of_S]
-            at_S = torch.arange(slots, device=cache.device)
-            self.place_S = cache.group_of_S * self.most + at_S - start_S
 
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
@@ -221,16 +255,16 @@ class AdvanceLayout:
         scores = _product(query_S, own_keys.transpose(2, 3))
         if self.apart:
             # Laid out by groups, so that what is as wide as a prompt is never moved.
-            to_prompt = _product(self._to_groups(query_S), cache.prompt_keys.transpose(2, 3))
-            scores = torch.cat([to_prompt, self._to_groups(scores)], 3)
+            to_prompt = _product(self.grid.lay_out(query_S), cache.prompt_keys.transpose(2, 3))
+            scores = torch.cat([to_prompt, self.grid.lay_out(scores)], 3)
         if rule.softcap is not None:
             scores = rule.softcap * torch.tanh(scores / rule.softcap)
         hidden = self._masks(rule.window, repeats)
         weights = (scores if hidden is None else scores.masked_fill(hidden, -torch.inf)).softmax(3)
         if self.apart:
             on_prompt, weights = weights.split([cache.prompt_keys.shape[2], self.used], 3)
-            read = self._from_groups(_product(on_prompt, cache.prompt_values), repeats)
-            out = _product(self._from_groups(weights, repeats), own_values).add_(read)
+            read = self.grid.take_in(_product(on_prompt, cache.prompt_values), repeats)
+            out = _product(self.grid.take_in(weights, repeats), own_values).add_(read)
         else:
             out = _product(weights, own_values)
         out = out.flatten(1, 2)
@@ -248,28 +282,17 @@ class AdvanceLayout:
             0, self.slot_R, x_R
         )
 
-    def _to_groups(self, x_S: Tensor) -> Tensor:
-        """``[slots, heads, repeats, w] -> [groups, heads, most·repeats, w]``."""
-        if not self.whole:
-            padded = x_S.new_zeros(self.groups * self.most, *x_S.shape[1:])
-            x_S = padded.index_copy(0, self.place_S, x_S)
-        return x_S.unflatten(0, (self.groups, self.most)).transpose(1, 2).flatten(2, 3)
-
-    def _from_groups(self, x_G: Tensor, repeats: int) -> Tensor:
-        """``[groups, heads, most·repeats, w] -> [slots, heads, repeats, w]``."""
-        x_S = x_G.unflatten(2, (self.most, repeats)).transpose(1, 2).flatten(0, 1)
-        return x_S if self.whole else x_S.index_select(0, self.place_S)
-
     def _masks(self, window: int | None, repeats: int) -> Tensor | None:
         """What each query must not see, as scores are laid out; None: it sees everything."""
+        if window is None and self.level and self.grid.full:
+            return None
         if window not in self._hidden:
             cache = self.cache
             prompt_S = cache.prompt_lengths_G[cache.group_of_S][:, None]
             # What an idle slot sees is all the same: it is no reason for a mask.
             own_S = torch.full_like(cache.length_S, self.used - 1)
             own_S = own_S.index_copy(0, self.slot_R, self.length_R)[:, None]
-            width = next(iter(cache.layers.values())).prompt_keys.shape[2]
-            prompt = torch.arange(width, device=cache.device)
+            prompt = torch.arange(cache.room, device=cache.device)
             own = torch.arange(self.used, device=cache.device)
             hidden = torch.cat([prompt >= prompt_S, own > own_S], 1)
             if window is not None:
@@ -277,7 +300,7 @@ class AdvanceLayout:
                 hidden = hidden | (distance >= window)
             hidden = hidden[:, None, None] if bool(hidden.any()) else None
             if self.apart and hidden is not None:
-                hidden = self._to_groups(hidden.expand(-1, -1, repeats, -1))
+                hidden = self.grid.lay_out(hidden.expand(-1, -1, repeats, -1))
             self._hidden[window] = hidden
         return self._hidden[window]
 

@@ -24,6 +24,9 @@ from trivium.rollout.engine import Ending, Finished, Response, draw, row_key, un
 from trivium.rollout.sampling import Sampling
 from trivium.rollout.separate import SeparateRows
 
+AHEAD = 64
+"""Tokens of a row for which random numbers are made together."""
+
 
 class Row:
     """One response while it grows."""
@@ -31,6 +34,7 @@ class Row:
     def __init__(self, prompt: int, key: int) -> None:
         self.prompt = prompt
         self.key = key
+        self.uniforms: list[float] = []
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
         self.ended: Ending | None = None
@@ -113,9 +117,7 @@ class LocalEngine:
         temperature = 1.0 if sampling.greedy else sampling.temperature
         flops.count_head(len(rows), head.weight_VD)
         logits_RV = head.logits(hidden_RD, temperature)
-        keys_R = torch.tensor([row.key for row in rows], device=hidden_RD.device)
-        position_R = torch.tensor([len(row.tokens) for row in rows], device=hidden_RD.device)
-        token_R, logprob_R = draw(logits_RV, uniforms(keys_R, position_R), sampling)
+        token_R, logprob_R = draw(logits_RV, _uniforms(rows).to(logits_RV.device), sampling)
         for row, token, logprob in zip(rows, token_R.tolist(), logprob_R.tolist(), strict=True):
             row.tokens.append(token)
             row.logprobs.append(logprob)
@@ -155,6 +157,18 @@ class LocalEngine:
                 f"not fit the model's context of {self.policy.context_length} tokens: lower "
                 "sampling.max_tokens or data.max_prompt_tokens"
             )
+
+
+def _uniforms(rows: Sequence[Row]) -> Tensor:
+    """The random number of each row's next token, made for many tokens at a time."""
+    short = [row for row in rows if len(row.tokens) >= len(row.uniforms)]
+    if short:
+        keys_R1 = torch.tensor([row.key for row in short])[:, None]
+        made_R1 = torch.tensor([len(row.uniforms) for row in short])[:, None]
+        more_RP = uniforms(keys_R1, made_R1 + torch.arange(AHEAD))
+        for row, more in zip(short, more_RP.tolist(), strict=True):
+            row.uniforms += more
+    return torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64)
 
 
 def _ended(active: Sequence[Row], growing: Sequence[Row]) -> list[int]:
