@@ -29,11 +29,12 @@ from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError, ModelError
 from trivium.memory.dry_run import CACHE, DryRun
-from trivium.memory.rehearsal import heaviest
+from trivium.memory.rehearsal import KERNELS, heaviest
 from trivium.memory.report import Lengths, Memory, Stage
 from trivium.memory.roads import predict
 from trivium.memory.rollout import dry_rollout, growing_lengths
 from trivium.memory.shapes import Shape, weightless_policy
+from trivium.models.linear import Name, product
 from trivium.models.loading import load_causal_lm, load_scorer, load_tokenizer, trained_parameters
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
@@ -157,8 +158,21 @@ def test_gradient_checkpointing_keeps_fewer_activations(llama: str) -> None:
     for checkpointing in (False, True):
         model = {"path": llama, "gradient_checkpointing": checkpointing}
         config = SFTConfig.model_validate({"model": model, "data": {"path": "rows.jsonl"}})
-        totals.append(predict("sft", config, Lengths((20,), (30,))).bytes)
+        totals.append(predict("sft", config, Lengths((20,), (30,))).peak.total)
     assert totals[1] < 0.8 * totals[0]
+
+
+@pytest.mark.parametrize("name", ["onednn", "torch"])
+def test_kernels_are_counted_where_onednn_multiplies(llama: str, name: Name) -> None:
+    before = product.name
+    product.use(name)
+    try:
+        config = SFTConfig.model_validate({"model": {"path": llama}, "data": {"path": "r.jsonl"}})
+        memory = predict("sft", config, Lengths((20,), (30,)))
+    finally:
+        product.use(before)
+    assert memory.kernels == (KERNELS if name == "onednn" else 0)
+    assert memory.bytes == memory.peak.total + memory.kernels
 
 
 def test_memory_grows_with_every_length_and_with_the_micro_batch(llama: str) -> None:

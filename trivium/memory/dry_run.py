@@ -45,6 +45,8 @@ _INDEXED = {
     _aten._index_put_impl_.default,
 }
 
+_ONEDNN = torch.ops.mkldnn._linear_pointwise.default
+
 Tag = tuple[str, str]
 """Whose a storage is (a model's role) and what for (parameters, gradients …)."""
 
@@ -118,6 +120,7 @@ class DryRun(TorchDispatchMode):
         super().__init__()
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.ledger = Ledger()
+        self.uses_onednn = False
         _ = product.name  # Measured on real tensors, of which there are none while this mode is on.
 
     @contextmanager
@@ -155,6 +158,7 @@ class DryRun(TorchDispatchMode):
                 return _ANSWERS[func]
             if func in _INDEXED:
                 args = (args[0], _as_indices(args[1]), *args[2:])
+            self.uses_onednn |= func is _ONEDNN
             with self.fake:
                 inside = _inside(func, args)
                 for tensor in inside:
@@ -175,7 +179,7 @@ def _inside(func: Any, args: tuple[Any, ...]) -> list[Tensor]:
 
     oneDNN brings both of its inputs into an order of its own.
     """
-    if func is not torch.ops.mkldnn._linear_pointwise.default:
+    if func is not _ONEDNN:
         return []
     return [torch.empty_like(x) for x in args[:2] if x is args[1] or not x.is_contiguous()]
 

@@ -73,10 +73,14 @@ class Stage:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a run needs, stage by stage, above those of the process itself."""
+    """Bytes that a run needs, stage by stage, above those of the process itself.
+
+    ``kernels`` is what oneDNN keeps, where it multiplies: code that it makes for shapes it meets.
+    """
 
     kind: str
     stages: tuple[Stage, ...]
+    kernels: int = 0
 
     @property
     def peak(self) -> Stage:
@@ -85,5 +89,5 @@ class Memory:
 
     @property
     def bytes(self) -> int:
-        """The largest total of any stage."""
-        return self.peak.total
+        """The largest total of any stage, and what is kept at all times."""
+        return self.peak.total + self.kernels
