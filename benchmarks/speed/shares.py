@@ -28,7 +28,9 @@ from trivium.algorithms.parts import local_engine
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
+from trivium.models import shared_attention
 from trivium.models.attention import GroupLayout, hidden_states, on_line
+from trivium.models.layers import GatedMLP, RMSNorm
 from trivium.models.linear import product
 from trivium.models.logprobs import Head
 from trivium.models.model_config import ModelConfig
@@ -110,6 +112,28 @@ def torch_products() -> Iterator[None]:
         product.use(before)
 
 
+@contextmanager
+def plain_layers() -> Iterator[None]:
+    """Norms and gated MLPs as chains of operations, as ``transformers`` writes them."""
+
+    def norm(self: RMSNorm, x: Tensor) -> Tensor:
+        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        return self.weight * (x * scale)
+
+    def mlp(self: GatedMLP, x: Tensor) -> Tensor:
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+
+    with (
+        mock.patch.object(RMSNorm, "forward", norm),
+        mock.patch.object(GatedMLP, "_of", mlp),
+    ):
+        yield
+
+
+def read_of_all(self: Policy, batch: Batch, line_index: Tensor) -> Tensor:
+    return hidden_states(self.backbone, batch).index_select(0, line_index)
+
+
 def masked(self: GroupLayout, layer: int, *lines: Tensor, rule: object = None) -> Tensor:
     return self._masked.attend(layer, *lines, rule=rule)  # type: ignore[arg-type]
 
@@ -149,6 +173,19 @@ def comparisons(
         work.learn,
         lambda: lean(GroupLayout, "attend", masked),
     )
+    yield (
+        "learning: long rows of attention in halves",
+        work.learn,
+        work.learn,
+        lambda: lean(shared_attention, "LONG", 1 << 30),
+    )
+    yield (
+        "learning: the last layer for what is read",
+        work.learn,
+        work.learn,
+        lambda: lean(Policy, "hidden_at", read_of_all),
+    )
+    yield "learning: norms and MLPs that keep less", work.learn, work.learn, plain_layers
     yield "learning: the faster product", work.learn, work.learn, torch_products
     yield (
         "learning: head at response positions, in chunks",

@@ -3,8 +3,9 @@
 A product of ``[n, k]`` and ``[k, m]`` counts 2nkm. A token costs 2 FLOPs per weight of every matrix
 that it passes, and 4·(heads·width) per layer for each token that it attends to, itself included
 (Kaplan et al. 2020, section 2.1). A backward pass costs one more of these for the gradients that
-flow on and one more for those of trained weights. What a device does beyond that, for padding or
-recomputation, is not counted, so that implementations can be compared.
+flow on and one more for those of trained weights. It is the model's cost, so that implementations
+can be compared: what is done beyond it, for padding or recomputation, is not counted, and what is
+left out of the last layer because no one reads it (``models.layers``) is.
 """
 
 from __future__ import annotations
