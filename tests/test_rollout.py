@@ -176,6 +176,40 @@ def test_prompt_is_read_once_for_all_its_samples_and_no_row_is_idle() -> None:
     assert sum(read) == sum(LENGTHS) + sum(n - 1 for n in lengths)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("name", ["llama", "qwen2-window", "gemma2"])
+def test_rows_see_what_is_theirs_whoever_left_and_whoever_came(name: str, apart: bool) -> None:
+    policy = policy_of(name)
+    drawn = torch.Generator().manual_seed(3)
+    lengths = [[7, 3], [5, 5], [2]]
+    cache, rows = RowCache(policy, apart=apart), []
+    for admitted in lengths:
+        prompts = [p.tokens for p in prompts_of(admitted)]
+        with torch.no_grad():
+            found = cache.admit(prompts, 3)
+            torch.testing.assert_close(found, last_states(policy, prompts), atol=1e-5, rtol=0)
+            rows += [list(prompt) for prompt in prompts for _ in range(3)]
+            for _ in range(5):
+                tokens = torch.randint(1, 13, (len(rows),), generator=drawn)
+                rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
+                found = cache.advance(tokens)
+                torch.testing.assert_close(found, last_states(policy, rows), atol=1e-5, rtol=0)
+                staying = [i for i in range(len(rows)) if i not in (0, 4)]
+                cache.keep(staying)
+                rows = [rows[i] for i in staying]
+
+
+def last_states(policy: Policy, rows: list[list[int]]) -> Tensor:
+    """The final hidden state behind each row, one at a time by the backbone itself."""
+    implementation = policy.model.config._attn_implementation
+    policy.model.set_attn_implementation("eager")
+    try:
+        states = [policy.backbone(torch.tensor([row])).last_hidden_state[0, -1] for row in rows]
+    finally:
+        policy.model.set_attn_implementation(implementation)
+    return torch.stack(states)
+
+
 def test_waiting_prompts_take_the_place_of_finished_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, prompts = policy_of(), prompts_of((2,) * 12)
     rows: list[int] = []
@@ -439,6 +473,19 @@ def test_uniforms_do_not_depend_on_their_batch() -> None:
     assert [
         float(uniforms(keys[j : j + 1], torch.tensor([3]))) for j in range(50)
     ] == whole.tolist()
+
+
+def test_rows_random_numbers_go_on_where_they_were_made_ahead() -> None:
+    rows = [local.Row(0, row_key(1, 2, 3, i)) for i in range(3)]
+    drawn: list[list[float]] = [[], [], []]
+    for position in range(2 * local.AHEAD + 5):
+        present = rows if position > 9 else rows[:2]  # One begins later.
+        for row, uniform in zip(present, local._uniforms(present).tolist(), strict=True):
+            drawn[rows.index(row)].append(uniform)
+            row.tokens.append(0)
+    for row, numbers in zip(rows, drawn, strict=True):
+        keys_P = torch.full((len(numbers),), row.key)
+        assert numbers == uniforms(keys_P, torch.arange(len(numbers))).tolist()
 
 
 def test_uniforms_are_uniform_and_independent_between_positions_and_samples() -> None:
