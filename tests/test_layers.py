@@ -108,9 +108,9 @@ def test_norm_rounds_where_transformers_does(dtype: torch.dtype) -> None:
     assert type(lean) is RMSNorm
     x = rows(1, 10, 64).to(dtype)
     one = torch.finfo(dtype).eps
-    for mine, theirs in zip(
-        values_and_gradients(lean, x), values_and_gradients(plain, x), strict=True
-    ):
+    found, expected = values_and_gradients(lean, x), values_and_gradients(plain, x)
+    assert float((found[0] == expected[0]).double().mean()) > (0.98 if one > 1e-3 else 0.5)
+    for mine, theirs in zip(found, expected, strict=True):
         assert mine.dtype == dtype
         torch.testing.assert_close(mine, theirs, atol=8 * one, rtol=8 * one)
 
@@ -121,7 +121,8 @@ def test_norm_that_transformers_computes_in_less_than_the_model_stays_as_it_is()
     assert type(norm) is LlamaRMSNorm
 
 
-def test_module_that_looks_alike_but_computes_otherwise_stays_as_it_is() -> None:
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_module_that_looks_alike_but_computes_otherwise_stays_as_it_is(dtype: torch.dtype) -> None:
     class ShiftedRMSNorm(Plain):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + x
@@ -131,7 +132,7 @@ def test_module_that_looks_alike_but_computes_otherwise_stays_as_it_is() -> None
             return super().forward(x) / 2
 
     half = HalfMLP(family("llama"))  # type: ignore[arg-type]
-    for module in (ShiftedRMSNorm(rows(8)), half.double()):
+    for module in (ShiftedRMSNorm(rows(8)).to(dtype), half.to(dtype)):
         kind = type(module)
         use_lean_layers(module, module)
         assert type(module) is kind
@@ -185,10 +186,12 @@ def test_mlp_with_adapters_teaches_them_the_same() -> None:
 def test_mlp_under_autocast_is_left_to_torch() -> None:
     plain = mlp().float()
     x = rows(1, 5, 32).float()
-    with torch.autocast("cpu", torch.bfloat16):
-        found = values_and_gradients(exchanged(plain), x)
-        expected = values_and_gradients(plain, x)
-    assert_close(found, expected, 0)
+    results = []
+    for module in (exchanged(plain), plain):
+        with torch.autocast("cpu", torch.bfloat16):
+            out = module(x)
+        results.append([out, *torch.autograd.grad(out.float().sum(), list(module.parameters()))])
+    assert_close(*results, 0)
 
 
 def kept(module: nn.Module, x: Tensor) -> int:
