@@ -180,11 +180,12 @@ def test_model_whose_attention_drops_out_is_not_shared() -> None:
     assert not use_ragged_attention(model)
 
 
-def test_model_that_mixes_segments_outside_attention_is_not_shared() -> None:
-    model = random_lm(family("llama"))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_model_that_mixes_segments_outside_attention_is_not_shared(dtype: str) -> None:
+    model = random_lm(family("llama"), dtype=dtype)
 
     def leak(module: torch.nn.Module, inputs: tuple, output: Tensor) -> Tensor:
-        return output + 0.1 * output.roll(1, dims=1)
+        return output + 2 * output.roll(1, dims=1)
 
     model.model.layers[0].mlp.register_forward_hook(leak)
     assert not use_ragged_attention(model)

@@ -311,10 +311,11 @@ def test_other_families_keep_their_own_pass(name: str) -> None:
     assert not isinstance(policy.lean_pass(), LeanPass)
 
 
-def test_family_that_looks_alike_but_computes_otherwise_keeps_its_own_pass() -> None:
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_family_that_looks_alike_but_computes_otherwise_keeps_its_own_pass(dtype: str) -> None:
     for options in ({"residual_multiplier": 0.5}, {"embedding_multiplier": 3.0}):
-        backbone = Policy(random_lm(family("granite", **options)), letters_tokenizer()).backbone
-        assert rules_of_lean(backbone) is None
+        model = random_lm(family("granite", **options), dtype=dtype)
+        assert rules_of_lean(Policy(model, letters_tokenizer()).backbone) is None
 
 
 def test_adapters_keep_their_own_pass() -> None:
