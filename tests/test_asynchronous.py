@@ -18,6 +18,7 @@ from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.parts import assemble
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.update import Optimizer
+from trivium.data.batch import Batch
 from trivium.data.prompts import Prompt
 from trivium.errors import ModelError
 from trivium.models import flops
@@ -284,3 +285,50 @@ def test_surrogate_of_ppo_is_weighted_by_the_truncated_ratio_to_the_sampler(worl
     assert loss(None) == pytest.approx(loss(1.0), abs=1e-6)
     assert loss(1.2) - loss(1.0) == pytest.approx(0.2 * surrogate, abs=1e-5)
     assert loss(2.0) == pytest.approx(loss(1.5), abs=1e-5)
+
+
+@pytest.mark.parametrize("shift", [1.5, 1 / 1.5])
+def test_loss_of_grpo_is_weighted_by_the_truncated_ratio_to_the_sampler(
+    world: World, shift: float
+) -> None:
+    config = GRPOConfig(**world.on_policy(steps_per_iteration=1, beta=0.0))
+    parts = assemble(config.model, config.data, config.rewards, None, config.sampling)
+    rollouts: Rollouts = grpo.sample(config, parts, 1)
+    experience = grpo.prepare(config, parts, rollouts, 1)
+    advantages_T = torch.ones_like(experience.advantages_T)
+    with torch.no_grad():
+        old_T = parts.policy.logprobs(Batch.of(experience.groups))
+    sampler_T = old_T - torch.tensor(shift).log()
+    experience = replace(
+        experience, advantages_T=advantages_T, old_logprobs_T=old_T, sampler_logprobs_T=sampler_T
+    )
+    everything = [list(range(len(experience.lengths_N)))]
+    (part,) = experience.for_step(everything, config.aggregation, 8)
+
+    def loss(limit: float | None) -> float:
+        limited = config.model_copy(update={"importance_limit": limit})
+        return grpo.loss(limited, parts, part)[0].item()
+
+    assert loss(None) == pytest.approx(-1.0, abs=1e-5)
+    for limit in (0.5, 1.0, 1.2, 2.0):
+        assert loss(limit) == pytest.approx(-min(shift, limit), abs=1e-5)
+
+
+@pytest.mark.parametrize(("road", "first"), [("grpo", 0), ("ppo", 1)])
+def test_random_numbers_of_a_batch_are_those_of_its_number(
+    world: World, monkeypatch: pytest.MonkeyPatch, road: str, first: int
+) -> None:
+    # What a seed draws is a promise: runs of before are repeated by it.
+    steps: list[int] = []
+    generate = LocalEngine.generate
+
+    def noted(self: LocalEngine, *given: Any, step: int, **options: Any) -> Any:
+        steps.append(step)
+        return generate(self, *given, step=step, **options)
+
+    monkeypatch.setattr(LocalEngine, "generate", noted)
+    if road == "grpo":
+        grpo.train(GRPOConfig(**world.on_policy(steps_per_iteration=3)))
+    else:
+        ppo.train(PPOConfig(**world.on_policy(steps=3)))
+    assert steps == [first, first + 1, first + 2]

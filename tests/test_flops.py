@@ -147,3 +147,17 @@ def test_adapters_are_counted_beside_the_weights_they_adapt(tmp_path: Path) -> N
         costs.append(flops.total() - before)
     adapters = sum(p.numel() for n, p in adapted.model.named_parameters() if "lora_" in n)
     assert costs[1] - costs[0] == 2 * 11 * adapters
+
+
+def test_what_is_counted_apart_inside_what_is_counted_apart_is_neither_lost_nor_counted_twice() -> (
+    None
+):
+    before = flops.total()
+    with flops.apart() as outer:
+        flops.add(1)
+        with flops.apart() as inner:
+            flops.add(10)
+        flops.add(100)
+    flops.add(1000)
+    assert (inner.flops, outer.flops) == (10, 101)
+    assert flops.total() == before + 1000

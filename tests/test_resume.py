@@ -10,6 +10,7 @@ from stoppable_runs import RUNS, Train, outcome, same
 from worlds import World
 
 from trivium.config import Configuration
+from trivium.models.linear import Name, product
 from trivium.runs import saving
 
 
@@ -67,3 +68,22 @@ def test_run_killed_at_every_pause_ends_with_the_same_bits(
     config = configured(world, tmp_path / "killed")
     assert killed_everywhere(train, config, monkeypatch) >= 3
     assert same(whole, outcome(tmp_path / "killed")) == []
+
+
+@pytest.mark.parametrize(("first", "later"), [("torch", "onednn"), ("onednn", "torch")])
+def test_run_goes_on_with_the_product_that_it_began_with(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Name, later: Name
+) -> None:
+    train, configured = RUNS["sft"]
+    before = product.name
+    try:
+        product.use(first)
+        with monkeypatch.context() as once:
+            kill_after_saving(once, 1)
+            with pytest.raises(Killed):
+                train(configured(world, tmp_path / "run"))
+        product.use(later)  # As another process may find its own to be faster.
+        train(configured(world, tmp_path / "run"))
+        assert product.name == first
+    finally:
+        product.use(before)
