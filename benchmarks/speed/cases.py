@@ -174,11 +174,11 @@ def chosen(patterns: str) -> list[Case]:
 
 
 def hurried(case: Case) -> Case:
-    """The case with fewer steps and repetitions, for a quick look."""
+    """The case with fewer steps, once, for a quick look."""
     return replace(
         case,
         steps=max(1, case.steps // 2),
         their_steps=max(1, case.their_steps // 2),
         warm_up=case.warm_up if case.size == "S" else 0,
-        repetitions=min(case.repetitions, 2),
+        repetitions=1,
     )

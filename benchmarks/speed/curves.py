@@ -92,7 +92,7 @@ def panel(label: str, points: Sequence[Point], top: float, left: float) -> str:
         drawn.append(
             f'<line x1="{x(p)}" x2="{x(p)}" y1="{y(p.low)}" y2="{y(p.high)}" stroke="{LINE}"/>'
             f'<circle cx="{x(p)}" cy="{y(p.ratio)}" r="3.5" fill="{LINE}"/>'
-            + text(x(p), y(p.high) - 7, f"{p.ratio:.1f}", "middle")
+            + text(x(p), y(p.high) - 7, f"{p.ratio:.1f}", "start" if p is points[0] else "middle")
             + text(x(p), TOP + HEIGHT + 18, short(p.at), "middle")
         )
     drawn.append(text(left + WIDTH / 2, TOP + HEIGHT + 38, label, "middle"))
