@@ -138,6 +138,23 @@ def test_module_that_looks_alike_but_computes_otherwise_stays_as_it_is(dtype: to
         assert type(module) is kind
 
 
+def test_module_without_weights_or_with_weights_that_are_no_plain_numbers_stays_as_it_is() -> None:
+    class BareRMSNorm(nn.Module):
+        variance_epsilon = 1e-6
+
+    class PackedMLP(LlamaMLP):
+        def forward(self, x: Tensor) -> Tensor:
+            raise AssertionError("called with numbers of a type that it does not take")
+
+    packed = PackedMLP(family("llama"))  # type: ignore[arg-type]
+    for projection in (packed.gate_proj, packed.up_proj, packed.down_proj):
+        projection.weight = nn.Parameter(projection.weight.to(torch.int8), requires_grad=False)
+    for module in (BareRMSNorm(), packed):
+        kind = type(module)
+        use_lean_layers(module, module)
+        assert type(module) is kind
+
+
 # --- gated MLPs -----------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from trivium.models.linear import Linear, linear, multiply
 
+DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 _read: ContextVar[Tensor | None] = ContextVar("read", default=None)
@@ -149,7 +150,9 @@ def _note_read(layer: nn.Module, arguments: Any, keywords: dict[str, Any]) -> No
 @torch.no_grad()
 def _exchange(module: nn.Module, kind: type[nn.Module]) -> None:
     """Make ``module`` one of ``kind``, unless that computes something else."""
-    weight = next(module.parameters())
+    weight = next(module.parameters(), None)
+    if weight is None or weight.dtype not in DTYPES:
+        return
     x = torch.linspace(-3, 3, 2 * weight.shape[-1]).to(weight).view(1, 2, -1)
     before, expected = type(module), module(x)
     module.__class__ = kind
