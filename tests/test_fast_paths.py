@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 import peft
 import pytest
@@ -17,6 +18,7 @@ from worlds import family, letters_tokenizer, random_groups, random_lm
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.models import flops, shared_attention
+from trivium.models import linear as linear_module
 from trivium.models.attention import GroupLayout, MaskedLayout, Rule, on_line
 from trivium.models.flex import FlexLayout
 from trivium.models.lean import LeanPass, rules_of_lean
@@ -198,12 +200,13 @@ def test_lots_hold_each_rectangle_once_and_waste_little(sizes: list[tuple[int, i
 
 
 @pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("width", [16, 40])
 @pytest.mark.parametrize("shape", [(300, 24), (2, 200, 24), (1, 24), (0, 24)])
 def test_linear_layer_and_its_gradients_equal_those_of_torch(
-    shape: tuple[int, ...], bias: bool
+    shape: tuple[int, ...], width: int, bias: bool
 ) -> None:
     torch.manual_seed(0)
-    layer, x = nn.Linear(24, 40, bias=bias), torch.randn(shape, requires_grad=True)
+    layer, x = nn.Linear(24, width, bias=bias), torch.randn(shape, requires_grad=True)
     found, expected = linear(x, layer.weight, layer.bias), layer(x)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     gradient = torch.randn(expected.shape)
@@ -253,6 +256,24 @@ def test_packed_layers_equal_their_parts(rows: int, biases: tuple[bool, bool]) -
     with torch.no_grad():
         expected = torch.cat([layer(x) for layer in layers], 1)
         torch.testing.assert_close(Packed.of(*layers)(x), expected, atol=1e-5, rtol=0)
+
+
+def test_onednn_meets_few_numbers_of_rows_however_many_a_batch_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    met, onednn = set(), linear_module._onednn
+    packed, x = Packed.of(nn.Linear(64, 96)), torch.randn(130, 64)
+
+    def noted(a_LD: Tensor, *others: Any) -> Tensor:
+        met.add(len(a_LD))
+        return onednn(a_LD, *others)
+
+    monkeypatch.setattr(linear_module, "_onednn", noted)
+    monkeypatch.setattr(linear_module, "LEAST_WORK", 1)
+    for rows in range(1, 131):
+        torch.testing.assert_close(packed(x[:rows]), packed(x)[:rows], atol=1e-5, rtol=0)
+    assert met == {16, 32, 48, 64, 80, 96, 112, 128, 129, 130}
 
 
 def test_packed_layers_are_as_they_were_when_they_were_packed() -> None:

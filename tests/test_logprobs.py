@@ -153,3 +153,16 @@ def test_head_of_a_family_with_scale_cap_or_bias_is_its_own(name: str) -> None:
     torch.testing.assert_close(ours, output.logits[0].float(), atol=1e-5, rtol=1e-5)
     policy = Policy(model, None)  # type: ignore[arg-type]
     assert policy.score(Batch.of(random_groups(50, [2], [[3]]))).logprobs_T.isfinite().all()
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e4, -1e4])
+def test_what_is_next_to_impossible_has_a_finite_logprob(offset: float) -> None:
+    logits_V = torch.tensor([0.0, -300.0, 2.0, 1.0]) + offset
+    targets_T, atol = torch.arange(4), 4e-5 + 3e-7 * abs(offset)
+    head = Head(logits_V[:, None])
+    found_T, entropy_T = token_logprobs(torch.ones(4, 1), head, targets_T)
+    expected_T = logits_V.double().log_softmax(0)
+    assert entropy_T is not None
+    torch.testing.assert_close(found_T.double(), expected_T, atol=atol, rtol=0)
+    entropy = -(expected_T.exp() * expected_T).sum()
+    torch.testing.assert_close(entropy_T.double(), entropy.expand(4), atol=atol, rtol=0)

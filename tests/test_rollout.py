@@ -164,7 +164,7 @@ def test_family_that_can_share_gives_identical_samples_in_separate_rows(name: st
     assert tokens_of(shared) == tokens_of(separate)
 
 
-def test_prompt_is_read_once_for_all_its_samples_and_no_row_is_idle() -> None:
+def test_prompt_is_read_once_for_all_its_samples_and_an_eighth_of_rows_is_idle_at_most() -> None:
     policy, prompts = policy_of(), prompts_of()
     policy.lean_pass()  # Compares passes over tokens of its own before the first sampling.
     read: list[int] = []
@@ -173,7 +173,8 @@ def test_prompt_is_read_once_for_all_its_samples_and_no_row_is_idle() -> None:
     found = engine_of(policy, 8).generate(prompts, 4, FREE, seed=0, step=0)
     lengths = [len(r.tokens) for group in found for r in group]
     assert len(set(lengths)) > 3
-    assert sum(read) == sum(LENGTHS) + sum(n - 1 for n in lengths)
+    grown = sum(n - 1 for n in lengths)
+    assert grown <= sum(read) - sum(LENGTHS) <= grown * 8 / 7
 
 
 @pytest.mark.parametrize("apart", [False, True])

@@ -19,6 +19,9 @@ FEWEST_ROWS = 128
 """Below this many rows, bringing the weights into oneDNN's order costs more than it gains."""
 PACKED_FOR = 128
 """The number of rows that weights are packed for; any other number is served, too."""
+ROUND = 16
+"""Fewer rows than that are filled up to a multiple of this: oneDNN makes and keeps a kernel for
+every number of rows, and the rows of a rollout become fewer one by one."""
 LEAST_WORK = 1 << 19
 """Products of fewer multiplications are faster as PyTorch does them."""
 PROBE, PROBES, WORTH = 256, 8, 1.3
@@ -113,8 +116,11 @@ class Packed:
         return cls(*((layer.weight, layer.bias) for layer in layers))
 
     def __call__(self, x_LD: Tensor) -> Tensor:
-        if self.weights is not None and len(x_LD) * self.size >= LEAST_WORK:
-            return _onednn(x_LD, self.weights, self.bias)
+        rows = len(x_LD)
+        if self.weights is not None and rows * self.size >= LEAST_WORK:
+            if rows < PACKED_FOR and rows % ROUND:
+                x_LD = F.pad(x_LD, (0, 0, 0, -rows % ROUND))
+            return _onednn(x_LD, self.weights, self.bias)[:rows]
         outputs = [F.linear(x_LD, weight, bias) for weight, bias in self.layers]
         return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
 
@@ -136,10 +142,17 @@ class _Linear(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
             _onednn(grad_LE, weight_ED.t()) if of_x else None,
-            _onednn(grad_LE.t(), x_LD.t()) if of_weight else None,
+            _outer(grad_LE, x_LD) if of_weight else None,
             # A product with ones is faster than a sum over the longer dimension.
             grad_LE.new_ones(len(grad_LE)) @ grad_LE if of_bias else None,
         )
+
+
+def _outer(a_LD: Tensor, b_LE: Tensor) -> Tensor:
+    """``aᵀ b``; of the two the narrower is the one that oneDNN copies."""
+    if a_LD.shape[1] <= b_LE.shape[1]:
+        return _onednn(a_LD.t(), b_LE.t())
+    return _onednn(b_LE.t(), a_LD.t()).t()
 
 
 def _onednn(a_LD: Tensor, b_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:

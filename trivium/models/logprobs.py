@@ -110,54 +110,66 @@ class _TokenLogprobs(torch.autograd.Function):
             of_logprobs_T, of_entropy_T = (None if x is None else x[at] for x in given)
             for i in chunks(len(z_TV), len(weight_VD), SLICE_ELEMENTS):
                 slope = _slope(z_TV[i], head, temperature)
-                z_TV[i] = slope * _by_logits(
-                    z_TV[i].log_softmax(-1),
+                by_logits_TV = _by_logits(
+                    z_TV[i],
                     targets_T[at][i],
                     None if of_logprobs_T is None else of_logprobs_T[i],
                     None if of_entropy_T is None else of_entropy_T[i],
                     entropy_T[at][i],
                 )
+                z_TV[i] = by_logits_TV if slope is None else by_logits_TV.mul_(slope)
             gradients.add(at, z_TV)
         return *gradients.results(), *[None] * 4
 
 
 def _statistics(z_TV: Tensor, targets_T: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
-    """Log-probs of the targets, and entropies (none unless asked for), from logits."""
-    log_p_TV = z_TV.log_softmax(-1)
-    chosen_T = log_p_TV.gather(1, targets_T[:, None])[:, 0]
+    """Log-probs of the targets, and entropies (none unless asked for), in the logits' place."""
     if not entropy:
+        chosen_T = z_TV.log_softmax(-1).gather(1, targets_T[:, None])[:, 0]
         return chosen_T, chosen_T[:0]
-    p_TV = torch.exp(log_p_TV, out=z_TV)  # The logits are needed no more.
+    p_TV, log_p_TV = _probabilities(z_TV)
+    chosen_T = log_p_TV.gather(1, targets_T[:, None])[:, 0]
     return chosen_T, -p_TV.mul_(log_p_TV).sum(-1)
 
 
+def _probabilities(z_TV: Tensor) -> tuple[Tensor, Tensor]:
+    """``p`` and ``log p``, the latter in the place of the logits.
+
+    The largest of each gives the normaliser, for an exponential of all logarithms takes longer than
+    a softmax on a processor.
+    """
+    p_TV = z_TV.softmax(-1)
+    normaliser_T1 = z_TV.amax(-1, keepdim=True) - p_TV.amax(-1, keepdim=True).log()
+    return p_TV, z_TV.sub_(normaliser_T1)
+
+
 def _by_logits(
-    log_p_TV: Tensor,
+    z_TV: Tensor,
     targets_T: Tensor,
     grad_T: Tensor | None,
     of_entropy_T: Tensor | None,
     entropy_T: Tensor,
 ) -> Tensor:
-    """``g (1[target] − p) − h p (log p + H)``, in the place of the log-probs.
+    """``g (1[target] − p) − h p (log p + H)``; the logits are needed no more.
 
     ``g`` and ``h`` are the gradients by the log-probs and by the entropy ``H``.
     """
     if grad_T is None:
-        grad_T = torch.zeros_like(log_p_TV[:, 0])
+        grad_T = torch.zeros_like(z_TV[:, 0])
     if of_entropy_T is None:
-        log_p_TV.exp_().mul_(-grad_T[:, None])
+        by_logits_TV = z_TV.softmax(-1).mul_(-grad_T[:, None])
     else:
-        p_TV = log_p_TV.exp()
+        p_TV, log_p_TV = _probabilities(z_TV)
         log_p_TV.add_(entropy_T[:, None]).mul_(-of_entropy_T[:, None]).sub_(grad_T[:, None])
-        log_p_TV.mul_(p_TV)
-    return log_p_TV.scatter_add_(1, targets_T[:, None], grad_T[:, None])
+        by_logits_TV = p_TV.mul_(log_p_TV)
+    return by_logits_TV.scatter_add_(1, targets_T[:, None], grad_T[:, None])
 
 
-def _slope(z_TV: Tensor, head: Head, temperature: float) -> Tensor | float:
-    """The derivative of the logits by the raw product."""
+def _slope(z_TV: Tensor, head: Head, temperature: float) -> Tensor | float | None:
+    """The derivative of the logits by the raw product; None: 1."""
     slope = head.scale / temperature
     if head.softcap is None:
-        return slope
+        return None if slope == 1 else slope
     return (1 - (z_TV * (temperature / head.softcap)).square()).mul_(slope)
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
+from trivium.models import flops
 from trivium.models.attention import Rule, attention, last_layer
 from trivium.models.policy import Policy
 from trivium.models.rows import Rows
@@ -84,8 +85,9 @@ class PromptLayout:
 class RowCache:
     """Rows that grow one token at a time over shared prompts.
 
-    A row lives in a *slot* of the strips. Slots of rows that left stay idle until an eighth of
-    them is; then all strips are moved together.
+    A row lives in a *slot* of the strips. Slots of rows that left are fed along until an eighth of
+    them is idle; then all strips are moved together. So shapes change seldom: a product's kernel is
+    made for a number of rows and then kept, and every step of a new one would make and keep more.
 
     Args:
         policy: whose rows they are.
@@ -95,7 +97,7 @@ class RowCache:
 
     def __init__(self, policy: Policy, *, apart: bool = True) -> None:
         self.apart = apart
-        self.forward = policy.lean_pass()
+        self.forward, self.count = policy.lean_pass(), flops.counter(policy.backbone)
         self.last = last_layer(policy.backbone)
         self.device = policy.device
         self.layers: dict[int, LayerCache] = {}
@@ -132,10 +134,13 @@ class RowCache:
         """Feed every row its next token; final hidden states ``[R, D]``."""
         self._lengthen()
         slot_R = self.slot_of_R
-        position_R = self.prompt_lengths_G[self.group_of_S[slot_R]] + self.length_S[slot_R]
-        hidden_RD = self.forward(tokens_R.to(self.device), position_R, AdvanceLayout(self))
+        tokens_S = torch.zeros_like(self.length_S).index_copy_(0, slot_R, tokens_R.to(self.device))
+        position_S = self.prompt_lengths_G[self.group_of_S] + self.length_S
+        with flops.apart():
+            hidden_SD = self.forward(tokens_S, position_S, AdvanceLayout(self))
+        self.count((), {"input_ids": tokens_R[None], "position_ids": position_S[slot_R][None]})
         self.length_S[slot_R] += 1
-        return hidden_RD
+        return hidden_SD.index_select(0, slot_R)
 
     def keep(self, rows: list[int]) -> None:
         """Let all rows but these (indices, ascending) go."""
@@ -228,17 +233,18 @@ class Grid:
 
 
 class AdvanceLayout:
-    """Each row's one new token attends to its prompt, where that lies apart, and to its strip."""
+    """Each slot's one new token attends to its prompt, where that lies apart, and to its strip."""
 
     read: Tensor | None = None
 
     def __init__(self, cache: RowCache) -> None:
         self.cache = cache
-        self.slot_R = cache.slot_of_R
-        self.length_R = cache.length_S[self.slot_R]
-        shortest, longest = (int(x) for x in self.length_R.aminmax())
+        length_R = cache.length_S[cache.slot_of_R]
+        shortest, longest = (int(x) for x in length_R.aminmax())
         self.used, self.level = longest + 1, shortest == longest
-        self.dense = len(self.slot_R) == len(cache.group_of_S)
+        # No one reads what an idle slot sees: it must only need no mask where rows do not.
+        at_S = torch.full_like(cache.length_S, longest)
+        self.at_S = at_S.index_copy_(0, cache.slot_of_R, length_R)
         self.apart, self.grid = cache.apart, cache.grid
         self._hidden: dict[int | None, Tensor | None] = {}
 
@@ -249,8 +255,7 @@ class AdvanceLayout:
         self._write(cache.own_keys, key_LHD)
         self._write(cache.own_values, value_LHD)
         own_keys, own_values = (x[:, :, : self.used] for x in (cache.own_keys, cache.own_values))
-        query_S = query_LHD if self.dense else self._to_slots(query_LHD)
-        query_S = (query_S * rule.scaling).unflatten(1, (key_LHD.shape[1], -1))
+        query_S = (query_LHD * rule.scaling).unflatten(1, (key_LHD.shape[1], -1))
         repeats = query_S.shape[2]
         scores = _product(query_S, own_keys.transpose(2, 3))
         if self.apart:
@@ -267,20 +272,14 @@ class AdvanceLayout:
             out = _product(self.grid.take_in(weights, repeats), own_values).add_(read)
         else:
             out = _product(weights, own_values)
-        out = out.flatten(1, 2)
-        return out if self.dense else out.index_select(0, self.slot_R)
+        return out.flatten(1, 2)
 
-    def _write(self, strips: Tensor, new_R: Tensor) -> None:
-        """Put each row's key or value behind those that are in its strip."""
+    def _write(self, strips: Tensor, new_S: Tensor) -> None:
+        """Put each slot's key or value behind those that are in its strip."""
         if self.level:
-            strips[:, :, self.used - 1].index_copy_(0, self.slot_R, new_R)
+            strips[:, :, self.used - 1] = new_S
         else:
-            strips[self.slot_R, :, self.length_R] = new_R
-
-    def _to_slots(self, x_R: Tensor) -> Tensor:
-        return x_R.new_zeros(len(self.cache.group_of_S), *x_R.shape[1:]).index_copy(
-            0, self.slot_R, x_R
-        )
+            strips[torch.arange(len(new_S), device=new_S.device), :, self.at_S] = new_S
 
     def _masks(self, window: int | None, repeats: int) -> Tensor | None:
         """What each query must not see, as scores are laid out; None: it sees everything."""
@@ -289,9 +288,7 @@ class AdvanceLayout:
         if window not in self._hidden:
             cache = self.cache
             prompt_S = cache.prompt_lengths_G[cache.group_of_S][:, None]
-            # What an idle slot sees is all the same: it is no reason for a mask.
-            own_S = torch.full_like(cache.length_S, self.used - 1)
-            own_S = own_S.index_copy(0, self.slot_R, self.length_R)[:, None]
+            own_S = self.at_S[:, None]
             prompt = torch.arange(cache.room, device=cache.device)
             own = torch.arange(self.used, device=cache.device)
             hidden = torch.cat([prompt >= prompt_S, own > own_S], 1)

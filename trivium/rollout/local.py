@@ -1,4 +1,4 @@
-"""Trivium's own rollout engine: shared prompt caches and no idle rows.
+"""Trivium's own rollout engine: shared prompt caches and hardly an idle row.
 
 Each prompt is read once; its key-value cache is shared by all its samples. Rows that finish leave
 the batch, and waiting prompts take their place. Weights are the policy's own, so there is nothing
