@@ -40,8 +40,8 @@ from trivium.models.reward_model import RewardModel
 from trivium.rollout.sampling import Sampling
 
 SAMPLER = "sampler"
-KERNELS = 24 << 20
-"""Bytes of oneDNN's kernels after a few steps, as measured: 13 to 40 MiB."""
+KERNELS = 20 << 20
+"""Bytes of oneDNN's kernels after a few steps, as measured: 10 to 28 MiB."""
 
 Loaded = TypeVar("Loaded", Policy, RewardModel)
 

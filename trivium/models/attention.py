@@ -5,9 +5,9 @@ A model is fed one line of tokens (``data.batch.Batch``) through the attention i
 each forward says who may look at whom. ``GroupLayout`` serves training and scoring; the rollout
 engine brings layouts of its own with a key-value cache.
 
-A model family is trusted only after ``use_ragged_attention`` has compared both ways on a few
-tokens; one that fails computes separate rows (``separate_rows``), which is also the reference that
-the tests hold the shared layout to.
+A model family is trusted with it only after comparison (``models.trust``); one that fails computes
+separate rows (``separate_rows``), which is also the reference that the tests hold the shared layout
+to.
 """
 
 from __future__ import annotations
@@ -246,7 +246,8 @@ def hidden_states(
     """
     if not shared:
         return separate_rows(backbone, batch)
-    return _of_batch(backbone, batch, GroupLayout(batch, read, last_layer(backbone)))
+    layout = GroupLayout(batch, read, last_layer(backbone))
+    return on_line(backbone, batch.tokens_L, batch.positions_L, layout)
 
 
 def states_at(
@@ -260,10 +261,6 @@ def states_at(
 def last_layer(backbone: PreTrainedModel) -> int:
     """The index by which the last layer tells its attention where it is."""
     return backbone.config.get_text_config().num_hidden_layers - 1
-
-
-def _of_batch(backbone: PreTrainedModel, batch: Batch, layout: Layout) -> Tensor:
-    return on_line(backbone, batch.tokens_L, batch.positions_L, layout)
 
 
 def on_line(
@@ -301,112 +298,3 @@ def separate_rows(backbone: PreTrainedModel, batch: Batch) -> Tensor:
     line = index[taken]
     order = torch.empty_like(line).scatter_(0, line, torch.arange(len(line), device=line.device))
     return rows[taken].index_select(0, order)
-
-
-def uses_ragged_attention(model: PreTrainedModel) -> bool:
-    """Whether ``use_ragged_attention`` switched this model."""
-    return model.config._attn_implementation == RAGGED
-
-
-@torch.no_grad()
-def use_ragged_attention(model: PreTrainedModel) -> bool:
-    """Switch ``model`` to the ragged attention if that is exact for it; otherwise leave it be.
-
-    Returns whether prompts are shared. Costs three forward passes over a dozen tokens, and in half
-    precision, where rounding is seen, a fourth to know how much of it there is.
-    """
-    if uses_ragged_attention(model):
-        return True
-    before = model.config._attn_implementation
-    backbone: PreTrainedModel = model.base_model  # type: ignore[assignment]
-    batch = _probe_batch(backbone)
-    try:
-        expected = separate_rows(backbone, batch)
-        tolerance = 1e-3
-        if not is_precise(expected):
-            model.set_attn_implementation("eager" if before == "sdpa" else "sdpa")
-            other = separate_rows(backbone, batch)
-            rounding = float((other - expected).abs().max() / _mean_size(expected))
-            tolerance = max(0.05, 2 * rounding)
-        model.set_attn_implementation(RAGGED)
-        _, found, rules = probe(backbone)
-        at = batch.predictors_T
-        exact = (
-            close(found, expected, tolerance)
-            and close(states_at(backbone, batch, at), found[at], tolerance)
-            and _windows_arrive(model, rules)
-        )
-    except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError, KeyError):
-        exact = False
-    if not exact:
-        model.set_attn_implementation(before or "eager")
-        _say_once(type(model).__name__)
-    return exact
-
-
-@torch.no_grad()
-def probe(backbone: PreTrainedModel) -> tuple[Batch, Tensor, dict[int, Rule]]:
-    """A few groups, their final hidden states, and the rule that each layer asked for."""
-    batch = _probe_batch(backbone)
-    layout = _Recorder(batch)
-    return batch, _of_batch(backbone, batch, layout), layout.rules
-
-
-def is_precise(states_LD: Tensor) -> bool:
-    """Whether rounding is too small to be seen in hidden states."""
-    return states_LD.dtype in (torch.float32, torch.float64)
-
-
-def close(found_LD: Tensor, expected_LD: Tensor, tolerance: float) -> bool:
-    """Whether hidden states differ by no more than this share of their mean size."""
-    scale = _mean_size(expected_LD)
-    return torch.allclose(found_LD / scale, expected_LD / scale, rtol=0, atol=tolerance)
-
-
-def _mean_size(states_LD: Tensor) -> Tensor:
-    return states_LD.abs().mean().clamp(min=1e-12)
-
-
-@cache
-def _say_once(family: str) -> None:
-    logger.warning("%s cannot share a prompt between responses: computing separate rows", family)
-
-
-class _Recorder(GroupLayout):
-    """A layout that notes which rule each layer asks for."""
-
-    def __init__(self, batch: Batch) -> None:
-        super().__init__(batch)
-        self.rules: dict[int, Rule] = {}
-
-    def attend(
-        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
-    ) -> Tensor:
-        self.rules[layer] = rule
-        return super().attend(layer, query_LHD, key_LHD, value_LHD, rule)
-
-
-def _windows_arrive(model: PreTrainedModel, rules: dict[int, Rule]) -> bool:
-    """Whether every sliding window of the configuration reached the attention function.
-
-    A family that hides it in its mask would agree on a few tokens and be wrong beyond the window.
-    """
-    config = model.config.get_text_config()
-    window = getattr(config, "sliding_window", None) or None
-    types = getattr(config, "layer_types", None)
-    if types is None:
-        used = getattr(config, "use_sliding_window", True)
-        types = ["sliding_attention" if window and used else "full_attention"] * len(rules)
-    if not set(types) <= {"full_attention", "sliding_attention"}:
-        return False
-    sliding = [layer for layer, kind in enumerate(types) if kind == "sliding_attention"]
-    return all(layer in rules and rules[layer].window == window for layer in sliding)
-
-
-def _probe_batch(model: PreTrainedModel) -> Batch:
-    top = model.config.get_text_config().vocab_size - 1
-    groups = [
-        Group([1, min(3, top)], [[2, min(5, top)], [min(4, top), 1, 2]]),
-        Group([min(6, top), 1, min(3, top)], [[min(7, top), 2, 1], [1]]),
-    ]
-    return Batch.of(groups).to(model.device)

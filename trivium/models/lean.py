@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trivium.models import flops
-from trivium.models.attention import GroupLayout, Layout, Rule, close, is_precise, probe
+from trivium.models.attention import GroupLayout, Layout, Rule
+from trivium.models.layers import GATED
 from trivium.models.linear import Linear, Packed
+from trivium.models.trust import close, is_precise, probe
 
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
@@ -26,7 +28,6 @@ ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS = {"q_norm", "k_norm"}
 HALF = 0.2
 """How far apart both ways may be in half precision: what is computed otherwise is farther."""
-MLP = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 
 class Norm:
@@ -157,7 +158,7 @@ def _is_known(backbone: Any) -> bool:
     return _parts(backbone) == BACKBONE and all(
         _parts(layer) == LAYER
         and _parts(layer.self_attn) - HEAD_NORMS == ATTENTION
-        and _parts(layer.mlp) == MLP
+        and _parts(layer.mlp) == GATED
         and all(
             type(part) in (nn.Linear, Linear)
             for parent in (layer.self_attn, layer.mlp)

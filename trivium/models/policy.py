@@ -14,14 +14,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.models import flops
-from trivium.models.attention import (
-    Layout,
-    Rule,
-    on_line,
-    states_at,
-    use_ragged_attention,
-    uses_ragged_attention,
-)
+from trivium.models.attention import Layout, Rule, on_line, states_at
 from trivium.models.layers import use_lean_layers
 from trivium.models.lean import LeanPass, rules_of_lean
 from trivium.models.linear import Linear, use_fast_linears
@@ -36,6 +29,7 @@ from trivium.models.loading import (
 )
 from trivium.models.logprobs import Head, token_logprobs
 from trivium.models.model_config import ModelConfig
+from trivium.models.trust import use_ragged_attention, uses_ragged_attention
 
 Forward = Callable[[Tensor, Tensor, Layout], Tensor]
 """From tokens and positions of a line, and who sees whom, to final hidden states."""

@@ -18,7 +18,7 @@ from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.maths.ragged import spread
 from trivium.models import flops
-from trivium.models.attention import states_at, use_ragged_attention
+from trivium.models.attention import states_at
 from trivium.models.layers import use_lean_layers
 from trivium.models.linear import use_fast_linears
 from trivium.models.loading import (
@@ -31,6 +31,7 @@ from trivium.models.loading import (
     trained_state,
 )
 from trivium.models.model_config import ModelConfig
+from trivium.models.trust import use_ragged_attention
 
 
 class RewardModel:

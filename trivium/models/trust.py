@@ -1,0 +1,137 @@
+"""Whether the shared-prompt layout computes, for a model family, what its own attention does.
+
+Both ways are compared on a few tokens before a model is switched; a family that hides part of its
+rule from the attention function, or asks for what is not understood, keeps its own.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from trivium.data.batch import Batch
+from trivium.data.group import Group
+from trivium.models.attention import (
+    RAGGED,
+    GroupLayout,
+    Rule,
+    UnsupportedAttentionError,
+    on_line,
+    separate_rows,
+    states_at,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def uses_ragged_attention(model: PreTrainedModel) -> bool:
+    """Whether ``use_ragged_attention`` switched this model."""
+    return model.config._attn_implementation == RAGGED
+
+
+@torch.no_grad()
+def use_ragged_attention(model: PreTrainedModel) -> bool:
+    """Switch ``model`` to the ragged attention if that is exact for it; otherwise leave it be.
+
+    Returns whether prompts are shared. Costs three forward passes over a dozen tokens, and in half
+    precision, where rounding is seen, a fourth to know how much of it there is.
+    """
+    if uses_ragged_attention(model):
+        return True
+    before = model.config._attn_implementation
+    backbone: PreTrainedModel = model.base_model  # type: ignore[assignment]
+    batch = _probe_batch(backbone)
+    try:
+        expected = separate_rows(backbone, batch)
+        tolerance = 1e-3
+        if not is_precise(expected):
+            model.set_attn_implementation("eager" if before == "sdpa" else "sdpa")
+            other = separate_rows(backbone, batch)
+            rounding = float((other - expected).abs().max() / _mean_size(expected))
+            tolerance = max(0.05, 2 * rounding)
+        model.set_attn_implementation(RAGGED)
+        _, found, rules = probe(backbone)
+        at = batch.predictors_T
+        exact = (
+            close(found, expected, tolerance)
+            and close(states_at(backbone, batch, at), found[at], tolerance)
+            and _windows_arrive(model, rules)
+        )
+    except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError, KeyError):
+        exact = False
+    if not exact:
+        model.set_attn_implementation(before or "eager")
+        _say_once(type(model).__name__)
+    return exact
+
+
+@torch.no_grad()
+def probe(backbone: PreTrainedModel) -> tuple[Batch, Tensor, dict[int, Rule]]:
+    """A few groups, their final hidden states, and the rule that each layer asked for."""
+    batch = _probe_batch(backbone)
+    layout = _Recorder(batch)
+    return batch, on_line(backbone, batch.tokens_L, batch.positions_L, layout), layout.rules
+
+
+def is_precise(states_LD: Tensor) -> bool:
+    """Whether rounding is too small to be seen in hidden states."""
+    return states_LD.dtype in (torch.float32, torch.float64)
+
+
+def close(found_LD: Tensor, expected_LD: Tensor, tolerance: float) -> bool:
+    """Whether hidden states differ by no more than this share of their mean size."""
+    scale = _mean_size(expected_LD)
+    return torch.allclose(found_LD / scale, expected_LD / scale, rtol=0, atol=tolerance)
+
+
+def _mean_size(states_LD: Tensor) -> Tensor:
+    return states_LD.abs().mean().clamp(min=1e-12)
+
+
+@cache
+def _say_once(family: str) -> None:
+    logger.warning("%s cannot share a prompt between responses: computing separate rows", family)
+
+
+class _Recorder(GroupLayout):
+    """A layout that notes which rule each layer asks for."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch)
+        self.rules: dict[int, Rule] = {}
+
+    def attend(
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+    ) -> Tensor:
+        self.rules[layer] = rule
+        return super().attend(layer, query_LHD, key_LHD, value_LHD, rule)
+
+
+def _windows_arrive(model: PreTrainedModel, rules: dict[int, Rule]) -> bool:
+    """Whether every sliding window of the configuration reached the attention function.
+
+    A family that hides it in its mask would agree on a few tokens and be wrong beyond the window.
+    """
+    config = model.config.get_text_config()
+    window = getattr(config, "sliding_window", None) or None
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        used = getattr(config, "use_sliding_window", True)
+        types = ["sliding_attention" if window and used else "full_attention"] * len(rules)
+    if not set(types) <= {"full_attention", "sliding_attention"}:
+        return False
+    sliding = [layer for layer, kind in enumerate(types) if kind == "sliding_attention"]
+    return all(layer in rules and rules[layer].window == window for layer in sliding)
+
+
+def _probe_batch(model: PreTrainedModel) -> Batch:
+    top = model.config.get_text_config().vocab_size - 1
+    groups = [
+        Group([1, min(3, top)], [[2, min(5, top)], [min(4, top), 1, 2]]),
+        Group([min(6, top), 1, min(3, top)], [[min(7, top), 2, 1], [1]]),
+    ]
+    return Batch.of(groups).to(model.device)
