@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from trivium.algorithms.update import StepResult
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.maths.kl import adapted_coefficient
+from trivium.models.loading import trained_parameters
 from trivium.models.policy import Policy
 
 FAST = {"learning_rate": 0.01}
@@ -168,8 +170,8 @@ def test_process_rewards_fall_on_their_steps_last_tokens_and_the_last_on_the_eos
     world: World,
 ) -> None:
     bench = Bench(world, "pairs")
-    found = ppo.step_rewards(
-        bench.parts, bench.rollouts, torch.zeros(sum(bench.rollouts.lengths_N))
+    found = bench.rollouts.step_rewards(
+        bench.parts.policy.tokenizer, torch.zeros(sum(bench.rollouts.lengths_N))
     )
     assert found is not None
     for response, row in zip(
@@ -219,6 +221,48 @@ def test_loss_is_the_one_written_out_by_hand(world: World, clip: float | None) -
     assert float(total.detach()) == pytest.approx(float(torch.stack(means).mean()), abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["separate", "shared"])
+def test_actor_and_critic_in_turn_are_the_loss_of_both(world: World, kind: str) -> None:
+    apart = {"model": {"path": world.reward_model()}} if kind == "separate" else {"kind": "shared"}
+    bench = Bench(world, critic={**apart, "coefficient": 0.7}, entropy_bonus=0.2)
+    experience = bench.prepare()
+    perturb(bench.parts.policy.model, seed=5, spread=0.01)
+    (part,) = experience.for_step([list(range(12))], "sequence_mean")
+    learned = ppo.losses(bench.config, bench.parts, bench.critic, actor=True)
+    assert len(learned) == (2 if kind == "separate" else 1)
+    trained = trained_parameters(bench.parts.policy.model)
+    parameters = {id(p): p for p in (*trained, *bench.critic.parameters())}
+
+    def gradients(totals: list[Tensor]) -> list[Tensor]:
+        for total in totals:
+            total.backward()
+        found = [p.grad for p in parameters.values()]
+        for p in parameters.values():
+            p.grad = None
+        assert all(gradient is not None for gradient in found)
+        return found  # type: ignore[return-value]
+
+    in_turn = [of_part(part) for of_part in learned]
+    total, seen = ppo.loss(bench.config, bench.parts, bench.critic, part, True)
+    torch.testing.assert_close(sum(x for x, _ in in_turn), total)
+    observed = {name: tensor for _, x in in_turn for name, tensor in x.items()}
+    assert observed.keys() == seen.keys()
+    assert all(torch.equal(observed[name], seen[name]) for name in seen)
+    for mine, theirs in zip(gradients([x for x, _ in in_turn]), gradients([total]), strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-7, rtol=1e-5)
+
+
+def test_while_the_actor_waits_its_loss_is_not_learned(world: World) -> None:
+    bench = Bench(world, critic={"model": {"path": world.reward_model()}})
+    (part,) = bench.prepare().for_step([list(range(12))], "sequence_mean")
+    (of_both,) = ppo.losses(bench.config, bench.parts, bench.critic, actor=False)
+    total, seen = of_both(part)
+    total.backward()
+    assert {"logprobs_T", "entropy_T", "value_loss_T"} <= seen.keys()
+    assert all(p.grad is not None for p in bench.critic.parameters())
+    assert all(p.grad is None for p in bench.parts.policy.model.parameters())
+
+
 def new_values(bench: Bench) -> list[list[float]]:
     model = bench.critic.model  # type: ignore[attr-defined]
     found = []
@@ -253,7 +297,7 @@ def test_experience_is_computed_once_and_stays_as_it_was(
 ) -> None:
     prepared: list[tuple[PPOExperience, dict[str, Tensor]]] = []
     seen: dict[tuple[int, ...], list[tuple[Tensor, ...]]] = {}
-    prepare, loss = ppo.prepare, ppo.loss
+    prepare, losses = ppo.prepare, ppo.losses
     names = ("advantages_T", "targets_T", "old_logprobs_T", "ref_logprobs_T", "old_values_T")
 
     def prepare_and_keep(*arguments: Any) -> PPOExperience:
@@ -261,8 +305,12 @@ def test_experience_is_computed_once_and_stays_as_it_was(
         prepared.append((experience, {n: getattr(experience, n).clone() for n in names}))
         return experience
 
-    def loss_and_note(config: Any, parts: Any, critic: Any, part: Any, actor: Any) -> Any:
-        total, found = loss(config, parts, critic, part, actor)
+    def losses_and_note(*arguments: Any) -> Any:
+        of_actor, of_critic = losses(*arguments)
+        return [partial(noted, of_actor), of_critic]
+
+    def noted(of_actor: Any, part: Any) -> Any:
+        total, found = of_actor(part)
         # In the first step, π_old's log-probs are those that the step finds.
         given = {n: getattr(part, n) for n in names} | {"old_logprobs_T": found["old_logprobs_T"]}
         fixed = [given[n].split(part.lengths_N.tolist()) for n in names]
@@ -272,12 +320,13 @@ def test_experience_is_computed_once_and_stays_as_it_was(
         return total, found
 
     monkeypatch.setattr(ppo, "prepare", prepare_and_keep)
-    monkeypatch.setattr(ppo, "loss", loss_and_note)
+    monkeypatch.setattr(ppo, "losses", losses_and_note)
     given = {"optimizer": FAST, "epochs": 3, "minibatches": 2, "tokens_per_micro_batch": 40}
     run = ppo.train(config_of(world, **given))
     ((experience, then),) = prepared
     for name, tensor in then.items():
         assert torch.equal(getattr(experience, name), tensor)
+    assert len(seen) > 8
     for rows in seen.values():
         assert len(rows) % 3 == 0
         for row in rows[1:]:

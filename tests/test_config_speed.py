@@ -65,6 +65,16 @@ def test_wrong_key_is_told_without_torch(command: str, tmp_path: Path) -> None:
     assert "`unheard_of` is not a known key" in told.stderr
 
 
+def test_wrong_key_of_a_run_whose_memory_is_asked_for_is_told_without_torch(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / "config.yaml"
+    place.write_text("{}\n", encoding="utf-8")
+    told = python(COMMAND, "memory", "grpo", str(place), "unheard_of=1")
+    assert told.returncode == 2, told.stderr
+    assert "`unheard_of` is not a known key" in told.stderr
+
+
 def test_wrong_key_of_a_comparisons_stage_is_told_without_torch(tmp_path: Path) -> None:
     place = tmp_path / "compare.yaml"
     place.write_text(STAGE, encoding="utf-8")

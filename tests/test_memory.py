@@ -248,6 +248,13 @@ def test_ppo_holds_actor_critic_reference_and_learned_reward(llama: str) -> None
         assert update[role].gradients == update[role].optimizer == 0
 
 
+def test_actor_and_critic_of_their_own_weights_never_hold_activations_together(llama: str) -> None:
+    config = PPOConfig.model_validate(on_policy(llama, prompts_per_step=16))
+    update = stage(predict("ppo", config, Lengths((40,), (20,))), "update")
+    held = {m.role: m.activations for m in update.models if m.role != "reference"}
+    assert min(held.values()) < 0.1 * max(held.values())
+
+
 def test_a_shared_critic_is_one_head(llama: str) -> None:
     config = PPOConfig.model_validate(on_policy(llama, critic={"kind": "shared"}))
     (critic,) = [

@@ -23,7 +23,16 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from trivium.commands import COMMANDS, Command
-from trivium.commands.help_texts import CHAT, DEMO, DESCRIPTION, EXAMPLE, REPORT, RESUME, WATCH
+from trivium.commands.help_texts import (
+    CHAT,
+    DEMO,
+    DESCRIPTION,
+    EXAMPLE,
+    MEMORY,
+    REPORT,
+    RESUME,
+    WATCH,
+)
 from trivium.config import Configuration, load_configuration
 from trivium.config_reference import describe
 from trivium.errors import ConfigurationError, TriviumError
@@ -91,7 +100,7 @@ class Setting(argparse.Action):
 
 def require_command(arguments: Sequence[str]) -> None:
     """Refuse a word that is no command, with the nearest one."""
-    names = [*COMMANDS, "resume", "chat", "report", "watch", "demo"]
+    names = [*COMMANDS, "resume", "memory", "chat", "report", "watch", "demo"]
     word = next(iter(arguments), "-")
     if word.startswith("-") or word in names:
         return
@@ -138,6 +147,9 @@ def make_parser() -> argparse.ArgumentParser:
     resume.add_argument("settings", metavar="key=value", nargs="*", help="settings to change")
     _add_resuming(resume)
     resume.set_defaults(run=run_resume)
+    _add_memory(
+        commands.add_parser("memory", help="what a run will need", description=MEMORY, **style)
+    )
     chat = commands.add_parser("chat", help="talk to a checkpoint", description=CHAT, **style)
     chat.add_argument("path", metavar="PATH", help="a checkpoint, a run's directory or a hub name")
     _add_settings(chat, _chat_config)
@@ -167,6 +179,14 @@ def _add_resuming(parser: argparse.ArgumentParser) -> None:
         const="run.allow_changes=true",
         help="go on with a run even where its configuration, data or code changed",
     )
+
+
+def _add_memory(parser: argparse.ArgumentParser) -> None:
+    trained = [name for name, command in COMMANDS.items() if command.trains]
+    parser.add_argument("kind", metavar="COMMAND", choices=trained, help=", ".join(trained))
+    parser.add_argument("config", metavar="CONFIG.yaml", type=Path, help="its configuration file")
+    parser.add_argument("settings", metavar="key=value", nargs="*", help="settings to correct")
+    parser.set_defaults(run=run_memory)
 
 
 def _add_report(parser: argparse.ArgumentParser) -> None:
@@ -247,6 +267,20 @@ def run_resume(parsed: argparse.Namespace) -> None:
     where = f"run.directory={json.dumps(str(path), ensure_ascii=False)}"
     parsed.settings = [where, "run.resume=true", "run.overwrite=false", *parsed.settings]
     run_command(command, parsed)
+
+
+def run_memory(parsed: argparse.Namespace) -> None:
+    """Say what a run would need, and which micro-batches fit."""
+    from trivium.borders import check_input
+
+    config_class = COMMANDS[parsed.kind].config_class()
+    config = load_configuration(config_class, parsed.config, parsed.settings)
+    check_input(config)
+    # This imports torch, which a mistake in what was asked for must not wait for.
+    from trivium.commands import memory
+
+    with quiet_libraries():
+        show(memory.run(parsed.kind, config))
 
 
 def run_chat(parsed: argparse.Namespace) -> None:

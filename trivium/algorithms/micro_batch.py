@@ -24,8 +24,10 @@ from trivium.data.batch import Grouped
 from trivium.models import flops
 from trivium.models.scoring import NoRoom, in_parts, make_room
 
-Loss = Callable[[Any], tuple[Tensor, dict[str, Tensor]]]
+Learning = tuple[Tensor, dict[str, Tensor]]
 """The loss of a part, and what was observed on the way (flat tensors, detached)."""
+Loss = Callable[[Any], Learning]
+"""Computes that of a part."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class MicroBatch:
     loss: Loss
     whole_groups: bool = False
 
-    def __call__(self) -> tuple[Tensor, dict[str, Tensor]]:
+    def __call__(self) -> Learning:
         return self.loss(self.part)
 
     def halves(self) -> list[MicroBatch]:

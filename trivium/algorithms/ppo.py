@@ -30,7 +30,7 @@ from trivium.algorithms.experience import (
     plan_updates,
 )
 from trivium.algorithms.kl_coefficient import KLCoefficient
-from trivium.algorithms.micro_batch import MicroBatch
+from trivium.algorithms.micro_batch import Learning, Loss, MicroBatch
 from trivium.algorithms.observe import (
     first_group,
     join_observed,
@@ -49,10 +49,10 @@ from trivium.data.batch import Batch, Grouped
 from trivium.maths.advantages import gae, return_targets, whiten
 from trivium.maths.kl import KL_ESTIMATORS, kl_shaped_rewards
 from trivium.maths.objectives import clipped_surrogate, truncated_importance, value_loss
-from trivium.maths.ragged import segment_starts, spread
 from trivium.maths.weights import weighted_sum
-from trivium.models.critic import Critic
+from trivium.models.critic import ActorCriticScores, Critic, SeparateCritic
 from trivium.models.loading import trained_parameters
+from trivium.models.policy import TokenScores
 from trivium.models.scoring import score_logprobs
 from trivium.packing import packable
 from trivium.rollout.rollouts import Rollouts
@@ -182,8 +182,9 @@ def prepare(
         ref_T = score_logprobs(parts.reference, data, micro_batches)
         kl_T = KL_ESTIMATORS[config.kl](old_T, ref_T)
     lengths_N = rollouts.lengths_N.to(old_T.device)
+    step_rewards_T = rollouts.step_rewards(parts.policy.tokenizer, old_T)
     rewards_T = kl_shaped_rewards(
-        rollouts.outcomes_N.to(old_T), kl_T, lengths_N, beta, step_rewards(parts, rollouts, old_T)
+        rollouts.outcomes_N.to(old_T), kl_T, lengths_N, beta, step_rewards_T
     )
     final_N = None
     if config.bootstrap_cut_off:
@@ -211,16 +212,6 @@ def prepare(
     )
 
 
-def step_rewards(parts: OnPolicyParts, rollouts: Rollouts, like_T: Tensor) -> Tensor | None:
-    """Process rewards at the last token of their step, ``[T]``; None where no reward gives any."""
-    if rollouts.scores.steps is None:
-        return None
-    steps = rollouts.steps(parts.policy.tokenizer)
-    token_S = spread(segment_starts(rollouts.lengths_N), steps.counts_N) + steps.ends_S
-    rewards_S = steps.rewards_S.to(like_T)
-    return torch.zeros_like(like_T).index_add(0, token_S.to(like_T.device), rewards_S)
-
-
 def update(
     config: PPOConfig,
     parts: OnPolicyParts,
@@ -236,8 +227,8 @@ def update(
         works = experience.for_update(
             minibatch, steps, config.aggregation, config.sampling.max_tokens
         )
-        of_part = partial(loss, config, parts, critic, actor=actor)
-        work = [MicroBatch(part, of_part) for part in works]
+        learned = losses(config, parts, critic, actor)
+        work = [MicroBatch(part, of_part) for part in works for of_part in learned]
         if mix is not None and actor:
             work += mix.next_step(config.tokens_per_micro_batch)
         steps.results.append(optimizer.step(work))
@@ -248,41 +239,64 @@ def update(
     return steps.results
 
 
+def losses(config: PPOConfig, parts: OnPolicyParts, critic: Critic, actor: bool) -> list[Loss]:
+    """What is learned of a micro-batch: actor and critic, where they share no weight, one after the
+    other, so that one graph is in memory at a time."""
+    if not (actor and isinstance(critic, SeparateCritic)):
+        return [partial(loss, config, parts, critic, actor=actor)]
+
+    def of_actor(part: PPOExperience) -> Learning:
+        return actor_loss(config, parts.policy.score(Batch.of(part.groups)), part)
+
+    def of_critic(part: PPOExperience) -> Learning:
+        return critic_loss(config, critic.values(Batch.of(part.groups)), part)
+
+    return [of_actor, of_critic]
+
+
 def loss(
     config: PPOConfig, parts: OnPolicyParts, critic: Critic, part: PPOExperience, actor: bool
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> Learning:
     """``Σ_t w_t {−min(ρ Â, clip(ρ) Â) − c_H H + c_V (V − Target)²}`` of one micro-batch."""
     scores = critic.score(parts.policy, Batch.of(part.groups))
+    of_actor, seen = actor_loss(config, scores, part)
+    of_critic, seen_of_critic = critic_loss(config, scores.values_T, part)
+    return of_actor + of_critic if actor else of_critic, seen | seen_of_critic
+
+
+def actor_loss(
+    config: PPOConfig, scores: TokenScores | ActorCriticScores, part: PPOExperience
+) -> Learning:
+    """``Σ_t w_t {−min(ρ Â, clip(ρ) Â) − c_H H}``."""
     weights_T, old_T = part.weights(scores.logprobs_T), part.old(scores.logprobs_T)
-    value_T = value_loss(
-        scores.values_T,
-        part.targets_T,
-        old_values_T=part.old_values_T,
-        clip=config.critic.clip,
+    surrogate_T = clipped_surrogate(
+        scores.logprobs_T,
+        old_T,
+        part.advantages_T,
+        part.lengths_N,
+        clip_low=config.clip_low,
+        clip_high=config.clip_high,
     )
-    total = config.critic.coefficient * weighted_sum(value_T, weights_T)
-    if actor:
-        surrogate_T = clipped_surrogate(
-            scores.logprobs_T,
-            old_T,
-            part.advantages_T,
-            part.lengths_N,
-            clip_low=config.clip_low,
-            clip_high=config.clip_high,
-        )
-        if config.importance_limit is not None:
-            sampler_T = part.sampler_logprobs_T.to(old_T)
-            weight_T = truncated_importance(old_T, sampler_T, limit=config.importance_limit)
-            surrogate_T = weight_T * surrogate_T
-        bonus_T = config.entropy_bonus * scores.entropy_T
-        total = total + weighted_sum(surrogate_T - bonus_T, weights_T)
-    return total, {
+    if config.importance_limit is not None:
+        sampler_T = part.sampler_logprobs_T.to(old_T)
+        weight_T = truncated_importance(old_T, sampler_T, limit=config.importance_limit)
+        surrogate_T = weight_T * surrogate_T
+    bonus_T = config.entropy_bonus * scores.entropy_T
+    return weighted_sum(surrogate_T - bonus_T, weights_T), {
         "logprobs_T": scores.logprobs_T.detach(),
         "old_logprobs_T": old_T,
         "entropy_T": scores.entropy_T.detach(),
         "advantages_T": part.advantages_T,
-        "value_loss_T": value_T.detach(),
     }
+
+
+def critic_loss(config: PPOConfig, values_T: Tensor, part: PPOExperience) -> Learning:
+    """``Σ_t w_t c_V (V − Target)²``, the values clipped where the critic is."""
+    error_T = value_loss(
+        values_T, part.targets_T, old_values_T=part.old_values_T, clip=config.critic.clip
+    )
+    total = config.critic.coefficient * weighted_sum(error_T, part.weights(values_T))
+    return total, {"value_loss_T": error_T.detach()}
 
 
 def step_metrics(

@@ -46,6 +46,14 @@ example:
   trivium resume runs/grpo-20260101-120000
   trivium resume runs/grpo-20260101-120000 --allow-changes steps=200
 """
+MEMORY = """\
+Say what a run would need, stage by stage and model by model, and whether that fits the memory that
+is free here; if not, with which micro-batches it does. Nothing is trained and no weight is read.
+
+example:
+  trivium memory grpo grpo.yaml
+  trivium memory grpo grpo.yaml tokens_per_micro_batch=32768 model.gradient_checkpointing=true
+"""
 EXAMPLE = """\
 example: {name}.yaml
 {yaml}

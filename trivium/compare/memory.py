@@ -7,24 +7,17 @@ prediction (``trivium.memory``) is then asked about the very token counts that t
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from itertools import islice
 from typing import Any
 
 from trivium.commands import COMMANDS
 from trivium.compare.plan import Job, Plan
 from trivium.config import Configuration
-from trivium.data.demonstrations import load_demonstrations
-from trivium.data.group import Group
-from trivium.data.preferences import load_preferences, load_step_labels
-from trivium.data.prompts import load_prompts
 from trivium.errors import ModelError
+from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths
 from trivium.memory.roads import ROADS, predict
-from trivium.models.loading import load_tokenizer
-from trivium.models.model_config import ModelConfig
 from trivium.runs.store import read_events, read_samples
 
-EXAMPLES = 256
 ROWS = 512
 """Rows of data that a measured step reads at most: texts are no part of what is predicted."""
 ONE_STEP: dict[str, dict[str, Any]] = {
@@ -81,31 +74,11 @@ def memory_record(job: Job) -> dict[str, Any]:
 
 
 def _lengths(job: Job, config: Configuration) -> Lengths:
-    """Token counts of the stage's data, or of what its one step sampled."""
-    settings: Any = config
-    tokenizer = load_tokenizer(ModelConfig.model_validate(job.settings["model"]))
+    """Token counts of the stage's data, and of what its one step sampled."""
+    lengths = data_lengths(job.command, config)
     if job.command in ("ppo", "grpo"):
-        prompts = islice(load_prompts(settings.data, tokenizer), EXAMPLES)
-        return Lengths(tuple(len(p.tokens) for p in prompts), _sampled(job))
-    if job.command == "sft":
-        rows = load_demonstrations(settings.data, tokenizer)
-        return _of_groups([row.group for row in rows[:EXAMPLES]])
-    if job.command == "dpo" and settings.online is not None:
-        prompts = islice(load_prompts(settings.online.data, tokenizer), EXAMPLES)
-        return Lengths(
-            tuple(len(p.tokens) for p in prompts), (settings.online.sampling.max_tokens,)
-        )
-    pairs = settings.data if job.command == "dpo" else settings.pairs
-    if pairs is not None:
-        found = load_preferences(pairs, tokenizer)
-        return _of_groups([pair.group for pair in found[:EXAMPLES]])
-    labelled = load_step_labels(settings.steps, tokenizer)
-    return _of_groups([row.group for row in labelled[:EXAMPLES]])
-
-
-def _of_groups(groups: list[Group]) -> Lengths:
-    prompts = tuple(len(group.prompt) for group in groups)
-    return Lengths(prompts, tuple(len(r) for group in groups for r in group.responses))
+        return replace(lengths, responses=_sampled(job))
+    return lengths
 
 
 def _sampled(job: Job) -> tuple[int, ...]:

@@ -180,8 +180,8 @@ def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
             targets_T=z,
         )
         works = experience.for_step(parts, config.aggregation, config.sampling.max_tokens)
-        loss = partial(ppo.loss, config, on_policy(policy, reference), critic, actor=True)
-        work = [MicroBatch(part, loss) for part in works]
+        learned = ppo.losses(config, on_policy(policy, reference), critic, actor=True)
+        work = [MicroBatch(part, loss) for part in works for loss in learned]
         if config.pretraining is not None:
             texts = demonstrations(road, config.pretraining.examples_per_step)
             cut = heaviest(texts, texts.split(config.tokens_per_micro_batch))

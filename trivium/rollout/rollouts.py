@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from trivium.data.chat import step_ends
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
+from trivium.maths.ragged import segment_starts, spread
 from trivium.packing import packable
 from trivium.rewards.early import EarlyScoring
 from trivium.rewards.reward import Rewards, Scores
@@ -110,6 +111,15 @@ class Rollouts:
             last = max(at, default=len(response.tokens) - 1)
             placed.append({**at, last: at.get(last, 0.0) + outcome})
         return _as_steps(placed)
+
+    def step_rewards(self, tokenizer: PreTrainedTokenizerBase, like_T: Tensor) -> Tensor | None:
+        """Process rewards at the last token of their step, ``[T]``; None where there are none."""
+        if self.scores.steps is None:
+            return None
+        steps = self.steps(tokenizer)
+        token_S = spread(segment_starts(self.lengths_N), steps.counts_N) + steps.ends_S
+        rewards_S = steps.rewards_S.to(like_T)
+        return torch.zeros_like(like_T).index_add(0, token_S.to(like_T.device), rewards_S)
 
     def metrics(self) -> dict[str, float]:
         """Rewards and lengths by their standard names."""

@@ -1,0 +1,91 @@
+"""``trivium memory``: what a run would need, stage by stage, and which micro-batches fit.
+
+Nothing is trained and no weight is read: the run is rehearsed on shapes (``trivium.memory``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from trivium.config import Configuration
+from trivium.memory.fit import SHARE, fitting, free_bytes
+from trivium.memory.lengths import data_lengths
+from trivium.memory.report import Lengths, Memory
+from trivium.memory.roads import predict
+from trivium.models.loading import resolve_device
+
+PARTS = ("parameters", "gradients", "optimizer", "activations", "cache")
+SPARING = (
+    "set model.gradient_checkpointing: true, model.dtype: bfloat16 or model.lora, or shorten "
+    "prompts and responses"
+)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """What a run of a configuration needs, and what there is."""
+
+    config: Any
+    lengths: Lengths
+    memory: Memory
+    free: int
+    advice: str
+
+    def __rich__(self) -> Group:
+        longest = max(self.lengths.prompts), max(self.lengths.responses)
+        of_data = Text(
+            f"{self.memory.kind} of {self.config.model.path} with prompts of up to {longest[0]:,} "
+            f"and responses of up to {longest[1]:,} tokens, "
+            f"tokens_per_micro_batch {self.config.tokens_per_micro_batch:,}"
+        )
+        return Group(of_data, self._table(), Text(self.advice))
+
+    def _table(self) -> Table:
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in ("stage", "model"):
+            table.add_column(name)
+        for name in (*PARTS, "MiB"):
+            table.add_column(name, justify="right")
+        for stage in self.memory.stages:
+            style = "bold" if stage is self.memory.peak else ""
+            for model in stage.models:
+                sizes = [_mib(getattr(model, part)) for part in PARTS]
+                table.add_row(stage.name, model.role, *sizes, _mib(model.total), style=style)
+        return table
+
+
+def run(kind: str, config: Configuration) -> Needed:
+    """Predict the memory of a run of ``kind`` and compare it with what is free.
+
+    Raises:
+        DataError: the data cannot be read.
+        ModelError: the model cannot be, or computes what cannot be predicted.
+    """
+    settings: Any = config
+    device = resolve_device(settings.model.device)
+    lengths = data_lengths(kind, config)
+    memory, free = predict(kind, config, lengths), free_bytes(device)
+    needed = f"The run needs {_mib(memory.bytes)} MiB at its peak ({memory.peak.name}), to within a"
+    beside = f"{needed} tenth; {_mib(free)} MiB are free on {device}."
+    if memory.bytes <= SHARE * free:
+        return Needed(config, lengths, memory, free, f"{beside} It fits.")
+    found = fitting(kind, config, lengths, int(SHARE * free))
+    if found is None:
+        advice = f"{beside} No bound of a micro-batch makes it fit: {SPARING}."
+    else:
+        bound, less = found
+        advice = (
+            f"{beside} With tokens_per_micro_batch: {bound} it needs {_mib(less.bytes)} MiB and "
+            "fits; gradients stay the same."
+        )
+    return Needed(config, lengths, memory, free, advice)
+
+
+def _mib(size: int) -> str:
+    return f"{size / 2**20:,.0f}"

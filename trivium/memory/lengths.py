@@ -1,0 +1,62 @@
+"""Token counts of the data that a run would read, which its memory depends on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from trivium.config import Configuration
+from trivium.data.demonstrations import load_demonstrations
+from trivium.data.group import Group
+from trivium.data.preferences import load_preferences, load_step_labels
+from trivium.data.prompts import PromptsConfig, load_prompts
+from trivium.memory.report import Lengths
+from trivium.models.loading import load_tokenizer
+
+EXAMPLES = 256
+"""Prompts, pairs or demonstrations that are counted, from the first on."""
+
+
+def data_lengths(kind: str, config: Configuration) -> Lengths:
+    """Token counts of the data of a run of ``kind``; responses that it will sample count as long as
+    ``sampling.max_tokens`` lets them be.
+
+    Raises:
+        DataError: the data cannot be read.
+        ModelError: the tokenizer cannot be read.
+    """
+    settings: Any = config
+    tokenizer = load_tokenizer(settings.model)
+    if kind in ("ppo", "grpo"):
+        return _prompts(settings.data, tokenizer, settings.sampling.max_tokens)
+    if kind == "dpo" and settings.online is not None:
+        return _prompts(settings.online.data, tokenizer, settings.online.sampling.max_tokens)
+    if kind == "sft":
+        rows = load_demonstrations(settings.data, tokenizer)
+        held_out = settings.validation and load_demonstrations(settings.validation, tokenizer)
+        return _of_groups([row.group for row in rows], len(held_out or ()))
+    if kind == "dpo":
+        return _of_groups([pair.group for pair in load_preferences(settings.data, tokenizer)])
+    if settings.pairs is not None:
+        groups = [pair.group for pair in load_preferences(settings.pairs, tokenizer)]
+        named = settings.validation_pairs and load_preferences(settings.validation_pairs, tokenizer)
+    else:
+        groups = [row.group for row in load_step_labels(settings.steps, tokenizer)]
+        named = settings.validation_steps and load_step_labels(settings.validation_steps, tokenizer)
+    shared = math.ceil(settings.held_out_share * len(groups))
+    return _of_groups(groups, shared if named is None else len(named))
+
+
+def _prompts(data: PromptsConfig, tokenizer: PreTrainedTokenizerBase, response: int) -> Lengths:
+    prompts = islice(load_prompts(data, tokenizer), EXAMPLES)
+    return Lengths(tuple(len(prompt.tokens) for prompt in prompts), (response,))
+
+
+def _of_groups(groups: Sequence[Group], held_out: int = 0) -> Lengths:
+    counted = groups[:EXAMPLES]
+    responses = tuple(len(response) for group in counted for response in group.responses)
+    return Lengths(tuple(len(group.prompt) for group in counted), responses, held_out)
