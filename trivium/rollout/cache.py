@@ -186,15 +186,14 @@ class RowCache:
         slots = self.slot_of_R
         groups, self.group_of_S = torch.unique(self.group_of_S[slots], return_inverse=True)
         self.length_S = self.length_S[slots]
-        used = int(self.length_S.max()) if len(slots) else 0
         gone = len(groups) < len(self.prompt_lengths_G)
         for cache in self.layers.values():
             if gone:
                 cache.prompt_keys = cache.prompt_keys[groups]
                 cache.prompt_values = cache.prompt_values[groups]
-            room = cache.own_keys.shape[2] - used
-            cache.own_keys = F.pad(cache.own_keys[slots, :, :used], (0, 0, 0, room))
-            cache.own_values = F.pad(cache.own_values[slots, :, :used], (0, 0, 0, room))
+            # What is beyond a strip's rows is stale and never seen: whole strips move fastest.
+            cache.own_keys = cache.own_keys.index_select(0, slots)
+            cache.own_values = cache.own_values.index_select(0, slots)
         self.prompt_lengths_G = self.prompt_lengths_G[groups]
         self.slot_of_R = torch.arange(len(slots), device=self.device)
         self._lay_out()
