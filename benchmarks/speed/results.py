@@ -85,11 +85,15 @@ class Pair:
         return f"{self.ratio:.2f} ({sides}; {tokens})"
 
 
-def summary(case: Case, pairs: list[Pair], peak: float, *, quick: bool) -> dict[str, Any]:
-    """A case's entry in results.json; distances are from what arithmetic alone takes at the peak.
+def summary(
+    case: Case, pairs: list[Pair], rates: dict[str, float], *, quick: bool
+) -> dict[str, Any]:
+    """A case's entry in results.json; distances are from what arithmetic alone takes at the best of
+    ``rates``, and with ``_torch`` at that of PyTorch's own product.
 
     TRL's distance is from the FLOPs that Trivium counted, made those of its own number of tokens.
     """
+    peak = max(rates.values())
     ratios = [pair.ratio for pair in pairs]
     sides = {"ours": [p.ours for p in pairs], "theirs": [p.theirs for p in pairs]}
     entry: dict[str, Any] = {
@@ -110,13 +114,16 @@ def summary(case: Case, pairs: list[Pair], peak: float, *, quick: bool) -> dict[
     work = [pair.theirs.tokens / pair.ours.tokens for pair in pairs]
     rows = list(zip(pairs, ideal, work, strict=True))
     timed = not case.memory
+    distance = median(p.ours.seconds / i for p, i, _ in rows) if timed else None
     return entry | {
-        "limit_distance": median(p.ours.seconds / i for p, i, _ in rows) if timed else None,
+        "limit_distance": distance,
+        "limit_distance_torch": distance * rates["torch"] / peak if distance else None,
         "their_limit_distance": (
             median(p.theirs.seconds / (i * w) for p, i, w in rows) if timed else None
         ),
         "stages": shares(sides["ours"]) if timed else {},
         "peak_gflops": peak / 1e9,
+        "torch_gflops": rates["torch"] / 1e9,
         "flops": median(run.flops for run in sides["ours"]),
         "repetitions": len(pairs),
         "quick": quick,

@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 from cases import CASES, Case, chosen, hurried
-from limit import peak_flops
+from limit import rates
 from results import Pair, Side, code, digest, peer, read, summary, table, write
 from worlds import SIZES, S, Size, write_world
 
@@ -50,12 +50,12 @@ def main() -> None:
     print(f"core {asked.core}; results go to {asked.results}", flush=True)
     for case in wanted(asked):
         pairs = []
-        peak = peak_flops()
+        best = rates()
         for repetition in range(asked.repetitions or case.repetitions):
             pairs.append(pair(case, repetition))
-            peak = max(peak, peak_flops())
+            best = {name: max(best[name], rate) for name, rate in rates().items()}
             print(f"  {case.name} {repetition + 1}: {pairs[-1]}", flush=True)
-        write(asked.results, summary(case, pairs, peak, quick=asked.quick))
+        write(asked.results, summary(case, pairs, best, quick=asked.quick))
     print(table(read(asked.results)))
 
 
