@@ -148,7 +148,9 @@ def make_parser() -> argparse.ArgumentParser:
     _add_resuming(resume)
     resume.set_defaults(run=run_resume)
     _add_memory(
-        commands.add_parser("memory", help="what a run will need", description=MEMORY, **style)
+        commands.add_parser(
+            "memory", help="how much memory a run needs, and what fits", description=MEMORY, **style
+        )
     )
     chat = commands.add_parser("chat", help="talk to a checkpoint", description=CHAT, **style)
     chat.add_argument("path", metavar="PATH", help="a checkpoint, a run's directory or a hub name")
