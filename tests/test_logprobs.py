@@ -166,3 +166,11 @@ def test_what_is_next_to_impossible_has_a_finite_logprob(offset: float) -> None:
     torch.testing.assert_close(found_T.double(), expected_T, atol=atol, rtol=0)
     entropy = -(expected_T.exp() * expected_T).sum()
     torch.testing.assert_close(entropy_T.double(), entropy.expand(4), atol=atol, rtol=0)
+
+
+def test_logprobs_have_the_same_bits_with_and_without_entropies() -> None:
+    case = Case(dtype=torch.float32)
+    head = Head(case.weight_VD)
+    with_entropy, _ = token_logprobs(case.hidden_TD, head, case.targets_T)
+    alone, _ = token_logprobs(case.hidden_TD, head, case.targets_T, entropy=False)
+    assert torch.equal(with_entropy, alone)

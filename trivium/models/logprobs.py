@@ -123,24 +123,14 @@ class _TokenLogprobs(torch.autograd.Function):
 
 
 def _statistics(z_TV: Tensor, targets_T: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
-    """Log-probs of the targets, and entropies (none unless asked for), in the logits' place."""
-    if not entropy:
-        chosen_T = z_TV.log_softmax(-1).gather(1, targets_T[:, None])[:, 0]
-        return chosen_T, chosen_T[:0]
-    p_TV, log_p_TV = _probabilities(z_TV)
+    """Log-probs of the targets, whose bits do not depend on whether entropies are asked for, and
+    those (none unless they are), from logits."""
+    log_p_TV = z_TV.log_softmax(-1)
     chosen_T = log_p_TV.gather(1, targets_T[:, None])[:, 0]
-    return chosen_T, -p_TV.mul_(log_p_TV).sum(-1)
-
-
-def _probabilities(z_TV: Tensor) -> tuple[Tensor, Tensor]:
-    """``p`` and ``log p``, the latter in the place of the logits.
-
-    The largest of each gives the normaliser, for an exponential of all logarithms takes longer than
-    a softmax on a processor.
-    """
-    p_TV = z_TV.softmax(-1)
-    normaliser_T1 = z_TV.amax(-1, keepdim=True) - p_TV.amax(-1, keepdim=True).log()
-    return p_TV, z_TV.sub_(normaliser_T1)
+    if not entropy:
+        return chosen_T, chosen_T[:0]
+    # A processor takes a softmax sooner than the exponential of all logarithms.
+    return chosen_T, -z_TV.softmax(-1).mul_(log_p_TV).sum(-1)
 
 
 def _by_logits(
@@ -150,7 +140,7 @@ def _by_logits(
     of_entropy_T: Tensor | None,
     entropy_T: Tensor,
 ) -> Tensor:
-    """``g (1[target] − p) − h p (log p + H)``; the logits are needed no more.
+    """``g (1[target] − p) − h p (log p + H)``.
 
     ``g`` and ``h`` are the gradients by the log-probs and by the entropy ``H``.
     """
@@ -159,9 +149,9 @@ def _by_logits(
     if of_entropy_T is None:
         by_logits_TV = z_TV.softmax(-1).mul_(-grad_T[:, None])
     else:
-        p_TV, log_p_TV = _probabilities(z_TV)
+        log_p_TV = z_TV.log_softmax(-1)
         log_p_TV.add_(entropy_T[:, None]).mul_(-of_entropy_T[:, None]).sub_(grad_T[:, None])
-        by_logits_TV = p_TV.mul_(log_p_TV)
+        by_logits_TV = log_p_TV.mul_(z_TV.softmax(-1))
     return by_logits_TV.scatter_add_(1, targets_T[:, None], grad_T[:, None])
 
 
