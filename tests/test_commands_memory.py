@@ -13,7 +13,7 @@ from worlds import World
 from trivium.cli import main
 from trivium.commands import COMMANDS, memory
 from trivium.memory import fit
-from trivium.memory.fit import SHARE, bounds, fitting, free_bytes
+from trivium.memory.fit import SHARE, fitting, free_bytes, smaller_bounds
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths
 from trivium.memory.roads import predict
@@ -85,8 +85,9 @@ def test_labelled_steps_are_counted(world: World) -> None:
 
 def test_bounds_are_halves_down_to_a_prompt_with_its_responses() -> None:
     lengths = Lengths((100, 300), (50, 20))
-    assert list(bounds(4096, lengths)) == [4096, 2048, 1024, 512]
-    assert list(bounds(100, lengths)) == [100]
+    assert list(smaller_bounds(4096, lengths)) == [2048, 1024, 512]
+    assert list(smaller_bounds(800, lengths)) == [400]
+    assert list(smaller_bounds(799, lengths)) == []
 
 
 def test_the_largest_micro_batch_that_fits_is_found(world: World) -> None:
@@ -104,7 +105,7 @@ def test_the_largest_micro_batch_that_fits_is_found(world: World) -> None:
     found = fitting("grpo", config, lengths, half - 1)
     assert found is not None and found[0] == 1024
     found = fitting("grpo", config, lengths, most)
-    assert found is not None and found[0] == 4096
+    assert found is not None and found[0] == 2048
     assert fitting("grpo", config, lengths, 1) is None
 
 
@@ -134,9 +135,10 @@ def test_free_memory_is_what_the_system_or_the_container_has_left(
     assert abs(free_bytes(CPU) - available) < available / 2
     (tmp_path / "memory.max").write_text("max\n")
     (tmp_path / "memory.current").write_text("1000\n")
+    (tmp_path / "memory.stat").write_text("anon 700\ninactive_file 300\n")
     assert free_bytes(CPU) > 1 << 20
     (tmp_path / "memory.max").write_text("5000\n")
-    assert free_bytes(CPU) == 4000
+    assert free_bytes(CPU) == 4300
     (tmp_path / "memory.max").write_text("500\n")
     assert free_bytes(CPU) == 0
 

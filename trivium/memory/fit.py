@@ -22,36 +22,39 @@ def free_bytes(device: torch.device) -> int:
     """Memory that a run could have on ``device`` now; a container's limit counts."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    limits = (_limit("memory.max", "memory.current"), psutil.virtual_memory().available)
-    return min(limit for limit in limits if limit is not None)
+    available, left = psutil.virtual_memory().available, _left_in_container()
+    return available if left is None else min(available, left)
 
 
-def _limit(most: str, used: str) -> int | None:
-    """What is left of the control group's memory; None where there is no limit."""
+def _left_in_container() -> int | None:
+    """What is left of the control group's memory; None where there is no limit.
+
+    Pages of files that were read count as used there, but are given up when memory is asked for.
+    """
     try:
-        found = [int((CONTROL_GROUP / name).read_text()) for name in (most, used)]
-    except (OSError, ValueError):  # No such file, or "max".
+        most, used = (int((CONTROL_GROUP / f"memory.{x}").read_text()) for x in ("max", "current"))
+        lines = (CONTROL_GROUP / "memory.stat").read_text().splitlines()
+        files = int(dict(line.split() for line in lines)["inactive_file"])
+    except (OSError, ValueError, KeyError):  # No such file, or "max".
         return None
-    return max(0, found[0] - found[1])
+    return max(0, most - (used - files))
 
 
-def bounds(largest: int, lengths: Lengths) -> Iterator[int]:
-    """Bounds of a micro-batch in tokens: ``largest`` and its halves, down to one prompt with its
-    responses."""
+def smaller_bounds(bound: int, lengths: Lengths) -> Iterator[int]:
+    """The halves of a micro-batch's bound in tokens, down to one prompt with its responses."""
     least = max(lengths.prompts) + 2 * max(lengths.responses)
-    yield largest
-    while largest // 2 >= least:
-        largest //= 2
-        yield largest
+    while bound // 2 >= least:
+        bound //= 2
+        yield bound
 
 
 def fitting(
     kind: str, config: Configuration, lengths: Lengths, room: int
 ) -> tuple[int, Memory] | None:
-    """The largest of ``bounds`` with which a run needs no more than ``room`` bytes, and what it
+    """The largest of ``smaller_bounds`` with which a run needs ``room`` bytes at most, and what it
     needs then; None where none does."""
     settings: Any = config
-    for bound in bounds(settings.tokens_per_micro_batch, lengths):
+    for bound in smaller_bounds(settings.tokens_per_micro_batch, lengths):
         tried = settings.model_copy(update={"tokens_per_micro_batch": bound})
         memory = predict(kind, tried, lengths)
         if memory.bytes <= room:

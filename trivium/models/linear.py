@@ -20,8 +20,8 @@ FEWEST_ROWS = 128
 PACKED_FOR = 128
 """The number of rows that weights are packed for; any other number is served, too."""
 ROUND = 16
-"""Fewer rows than that are filled up to a multiple of this: oneDNN makes and keeps a kernel for
-every number of rows, and the rows of a rollout become fewer one by one."""
+"""Fewer rows than ``PACKED_FOR`` are filled up to a multiple of this: oneDNN makes and keeps a
+kernel for every number of rows, and the rows of a rollout become fewer one by one."""
 LEAST_WORK = 1 << 19
 """Products of fewer multiplications are faster as PyTorch does them."""
 PROBE, PROBES, WORTH = 256, 8, 1.3
