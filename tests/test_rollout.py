@@ -18,10 +18,11 @@ from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
 from trivium.errors import ModelError
+from trivium.models import flops
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout import local
-from trivium.rollout.cache import RowCache
+from trivium.rollout.cache import STRIP, RowCache
 from trivium.rollout.engine import Response, draw, restricted, row_key, uniforms
 from trivium.rollout.local import LocalEngine
 from trivium.rollout.sampling import Sampling
@@ -198,6 +199,41 @@ def test_rows_see_what_is_theirs_whoever_left_and_whoever_came(name: str, apart:
                 staying = [i for i in range(len(rows)) if i not in leaving]
                 cache.keep(staying)
                 rows = [rows[i] for i in staying]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_row_that_left_with_a_full_strip_is_fed_along_beside_shorter_ones(apart: bool) -> None:
+    policy = policy_of()
+    cache = RowCache(policy, apart=apart)
+    first, second, third = (p.tokens for p in prompts_of((5, 3, 2)))
+    with torch.no_grad():
+        cache.admit([first], 1)
+        for _ in range(STRIP - 1):
+            cache.advance(torch.tensor([4]))
+        cache.admit([second], 8)
+        cache.advance(torch.full((9,), 5))
+        cache.admit([third], 7)
+        cache.keep(list(range(1, 16)))
+        found = cache.advance(torch.full((15,), 6))
+        rows = [[*second, 5, 6]] * 8 + [[*third, 6]] * 7
+        torch.testing.assert_close(found, last_states(policy, rows), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_flops_are_those_of_rows_that_grow_and_not_of_idle_ones(name: str) -> None:
+    policy = policy_of(name)
+    cache = RowCache(policy)
+    with torch.no_grad():
+        cache.admit([p.tokens for p in prompts_of((7, 3))], 8)
+        cache.keep([i for i in range(16) if i not in (2, 11)])
+        with flops.apart() as found:
+            cache.advance(torch.ones(14, dtype=torch.long))
+        with flops.apart() as expected:
+            count = flops.counter(policy.backbone)
+            positions = torch.tensor([7] * 7 + [3] * 7)
+            count((), {"input_ids": positions[None], "position_ids": positions[None]})
+    assert len(cache.group_of_S) == 16  # Both are idle still.
+    assert found.flops == expected.flops > 0
 
 
 def last_states(policy: Policy, rows: list[list[int]]) -> Tensor:
