@@ -12,11 +12,15 @@ from worlds import World
 
 from trivium.cli import main
 from trivium.commands import COMMANDS, memory
+from trivium.compare.memory import _lengths
+from trivium.compare.plan import Job
 from trivium.memory import fit
+from trivium.memory import lengths as lengths_module
 from trivium.memory.fit import SHARE, fitting, free_bytes, smaller_bounds
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths
 from trivium.memory.roads import predict
+from trivium.runs.store import read_samples
 
 CPU = torch.device("cpu")
 
@@ -80,6 +84,32 @@ def test_labelled_steps_are_counted(world: World) -> None:
     assert found == Lengths((2,) * 10, (5,) * 10, 1)  # Each step ends with a separator.
 
 
+def test_no_more_than_the_first_examples_are_counted(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lengths_module, "EXAMPLES", 2)
+    prompts = world.rows("many.jsonl", [{"prompt": "a" * n} for n in (1, 2, 3)])
+    assert data_lengths("grpo", grpo(world, data=prompts)).prompts == (1, 2)
+    rows = [{"prompt": "a" * n, "completion": "b" * n} for n in (1, 2, 3)]
+    texts = world.rows("more.jsonl", rows)
+    config = configured("sft", model={"path": world.path}, data=texts, validation=texts)
+    assert data_lengths("sft", config) == Lengths((1, 2), (2, 3), 3)
+
+
+@pytest.mark.parametrize("road", ["grpo", "ppo"])
+def test_a_comparison_predicts_of_the_responses_that_its_measured_step_sampled(
+    world: World, tmp_path: Path, road: str
+) -> None:
+    settings = world.on_policy(responses_per_prompt=4, sampling={"max_tokens": 60})
+    settings["run"] = {"directory": str(tmp_path / "run"), "samples_every": 1}
+    once = {"steps": 1} if road == "ppo" else {"iterations": 1, "steps_per_iteration": 1}
+    run = COMMANDS[road].load()(configured(road, **settings, **once))
+    found = _lengths(Job(road, road, run, settings), configured(road, **settings))
+    drawn = [row["length"] for row in read_samples(run) if row["drawn"] == "training"]
+    assert found.responses == tuple(drawn) and min(drawn) < 60
+    assert found.prompts == data_lengths(road, configured(road, **settings)).prompts
+
+
 # --- What fits ------------------------------------------------------------------------------------
 
 
@@ -125,6 +155,16 @@ def test_advice_is_by_what_is_free(
     monkeypatch.setattr(memory, "free_bytes", lambda _: int(share * needed / SHARE))
     found = memory.run("grpo", config)
     assert told in found.advice and f"{needed / 2**20:,.0f} MiB at its peak" in found.advice
+
+
+def test_advice_leaves_a_tenth_of_what_is_free(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = grpo(world, tokens_per_micro_batch=4096)
+    lengths = data_lengths("grpo", config)
+    half = config.model_copy(update={"tokens_per_micro_batch": 2048})
+    monkeypatch.setattr(memory, "free_bytes", lambda _: predict("grpo", half, lengths).bytes + 1)
+    assert "With tokens_per_micro_batch: 1024 it needs" in memory.run("grpo", config).advice
 
 
 def test_free_memory_is_what_the_system_or_the_container_has_left(
