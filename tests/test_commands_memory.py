@@ -100,13 +100,13 @@ def test_no_more_than_the_first_examples_are_counted(
 def test_a_comparison_predicts_of_the_responses_that_its_measured_step_sampled(
     world: World, tmp_path: Path, road: str
 ) -> None:
-    settings = world.on_policy(responses_per_prompt=4, sampling={"max_tokens": 60})
+    settings = world.on_policy(responses_per_prompt=4, sampling={"max_tokens": 40})
     settings["run"] = {"directory": str(tmp_path / "run"), "samples_every": 1}
     once = {"steps": 1} if road == "ppo" else {"iterations": 1, "steps_per_iteration": 1}
     run = COMMANDS[road].load()(configured(road, **settings, **once))
     found = _lengths(Job(road, road, run, settings), configured(road, **settings))
     drawn = [row["length"] for row in read_samples(run) if row["drawn"] == "training"]
-    assert found.responses == tuple(drawn) and min(drawn) < 60
+    assert found.responses == tuple(drawn) and min(drawn) < 40
     assert found.prompts == data_lengths(road, configured(road, **settings)).prompts
 
 
