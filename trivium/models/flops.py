@@ -11,7 +11,7 @@ left out of the last layer because no one reads it (``models.layers``) is.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -78,9 +78,17 @@ def watch(backbone: PreTrainedModel) -> None:
         backbone.register_forward_pre_hook(partial(_count, _matrices(backbone)), with_kwargs=True)
 
 
-def counter(backbone: PreTrainedModel) -> Callable[[tuple[Any, ...], dict[str, Any]], None]:
-    """Counts a pass that is made around the backbone, given what it would be called with."""
-    return partial(_count, _matrices(backbone), backbone)
+def counter(backbone: PreTrainedModel) -> Callable[[Tensor], None]:
+    """Counts a pass without gradients that is made around the backbone, given the positions of its
+    tokens, each of which sees all before it and itself."""
+    weights = _passed(_matrices(backbone))
+    width = _attention_width(backbone)
+
+    def count(position_L: Tensor) -> None:
+        pairs = int(position_L.sum()) + len(position_L)
+        add(2.0 * len(position_L) * weights + 4.0 * pairs * width)
+
+    return count
 
 
 Matrices = list[tuple[nn.Parameter, float]]
@@ -92,12 +100,17 @@ def _count(
 ) -> None:
     """Count one forward pass, and its backward pass where gradients are wanted."""
     tokens, pairs = _work(args, kwargs)
-    products = 2.0 * tokens * sum(p.numel() * share for p, share in matrices)
+    products = 2.0 * tokens * _passed(matrices)
     scores = 4.0 * pairs * _attention_width(module)
     add(products + scores)
-    trained = sum(p.numel() * share for p, share in matrices if p.requires_grad)
+    trained = _passed((p, share) for p, share in matrices if p.requires_grad)
     if torch.is_grad_enabled() and trained:
         add(products + 2.0 * tokens * trained + 2 * scores)
+
+
+def _passed(matrices: Iterable[tuple[nn.Parameter, float]]) -> float:
+    """How many weights one token is multiplied by."""
+    return sum(p.numel() * share for p, share in matrices)
 
 
 def _work(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:

@@ -26,6 +26,10 @@ BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS = {"q_norm", "k_norm"}
+FIXED = {"default", "linear", "llama3", "yarn"}
+"""Rotary embeddings in which a position is turned alike in every pass."""
+AHEAD = 256
+"""For so many further positions a table of rotations is made beforehand."""
 HALF = 0.2
 """How far apart both ways may be in half precision: what is computed otherwise is farther."""
 
@@ -73,14 +77,17 @@ class LeanLayer:
         self, x_LD: Tensor, rotation: Rotation, layout: Layout, read: Tensor | None
     ) -> Tensor:
         """The states behind this layer, of positions that are ``read`` (None: of all)."""
-        heads_LHW = self.into_heads(self.before(x_LD)).unflatten(1, (-1, self.width))
-        queries_and_keys = heads_LHW[:, : self.heads + self.key_heads]
+        heads_LHW = self.into_heads(self.before(x_LD)).view(len(x_LD), -1, self.width)
+        turned = self.heads + self.key_heads
+        queries_and_keys = heads_LHW.narrow(1, 0, turned)
         if self.head_norms is not None:
             parts = queries_and_keys.split([self.heads, self.key_heads], 1)
             normed = [norm(part) for norm, part in zip(self.head_norms, parts, strict=True)]
             queries_and_keys = torch.cat(normed, 1)
-        query, key = rotation(queries_and_keys).split([self.heads, self.key_heads], 1)
-        value = heads_LHW[:, self.heads + self.key_heads :]
+        queries_and_keys = rotation(queries_and_keys)
+        query = queries_and_keys.narrow(1, 0, self.heads)
+        key = queries_and_keys.narrow(1, self.heads, self.key_heads)
+        value = heads_LHW.narrow(1, turned, self.key_heads)
         attended = layout.attend(self.index, query, key, value, self.rule)
         if read is not None:
             attended, x_LD = attended[read], x_LD[read]
@@ -90,16 +97,42 @@ class LeanLayer:
 
 
 class Rotation:
-    """Rotary position embeddings (Su et al. 2021), halves of a head rotated against each other."""
+    """Rotary position embeddings (Su et al. 2021), halves of a head rotated against each other.
 
-    def __init__(self, cos_LW: Tensor, sin_LW: Tensor) -> None:
-        self.half = cos_LW.shape[1] // 2
-        first, second = sin_LW.split(self.half, 1)
-        self.cos_L1W, self.sin_L1W = cos_LW[:, None], torch.cat([-first, second], 1)[:, None]
+    Args:
+        turns_L2W: cosines and sines of every token, those of the first half negative.
+    """
+
+    def __init__(self, turns_L2W: Tensor) -> None:
+        self.half = turns_L2W.shape[2] // 2
+        self.cos_L1W, self.sin_L1W = turns_L2W.chunk(2, 1)
 
     def __call__(self, x_LHW: Tensor) -> Tensor:
         turned = torch.roll(x_LHW, self.half, -1)
         return (x_LHW * self.cos_L1W).addcmul_(turned, self.sin_L1W)
+
+
+class Rotations:
+    """The rotations of a backbone, looked up by position where they depend on nothing else."""
+
+    def __init__(self, rotary: Any) -> None:
+        self.rotary = rotary
+        self.fixed = getattr(rotary, "rope_type", None) in FIXED
+        self.table_P2W: Tensor | None = None
+
+    def __call__(self, position_L: Tensor, like: Tensor) -> Rotation:
+        if not self.fixed:
+            return Rotation(self._turns(position_L, like))
+        last = int(position_L.max())
+        if self.table_P2W is None or last >= len(self.table_P2W):
+            every = torch.arange(last + AHEAD, device=position_L.device)
+            self.table_P2W = self._turns(every, like)
+        return Rotation(self.table_P2W.index_select(0, position_L))
+
+    def _turns(self, position_L: Tensor, like: Tensor) -> Tensor:
+        cos, sin = self.rotary(like[None], position_L[None])
+        first, second = sin[0].chunk(2, 1)
+        return torch.stack([cos[0], torch.cat([-first, second], 1)], 1)
 
 
 class LeanPass:
@@ -111,22 +144,16 @@ class LeanPass:
     """
 
     def __init__(self, backbone: PreTrainedModel, rules: Mapping[int, Rule]) -> None:
-        self.count = flops.counter(backbone)
         parts: Any = backbone
-        self.embed, self.rotary, self.norm = (
-            parts.embed_tokens,
-            parts.rotary_emb,
-            Norm(parts.norm),
-        )
+        self.embed, self.norm = parts.embed_tokens, Norm(parts.norm)
+        self.rotations = Rotations(parts.rotary_emb)
         self.layers = [LeanLayer(layer, i, rules[i]) for i, layer in enumerate(parts.layers)]
 
     @torch.no_grad()
     def __call__(self, tokens_L: Tensor, position_L: Tensor, layout: Layout) -> Tensor:
         """Final hidden states of a line of tokens, ``[L, D]``; zeros where none is read."""
-        self.count((), {"input_ids": tokens_L[None], "position_ids": position_L[None]})
         x_LD = self.embed(tokens_L)
-        cos, sin = self.rotary(x_LD[None], position_L[None])
-        rotation = Rotation(cos[0], sin[0])
+        rotation = self.rotations(position_L, x_LD)
         for layer in self.layers[:-1]:
             x_LD = layer(x_LD, rotation, layout, None)
         last = self.norm(self.layers[-1](x_LD, rotation, layout, layout.read))

@@ -117,7 +117,9 @@ class RowCache:
             lengths_G
         )
         layout = PromptLayout(starts_G, lengths_G, self.last)
-        hidden_LD = self.forward(line, position_L, layout)
+        with flops.apart():
+            hidden_LD = self.forward(line, position_L, layout)
+        self.count(position_L)
         self._compact()
         self._store(layout, samples)
         groups = len(self.prompt_lengths_G)
@@ -138,7 +140,7 @@ class RowCache:
         position_S = self.prompt_lengths_G[self.group_of_S] + self.length_S
         with flops.apart():
             hidden_SD = self.forward(tokens_S, position_S, AdvanceLayout(self))
-        self.count((), {"input_ids": tokens_R[None], "position_ids": position_S[slot_R][None]})
+        self.count(position_S[slot_R])
         self.length_S[slot_R] += 1
         return hidden_SD.index_select(0, slot_R)
 
@@ -253,8 +255,10 @@ class AdvanceLayout:
         cache = self.cache.layers[layer]
         self._write(cache.own_keys, key_LHD)
         self._write(cache.own_values, value_LHD)
-        own_keys, own_values = (x[:, :, : self.used] for x in (cache.own_keys, cache.own_values))
-        query_S = (query_LHD * rule.scaling).unflatten(1, (key_LHD.shape[1], -1))
+        own_keys = cache.own_keys.narrow(2, 0, self.used)
+        own_values = cache.own_values.narrow(2, 0, self.used)
+        slots, heads, width = key_LHD.shape
+        query_S = (query_LHD * rule.scaling).view(slots, heads, -1, width)
         repeats = query_S.shape[2]
         scores = _product(query_S, own_keys.transpose(2, 3))
         if self.apart:
@@ -276,7 +280,7 @@ class AdvanceLayout:
     def _write(self, strips: Tensor, new_S: Tensor) -> None:
         """Put each slot's key or value behind those that are in its strip."""
         if self.level:
-            strips[:, :, self.used - 1] = new_S
+            strips.select(2, self.used - 1).copy_(new_S)
         else:
             strips[torch.arange(len(new_S), device=new_S.device), :, self.at_S] = new_S
 
@@ -303,7 +307,8 @@ class AdvanceLayout:
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """``a @ b`` of four dimensions, the first two of them the same: ``matmul`` with less ado."""
-    return torch.bmm(a.flatten(0, 1), b.flatten(0, 1)).unflatten(0, a.shape[:2])
+    out = torch.bmm(a.flatten(0, 1), b.flatten(0, 1))
+    return out.view(a.shape[0], a.shape[1], out.shape[1], out.shape[2])
 
 
 def _joined(held: LayerCache, fresh: LayerCache) -> LayerCache:
