@@ -16,20 +16,17 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trivium.models import flops
+from trivium.models import flops, heads
 from trivium.models.attention import GroupLayout, Layout, Rule
 from trivium.models.layers import GATED
 from trivium.models.linear import Linear, Packed
+from trivium.models.rotary import Rotation, Rotations
 from trivium.models.trust import close, is_precise, probe
 
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 HEAD_NORMS = {"q_norm", "k_norm"}
-FIXED = {"default", "linear", "llama3", "yarn"}
-"""Rotary embeddings in which a position is turned alike in every pass."""
-AHEAD = 256
-"""For so many further positions a table of rotations is made beforehand."""
 HALF = 0.2
 """How far apart both ways may be in half precision: what is computed otherwise is farther."""
 
@@ -96,45 +93,6 @@ class LeanLayer:
         return self.out_of_mlp(self.activation(gate).mul_(up)).add_(x_LD)
 
 
-class Rotation:
-    """Rotary position embeddings (Su et al. 2021), halves of a head rotated against each other.
-
-    Args:
-        turns_L2W: cosines and sines of every token, those of the first half negative.
-    """
-
-    def __init__(self, turns_L2W: Tensor) -> None:
-        self.half = turns_L2W.shape[2] // 2
-        self.cos_L1W, self.sin_L1W = turns_L2W.chunk(2, 1)
-
-    def __call__(self, x_LHW: Tensor) -> Tensor:
-        turned = torch.roll(x_LHW, self.half, -1)
-        return (x_LHW * self.cos_L1W).addcmul_(turned, self.sin_L1W)
-
-
-class Rotations:
-    """The rotations of a backbone, looked up by position where they depend on nothing else."""
-
-    def __init__(self, rotary: Any) -> None:
-        self.rotary = rotary
-        self.fixed = getattr(rotary, "rope_type", None) in FIXED
-        self.table_P2W: Tensor | None = None
-
-    def __call__(self, position_L: Tensor, like: Tensor) -> Rotation:
-        if not self.fixed:
-            return Rotation(self._turns(position_L, like))
-        last = int(position_L.max())
-        if self.table_P2W is None or last >= len(self.table_P2W):
-            every = torch.arange(last + AHEAD, device=position_L.device)
-            self.table_P2W = self._turns(every, like)
-        return Rotation(self.table_P2W.index_select(0, position_L))
-
-    def _turns(self, position_L: Tensor, like: Tensor) -> Tensor:
-        cos, sin = self.rotary(like[None], position_L[None])
-        first, second = sin[0].chunk(2, 1)
-        return torch.stack([cos[0], torch.cat([-first, second], 1)], 1)
-
-
 class LeanPass:
     """A backbone's forward pass with the weights that it has now.
 
@@ -185,6 +143,7 @@ def _is_known(backbone: Any) -> bool:
     return _parts(backbone) == BACKBONE and all(
         _parts(layer) == LAYER
         and _parts(layer.self_attn) - HEAD_NORMS == ATTENTION
+        and heads.is_known(layer.self_attn)
         and _parts(layer.mlp) == GATED
         and all(
             type(part) in (nn.Linear, Linear)

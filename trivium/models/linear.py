@@ -70,6 +70,16 @@ def multiply(a_LD: Tensor, b_ED: Tensor, bias_E: Tensor | None = None) -> Tensor
     return F.linear(a_LD, b_ED, bias_E)
 
 
+def outer(a_LD: Tensor, b_LE: Tensor) -> Tensor:
+    """``aᵀ b`` for use inside a backward pass: no gradient flows."""
+    if not product.serves(len(a_LD), a_LD, b_LE):
+        return a_LD.t() @ b_LE
+    # Of the two the narrower is the one that oneDNN copies.
+    if a_LD.shape[1] <= b_LE.shape[1]:
+        return _onednn(a_LD.t(), b_LE.t())
+    return _onednn(b_LE.t(), a_LD.t()).t()
+
+
 class Linear(nn.Linear):
     """``torch.nn.Linear`` with the product above."""
 
@@ -106,10 +116,8 @@ class Packed:
         self.size = sum(w.numel() for w, _ in layers)
         self.weights = self.bias = None
         if _can_be_packed(*(w for w, _ in self.layers)):
-            weights = [w for w, _ in self.layers]
-            joined = torch.cat(weights) if len(weights) > 1 else weights[0]
-            self.weights = torch.ops.mkldnn._reorder_linear_weight(joined, PACKED_FOR)
-            self.bias = self._joined_bias()
+            weight, self.bias = joined(*self.layers)
+            self.weights = torch.ops.mkldnn._reorder_linear_weight(weight, PACKED_FOR)
 
     @classmethod
     def of(cls, *layers: nn.Linear) -> Packed:
@@ -124,10 +132,16 @@ class Packed:
         outputs = [F.linear(x_LD, weight, bias) for weight, bias in self.layers]
         return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
 
-    def _joined_bias(self) -> Tensor | None:
-        if all(b is None for _, b in self.layers):
-            return None
-        return torch.cat([w.new_zeros(len(w)) if b is None else b for w, b in self.layers])
+
+def joined(*layers: Layer) -> Layer:
+    """Layers of one input as one: an output behind the other."""
+    if len(layers) == 1:
+        return layers[0]
+    weights = [w for w, _ in layers]
+    if all(b is None for _, b in layers):
+        return torch.cat(weights), None
+    biases = [w.new_zeros(len(w)) if b is None else b for w, b in layers]
+    return torch.cat(weights), torch.cat(biases)
 
 
 class _Linear(torch.autograd.Function):
@@ -142,17 +156,10 @@ class _Linear(torch.autograd.Function):
         of_x, of_weight, of_bias = ctx.needs_input_grad
         return (
             _onednn(grad_LE, weight_ED.t()) if of_x else None,
-            _outer(grad_LE, x_LD) if of_weight else None,
+            outer(grad_LE, x_LD) if of_weight else None,
             # A product with ones is faster than a sum over the longer dimension.
             grad_LE.new_ones(len(grad_LE)) @ grad_LE if of_bias else None,
         )
-
-
-def _outer(a_LD: Tensor, b_LE: Tensor) -> Tensor:
-    """``aᵀ b``; of the two the narrower is the one that oneDNN copies."""
-    if a_LD.shape[1] <= b_LE.shape[1]:
-        return _onednn(a_LD.t(), b_LE.t())
-    return _onednn(b_LE.t(), a_LD.t()).t()
 
 
 def _onednn(a_LD: Tensor, b_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.attention import Layout, Rule, on_line, states_at
+from trivium.models.heads import use_joined_heads
 from trivium.models.layers import use_lean_layers
 from trivium.models.lean import LeanPass, rules_of_lean
 from trivium.models.linear import Linear, use_fast_linears
@@ -73,6 +74,8 @@ class Policy:
         use_fast_linears(model)
         use_lean_layers(model, self.backbone)
         self.shared = use_ragged_attention(base)
+        if self.shared:
+            use_joined_heads(self.backbone)
         flops.watch(self.backbone)
 
     @classmethod

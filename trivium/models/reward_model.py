@@ -19,6 +19,7 @@ from trivium.errors import ModelError
 from trivium.maths.ragged import spread
 from trivium.models import flops
 from trivium.models.attention import states_at
+from trivium.models.heads import use_joined_heads
 from trivium.models.layers import use_lean_layers
 from trivium.models.linear import use_fast_linears
 from trivium.models.loading import (
@@ -51,6 +52,8 @@ class RewardModel:
         use_fast_linears(model)
         use_lean_layers(model, base.base_model)  # type: ignore[arg-type]
         self.shared = use_ragged_attention(base)
+        if self.shared:
+            use_joined_heads(base.base_model)
         flops.watch(base.base_model)  # type: ignore[arg-type]
 
     @classmethod

@@ -1,0 +1,143 @@
+"""Queries, keys and values of an attention layer as one product, turned where they lie.
+
+``transformers`` computes three products of one input, and turns queries and keys in a dozen small
+operations of which each has its own in the backward pass. Here it is one function. A layer of a
+class that is ``KNOWN`` gets it, and all of a backbone lose it if hidden states then differ.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from trivium.models.attention import Layout, Rule
+from trivium.models.linear import Linear, joined, linear, multiply, outer
+from trivium.models.rotary import Rotation
+from trivium.models.trust import close, is_precise, probe
+
+KNOWN = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
+"""Classes of ``transformers`` that were read: others look like these on a few tokens, and turn,
+clip or scale differently far from the start or for large numbers."""
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+HEAD_NORMS = ("q_norm", "k_norm")
+
+
+def is_known(module: nn.Module) -> bool:
+    """Whether this attention layer is of a class that was read."""
+    return any(
+        kind.__name__ in KNOWN and kind.__module__.startswith("transformers.models.")
+        for kind in type(module).__mro__
+    )
+
+
+def use_joined_heads(backbone: PreTrainedModel) -> None:
+    """Let attention layers of ``backbone``, whose attention is ragged, compute heads together."""
+    layers = [layer for layer in backbone.modules() if is_known(layer)]
+    if not layers or any(isinstance(layer, JoinedHeads) for layer in layers):
+        return
+    with torch.no_grad():
+        _, expected, rules = probe(backbone)
+        for layer in layers:
+            kind = type(layer)
+            layer.rule = rules[int(layer.layer_idx)]  # type: ignore[assignment,arg-type]
+            layer.__class__ = type(kind.__name__, (JoinedHeads, kind), {})
+        _, found, _ = probe(backbone)
+    if not close(found, expected, 1e-3 if is_precise(found) else 0.2):
+        for layer in layers:
+            layer.__class__ = type(layer).__mro__[2]
+
+
+class JoinedHeads(nn.Module):
+    """Goes before an attention class of ``transformers``, to which it leaves all other cases."""
+
+    rule: Rule
+    head_dim: int
+    layer_idx: int
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        *args: Any,
+        layout: Layout | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        if layout is None or position_embeddings is None or not self._is_plain(hidden_states):
+            return super().forward(
+                hidden_states, position_embeddings, *args, layout=layout, **kwargs
+            )
+        rotation = Rotation.of(*(x[0] for x in position_embeddings))
+        norms = [getattr(self, name) for name in HEAD_NORMS if hasattr(self, name)]
+        parts = [getattr(self, name) for name in PROJECTIONS]
+        query, key, value = _Heads.apply(
+            hidden_states[0],
+            None if norms else rotation,
+            self.head_dim,
+            *(part.weight for part in parts),
+            *(part.bias for part in parts),
+        )
+        if norms:
+            query, key = (
+                _Turned.apply(norm(heads), rotation)
+                for norm, heads in zip(norms, (query, key), strict=True)
+            )
+        attended = layout.attend(self.layer_idx, query, key, value, rule=self.rule)
+        return self.o_proj(attended.flatten(1))[None], None  # type: ignore[operator]
+
+    def _is_plain(self, hidden_states: Tensor) -> bool:
+        """Whether one function computes what the projections do: adapters go around them."""
+        return (
+            all(type(getattr(self, name)) is Linear for name in PROJECTIONS)
+            and hidden_states.device.type == "cpu"
+            and not torch.is_autocast_enabled("cpu")
+        )
+
+
+class _Heads(torch.autograd.Function):
+    """``[L, D]`` to queries, keys and values ``[L, heads, width]``, the first two turned."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x_LD: Tensor, rotation: Rotation | None, width: int, *layers: Tensor | None
+    ) -> Any:
+        weights, biases = layers[:3], layers[3:]
+        ctx.save_for_backward(x_LD, *weights)
+        ctx.rotation = rotation
+        heads = [len(weight) // width for weight in weights]
+        together = joined(*zip(weights, biases, strict=True))
+        heads_LHW = linear(x_LD, *together).view(len(x_LD), -1, width)
+        if rotation is not None:
+            rotation.turn_(heads_LHW.narrow(1, 0, heads[0] + heads[1]))
+        return heads_LHW.split(heads, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        x_LD, *weights = ctx.saved_tensors
+        of_x, _, _, *of_layers = ctx.needs_input_grad
+        grad_LHW = torch.cat(grads, 1)
+        if ctx.rotation is not None:
+            turned = grads[0].shape[1] + grads[1].shape[1]
+            ctx.rotation.transposed().turn_(grad_LHW.narrow(1, 0, turned))
+        grad_LE = grad_LHW.flatten(1)
+        grad_x = multiply(grad_LE, torch.cat(weights).t()) if of_x else None
+        none = (None,) * 3
+        sizes = [len(weight) for weight in weights]
+        grad_weights = outer(grad_LE, x_LD).split(sizes) if any(of_layers[:3]) else none
+        # A product with ones is faster than a sum over the longer dimension.
+        ones = grad_LE.new_ones(len(grad_LE))
+        grad_biases = (ones @ grad_LE).split(sizes) if any(of_layers[3:]) else none
+        return grad_x, None, None, *grad_weights, *grad_biases
+
+
+class _Turned(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_LHW: Tensor, rotation: Rotation) -> Tensor:
+        ctx.rotation = rotation
+        return rotation(x_LHW)
+
+    @staticmethod
+    def backward(ctx: Any, grad_LHW: Tensor) -> Any:
+        return ctx.rotation.transposed()(grad_LHW), None
