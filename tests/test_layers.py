@@ -295,6 +295,18 @@ def test_last_mlp_computes_what_is_read_once_and_gradients_are_the_same(
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
+def test_last_mlp_computes_all_where_most_is_read() -> None:
+    policy = policy_of("llama", "float64")
+    batch = Batch.of(random_groups(50, [10], [[10]]))
+    whole = hidden_states(policy.backbone, batch)
+    _, last = watched_rows(policy)
+    for most, count in ((16, 16), (17, 20)):
+        at = torch.arange(most)
+        found = states_at(policy.backbone, batch, at)
+        torch.testing.assert_close(found, whole[at], atol=1e-12, rtol=0)
+        assert last.pop() == count
+
+
 def test_passes_that_read_everything_compute_everything() -> None:
     policy = policy_of("llama")
     batch = Batch.of(random_groups(50, *RAGGED))

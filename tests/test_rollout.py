@@ -19,6 +19,7 @@ from trivium.data.group import Group
 from trivium.data.prompts import Prompt
 from trivium.errors import ModelError
 from trivium.models import flops
+from trivium.models.attention import Rule, on_line
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout import local
@@ -219,21 +220,37 @@ def test_row_that_left_with_a_full_strip_is_fed_along_beside_shorter_ones(apart:
         torch.testing.assert_close(found, last_states(policy, rows), atol=1e-5, rtol=0)
 
 
+class Alone:
+    """A layout in which tokens attend to nothing."""
+
+    read = None
+
+    def attend(self, layer: int, query_LHD: Tensor, *args: Tensor, rule: Rule) -> Tensor:
+        return query_LHD.contiguous()
+
+
+@torch.no_grad()
+def flops_at(policy: Policy, positions: list[int]) -> float:
+    """What the backbone itself is counted for tokens at these positions."""
+    with flops.apart() as counted:
+        at = torch.tensor(positions)
+        on_line(policy.backbone, torch.ones_like(at), at, Alone())
+    return counted.flops
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_flops_are_those_of_rows_that_grow_and_not_of_idle_ones(name: str) -> None:
     policy = policy_of(name)
     cache = RowCache(policy)
     with torch.no_grad():
-        cache.admit([p.tokens for p in prompts_of((7, 3))], 8)
+        with flops.apart() as of_prompts:
+            cache.admit([p.tokens for p in prompts_of((7, 3))], 8)
         cache.keep([i for i in range(16) if i not in (2, 11)])
-        with flops.apart() as found:
+        with flops.apart() as of_rows:
             cache.advance(torch.ones(14, dtype=torch.long))
-        with flops.apart() as expected:
-            count = flops.counter(policy.backbone)
-            positions = torch.tensor([7] * 7 + [3] * 7)
-            count((), {"input_ids": positions[None], "position_ids": positions[None]})
     assert len(cache.group_of_S) == 16  # Both are idle still.
-    assert found.flops == expected.flops > 0
+    assert of_prompts.flops == flops_at(policy, [*range(7), *range(3)]) > 0
+    assert of_rows.flops == flops_at(policy, [7] * 7 + [3] * 7) > 0
 
 
 def last_states(policy: Policy, rows: list[list[int]]) -> Tensor:
@@ -245,6 +262,34 @@ def last_states(policy: Policy, rows: list[list[int]]) -> Tensor:
     finally:
         policy.model.set_attn_implementation(implementation)
     return torch.stack(states)
+
+
+def test_what_is_made_while_others_are_sampled_can_be_learned_from() -> None:
+    policy, prompts = policy_of(), prompts_of()
+    made: list[Tensor] = []
+
+    def finished(prompt: int, responses: Sequence[Response]) -> None:
+        assert not torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
+        made.append(torch.tensor([len(r.tokens) for r in responses], dtype=torch.float32))
+
+    engine_of(policy).generate(prompts, 2, FREE, seed=0, step=0, finished=finished)
+    weight = torch.ones(2, requires_grad=True)
+    (weight * torch.stack(made)).sum().backward()
+    assert torch.equal(weight.grad, torch.stack(made).sum(0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("rope", ["default", "dynamic"])
+def test_policy_learns_after_sampling_as_before(rope: str) -> None:
+    scaled = {"rope_type": rope, "rope_theta": 1e4, "factor": 2.0}
+    config = family("llama", max_position_embeddings=8, rope_parameters=scaled)
+    policy = Policy(random_lm(config), letters_tokenizer())
+    policy.model.config.max_position_embeddings = 64
+    batch = Batch.of([Group([1, 2, 3], [[4, 5], [6]])])
+    learned = list(policy.model.parameters())
+    before = torch.autograd.grad(policy.score(batch).logprobs_T.sum(), learned)
+    engine_of(policy).generate(prompts_of(), 2, FREE, seed=0, step=0)
+    after = torch.autograd.grad(policy.score(batch).logprobs_T.sum(), learned)
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
 def test_waiting_prompts_take_the_place_of_finished_rows(monkeypatch: pytest.MonkeyPatch) -> None:

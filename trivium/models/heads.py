@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trivium.models.attention import Layout, Rule
-from trivium.models.linear import Linear, joined, linear, multiply, outer
+from trivium.models.linear import Linear, joined, layer_gradients, linear, multiply, pairs
 from trivium.models.rotary import Rotation
-from trivium.models.trust import close, is_precise, probe
+from trivium.models.trust import HALF, close, is_precise, probe
 
 KNOWN = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
 """Classes of ``transformers`` that were read: others look like these on a few tokens, and turn,
@@ -25,29 +25,32 @@ PROJECTIONS = ("q_proj", "k_proj", "v_proj")
 HEAD_NORMS = ("q_norm", "k_norm")
 
 
-def is_known(module: nn.Module) -> bool:
+def is_known(layer: nn.Module) -> bool:
     """Whether this attention layer is of a class that was read."""
-    return any(
-        kind.__name__ in KNOWN and kind.__module__.startswith("transformers.models.")
-        for kind in type(module).__mro__
-    )
+    kind = _kind(layer)
+    return kind.__name__ in KNOWN and kind.__module__.startswith("transformers.models.")
 
 
 def use_joined_heads(backbone: PreTrainedModel) -> None:
     """Let attention layers of ``backbone``, whose attention is ragged, compute heads together."""
     layers = [layer for layer in backbone.modules() if is_known(layer)]
-    if not layers or any(isinstance(layer, JoinedHeads) for layer in layers):
+    if not layers or isinstance(layers[0], JoinedHeads):
         return
+    kinds = [type(layer) for layer in layers]
     with torch.no_grad():
         _, expected, rules = probe(backbone)
-        for layer in layers:
-            kind = type(layer)
+        for layer, kind in zip(layers, kinds, strict=True):
             layer.rule = rules[int(layer.layer_idx)]  # type: ignore[assignment,arg-type]
             layer.__class__ = type(kind.__name__, (JoinedHeads, kind), {})
         _, found, _ = probe(backbone)
-    if not close(found, expected, 1e-3 if is_precise(found) else 0.2):
-        for layer in layers:
-            layer.__class__ = type(layer).__mro__[2]
+    if not close(found, expected, 1e-3 if is_precise(found) else HALF):
+        for layer, kind in zip(layers, kinds, strict=True):
+            layer.__class__ = kind
+
+
+def _kind(layer: nn.Module) -> type[nn.Module]:
+    """The class of ``transformers`` that a layer is of."""
+    return type(layer).__mro__[2] if isinstance(layer, JoinedHeads) else type(layer)
 
 
 class JoinedHeads(nn.Module):
@@ -76,8 +79,7 @@ class JoinedHeads(nn.Module):
             hidden_states[0],
             None if norms else rotation,
             self.head_dim,
-            *(part.weight for part in parts),
-            *(part.bias for part in parts),
+            *(tensor for part in parts for tensor in (part.weight, part.bias)),
         )
         if norms:
             query, key = (
@@ -103,33 +105,25 @@ class _Heads(torch.autograd.Function):
     def forward(
         ctx: Any, x_LD: Tensor, rotation: Rotation | None, width: int, *layers: Tensor | None
     ) -> Any:
-        weights, biases = layers[:3], layers[3:]
-        ctx.save_for_backward(x_LD, *weights)
+        ctx.save_for_backward(x_LD, *layers)
         ctx.rotation = rotation
-        heads = [len(weight) // width for weight in weights]
-        together = joined(*zip(weights, biases, strict=True))
-        heads_LHW = linear(x_LD, *together).view(len(x_LD), -1, width)
+        heads = [len(weight) // width for weight, _ in pairs(layers)]
+        heads_LHW = linear(x_LD, *joined(*pairs(layers))).view(len(x_LD), -1, width)
         if rotation is not None:
             rotation.turn_(heads_LHW.narrow(1, 0, heads[0] + heads[1]))
         return heads_LHW.split(heads, 1)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Any:
-        x_LD, *weights = ctx.saved_tensors
+        x_LD, *layers = ctx.saved_tensors
         of_x, _, _, *of_layers = ctx.needs_input_grad
         grad_LHW = torch.cat(grads, 1)
         if ctx.rotation is not None:
             turned = grads[0].shape[1] + grads[1].shape[1]
             ctx.rotation.transposed().turn_(grad_LHW.narrow(1, 0, turned))
         grad_LE = grad_LHW.flatten(1)
-        grad_x = multiply(grad_LE, torch.cat(weights).t()) if of_x else None
-        none = (None,) * 3
-        sizes = [len(weight) for weight in weights]
-        grad_weights = outer(grad_LE, x_LD).split(sizes) if any(of_layers[:3]) else none
-        # A product with ones is faster than a sum over the longer dimension.
-        ones = grad_LE.new_ones(len(grad_LE))
-        grad_biases = (ones @ grad_LE).split(sizes) if any(of_layers[3:]) else none
-        return grad_x, None, None, *grad_weights, *grad_biases
+        grad_x = multiply(grad_LE, joined(*pairs(layers))[0].t()) if of_x else None
+        return grad_x, None, None, *layer_gradients(grad_LE, x_LD, layers, of_layers)
 
 
 class _Turned(torch.autograd.Function):

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from trivium.models.linear import Linear, linear, multiply
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+MOST = 0.8
+"""Where more than this share is read, all is computed: other shapes cost kernels of their own."""
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
 _read: ContextVar[Tensor | None] = ContextVar("read", default=None)
@@ -77,7 +79,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         read = _read.get() if self.last else None
-        if read is None:
+        if read is None or len(read) > MOST * x.shape[1]:
             return self._of(x)
         return torch.zeros_like(x).index_copy(1, read, self._of(x.index_select(1, read)))
 

@@ -21,14 +21,11 @@ from trivium.models.attention import GroupLayout, Layout, Rule
 from trivium.models.layers import GATED
 from trivium.models.linear import Linear, Packed
 from trivium.models.rotary import Rotation, Rotations
-from trivium.models.trust import close, is_precise, probe
+from trivium.models.trust import HALF, close, is_precise, probe
 
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
-HEAD_NORMS = {"q_norm", "k_norm"}
-HALF = 0.2
-"""How far apart both ways may be in half precision: what is computed otherwise is farther."""
+ATTENTION = {*heads.PROJECTIONS, "o_proj"}
 
 
 class Norm:
@@ -142,7 +139,7 @@ def _is_known(backbone: Any) -> bool:
     """Whether its parts are those of a decoder like Llama, all projections plain."""
     return _parts(backbone) == BACKBONE and all(
         _parts(layer) == LAYER
-        and _parts(layer.self_attn) - HEAD_NORMS == ATTENTION
+        and _parts(layer.self_attn) - {*heads.HEAD_NORMS} == ATTENTION
         and heads.is_known(layer.self_attn)
         and _parts(layer.mlp) == GATED
         and all(

@@ -8,7 +8,7 @@ which comes with PyTorch, uses all of it. Which one is faster is measured once p
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -80,6 +80,40 @@ def outer(a_LD: Tensor, b_LE: Tensor) -> Tensor:
     return _onednn(b_LE.t(), a_LD.t()).t()
 
 
+Layer = tuple[Tensor, Tensor | None]
+"""The weight and the bias of a linear layer."""
+
+
+def pairs(tensors: Sequence[Tensor | None]) -> list[Layer]:
+    """Layers from their weights and biases in turn."""
+    return list(zip(tensors[::2], tensors[1::2], strict=True))  # type: ignore[arg-type]
+
+
+def joined(*layers: Layer) -> Layer:
+    """Layers of one input as one: an output behind the other."""
+    if len(layers) == 1:
+        return layers[0]
+    weights = [w for w, _ in layers]
+    if all(b is None for _, b in layers):
+        return torch.cat(weights), None
+    biases = [w.new_zeros(len(w)) if b is None else b for w, b in layers]
+    return torch.cat(weights), torch.cat(biases)
+
+
+def layer_gradients(
+    grad_LE: Tensor, x_LD: Tensor, layers: Sequence[Tensor | None], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    """Gradients of the weights and biases, in turn, of layers that were joined."""
+    sizes = [len(weight) for weight, _ in pairs(layers)]
+    found: list[Tensor | None] = [None] * len(layers)
+    if any(wanted[::2]):
+        found[::2] = outer(grad_LE, x_LD).split(sizes)
+    if any(wanted[1::2]):
+        # A product with ones is faster than a sum over the longer dimension.
+        found[1::2] = (grad_LE.new_ones(len(grad_LE)) @ grad_LE).split(sizes)
+    return [gradient if asked else None for gradient, asked in zip(found, wanted, strict=True)]
+
+
 class Linear(nn.Linear):
     """``torch.nn.Linear`` with the product above."""
 
@@ -98,10 +132,6 @@ def _can_be_packed(*weights: Tensor) -> bool:
     if all(w.dtype == torch.bfloat16 and w.device.type == "cpu" for w in weights):
         return product.name == "onednn" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return product.serves(PACKED_FOR, *weights)
-
-
-Layer = tuple[Tensor, Tensor | None]
-"""The weight and the bias of a linear layer."""
 
 
 class Packed:
@@ -133,17 +163,6 @@ class Packed:
         return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]
 
 
-def joined(*layers: Layer) -> Layer:
-    """Layers of one input as one: an output behind the other."""
-    if len(layers) == 1:
-        return layers[0]
-    weights = [w for w, _ in layers]
-    if all(b is None for _, b in layers):
-        return torch.cat(weights), None
-    biases = [w.new_zeros(len(w)) if b is None else b for w, b in layers]
-    return torch.cat(weights), torch.cat(biases)
-
-
 class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_LD: Tensor, weight_ED: Tensor, bias_E: Tensor | None) -> Tensor:
@@ -153,13 +172,9 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad_LE: Tensor) -> Any:
         x_LD, weight_ED = ctx.saved_tensors
-        of_x, of_weight, of_bias = ctx.needs_input_grad
-        return (
-            _onednn(grad_LE, weight_ED.t()) if of_x else None,
-            outer(grad_LE, x_LD) if of_weight else None,
-            # A product with ones is faster than a sum over the longer dimension.
-            grad_LE.new_ones(len(grad_LE)) @ grad_LE if of_bias else None,
-        )
+        of_x, *of_layer = ctx.needs_input_grad
+        grad_x = _onednn(grad_LE, weight_ED.t()) if of_x else None
+        return grad_x, *layer_gradients(grad_LE, x_LD, (weight_ED, None), of_layer)
 
 
 def _onednn(a_LD: Tensor, b_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:

@@ -53,7 +53,7 @@ class RewardModel:
         use_lean_layers(model, base.base_model)  # type: ignore[arg-type]
         self.shared = use_ragged_attention(base)
         if self.shared:
-            use_joined_heads(base.base_model)
+            use_joined_heads(base.base_model)  # type: ignore[arg-type]
         flops.watch(base.base_model)  # type: ignore[arg-type]
 
     @classmethod

@@ -27,6 +27,9 @@ from trivium.models.attention import (
 
 logger = logging.getLogger(__name__)
 
+HALF = 0.2
+"""How far apart two ways may be in half precision: what is computed otherwise is farther."""
+
 
 def uses_ragged_attention(model: PreTrainedModel) -> bool:
     """Whether ``use_ragged_attention`` switched this model."""

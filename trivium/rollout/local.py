@@ -54,7 +54,7 @@ class LocalEngine:
         self.end_tokens = end_tokens
         self.max_rows = max_rows
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def generate(
         self,
         prompts: Sequence[Prompt],
@@ -91,7 +91,7 @@ class LocalEngine:
             for i in _ended(active, growing):
                 responses[i] = [self._response(row) for row in rows[i]]
                 if finished is not None:
-                    finished(i, responses[i])
+                    _tell(finished, i, responses[i])
             active = growing
             if active:
                 tokens_R = torch.tensor([row.tokens[-1] for row in active])
@@ -169,6 +169,12 @@ def _uniforms(rows: Sequence[Row]) -> Tensor:
         for row, more in zip(short, more_RP.tolist(), strict=True):
             row.uniforms += more
     return torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64)
+
+
+def _tell(finished: Finished, prompt: int, responses: list[Response]) -> None:
+    """Call back outside of inference mode: what is made there may be learned from."""
+    with torch.inference_mode(False), torch.no_grad():
+        finished(prompt, responses)
 
 
 def _ended(active: Sequence[Row], growing: Sequence[Row]) -> list[int]:
