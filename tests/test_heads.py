@@ -147,6 +147,15 @@ def test_autocast_is_left_to_torch() -> None:
     assert torch.equal(*found)
 
 
+def test_other_devices_are_left_to_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = layers_of(policy_of("llama", "float32"))[0].to("meta")
+    called: list[Tensor] = []
+    monkeypatch.setattr(LlamaAttention, "forward", lambda self, x, *a, **k: called.append(x))
+    x, turns = torch.empty(1, 5, 32, device="meta"), torch.empty(1, 5, 8, device="meta")
+    layer(x, (turns, turns), layout=ReturnsQueries())
+    assert called == [x]
+
+
 def test_one_function_makes_queries_keys_and_values(monkeypatch: pytest.MonkeyPatch) -> None:
     policy = policy_of("qwen2")
     calls: list[tuple[int, ...]] = []
@@ -280,11 +289,11 @@ def test_rotations_are_those_of_the_backbone_at_every_position(kind: str) -> Non
     asked: list[int] = []
     mine.register_forward_hook(lambda m, inputs, out: asked.append(inputs[1].numel()))
     rotations, x = Rotations(mine), torch.zeros(3, 32)
-    for at in ([0, 1, 2], [5, 5, 40], [300, 0, 7], [7, 299, 300]):
+    for at in ([0, 1, 2], [5, 5, 257], [258, 0, 7], [7, 299, 300]):
         position_L = torch.tensor(at)
         cos, sin = theirs(x[None], position_L[None])
         found, expected = rotations(position_L, x), Rotation.of(cos[0], sin[0])
         assert torch.equal(found.cos_L1W, expected.cos_L1W)
         assert torch.equal(found.sin_L1W, expected.sin_L1W)
     ahead = rotary.AHEAD
-    assert asked == ([2 + ahead, 300 + ahead] if kind in FIXED else [3, 3, 3, 3])
+    assert asked == ([2 + ahead, 258 + ahead] if kind in FIXED else [3, 3, 3, 3])
