@@ -26,9 +26,9 @@ from trivium.data.batch import Batch
 from trivium.maths.ragged import segment_ids, segment_starts, spread
 from trivium.models.rows import Rows
 
-WASTE = 1.05
+WASTE = 1.1
 """A dense attention may be so much larger than the rows in it."""
-SMALL = 1 << 14
+SMALL = 1 << 15
 """Query-key pairs that are cheaper to compute in vain than another call is."""
 LONG = 192
 """From here on a row is halved: a processor's causal attention costs as much as a full one."""
