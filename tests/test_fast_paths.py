@@ -22,7 +22,7 @@ from trivium.models import linear as linear_module
 from trivium.models.attention import GroupLayout, MaskedLayout, Rule, on_line
 from trivium.models.flex import FlexLayout
 from trivium.models.lean import LeanPass, rules_of_lean
-from trivium.models.linear import Linear, Packed, linear, product, use_fast_linears
+from trivium.models.linear import Linear, Packed, filler, linear, product, use_fast_linears
 from trivium.models.policy import Policy
 from trivium.models.shared_attention import LONG, SMALL, WASTE, alike, plan
 from trivium.rollout.engine import draw
@@ -273,7 +273,7 @@ def test_onednn_meets_few_numbers_of_rows_however_many_a_batch_has(
     monkeypatch.setattr(linear_module, "LEAST_WORK", 1)
     for rows in range(1, 131):
         torch.testing.assert_close(packed(x[:rows]), packed(x)[:rows], atol=1e-5, rtol=0)
-    assert met == {16, 32, 48, 64, 80, 96, 112, 128, 129, 130}
+    assert met == {16, 32, 48, 64, 80, 96, 112, 128, 144}
 
 
 def test_packed_layers_are_as_they_were_when_they_were_packed() -> None:
@@ -292,6 +292,77 @@ def test_which_product_is_used_is_measured_once_and_can_be_set() -> None:
     assert not fresh.serves(1000, torch.ones(1))
     fresh.use("onednn")
     assert fresh.serves(1000, torch.ones(1))
+
+
+# --- few kernels --------------------------------------------------------------------------------
+
+
+def test_lines_are_filled_up_by_little_to_few_lengths() -> None:
+    x = torch.ones(1)
+    for octave in range(7, 16):
+        met = set()
+        for rows in range(1 << octave, 2 << octave):
+            more = filler(rows, x)
+            assert 0 <= more < max(16, rows / 32)
+            met.add(rows + more)
+        assert len(met) <= 33
+
+
+def test_nothing_is_filled_up_where_no_kernel_is_kept() -> None:
+    assert filler(131, torch.ones(1)) == 13
+    assert filler(127, torch.ones(1)) == 0
+    assert filler(131, torch.ones(1, dtype=torch.float64)) == 0
+    product.use("torch")
+    assert filler(131, torch.ones(1)) == 0
+
+
+def learned(policy: Policy, batch: Batch) -> tuple[list[Tensor], float]:
+    """Log-probs and entropies, their gradients by all weights, and the FLOPs they cost."""
+    with flops.apart() as counted:
+        scores = policy.score(batch)
+        generator = torch.Generator().manual_seed(0)
+        of_logprobs, of_entropy = torch.rand(2, len(scores.logprobs_T), generator=generator)
+        loss = (of_logprobs * scores.logprobs_T - of_entropy * scores.entropy_T).mean()
+        gradients = torch.autograd.grad(loss, list(policy.model.parameters()))
+    found = [scores.logprobs_T.detach(), scores.entropy_T.detach(), *gradients]
+    return found, counted.flops
+
+
+def wide_policy(name: str) -> Policy:
+    options = {"hidden_size": 128, "intermediate_size": 256, "max_position_embeddings": 1024}
+    return Policy(random_lm(family(name, 200, **options)), letters_tokenizer())
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2-window", "gemma2"])
+@pytest.mark.parametrize("prompt", [96, 5])
+def test_filled_up_lines_teach_what_bare_ones_do(name: str, prompt: int) -> None:
+    policy = wide_policy(name)
+    batch = Batch.of(random_groups(200, [prompt, 3], [[100, 113], [2]]))
+    found, cost = learned(policy, batch)
+    product.use("torch")
+    expected, bare_cost = learned(policy, batch)
+    assert cost == bare_cost
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-3)
+
+
+def test_lines_of_like_lengths_are_learned_from_with_the_same_kernels(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy, onednn = wide_policy("llama"), linear_module._onednn
+    met: set[tuple[torch.Size, torch.Size]] = set()
+
+    def noted(a_LD: Tensor, b_ED: Tensor, *others: Any) -> Tensor:
+        met.add((a_LD.shape, b_ED.shape))
+        return onednn(a_LD, b_ED, *others)
+
+    monkeypatch.setattr(linear_module, "_onednn", noted)
+    learned(policy, Batch.of(random_groups(200, [96], [[209]])))
+    first = set(met)
+    for length in range(210, 225):
+        learned(policy, Batch.of(random_groups(200, [96], [[length]])))
+    assert met == first
+    assert {rows for (rows, _), _ in met} == {320, 224, 128}
 
 
 # --- the lean pass ------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.maths.ragged import segment_ids, spread
 from trivium.models.flex import FlexLayout
+from trivium.models.linear import filler
 from trivium.models.rows import Rows
 from trivium.models.shared_attention import Block, SharedAttention, plan
 
@@ -114,11 +115,18 @@ def attention(
 class GroupLayout:
     """Each prompt attends to itself; each response to its group's prompt and to itself.
 
-    In layer ``last`` only what is ``read`` must attend.
+    In layer ``last`` only what is ``read`` must attend. The line's last ``filler`` tokens are no
+    one's (``linear.filler``).
     """
 
-    def __init__(self, batch: Batch, read: Tensor | None = None, last: int | None = None) -> None:
-        self.batch, self.read, self.last = batch, read, last
+    def __init__(
+        self,
+        batch: Batch,
+        read: Tensor | None = None,
+        last: int | None = None,
+        filler: int = 0,
+    ) -> None:
+        self.batch, self.read, self.last, self.filler = batch, read, last, filler
         self.longest = int((spread(batch.prompt_lengths_G, batch.sizes_G) + batch.lengths_N).max())
 
     def attend(
@@ -130,7 +138,9 @@ class GroupLayout:
             return SharedAttention.apply(query_LHD, key_LHD, value_LHD, blocks, rule.scaling)
         if query_LHD.device.type == "cuda" and flex_works():
             return self._flex.attend(layer, query_LHD, key_LHD, value_LHD, rule)
-        return self._masked.attend(layer, query_LHD, key_LHD, value_LHD, rule)
+        held = (x[: len(x) - self.filler] for x in (query_LHD, key_LHD, value_LHD))
+        out_LHD = self._masked.attend(layer, *held, rule=rule)
+        return F.pad(out_LHD, (0, 0, 0, 0, 0, self.filler)) if self.filler else out_LHD
 
     @cached_property
     def _blocks(self) -> list[Block]:
@@ -246,8 +256,11 @@ def hidden_states(
     """
     if not shared:
         return separate_rows(backbone, batch)
-    layout = GroupLayout(batch, read, last_layer(backbone))
-    return on_line(backbone, batch.tokens_L, batch.positions_L, layout)
+    length, weight = len(batch.tokens_L), next(backbone.parameters())
+    more = filler(length, weight)
+    layout = GroupLayout(batch, read, last_layer(backbone), more)
+    tokens_L, positions_L = (F.pad(x, (0, more)) for x in (batch.tokens_L, batch.positions_L))
+    return on_line(backbone, tokens_L, positions_L, layout)[:length]
 
 
 def states_at(

@@ -119,7 +119,8 @@ def _work(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
     positions = kwargs.get("position_ids")
     if positions is None:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    seen: Tensor = positions + 1
+    filler = getattr(kwargs.get("layout"), "filler", 0)
+    seen: Tensor = positions[:, : positions.shape[1] - filler] + 1
     held: Tensor | None = kwargs.get("attention_mask")
     if held is None:
         return seen.numel(), int(seen.sum())

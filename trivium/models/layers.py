@@ -13,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from trivium.models.linear import Linear, linear, multiply
+from trivium.models.linear import Linear, filler, linear, multiply
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MOST = 0.8
@@ -81,7 +82,10 @@ class GatedMLP(nn.Module):
         read = _read.get() if self.last else None
         if read is None or len(read) > MOST * x.shape[1]:
             return self._of(x)
-        return torch.zeros_like(x).index_copy(1, read, self._of(x.index_select(1, read)))
+        rows = x.index_select(1, read)
+        more = filler(len(read), rows)
+        filled = F.pad(rows, (0, 0, 0, more)) if more else rows
+        return torch.zeros_like(x).index_copy(1, read, self._of(filled).narrow(1, 0, len(read)))
 
     def _of(self, x: Tensor) -> Tensor:
         gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj

@@ -20,8 +20,8 @@ FEWEST_ROWS = 128
 PACKED_FOR = 128
 """The number of rows that weights are packed for; any other number is served, too."""
 ROUND = 16
-"""Fewer rows than ``PACKED_FOR`` are filled up to a multiple of this: oneDNN makes and keeps a
-kernel for every number of rows, and the rows of a rollout become fewer one by one."""
+"""Numbers of rows are filled up to a multiple of this, or of a power of two that is between a 64th
+and a 32nd of them: oneDNN makes and keeps a kernel for every number that it meets."""
 LEAST_WORK = 1 << 19
 """Products of fewer multiplications are faster as PyTorch does them."""
 PROBE, PROBES, WORTH = 256, 8, 1.3
@@ -53,6 +53,15 @@ class Product:
 
 
 product = Product()
+
+
+def filler(rows: int, *tensors: Tensor) -> int:
+    """How many rows to add to so many, where these are multiplied and kernels are kept."""
+    return -rows % _step(rows) if product.serves(rows, *tensors) else 0
+
+
+def _step(rows: int) -> int:
+    return max(ROUND, 1 << max(0, rows.bit_length() - 6))
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -156,8 +165,8 @@ class Packed:
     def __call__(self, x_LD: Tensor) -> Tensor:
         rows = len(x_LD)
         if self.weights is not None and rows * self.size >= LEAST_WORK:
-            if rows < PACKED_FOR and rows % ROUND:
-                x_LD = F.pad(x_LD, (0, 0, 0, -rows % ROUND))
+            if more := -rows % _step(rows):
+                x_LD = F.pad(x_LD, (0, 0, 0, more))
             return _onednn(x_LD, self.weights, self.bias)[:rows]
         outputs = [F.linear(x_LD, weight, bias) for weight, bias in self.layers]
         return torch.cat(outputs, 1) if len(outputs) > 1 else outputs[0]

@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from trivium.models.linear import Packed, multiply
+from trivium.models.linear import ROUND, Packed, filler, multiply
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits in memory at a time: many enough that passing over the head's weights is worth it."""
@@ -85,10 +86,10 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         parts = []
         for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):
-            z_TV, goals_T = head.logits(hidden_TD[at], temperature), targets_T[at]
+            z_TV, goals_T = head.logits(_filled(hidden_TD[at], head), temperature), targets_T[at]
             parts += [
                 _statistics(z_TV[i], goals_T[i], entropy)
-                for i in chunks(len(z_TV), len(weight_VD), SLICE_ELEMENTS)
+                for i in chunks(len(goals_T), len(weight_VD), SLICE_ELEMENTS)
             ]
         chosen_T, entropy_T = (torch.cat(x) for x in zip(*parts, strict=True))
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, entropy_T)
@@ -105,21 +106,29 @@ class _TokenLogprobs(torch.autograd.Function):
         head = Head(weight_VD, bias_V, scale, softcap)
         gradients = _Gradients(hidden_TD, head, ctx.needs_input_grad)
         for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):
-            z_TV = head.logits(hidden_TD[at], temperature)
+            filled_TD, goals_T = _filled(hidden_TD[at], head), targets_T[at]
+            z_TV = head.logits(filled_TD, temperature)
             given = (grad_logprobs_T, grad_entropy_T)
             of_logprobs_T, of_entropy_T = (None if x is None else x[at] for x in given)
-            for i in chunks(len(z_TV), len(weight_VD), SLICE_ELEMENTS):
+            for i in chunks(len(goals_T), len(weight_VD), SLICE_ELEMENTS):
                 slope = _slope(z_TV[i], head, temperature)
                 by_logits_TV = _by_logits(
                     z_TV[i],
-                    targets_T[at][i],
+                    goals_T[i],
                     None if of_logprobs_T is None else of_logprobs_T[i],
                     None if of_entropy_T is None else of_entropy_T[i],
                     entropy_T[at][i],
                 )
                 z_TV[i] = by_logits_TV if slope is None else by_logits_TV.mul_(slope)
-            gradients.add(at, z_TV)
+            z_TV[len(goals_T) :] = 0
+            gradients.add(at, filled_TD, z_TV)
         return *gradients.results(), *[None] * 4
+
+
+def _filled(hidden_TD: Tensor, head: Head) -> Tensor:
+    """Hidden states with rows of zeros behind them, so that products meet few numbers of rows."""
+    more = filler(len(hidden_TD), hidden_TD, head.weight_VD)
+    return F.pad(hidden_TD, (0, 0, 0, more)) if more else hidden_TD
 
 
 def _statistics(z_TV: Tensor, targets_T: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
@@ -168,16 +177,17 @@ class _Gradients:
 
     def __init__(self, hidden_TD: Tensor, head: Head, asked: Sequence[bool]) -> None:
         of_hidden, self.of_weight, self.of_bias = asked[:3]
-        self.hidden_TD, self.head = hidden_TD, head
+        self.head = head
         self.by_hidden_TD = torch.empty_like(hidden_TD) if of_hidden else None
         self.by_weight_DV: Tensor | None = None
         self.by_bias_V: Tensor | None = None
 
-    def add(self, at: slice, grad_TV: Tensor) -> None:
-        """Take the gradient by the raw product of one chunk."""
-        weight_VD, hidden_TD = self.head.weight_VD, self.hidden_TD[at].to(grad_TV.dtype)
+    def add(self, at: slice, hidden_TD: Tensor, grad_TV: Tensor) -> None:
+        """Take the gradient by the raw product of one chunk, rows that fill it up included."""
+        weight_VD, hidden_TD = self.head.weight_VD, hidden_TD.to(grad_TV.dtype)
         if self.by_hidden_TD is not None:
-            self.by_hidden_TD[at] = multiply(grad_TV.to(weight_VD.dtype), weight_VD.t())
+            by_hidden_TD = multiply(grad_TV.to(weight_VD.dtype), weight_VD.t())
+            self.by_hidden_TD[at] = by_hidden_TD[: at.stop - at.start]
         if self.of_weight:
             self.by_weight_DV = _sum(self.by_weight_DV, multiply(hidden_TD.t(), grad_TV.t()))
         if self.of_bias:
@@ -198,5 +208,5 @@ def _sum(total: Tensor | None, more: Tensor) -> Tensor:
 
 def chunks(tokens: int, vocabulary: int, elements: int) -> list[slice]:
     """Cut tokens so that each part's logits have about so many elements."""
-    size = max(16, elements // vocabulary)
+    size = max(1, elements // vocabulary // ROUND) * ROUND
     return [slice(i, min(i + size, tokens)) for i in range(0, max(tokens, 1), size)]
