@@ -312,6 +312,9 @@ def test_nothing_is_filled_up_where_no_kernel_is_kept() -> None:
     assert filler(131, torch.ones(1)) == 13
     assert filler(127, torch.ones(1)) == 0
     assert filler(131, torch.ones(1, dtype=torch.float64)) == 0
+    half = torch.ones(1, dtype=torch.bfloat16)
+    assert filler(131, half) == 13 and filler(127, half) == 0
+    assert filler(131, half.to("meta")) == 0
     product.use("torch")
     assert filler(131, torch.ones(1)) == 0
 

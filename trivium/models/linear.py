@@ -56,8 +56,13 @@ product = Product()
 
 
 def filler(rows: int, *tensors: Tensor) -> int:
-    """How many rows to add to so many, where these are multiplied and kernels are kept."""
-    return -rows % _step(rows) if product.serves(rows, *tensors) else 0
+    """How many rows to add to so many, where these are multiplied and kernels are kept.
+
+    In bfloat16 they are so by PyTorch itself, which leaves its products to oneDNN.
+    """
+    half = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in tensors)
+    kept = rows >= FEWEST_ROWS if half else product.serves(rows, *tensors)
+    return -rows % _step(rows) if kept else 0
 
 
 def _step(rows: int) -> int:
