@@ -158,10 +158,6 @@ def read_of_all(self: Policy, batch: Batch, line_index: Tensor) -> Tensor:
     return hidden_states(self.backbone, batch).index_select(0, line_index)
 
 
-def masked(self: GroupLayout, layer: int, *lines: Tensor, rule: object = None) -> Tensor:
-    return self._masked.attend(layer, *lines, rule=rule)  # type: ignore[arg-type]
-
-
 def measure(
     plain: Callable[[], None], other: Callable[[], None], without: Without, repetitions: int
 ) -> list[float]:
@@ -195,7 +191,7 @@ def comparisons(
         "learning: attention in parts, no copies of keys",
         work.learn,
         work.learn,
-        lambda: lean(GroupLayout, "attend", masked),
+        lambda: lean(GroupLayout, "attend", GroupLayout.attend_by_masks),
     )
     yield (
         "learning: long rows of attention in halves",

@@ -138,6 +138,12 @@ class GroupLayout:
             return SharedAttention.apply(query_LHD, key_LHD, value_LHD, blocks, rule.scaling)
         if query_LHD.device.type == "cuda" and flex_works():
             return self._flex.attend(layer, query_LHD, key_LHD, value_LHD, rule)
+        return self.attend_by_masks(layer, query_LHD, key_LHD, value_LHD, rule)
+
+    def attend_by_masks(
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+    ) -> Tensor:
+        """The plain way."""
         held = (x[: len(x) - self.filler] for x in (query_LHD, key_LHD, value_LHD))
         out_LHD = self._masked.attend(layer, *held, rule=rule)
         return F.pad(out_LHD, (0, 0, 0, 0, 0, self.filler)) if self.filler else out_LHD
