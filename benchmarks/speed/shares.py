@@ -10,7 +10,6 @@ without over with: the median, and the lowest and highest of all repetitions.
 from __future__ import annotations
 
 import argparse
-import random
 import statistics
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from trivium.algorithms.parts import local_engine
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
-from trivium.models import attention, layers, logprobs, shared_attention
+from trivium.models import shared_attention
 from trivium.models.attention import GroupLayout, hidden_states, on_line
 from trivium.models.heads import JoinedHeads
 from trivium.models.layers import GatedMLP, RMSNorm
@@ -49,7 +48,6 @@ class Work:
     """A policy, and a step's prompts and responses."""
 
     def __init__(self, world: Path) -> None:
-        self.drawn = random.Random(0)
         self.policy = Policy.load(ModelConfig(path=str(world / "model"), device="cpu"))
         data = PromptsConfig(path=str(world / "data.jsonl"))
         self.prompts = load_prompts(data, self.policy.tokenizer)[:8]
@@ -74,16 +72,6 @@ class Work:
 
     def learn(self) -> None:
         self.policy.score(Batch.of(self.groups)).logprobs_T.sum().backward()
-        self.policy.model.zero_grad(set_to_none=True)
-
-    def learn_anew(self) -> None:
-        """From responses of lengths that were not met before, as in every step of a run."""
-        lengths = [self.drawn.randint(1, 64) for _ in range(64)]
-        groups = [
-            Group(prompt.tokens, [[5] * n for n in lengths[8 * i : 8 * i + 8]])
-            for i, prompt in enumerate(self.prompts)
-        ]
-        self.policy.score(Batch.of(groups)).logprobs_T.sum().backward()
         self.policy.model.zero_grad(set_to_none=True)
 
     def learn_with_whole_logits(self) -> None:
@@ -139,17 +127,6 @@ def plain_layers() -> Iterator[None]:
     with (
         mock.patch.object(RMSNorm, "forward", norm),
         mock.patch.object(GatedMLP, "_of", mlp),
-    ):
-        yield
-
-
-@contextmanager
-def bare_lines() -> Iterator[None]:
-    """Products of as many rows as there are."""
-    with (
-        mock.patch.object(attention, "filler", return_value=0),
-        mock.patch.object(layers, "filler", return_value=0),
-        mock.patch.object(logprobs, "filler", return_value=0),
     ):
         yield
 
@@ -213,7 +190,6 @@ def comparisons(
         lambda: lean(JoinedHeads, "_is_plain", lambda *_: False),
     )
     yield "learning: the faster product", work.learn, work.learn, torch_products
-    yield "learning: lines of few lengths", work.learn_anew, work.learn_anew, bare_lines
     yield (
         "learning: head at response positions, in chunks",
         work.learn,
