@@ -1,12 +1,15 @@
 """Fixtures that every test file may use."""
 
 import os
+from collections.abc import Iterator
 from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
+
+from trivium.models.linear import product
 
 # One thread: sums are then added in one order, and small tensors gain nothing from more.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -38,3 +41,12 @@ def shared_dir() -> Path:
         if (candidate / "checkpoints").is_dir() and (candidate / "datasets").is_dir():
             return candidate
     pytest.skip("no shared/ folder with real checkpoints and data beside the repository")
+
+
+@pytest.fixture(params=["onednn", "torch"])
+def each_product(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Both ways to multiply float32 matrices, whichever is faster here."""
+    before = product.name
+    product.use(request.param)
+    yield
+    product.use(before)

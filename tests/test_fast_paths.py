@@ -17,12 +17,13 @@ from worlds import family, letters_tokenizer, random_groups, random_lm
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.models import flops, shared_attention
+from trivium.models import attention, flops, layers, logprobs, shared_attention
 from trivium.models import linear as linear_module
-from trivium.models.attention import GroupLayout, MaskedLayout, Rule, on_line
+from trivium.models.attention import GroupLayout, MaskedLayout, Rule, hidden_states, on_line
 from trivium.models.flex import FlexLayout
 from trivium.models.lean import LeanPass, rules_of_lean
 from trivium.models.linear import Linear, Packed, filler, linear, product, use_fast_linears
+from trivium.models.logprobs import Head, token_logprobs
 from trivium.models.policy import Policy
 from trivium.models.shared_attention import LONG, SMALL, WASTE, alike, plan
 from trivium.rollout.engine import draw
@@ -331,9 +332,9 @@ def learned(policy: Policy, batch: Batch) -> tuple[list[Tensor], float]:
     return found, counted.flops
 
 
-def wide_policy(name: str) -> Policy:
+def wide_policy(name: str, dtype: str = "float32") -> Policy:
     options = {"hidden_size": 128, "intermediate_size": 256, "max_position_embeddings": 1024}
-    return Policy(random_lm(family(name, 200, **options)), letters_tokenizer())
+    return Policy(random_lm(family(name, 200, **options), dtype=dtype), letters_tokenizer())
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2-window", "gemma2"])
@@ -347,6 +348,41 @@ def test_filled_up_lines_teach_what_bare_ones_do(name: str, prompt: int) -> None
     assert cost == bare_cost
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, atol=2e-5, rtol=1e-3)
+
+
+def test_filled_up_lines_in_bfloat16_teach_what_bare_ones_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    policy = wide_policy("llama", "bfloat16")
+    batch = Batch.of(random_groups(200, [96, 3], [[100, 113], [2]]))
+    found, cost = learned(policy, batch)
+    for module in (attention, layers, logprobs):
+        monkeypatch.setattr(module, "filler", lambda *_: 0)
+    expected, bare_cost = learned(policy, batch)
+    assert cost == bare_cost
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=0.03, rtol=0.1)
+
+
+def test_states_are_of_the_tokens_and_not_of_what_fills_the_line_up() -> None:
+    batch = Batch.of(random_groups(200, [96], [[209]]))
+    assert len(hidden_states(wide_policy("llama").backbone, batch)) == 96 + 209
+
+
+def test_head_with_a_bias_learns_from_tokens_alone() -> None:
+    torch.manual_seed(0)
+    shapes = (131, 128), (200, 128), (200,)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    targets_T = torch.randint(200, (131,))
+    found = []
+    for name in ("onednn", "torch"):
+        product.use(name)
+        chosen_T, entropy_T = token_logprobs(leaves[0], Head(*leaves[1:]), targets_T)
+        assert entropy_T is not None
+        loss = (chosen_T * torch.arange(131)).mean() + entropy_T.mean()
+        found.append(torch.autograd.grad(loss, leaves))
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-3, rtol=1e-4)
 
 
 def test_lines_of_like_lengths_are_learned_from_with_the_same_kernels(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,12 @@ from trivium.data.batch import Batch
 from trivium.models import heads, rotary
 from trivium.models.attention import Rule
 from trivium.models.heads import JoinedHeads, is_known, use_joined_heads
-from trivium.models.linear import product
 from trivium.models.policy import Policy
 from trivium.models.rotary import FIXED, Rotation, Rotations
 
 JOINED = ["llama", "qwen2", "qwen2-window", "qwen3", "mistral"]
 NOT_JOINED = ["gemma", "gemma2", "gemma3", "phi3", "smollm3", "olmo2", "granite", "cohere", "gpt2"]
-
-
-@pytest.fixture(autouse=True, params=["onednn", "torch"])
-def each_product(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = product.name
-    product.use(request.param)
-    yield
-    product.use(before)
+pytestmark = pytest.mark.usefixtures("each_product")
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +17,12 @@ from worlds import RAGGED, family, letters_tokenizer, plain_logprobs, random_gro
 from trivium.data.batch import Batch
 from trivium.models.attention import hidden_states, states_at
 from trivium.models.layers import GatedMLP, RMSNorm, use_lean_layers
-from trivium.models.linear import Linear, product, use_fast_linears
+from trivium.models.linear import Linear, use_fast_linears
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 
 EXCHANGED = ["llama", "qwen2", "qwen3", "mistral", "smollm3"]
-
-
-@pytest.fixture(autouse=True, params=["onednn", "torch"])
-def each_product(request: pytest.FixtureRequest) -> Iterator[None]:
-    before = product.name
-    product.use(request.param)
-    yield
-    product.use(before)
+pytestmark = pytest.mark.usefixtures("each_product")
 
 
 class Plain(nn.Module):

@@ -143,9 +143,8 @@ class GroupLayout:
     def attend_by_masks(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
     ) -> Tensor:
-        """The plain way."""
-        held = (x[: len(x) - self.filler] for x in (query_LHD, key_LHD, value_LHD))
-        out_LHD = self._masked.attend(layer, *held, rule=rule)
+        """The plain way: with copies of the prompts' keys, and masks."""
+        out_LHD = self._masked.attend(layer, query_LHD, key_LHD, value_LHD, rule)
         return F.pad(out_LHD, (0, 0, 0, 0, 0, self.filler)) if self.filler else out_LHD
 
     @cached_property

@@ -58,7 +58,7 @@ product = Product()
 def filler(rows: int, *tensors: Tensor) -> int:
     """How many rows to add to so many, where these are multiplied and kernels are kept.
 
-    In bfloat16 they are so by PyTorch itself, which leaves its products to oneDNN.
+    PyTorch itself leaves products in bfloat16 to oneDNN, which keeps kernels of those, too.
     """
     half = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in tensors)
     kept = rows >= FEWEST_ROWS if half else product.serves(rows, *tensors)
