@@ -277,6 +277,18 @@ bad("no ranking of pairs", "pairs", "rewards: []\n", "rewards = []", "pairs.yaml
 bad("a revision of a directory", "sft", "model:\n  path: model\n  revision: main\n",
     'model.revision = "main"', "sft.yaml:3", "a local directory, which has none",
     "leave revision out")
+bad("CUDA graphs on a CPU", "grpo", "model:\n  path: model\n  device: cpu\n  cuda_graphs: true\n",
+    "model.cuda_graphs = true", "grpo.yaml:4", "device cpu has no CUDA graphs",
+    "leave cuda_graphs out")
+bad("CUDA graphs for a reward model", "reward-model",
+    "model:\n  path: model\n  device: cuda\n  cuda_graphs: true\n", "model.cuda_graphs = true",
+    "reward-model.yaml:4", "does not sample", "leave it out")
+bad("CUDA graphs for a critic", "ppo",
+    "critic:\n  model:\n    path: model\n    cuda_graphs: true\n",
+    "critic.model.cuda_graphs = true", "ppo.yaml:4", "does not sample", "leave it out")
+bad("CUDA graphs for a reference", "evaluate",
+    "reference:\n  path: model\n  cuda_graphs: true\n", "reference.cuda_graphs = true",
+    "evaluate.yaml:3", "does not sample", "leave it out")
 bad("a limit for long prompts that is not set", "grpo",
     "data: {path: prompts.jsonl, long_prompts: drop}\n", 'long_prompts = "drop"', "grpo.yaml:1",
     "needs a limit", "set `max_prompt_tokens`")

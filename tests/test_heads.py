@@ -280,11 +280,11 @@ def test_rotations_are_those_of_the_backbone_at_every_position(kind: str) -> Non
     asked: list[int] = []
     mine.register_forward_hook(lambda m, inputs, out: asked.append(inputs[1].numel()))
     rotations, x = Rotations(mine), torch.zeros(3, 32)
-    for at in ([0, 1, 2], [5, 5, 257], [258, 0, 7], [7, 299, 300]):
+    for at in ([0, 1, 2], [5, 5, 258], [259, 0, 7], [7, 298, 299]):
         position_L = torch.tensor(at)
         cos, sin = theirs(x[None], position_L[None])
-        found, expected = rotations(position_L, x), Rotation.of(cos[0], sin[0])
+        found, expected = rotations(position_L, max(at) + 1, x), Rotation.of(cos[0], sin[0])
         assert torch.equal(found.cos_L1W, expected.cos_L1W)
         assert torch.equal(found.sin_L1W, expected.sin_L1W)
     ahead = rotary.AHEAD
-    assert asked == ([2 + ahead, 258 + ahead] if kind in FIXED else [3, 3, 3, 3])
+    assert asked == ([3 + ahead, 300 + ahead] if kind in FIXED else [3, 3, 3, 3])

@@ -223,7 +223,7 @@ def test_row_that_left_with_a_full_strip_is_fed_along_beside_shorter_ones(apart:
 class Alone:
     """A layout in which tokens attend to nothing."""
 
-    read = None
+    read, longest = None, 1 << 10
 
     def attend(self, layer: int, query_LHD: Tensor, *args: Tensor, rule: Rule) -> Tensor:
         return query_LHD.contiguous()

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.config import Configuration, Contradiction
-from trivium.models.model_config import ModelConfig
+from trivium.models.model_config import ModelConfig, only_scores
 
 
 class CriticConfig(Configuration):
@@ -33,3 +33,4 @@ class CriticConfig(Configuration):
             yield "model", "a shared critic is a head on the actor: leave critic.model out"
         if self.kind == "shared" and self.warmup_steps:
             yield "warmup_steps", "they would train the actor's trunk too: use kind: separate"
+        yield from only_scores("model", self.model)

@@ -9,7 +9,7 @@ from pydantic import Field
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.config import Configuration, Contradiction
 from trivium.data.preferences import PreferencesConfig, StepLabelsConfig
-from trivium.models.model_config import ModelConfig
+from trivium.models.model_config import ModelConfig, only_scores
 from trivium.runs.store import RunConfig
 
 
@@ -45,6 +45,7 @@ class RewardModelConfig(Configuration):
     """Held-out accuracy after every so many steps; 0: only at the end."""
 
     def contradictions(self) -> Iterator[Contradiction]:
+        yield from only_scores("model", self.model)
         if (self.pairs is None) == (self.steps is None):
             yield "", "give either pairs (an outcome model) or steps (a process model)"
         if self.pairs is None and self.validation_pairs is not None:

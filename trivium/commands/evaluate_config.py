@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from trivium.config import Configuration
+from trivium.config import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
-from trivium.models.model_config import ModelConfig
+from trivium.models.model_config import ModelConfig, only_scores
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import StopTexts, StopTokens
 from trivium.runs.evaluation_config import MAX_TOKENS
@@ -44,6 +45,9 @@ class EvaluateConfig(Configuration):
     """A .json file to write the numbers to."""
     overwrite: bool = False
     """Replace the file if it is there, instead of refusing to start."""
+
+    def contradictions(self) -> Iterator[Contradiction]:
+        yield from only_scores("reference", self.reference)
 
     @field_validator("output")
     @classmethod

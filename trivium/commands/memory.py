@@ -18,7 +18,7 @@ from trivium.memory.fit import SHARE, fitting, free_bytes
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths, Memory
 from trivium.memory.roads import predict
-from trivium.models.loading import resolve_device
+from trivium.models.loading import device_of
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "cache")
 SPARING = (
@@ -68,7 +68,7 @@ def run(kind: str, config: Configuration) -> Needed:
         ModelError: the model cannot be, or computes what cannot be predicted.
     """
     settings: Any = config
-    device = resolve_device(settings.model.device)
+    device = device_of(settings.model)
     lengths = data_lengths(kind, config)
     memory, free = predict(kind, config, lengths), free_bytes(device)
     needed = f"The run needs {_mib(memory.bytes)} MiB at its peak ({memory.peak.name}), to within a"

@@ -33,8 +33,8 @@ class CountedCache(RowCache):
         super()._store(layout, samples)
         self._count()
 
-    def _lengthen(self) -> None:
-        super()._lengthen()
+    def _lengthen(self, longest: int) -> None:
+        super()._lengthen(longest)
         self._count()
 
     def _count(self) -> None:

@@ -48,6 +48,11 @@ class Layout(Protocol):
         """Positions whose final states are read, ascending: others may be undefined. None: all."""
         ...
 
+    @property
+    def longest(self) -> int:
+        """What every token's position is below."""
+        ...
+
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
     ) -> Tensor:
@@ -170,8 +175,6 @@ class MaskedLayout:
     It is what sliding windows and soft caps use on the CPU, what other devices use, and the plain
     way that the others are held to.
     """
-
-    read: Tensor | None = None
 
     def __init__(self, batch: Batch) -> None:
         self.prompts = Rows(batch.prompt_starts_G, batch.prompt_lengths_G)

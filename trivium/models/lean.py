@@ -33,16 +33,15 @@ class Norm:
 
     def __init__(self, module: Any) -> None:
         self.weight_D: Tensor = module.weight
-        self.width = len(self.weight_D)
-        wide = torch.promote_types(self.weight_D.dtype, torch.float32)
-        self.share_D1 = self.weight_D.new_full((self.width, 1), 1 / self.width, dtype=wide)
-        self.epsilon = self.share_D1.new_tensor(module.variance_epsilon)
+        self.wide = torch.promote_types(self.weight_D.dtype, torch.float32)
+        self.share = 1 / len(self.weight_D)
+        self.epsilon = self.weight_D.new_tensor(module.variance_epsilon, dtype=self.wide)
 
     def __call__(self, x: Tensor) -> Tensor:
-        wide = x.to(self.share_D1.dtype)
-        # A product is the fastest sum over rows, and a small one costs its call.
-        mean = torch.addmm(self.epsilon, wide.square().view(-1, self.width), self.share_D1)
-        normed = wide * mean.rsqrt_().view(*x.shape[:-1], 1)
+        wide = x.to(self.wide)
+        size = torch.linalg.vector_norm(wide, 2, -1, keepdim=True)
+        scale = torch.addcmul(self.epsilon, size, size, value=self.share).rsqrt_()
+        normed = wide * scale
         return normed.mul_(self.weight_D) if wide is x else normed.to(x.dtype) * self.weight_D
 
 
@@ -108,7 +107,7 @@ class LeanPass:
     def __call__(self, tokens_L: Tensor, position_L: Tensor, layout: Layout) -> Tensor:
         """Final hidden states of a line of tokens, ``[L, D]``; zeros where none is read."""
         x_LD = self.embed(tokens_L)
-        rotation = self.rotations(position_L, x_LD)
+        rotation = self.rotations(position_L, layout.longest, x_LD)
         for layer in self.layers[:-1]:
             x_LD = layer(x_LD, rotation, layout, None)
         last = self.norm(self.layers[-1](x_LD, rotation, layout, layout.read))

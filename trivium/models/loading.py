@@ -48,6 +48,17 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
+def device_of(config: ModelConfig) -> torch.device:
+    """The device of a model, on which what is asked of it can be done."""
+    device = resolve_device(config.device)
+    if config.cuda_graphs and device.type != "cuda":
+        raise ModelError(
+            f"model.cuda_graphs is true, and model.device {config.device!r} is {device} here, "
+            "which has no CUDA graphs: leave cuda_graphs out, or use a machine with a GPU"
+        )
+    return device
+
+
 def load_causal_lm(config: ModelConfig) -> PreTrainedModel:
     """The causal language model of ``config``, dropout off, with adapters if asked for."""
     model = _from_pretrained(AutoModelForCausalLM, config, may_be_new=())
@@ -203,7 +214,7 @@ def _from_pretrained(
 
 
 def _prepare(model: PreTrainedModel, config: ModelConfig, *, task: str) -> PreTrainedModel:
-    model.to(resolve_device(config.device))  # type: ignore[arg-type]
+    model.to(device_of(config))  # type: ignore[arg-type]
     _leave_file(model)
     disable_dropout(model)
     if config.gradient_checkpointing:

@@ -42,6 +42,8 @@ class ModelConfig(Configuration):
     """Train adapters instead of all weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    cuda_graphs: bool = False
+    """Sample by CUDA graphs: fewer calls per token. Checked first, and left where they fail."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint. Only for sources you trust."""
 
@@ -54,3 +56,11 @@ class ModelConfig(Configuration):
     def contradictions(self) -> Iterator[Contradiction]:
         if self.revision is not None and looked_up(self.path).is_dir():
             yield "revision", "the path is a local directory, which has none: leave revision out"
+        if self.cuda_graphs and self.device.partition(":")[0] not in ("auto", "cuda"):
+            yield "cuda_graphs", f"device {self.device} has no CUDA graphs: leave cuda_graphs out"
+
+
+def only_scores(field: str, model: ModelConfig | None) -> Iterator[Contradiction]:
+    """What a model in this field is asked for, though it never samples."""
+    if model is not None and model.cuda_graphs:
+        yield f"{field}.cuda_graphs", "this model does not sample: leave it out"

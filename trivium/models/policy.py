@@ -53,6 +53,7 @@ class Policy:
         tokenizer: its tokenizer, saved beside it.
         temperature: π is ``softmax(logits / temperature)`` everywhere: when sampling, in the
             ratio and in the KL.
+        cuda_graphs: sample by CUDA graphs where they work (``rollout.graphs``).
 
     Raises:
         ModelError: the head is not one that ``token_logprobs`` computes exactly.
@@ -64,10 +65,12 @@ class Policy:
         tokenizer: PreTrainedTokenizerBase,
         *,
         temperature: float = 1.0,
+        cuda_graphs: bool = False,
     ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.temperature = temperature
+        self.cuda_graphs = cuda_graphs
         base = base_of(model)
         if not uses_ragged_attention(base):
             _require_known_head(base)
@@ -90,7 +93,7 @@ class Policy:
         tokenizer = load_tokenizer(config) if tokenizer is None else tokenizer
         model = load_causal_lm(config)
         require_vocabulary(model, tokenizer)
-        return cls(model, tokenizer, temperature=temperature)
+        return cls(model, tokenizer, temperature=temperature, cuda_graphs=config.cuda_graphs)
 
     @property
     def device(self) -> torch.device:
@@ -147,6 +150,11 @@ class Policy:
         """A forward pass for sampling with the weights as they are now; no gradient flows."""
         rules = self._lean_rules
         return partial(on_line, self.backbone) if rules is None else LeanPass(self.backbone, rules)
+
+    @property
+    def is_lean(self) -> bool:
+        """Whether ``lean_pass`` is leaner than the backbone's own."""
+        return self._lean_rules is not None
 
     @cached_property
     def _lean_rules(self) -> dict[int, Rule] | None:

@@ -95,4 +95,9 @@ class Reference:
 def frozen_copy(policy: Policy) -> Policy:
     """A copy of ``policy`` whose weights never change."""
     model = copy.deepcopy(policy.model).requires_grad_(False)
-    return Policy(model, policy.tokenizer, temperature=policy.temperature)
+    return Policy(
+        model,
+        policy.tokenizer,
+        temperature=policy.temperature,
+        cuda_graphs=policy.cuda_graphs,
+    )

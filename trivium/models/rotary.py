@@ -53,13 +53,13 @@ class Rotations:
         self.fixed = getattr(rotary, "rope_type", None) in FIXED
         self._table_P2W: Tensor | None = None
 
-    def __call__(self, position_L: Tensor, like_LD: Tensor) -> Rotation:
-        """The rotation of tokens at these positions, of the type of ``like_LD``."""
+    def __call__(self, position_L: Tensor, longest: int, like_LD: Tensor) -> Rotation:
+        """The rotation of tokens at these positions, all below ``longest``, of the type of
+        ``like_LD``."""
         if not self.fixed:
             return self._made(position_L, like_LD)
-        last = int(position_L.max())
-        if self._table_P2W is None or last >= len(self._table_P2W):
-            made = self._made(torch.arange(last + AHEAD, device=position_L.device), like_LD)
+        if self._table_P2W is None or longest > len(self._table_P2W):
+            made = self._made(torch.arange(longest + AHEAD, device=position_L.device), like_LD)
             self._table_P2W = torch.cat([made.cos_L1W, made.sin_L1W], 1)
         return Rotation(*self._table_P2W.index_select(0, position_L).chunk(2, 1))
 

@@ -13,15 +13,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trivium.data.batch import Batch
-from trivium.data.group import Group
+from trivium.maths.ragged import spread
 from trivium.models import flops
 from trivium.models.attention import Rule, attention, last_layer
 from trivium.models.policy import Policy
 from trivium.models.rows import Rows
 from trivium.models.shared_attention import Block, SharedAttention, plan_rows
 
-IDLE_SHARE = 1 / 8
 STRIP = 32
 SHORT = 64
 """Up to this many tokens, a copy of the prompt per row is cheaper than attention in two parts."""
@@ -29,7 +27,11 @@ SHORT = 64
 
 @dataclass
 class LayerCache:
-    """Keys and values of one layer: of prompts ``[G, heads, P, width]``, of rows' own tokens."""
+    """Keys and values of one layer, of prompts and of rows' own tokens.
+
+    Values are ``[G, heads, P, width]``; keys are ``[G, heads, width, P]``, as a product with small
+    queries takes half as long then.
+    """
 
     prompt_keys: Tensor
     prompt_values: Tensor
@@ -43,18 +45,15 @@ class PromptLayout:
     def __init__(self, starts_G: Tensor, lengths_G: Tensor, last: int) -> None:
         self.rows = Rows(starts_G, lengths_G)
         self.read = starts_G + lengths_G - 1
-        self.last = last
+        self.last, self.longest = last, self.rows.longest
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
         self._spans = starts_G, lengths_G
 
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
     ) -> Tensor:
-        keys, values = (
-            self.rows.gather(key_LHD).contiguous(),
-            self.rows.gather(value_LHD).contiguous(),
-        )
-        self.kept[layer] = keys, values
+        keys, values = self.rows.gather(key_LHD), self.rows.gather(value_LHD).contiguous()
+        self.kept[layer] = keys.transpose(2, 3).contiguous(), values
         visible = None
         if rule.window is not None and rule.window < self.rows.longest:
             at = torch.arange(self.rows.longest, device=query_LHD.device)
@@ -89,11 +88,15 @@ class RowCache:
     them is idle; then all strips are moved together. So shapes change seldom: a product's kernel is
     made for a number of rows and then kept, and every step of a new one would make and keep more.
 
+    How long rows and prompts are is known on the host, and so a GPU is never waited for here.
+
     Args:
         policy: whose rows they are.
         apart: keep prompts apart from the rows that share them; otherwise each row's strip begins
             with its prompt.
     """
+
+    idle_share = 1 / 8
 
     def __init__(self, policy: Policy, *, apart: bool = True) -> None:
         self.apart = apart
@@ -101,103 +104,111 @@ class RowCache:
         self.last = last_layer(policy.backbone)
         self.device = policy.device
         self.layers: dict[int, LayerCache] = {}
-        self.prompt_lengths_G = torch.zeros(0, dtype=torch.long, device=self.device)
-        self.group_of_S = torch.zeros(0, dtype=torch.long, device=self.device)
-        self.length_S = torch.zeros(0, dtype=torch.long, device=self.device)
-        self.slot_of_R = torch.zeros(0, dtype=torch.long, device=self.device)
+        self.prompt_lengths_G = torch.zeros(0, dtype=torch.long)
+        self.group_of_S = torch.zeros(0, dtype=torch.long)
+        self.length_S = torch.zeros(0, dtype=torch.long)
+        self.slot_of_R = torch.zeros(0, dtype=torch.long)
         self._lay_out()
 
     def admit(self, prompts: list[list[int]], samples: int) -> Tensor:
         """Read ``prompts``, open ``samples`` rows for each, return their last states ``[G, D]``."""
-        batch = Batch.of([Group(tokens, [[0]]) for tokens in prompts])
-        lengths_G = batch.prompt_lengths_G.to(self.device)
+        lengths_G = torch.tensor([len(tokens) for tokens in prompts])
         starts_G = torch.cumsum(lengths_G, 0) - lengths_G
-        line = torch.tensor([token for tokens in prompts for token in tokens], device=self.device)
-        position_L = torch.arange(len(line), device=self.device) - starts_G.repeat_interleave(
-            lengths_G
-        )
-        layout = PromptLayout(starts_G, lengths_G, self.last)
+        line = torch.tensor([token for tokens in prompts for token in tokens])
+        position_L = torch.arange(len(line)) - spread(starts_G, lengths_G)
+        layout = PromptLayout(starts_G.to(self.device), lengths_G.to(self.device), self.last)
         with flops.apart():
-            hidden_LD = self.forward(line, position_L, layout)
+            hidden_LD = self.forward(line.to(self.device), position_L.to(self.device), layout)
         self.count(position_L)
         self._compact()
         self._store(layout, samples)
         groups = len(self.prompt_lengths_G)
-        fresh = torch.arange(groups, groups + len(prompts), device=self.device)
+        fresh = torch.arange(groups, groups + len(prompts))
         held_G = torch.zeros_like(lengths_G) if self.apart else lengths_G
         self.prompt_lengths_G = torch.cat([self.prompt_lengths_G, lengths_G - held_G])
         self.group_of_S = torch.cat([self.group_of_S, fresh.repeat_interleave(samples)])
         self.length_S = torch.cat([self.length_S, held_G.repeat_interleave(samples)])
-        self.slot_of_R = torch.arange(len(self.group_of_S), device=self.device)
+        self.slot_of_R = torch.arange(len(self.group_of_S))
         self._lay_out()
         return hidden_LD[layout.read]
 
     def advance(self, tokens_R: Tensor) -> Tensor:
         """Feed every row its next token; final hidden states ``[R, D]``."""
-        self._lengthen()
-        slot_R = self.slot_of_R
-        tokens_S = torch.zeros_like(self.length_S).index_copy_(0, slot_R, tokens_R.to(self.device))
-        position_S = self.prompt_lengths_G[self.group_of_S] + self.length_S
+        slot_R, length_R = self.slot_of_R, self.length_S[self.slot_of_R]
+        shortest, longest = (int(length) for length in length_R.aminmax())
+        self._lengthen(longest)
+        tokens_S = torch.zeros_like(self.length_S).index_copy_(0, slot_R, tokens_R.cpu())
+        # No one reads what an idle slot sees: it must only need no mask where rows do not.
+        at_S = torch.full_like(self.length_S, longest).index_copy_(0, slot_R, length_R)
         with flops.apart():
-            hidden_SD = self.forward(tokens_S, position_S, AdvanceLayout(self))
-        self.count(position_S[slot_R])
+            hidden_SD = self._step(tokens_S, at_S, longest + 1, shortest == longest)
+        self.count(self.prompt_lengths_G[self.group_of_S[slot_R]] + length_R)
         self.length_S[slot_R] += 1
-        return hidden_SD.index_select(0, slot_R)
+        return hidden_SD.index_select(0, slot_R.to(self.device))
+
+    def _step(self, tokens_S: Tensor, at_S: Tensor, used: int, level: bool) -> Tensor:
+        """Final hidden states of a new token in every slot (see ``AdvanceLayout``)."""
+        layout = AdvanceLayout(self, at_S.to(self.device), used, level)
+        return self.forward(tokens_S.to(self.device), layout.position_S, layout)
 
     def keep(self, rows: list[int]) -> None:
         """Let all rows but these (indices, ascending) go."""
-        self.slot_of_R = self.slot_of_R[torch.tensor(rows, dtype=torch.long, device=self.device)]
-        if len(rows) < (1 - IDLE_SHARE) * len(self.group_of_S):
+        self.slot_of_R = self.slot_of_R[torch.tensor(rows, dtype=torch.long)]
+        if len(rows) < (1 - self.idle_share) * len(self.group_of_S):
             self._compact()
 
     def _store(self, layout: PromptLayout, samples: int) -> None:
         """Add prompts' caches and strips for their rows."""
         for index, (keys, values) in layout.kept.items():
             if self.apart:
-                strips = keys.new_zeros(len(keys) * samples, keys.shape[1], STRIP, keys.shape[3])
-                fresh = LayerCache(keys, values, strips, strips.clone())
+                _, heads, width, _ = keys.shape
+                own_keys = keys.new_zeros(len(keys) * samples, heads, width, STRIP)
+                own_values = keys.new_zeros(len(keys) * samples, heads, STRIP, width)
+                fresh = LayerCache(keys, values, own_keys, own_values)
             else:
-                strips = (
-                    F.pad(x.repeat_interleave(samples, 0), (0, 0, 0, STRIP)) for x in (keys, values)
-                )
-                fresh = LayerCache(keys[:, :, :0], values[:, :, :0], *strips)
+                own = (x.repeat_interleave(samples, 0) for x in (keys, values))
+                fresh = LayerCache(keys[..., :0], values[:, :, :0], *_padded(*own, STRIP))
             held = self.layers.get(index)
             self.layers[index] = fresh if held is None else _joined(held, fresh)
 
     @property
     def room(self) -> int:
         """Tokens that the longest prompt may have, where prompts lie apart."""
-        return next((cache.prompt_keys.shape[2] for cache in self.layers.values()), 0)
+        return next((cache.prompt_values.shape[2] for cache in self.layers.values()), 0)
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that a strip has room for."""
+        return next((cache.own_values.shape[2] for cache in self.layers.values()), 0)
 
     def _lay_out(self) -> None:
-        self.grid = Grid(self.group_of_S, self.prompt_lengths_G, self.room)
+        self.grid = Grid(self.group_of_S, self.prompt_lengths_G, self.room, self.device)
 
-    def _lengthen(self) -> None:
+    def _lengthen(self, longest: int) -> None:
         """Double the strips when the longest row has filled its own."""
-        longest = int(self.length_S[self.slot_of_R].max())
         for cache in self.layers.values():
-            capacity = cache.own_keys.shape[2]
+            capacity = cache.own_values.shape[2]
             if longest >= capacity:
-                cache.own_keys = F.pad(cache.own_keys, (0, 0, 0, capacity))
-                cache.own_values = F.pad(cache.own_values, (0, 0, 0, capacity))
+                own = cache.own_keys, cache.own_values
+                cache.own_keys, cache.own_values = _padded(*own, capacity)
 
     def _compact(self) -> None:
         """Move the rows' strips together and forget prompts without rows."""
         if len(self.slot_of_R) == len(self.group_of_S):
             return
-        slots = self.slot_of_R
+        slots, here = self.slot_of_R, self.slot_of_R.to(self.device)
         groups, self.group_of_S = torch.unique(self.group_of_S[slots], return_inverse=True)
         self.length_S = self.length_S[slots]
-        gone = len(groups) < len(self.prompt_lengths_G)
+        gone, groups_here = len(groups) < len(self.prompt_lengths_G), groups.to(self.device)
         for cache in self.layers.values():
             if gone:
-                cache.prompt_keys = cache.prompt_keys[groups]
-                cache.prompt_values = cache.prompt_values[groups]
+                cache.prompt_keys = cache.prompt_keys[groups_here]
+                cache.prompt_values = cache.prompt_values[groups_here]
             # What is beyond a strip's rows is stale and never seen: whole strips move fastest.
-            cache.own_keys = cache.own_keys.index_select(0, slots)
-            cache.own_values = cache.own_values.index_select(0, slots)
+            cache.own_keys = cache.own_keys.index_select(0, here)
+            cache.own_values = cache.own_values.index_select(0, here)
         self.prompt_lengths_G = self.prompt_lengths_G[groups]
-        self.slot_of_R = torch.arange(len(slots), device=self.device)
+        self.slot_of_R = torch.arange(len(slots))
         self._lay_out()
 
 
@@ -208,16 +219,20 @@ class Grid:
         groups, most: the lines, and the slots of the largest group.
         whole: every line is full.
         place_S: where in the grid each slot is.
+        prompt_S: how long each slot's prompt is.
         full: every prompt is as long as the room for it.
     """
 
-    def __init__(self, group_of_S: Tensor, prompt_lengths_G: Tensor, room: int) -> None:
+    def __init__(
+        self, group_of_S: Tensor, prompt_lengths_G: Tensor, room: int, device: torch.device
+    ) -> None:
         sizes_G = torch.bincount(group_of_S, minlength=len(prompt_lengths_G))
         self.groups, self.most = len(sizes_G), int(sizes_G.max()) if len(sizes_G) else 0
         self.whole = self.groups * self.most == len(group_of_S)
         start_S = (torch.cumsum(sizes_G, 0) - sizes_G)[group_of_S]
-        at_S = torch.arange(len(group_of_S), device=group_of_S.device)
-        self.place_S = group_of_S * self.most + at_S - start_S
+        at_S = torch.arange(len(group_of_S))
+        self.place_S = (group_of_S * self.most + at_S - start_S).to(device)
+        self.prompt_S = prompt_lengths_G[group_of_S].to(device)
         self.full = bool((prompt_lengths_G == room).all())
 
     def lay_out(self, x_S: Tensor) -> Tensor:
@@ -234,72 +249,76 @@ class Grid:
 
 
 class AdvanceLayout:
-    """Each slot's one new token attends to its prompt, where that lies apart, and to its strip."""
+    """Each slot's one new token attends to its prompt, where that lies apart, and to its strip.
+
+    Args:
+        cache: whose slots they are.
+        at_S: the place of the new token in each strip.
+        used: how much of the strips is looked at, the new token included.
+        level: ``used - 1`` is every slot's place.
+    """
 
     read: Tensor | None = None
 
-    def __init__(self, cache: RowCache) -> None:
-        self.cache = cache
-        length_R = cache.length_S[cache.slot_of_R]
-        shortest, longest = (int(x) for x in length_R.aminmax())
-        self.used, self.level = longest + 1, shortest == longest
-        # No one reads what an idle slot sees: it must only need no mask where rows do not.
-        at_S = torch.full_like(cache.length_S, longest)
-        self.at_S = at_S.index_copy_(0, cache.slot_of_R, length_R)
-        self.apart, self.grid = cache.apart, cache.grid
-        self._hidden: dict[int | None, Tensor | None] = {}
+    def __init__(self, cache: RowCache, at_S: Tensor, used: int, level: bool) -> None:
+        self.cache, self.apart, self.grid = cache, cache.apart, cache.grid
+        self.at_S, self.used, self.level = at_S, used, level
+        self.position_S, self.longest = self.grid.prompt_S + at_S, cache.room + used
+        self._hidden: dict[int | None, Tensor] = {}
 
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
     ) -> Tensor:
         cache = self.cache.layers[layer]
-        self._write(cache.own_keys, key_LHD)
-        self._write(cache.own_values, value_LHD)
-        own_keys = cache.own_keys.narrow(2, 0, self.used)
+        self._write(cache, key_LHD, value_LHD)
+        own_keys = cache.own_keys.narrow(3, 0, self.used)
         own_values = cache.own_values.narrow(2, 0, self.used)
         slots, heads, width = key_LHD.shape
         query_S = (query_LHD * rule.scaling).view(slots, heads, -1, width)
         repeats = query_S.shape[2]
-        scores = _product(query_S, own_keys.transpose(2, 3))
+        scores = _product(query_S, own_keys)
         if self.apart:
             # Laid out by groups, so that what is as wide as a prompt is never moved.
-            to_prompt = _product(self.grid.lay_out(query_S), cache.prompt_keys.transpose(2, 3))
+            to_prompt = _product(self.grid.lay_out(query_S), cache.prompt_keys)
             scores = torch.cat([to_prompt, self.grid.lay_out(scores)], 3)
         if rule.softcap is not None:
             scores = rule.softcap * torch.tanh(scores / rule.softcap)
         hidden = self._masks(rule.window, repeats)
         weights = (scores if hidden is None else scores.masked_fill(hidden, -torch.inf)).softmax(3)
         if self.apart:
-            on_prompt, weights = weights.split([cache.prompt_keys.shape[2], self.used], 3)
+            on_prompt, weights = weights.split([cache.prompt_keys.shape[3], self.used], 3)
             read = self.grid.take_in(_product(on_prompt, cache.prompt_values), repeats)
             out = _product(self.grid.take_in(weights, repeats), own_values).add_(read)
         else:
             out = _product(weights, own_values)
         return out.flatten(1, 2)
 
-    def _write(self, strips: Tensor, new_S: Tensor) -> None:
-        """Put each slot's key or value behind those that are in its strip."""
+    def _write(self, cache: LayerCache, key_S: Tensor, value_S: Tensor) -> None:
+        """Put each slot's key and value behind those that are in its strips."""
         if self.level:
-            strips.select(2, self.used - 1).copy_(new_S)
+            cache.own_keys.select(3, self.used - 1).copy_(key_S)
+            cache.own_values.select(2, self.used - 1).copy_(value_S)
         else:
-            strips[torch.arange(len(new_S), device=new_S.device), :, self.at_S] = new_S
+            slot_S = torch.arange(len(key_S), device=key_S.device)
+            cache.own_keys[slot_S, :, :, self.at_S] = key_S
+            cache.own_values[slot_S, :, self.at_S] = value_S
 
     def _masks(self, window: int | None, repeats: int) -> Tensor | None:
         """What each query must not see, as scores are laid out; None: it sees everything."""
+        if window is not None and window >= self.longest:
+            window = None
         if window is None and self.level and self.grid.full:
             return None
         if window not in self._hidden:
-            cache = self.cache
-            prompt_S = cache.prompt_lengths_G[cache.group_of_S][:, None]
-            own_S = self.at_S[:, None]
-            prompt = torch.arange(cache.room, device=cache.device)
-            own = torch.arange(self.used, device=cache.device)
+            prompt_S, own_S = self.grid.prompt_S[:, None], self.at_S[:, None]
+            prompt = torch.arange(self.cache.room, device=own_S.device)
+            own = torch.arange(self.used, device=own_S.device)
             hidden = torch.cat([prompt >= prompt_S, own > own_S], 1)
             if window is not None:
                 distance = torch.cat([prompt_S + own_S - prompt, own_S - own], 1)
                 hidden = hidden | (distance >= window)
-            hidden = hidden[:, None, None] if bool(hidden.any()) else None
-            if self.apart and hidden is not None:
+            hidden = hidden[:, None, None]
+            if self.apart:
                 hidden = self.grid.lay_out(hidden.expand(-1, -1, repeats, -1))
             self._hidden[window] = hidden
         return self._hidden[window]
@@ -311,16 +330,19 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return out.view(a.shape[0], a.shape[1], out.shape[1], out.shape[2])
 
 
+def _padded(keys: Tensor, values: Tensor, more: int) -> tuple[Tensor, Tensor]:
+    """Keys and values with room for ``more`` tokens."""
+    return F.pad(keys, (0, more)), F.pad(values, (0, 0, 0, more))
+
+
 def _joined(held: LayerCache, fresh: LayerCache) -> LayerCache:
     """Both caches in one, padded to the longer prompt and the longer strip."""
 
-    def join(a: Tensor, b: Tensor) -> Tensor:
-        longest = max(a.shape[2], b.shape[2])
-        return torch.cat([F.pad(x, (0, 0, 0, longest - x.shape[2])) for x in (a, b)])
+    def join(name: str) -> tuple[Tensor, Tensor]:
+        pairs = [(getattr(x, f"{name}_keys"), getattr(x, f"{name}_values")) for x in (held, fresh)]
+        longest = max(values.shape[2] for _, values in pairs)
+        grown = [_padded(*pair, longest - pair[1].shape[2]) for pair in pairs]
+        keys, values = zip(*grown, strict=True)
+        return torch.cat(keys), torch.cat(values)
 
-    return LayerCache(
-        join(held.prompt_keys, fresh.prompt_keys),
-        join(held.prompt_values, fresh.prompt_values),
-        join(held.own_keys, fresh.own_keys),
-        join(held.own_values, fresh.own_values),
-    )
+    return LayerCache(*join("prompt"), *join("own"))

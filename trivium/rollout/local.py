@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Collection, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
 from trivium.rollout.cache import SHORT, RowCache
 from trivium.rollout.engine import Ending, Finished, Response, draw, row_key, uniforms
+from trivium.rollout.graphs import CudaGraphs, GraphedRows, graphs_work
 from trivium.rollout.sampling import Sampling
 from trivium.rollout.separate import SeparateRows
 
@@ -102,7 +104,14 @@ class LocalEngine:
         if not self.policy.shared:
             return SeparateRows(self.policy)
         longest = max((len(prompt.tokens) for prompt in prompts), default=0)
-        return RowCache(self.policy, apart=samples > 1 and longest > SHORT)
+        apart = samples > 1 and longest > SHORT
+        if self._graphed:
+            return GraphedRows(self.policy, apart=apart, record=CudaGraphs(self.policy.device))
+        return RowCache(self.policy, apart=apart)
+
+    @cached_property
+    def _graphed(self) -> bool:
+        return self.policy.cuda_graphs and graphs_work(self.policy)
 
     def _admit(self, waiting: deque[int], active: int, samples: int) -> list[int]:
         """The prompts that start now: as many as there is room for, in sizeable helpings."""

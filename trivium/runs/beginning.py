@@ -11,7 +11,7 @@ from filelock import FileLock
 
 from trivium.config import Configuration
 from trivium.models.linear import product
-from trivium.models.loading import resolve_device
+from trivium.models.loading import device_of
 from trivium.models.model_config import ModelConfig
 from trivium.runs import randomness
 from trivium.runs.checkpoint import Checkpoint, Checkpoints
@@ -54,10 +54,12 @@ def begin(kind: str, config: TrainsAModel) -> Begun:
     """Before anything slow: raise where the run cannot be written; measure memory from here on.
 
     Raises:
+        ModelError: the model's device cannot be used, or not as it was asked to.
         ConfigurationError: the directory is taken, or a tracker is not installed.
         CheckpointError: a run was stopped there, and none of its checkpoints is whole.
     """
     assert isinstance(config, Configuration), "the whole configuration of a command"
+    device = device_of(config.model)
     claimed = claim(kind, config.run, config)
     lock = checkpoint = None
     if claimed.resumes is not None:
@@ -73,7 +75,7 @@ def begin(kind: str, config: TrainsAModel) -> Begun:
         return Begun(claimed, lock, checkpoint)
     with torch.random.fork_rng(devices=[]):
         load_libraries()
-    return Begun(claimed, lock, checkpoint, PeakMemory(resolve_device(config.model.device)))
+    return Begun(claimed, lock, checkpoint, PeakMemory(device))
 
 
 def open_run(begun: Begun) -> tuple[Run, FileLock]:

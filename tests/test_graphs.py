@@ -1,0 +1,261 @@
+"""Growing rows by recorded steps, on a CPU: what a CUDA graph does is done there by repeating the
+operations that were noted, on the same memory. What no CPU can show is the recording on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_rollout import FREE, engine_of, last_states, policy_of, prompts_of, tokens_of
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+from worlds import checkpoint
+
+from trivium.errors import ModelError
+from trivium.models import flops
+from trivium.models.linear import product
+from trivium.models.model_config import ModelConfig
+from trivium.models.policy import Policy
+from trivium.rollout import local
+from trivium.rollout.cache import STRIP, RowCache
+from trivium.rollout.graphs import GraphedRows, Step, graphs_work
+from trivium.rollout.sampling import Sampling
+
+aten = torch.ops.aten
+ASKING = {
+    aten.item, aten._local_scalar_dense, aten.is_nonzero, aten.nonzero, aten.equal,
+    aten.masked_select, aten._unique2, aten.bincount, aten.lift_fresh, aten.allclose,
+}  # fmt: skip
+"""Operations whose result, or the shape of it, a GPU's host waits for or brings."""
+
+
+class Noted(TorchDispatchMode):
+    """Notes operations together with the tensors they are done on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert func.overloadpacket not in ASKING, f"{func} cannot be recorded"
+        found = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, found))
+        return found
+
+    def repeat(self) -> None:
+        """Do the same again: what came from outside is what is there now."""
+        made: dict[int, Tensor] = {}
+
+        def now(x: Any) -> Any:
+            return made.get(id(x), x) if isinstance(x, Tensor) else x
+
+        for func, args, kwargs, before in self.calls:
+            found = func(*tree_map(now, args), **tree_map(now, kwargs))
+            for old, new in zip(tree_leaves(before), tree_leaves(found), strict=True):
+                made[id(old)] = new
+        self.made = made
+
+
+class Recorder:
+    """Records a step as a CUDA graph does: operations on given memory, and nothing else."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.recordings = 0
+
+    def __call__(self, step: Step) -> Step:
+        self.recordings += 1
+        step()
+        with Noted() as noted:
+            found = step()
+
+        def replay() -> Tensor:
+            noted.repeat()
+            return found.copy_(noted.made[id(found)])
+
+        return replay
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
+    """Those of all engines whose policy samples by graphs, in order."""
+    made: list[Recorder] = []
+
+    def recorder(device: torch.device) -> Recorder:
+        made.append(Recorder())
+        return made[-1]
+
+    monkeypatch.setattr(local, "CudaGraphs", recorder)
+    monkeypatch.setattr(local, "graphs_work", partial(graphs_work, record=recorder))
+    return made
+
+
+@pytest.mark.parametrize("max_rows", [512, 9])
+@pytest.mark.parametrize("lengths", [(3, 1, 7, 2, 5, 4), (70, 66, 3)])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2-window", "qwen3"])
+def test_recorded_steps_draw_the_same_tokens_at_the_same_flops(
+    name: str, lengths: Sequence[int], max_rows: int, recorders: list[Recorder]
+) -> None:
+    policy = policy_of(name, max_position_embeddings=128)
+    prompts, sampling = prompts_of(lengths), Sampling(max_tokens=40)
+    with flops.apart() as plain:
+        expected = engine_of(policy, max_rows).generate(prompts, 4, sampling, seed=0, step=0)
+    policy.cuda_graphs = True
+    engine = engine_of(policy, max_rows)
+    for _ in range(2):
+        with flops.apart() as counted:
+            found = engine.generate(prompts, 4, sampling, seed=0, step=0)
+        assert tokens_of(found) == tokens_of(expected)
+        assert counted.flops == plain.flops > 0
+        assert recorders[-1].recordings > 0
+        for group, others in zip(found, expected, strict=True):
+            for response, other in zip(group, others, strict=True):
+                assert response.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    # One that tries, once for an engine, and one for each generation.
+    assert len(recorders) == 3
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("name", ["llama", "qwen2-window"])
+def test_recorded_rows_see_what_is_theirs_whoever_left_and_whoever_came(
+    name: str, apart: bool
+) -> None:
+    policy = policy_of(name)
+    drawn = torch.Generator().manual_seed(3)
+    cache, rows = GraphedRows(policy, apart=apart, record=Recorder()), []
+    with torch.no_grad():
+        for admitted in ([7, 3], [5, 5], [2]):
+            prompts = [p.tokens for p in prompts_of(admitted)]
+            cache.admit(prompts, 3)
+            rows += [list(prompt) for prompt in prompts for _ in range(3)]
+            for leaving in ((), (0, 1, 2), (), (1,), ()):
+                tokens = torch.randint(1, 13, (len(rows),), generator=drawn)
+                rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
+                found = cache.advance(tokens)
+                torch.testing.assert_close(found, last_states(policy, rows), atol=1e-5, rtol=0)
+                staying = [i for i in range(len(rows)) if i not in leaving]
+                cache.keep(staying)
+                rows = [rows[i] for i in staying]
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_a_step_is_recorded_anew_when_strips_grow_or_move_and_only_then(apart: bool) -> None:
+    policy, recorder = policy_of(max_position_embeddings=128), Recorder()
+    cache = GraphedRows(policy, apart=apart, record=recorder)
+    prompt = prompts_of((5,))[0].tokens
+    growths = [STRIP, 2 * STRIP] if apart else [STRIP - 5 + 5, 3 * STRIP - 5]
+    expected, rows = 0, 8
+    with torch.no_grad():
+        cache.admit([prompt], rows)
+        for fed in range(2 * STRIP + 3):
+            expected += fed == 0 or fed in growths
+            if fed == 10:  # Half of the rows are idle, and stay where they are.
+                rows = 4
+                cache.keep([0, 2, 3, 5])
+            if fed == 20:
+                rows, expected = 3, expected + 1
+                cache.keep([0, 1, 3])
+            found = cache.advance(torch.full((rows,), 4))
+            assert recorder.recordings == expected
+    line = [*prompt, *[4] * (2 * STRIP + 3)]
+    torch.testing.assert_close(found, last_states(policy, [line] * 3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize("graphed", [False, True])
+@pytest.mark.parametrize("name", ["llama", "qwen2-window", "qwen3"])
+def test_rows_on_a_gpu_ask_nothing_of_it_and_have_nothing_elsewhere(
+    name: str, graphed: bool, apart: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(product, "_name", "torch")
+    policy = policy_of(name)
+    cache = RowCache(policy, apart=apart)
+    if graphed:
+        cache = GraphedRows(policy, apart=apart, record=lambda step: step)
+    with torch.no_grad():
+        cache.admit([p.tokens for p in prompts_of((7, 3))], 3)
+        cache.advance(torch.full((6,), 4))
+        cache.device = torch.device(ELSEWHERE)
+        cache._lay_out()
+        laid_out = [x for x in vars(cache.grid).values() if isinstance(x, Tensor)]
+        assert laid_out and all(x.device.type == ELSEWHERE for x in laid_out)
+        move(cache, FakeTensorMode(allow_non_fake_inputs=True))
+        for kept in ([0, 1, 3, 4, 5], [1, 3], [0, 1]):
+            cache.keep(kept)
+            assert cache.advance(torch.full((len(kept),), 4)).shape == (len(kept), 32)
+        cache.length_S[:] = STRIP
+        assert cache.advance(torch.full((2,), 4)).device.type == ELSEWHERE
+
+
+ELSEWHERE = "meta"
+"""Stands for a GPU: tensors there have no data, and none may meet one of the CPU's."""
+HOSTS = {"prompt_lengths_G", "group_of_S", "length_S", "slot_of_R"}
+
+
+def move(thing: Any, gpu: FakeTensorMode) -> Any:
+    """Let all tensors be on a GPU, without data."""
+    if isinstance(thing, Tensor):
+        return gpu.from_tensor(thing.detach().to(ELSEWHERE))
+    if isinstance(thing, list | tuple):
+        return type(thing)(move(x, gpu) for x in thing)
+    if isinstance(thing, dict):
+        return {key: move(x, gpu) for key, x in thing.items()}
+    if isinstance(thing, nn.Module):
+        for module in thing.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    del module._parameters[name]
+                    setattr(module, name, move(parameter, gpu))
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = move(buffer, gpu)
+    elif type(thing).__module__.startswith("trivium."):
+        for name, x in vars(thing).items():
+            if name not in HOSTS:
+                vars(thing)[name] = move(x, gpu)
+    return thing
+
+
+def test_policy_whose_recorded_steps_differ_is_sampled_without(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def forgetful(step: Step) -> Step:
+        found = step().clone()
+        return lambda: found
+
+    policy, prompts = policy_of(), prompts_of()
+    assert graphs_work(policy, record=lambda device: Recorder())
+    assert not caplog.records
+    assert not graphs_work(policy, record=lambda device: forgetful)
+    assert "sampled without CUDA graphs: hidden states differ" in caplog.text
+    expected = engine_of(policy).generate(prompts, 2, FREE, seed=0, step=0)
+    policy.cuda_graphs = True
+    found = engine_of(policy).generate(prompts, 2, FREE, seed=0, step=0)
+    assert tokens_of(found) == tokens_of(expected)
+    assert "sampled without CUDA graphs: " in caplog.records[-1].getMessage()
+
+
+def test_a_failed_recording_ends_nothing_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    def failing(step: Step) -> Step:
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise ValueError("capture was invalidated")
+
+    assert not graphs_work(policy_of(), record=lambda device: failing)
+    assert "operation not permitted when stream is capturing" in caplog.text
+
+
+def test_families_without_a_lean_pass_are_not_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    assert not graphs_work(policy_of("gemma2"), record=lambda device: Recorder())
+    assert "Gemma2ForCausalLM is sampled without CUDA graphs: it has no lean pass" in caplog.text
+
+
+def test_graphs_are_refused_where_auto_means_a_device_without_them(tmp_path: Path) -> None:
+    config = ModelConfig(path=str(checkpoint(tmp_path / "model")), cuda_graphs=True)
+    with pytest.raises(ModelError, match=r"cuda_graphs is true, and model.device 'auto' is cpu"):
+        Policy.load(config)
