@@ -25,7 +25,7 @@ from trivium.models.lean import LeanPass, rules_of_lean
 from trivium.models.linear import Linear, Packed, filler, linear, product, use_fast_linears
 from trivium.models.logprobs import Head, token_logprobs
 from trivium.models.policy import Policy
-from trivium.models.shared_attention import LONG, SMALL, WASTE, alike, plan
+from trivium.models.shared_attention import ALONE, SMALL, WASTE, alike, plan
 from trivium.rollout.engine import draw
 from trivium.rollout.sampling import Sampling
 
@@ -88,12 +88,12 @@ def test_attention_in_parts_equals_the_masked_one(
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("long", [2, 7, LONG])
+@pytest.mark.parametrize("alone", [1, 200, ALONE])
 @pytest.mark.parametrize("seed", range(20))
 def test_attention_of_many_shapes_in_one_batch_equals_the_masked_one(
-    monkeypatch: pytest.MonkeyPatch, seed: int, long: int
+    monkeypatch: pytest.MonkeyPatch, seed: int, alone: int
 ) -> None:
-    monkeypatch.setattr(shared_attention, "LONG", long)
+    monkeypatch.setattr(shared_attention, "ALONE", alone)
     drawn = random.Random(seed)
     groups = [
         Group([1] * drawn.randint(1, 60), [[2] * drawn.randint(1, 50) for _ in range(n)])
@@ -112,7 +112,7 @@ def test_attention_of_many_shapes_in_one_batch_equals_the_masked_one(
 def test_what_is_read_of_the_last_layer_and_its_gradients_are_as_if_all_were(
     monkeypatch: pytest.MonkeyPatch, seed: int, share: float
 ) -> None:
-    monkeypatch.setattr(shared_attention, "LONG", 9)
+    monkeypatch.setattr(shared_attention, "ALONE", 200)
     drawn = random.Random(seed)
     shape = [drawn.randint(1, 30) for _ in range(5)]
     batch = Batch.of(random_groups(50, shape, [[4, 2, 25], [1], [30], [7, 7], [12]], seed=seed))
@@ -155,16 +155,17 @@ def test_no_key_of_a_prompt_is_copied_for_a_response() -> None:
         groups = [Group([1] * 400, [[2] * 10] * responses)] * 2
         return sum(b.keys.index.numel() for b in plan(Batch.of(groups)) if not b.causal)
 
-    # All of the prompt for the responses, and the former halves of it and of its halves for itself.
-    assert keys(2) == keys(80) == 2 * (400 + 200 + 2 * 100)
+    assert keys(2) == keys(80) == 2 * 400
 
 
-def test_rows_that_are_halved_are_computed_half_and_half_and_as_masked_ones() -> None:
-    batch = Batch.of(random_groups(50, [801, 300, 9], [[250, 3], [40], [LONG]]))
-    blocks = plan(batch)
-    assert max(block.queries.longest for block in blocks if block.causal) <= LONG
-    pairs = sum(len(b.queries.held) * b.queries.longest * b.keys.longest for b in blocks)
-    assert pairs < 0.8 * (801**2 + 801 * 253 + 250**2 + 340**2 + (9 + LONG) ** 2)
+def test_long_rows_are_read_where_they_lie_and_computed_as_masked_ones() -> None:
+    batch = Batch.of(random_groups(50, [801, 300, 9, 8], [[250, 3], [40], [3, 140], [90, 2]]))
+    rows = [rows for block in plan(batch) for rows in (block.queries, block.keys)]
+    assert {r.longest for r in rows if r.count == 1} == {801, 253, 250, 340, 140}
+    line = torch.randn(len(batch.tokens_L), 4, 8)
+    for part in rows:
+        copied = part.gather(line).untyped_storage().data_ptr() != line.untyped_storage().data_ptr()
+        assert copied == (part.count > 1)
     rule = Rule(0.3, None, None)
     shared, masked = GroupLayout(batch), MaskedLayout(batch)
     found = outputs(lambda *qkv: shared.attend(0, *qkv, rule=rule), batch, 4, 2)
@@ -194,7 +195,7 @@ def test_lots_hold_each_rectangle_once_and_waste_little(sizes: list[tuple[int, i
     for lot in lots:
         box = int(widths[lot].max()) * int(heights[lot].max()) * len(lot)
         used = int((widths[lot] * heights[lot]).sum())
-        assert box <= max(WASTE * used, SMALL) or len(lot) == 1
+        assert len(lot) == 1 or box <= min(max(WASTE * used, SMALL), len(lot) * (ALONE - 1))
 
 
 # --- linear layers ------------------------------------------------------------------------------

@@ -171,10 +171,10 @@ def comparisons(
         lambda: lean(GroupLayout, "attend", GroupLayout.attend_by_masks),
     )
     yield (
-        "learning: long rows of attention in halves",
+        "learning: long rows of attention where they lie",
         work.learn,
         work.learn,
-        lambda: lean(shared_attention, "LONG", 1 << 30),
+        lambda: lean(shared_attention, "ALONE", 1 << 30),
     )
     yield (
         "learning: the last layer for what is read",

@@ -40,7 +40,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = inverse_rms(wide, epsilon)
+        scale = inverse_rms(wide, wide.new_tensor(epsilon))
         ctx.save_for_backward(x, weight_D, scale)
         normed = wide * scale
         return normed.mul_(weight_D) if wide is x else weight_D * normed.to(x.dtype)
@@ -58,12 +58,10 @@ class _RMSNorm(torch.autograd.Function):
         return of_x, along.flatten(0, -2).sum(0).to(weight_D.dtype), None
 
 
-def inverse_rms(x: Tensor, epsilon: float) -> Tensor:
+def inverse_rms(x: Tensor, epsilon: Tensor) -> Tensor:
     """``1 / sqrt(mean(x²) + ε)`` over the last dimension, which is kept."""
-    width = x.shape[-1]
-    # A product is the fastest sum over a row.
-    mean = x.square().reshape(-1, width) @ x.new_full((width, 1), 1 / width)
-    return mean.add_(epsilon).rsqrt_().view(*x.shape[:-1], 1)
+    length = torch.linalg.vector_norm(x, 2, -1, keepdim=True)
+    return torch.addcmul(epsilon, length, length, value=1 / x.shape[-1]).rsqrt_()
 
 
 class GatedMLP(nn.Module):

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from trivium.models import flops, heads
 from trivium.models.attention import GroupLayout, Layout, Rule
-from trivium.models.layers import GATED
+from trivium.models.layers import GATED, inverse_rms
 from trivium.models.linear import Linear, Packed
 from trivium.models.rotary import Rotation, Rotations
 from trivium.models.trust import HALF, close, is_precise, probe
@@ -34,14 +34,11 @@ class Norm:
     def __init__(self, module: Any) -> None:
         self.weight_D: Tensor = module.weight
         self.wide = torch.promote_types(self.weight_D.dtype, torch.float32)
-        self.share = 1 / len(self.weight_D)
         self.epsilon = self.weight_D.new_tensor(module.variance_epsilon, dtype=self.wide)
 
     def __call__(self, x: Tensor) -> Tensor:
         wide = x.to(self.wide)
-        size = torch.linalg.vector_norm(wide, 2, -1, keepdim=True)
-        scale = torch.addcmul(self.epsilon, size, size, value=self.share).rsqrt_()
-        normed = wide * scale
+        normed = wide * inverse_rms(wide, self.epsilon)
         return normed.mul_(self.weight_D) if wide is x else normed.to(x.dtype) * self.weight_D
 
 

@@ -9,8 +9,8 @@ Each part's gradient is what an attention's backward pass gives that is told the
 ``z`` in place of its own, for it recomputes its weights as ``exp(score − z)``. (The merging is that
 of FlashAttention's blocks, Dao et al. 2022, section 3.1, over two blocks of unequal shape.)
 
-What is computed densely is planned from lengths alone (``plan``): rows of similar length go
-together, so that little is padded.
+What is computed densely is planned from lengths alone (``plan``): short rows of similar length go
+together, so that little is padded; a long one is read and written where it lies.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ WASTE = 1.1
 """A dense attention may be so much larger than the rows in it."""
 SMALL = 1 << 15
 """Query-key pairs that are cheaper to compute in vain than another call is."""
-LONG = 192
-"""From here on a row is halved: a processor's causal attention costs as much as a full one."""
+ALONE = 1 << 14
+"""A row of so many pairs has a call of its own, which costs less than copying the row."""
 
 Two = tuple[Tensor, Tensor]
 Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -123,8 +123,7 @@ def plan_rows(starts: Tensor, lengths: Tensor, read: Tensor | None = None) -> li
     """The dense attentions of causal rows.
 
     What lies before the first position of a row that is ``read`` (ascending) is seen and does not
-    look. The latter half of a long row attends to the former, and both are rows of their own: full
-    causal attention would compute what nobody sees.
+    look.
     """
     blocks = []
     if read is not None:
@@ -135,12 +134,6 @@ def plan_rows(starts: Tensor, lengths: Tensor, read: Tensor | None = None) -> li
         late = firsts > starts
         blocks += _dense(firsts[late], (ends - firsts)[late], starts[late], (firsts - starts)[late])
         starts, lengths = firsts, ends - firsts
-    while bool((lengths > LONG).any()):
-        long, half = lengths > LONG, (lengths + 1) // 2
-        middles, rests = (starts + half)[long], (lengths - half)[long]
-        blocks += _dense(middles, rests, starts[long], half[long])
-        starts = torch.cat([starts, middles])
-        lengths = torch.cat([lengths.where(~long, half), rests])
     lots = [Rows(starts[lot], lengths[lot]) for lot in alike(lengths, lengths)]
     return [Block(row, row, causal=True) for row in lots] + blocks
 
@@ -160,13 +153,17 @@ def _dense(
 
 
 def alike(widths: Tensor, heights: Tensor) -> list[Tensor]:
-    """Rectangles put together so that the box around each lot wastes little: indices of each."""
+    """Rectangles put together so that the box around each lot wastes little: indices of each.
+
+    Large ones stay alone (``ALONE``).
+    """
     sizes = list(zip(widths.tolist(), heights.tolist(), range(len(widths)), strict=True))
     lots: list[list[int]] = []
     used = width = height = 0
     for w, h, i in sorted(sizes, reverse=True):
-        box = max(width, w) * max(height, h) * (len(lots[-1]) + 1 if lots else 1)
-        if not lots or box > max(WASTE * (used + w * h), SMALL):
+        row = max(width, w) * max(height, h)
+        box = row * (len(lots[-1]) + 1 if lots else 1)
+        if not lots or row >= ALONE or box > max(WASTE * (used + w * h), SMALL):
             lots.append([])
             used = width = height = 0
         lots[-1].append(i)
@@ -190,13 +187,12 @@ class SharedAttention(torch.autograd.Function):
         out_LHW = _blank(query_LHW, blocks)
         normaliser_LH = query_LHW.new_full(query_LHW.shape[:2], -torch.inf, dtype=wide)
         for block in blocks:
-            at = block.queries.line_index
             out, normaliser = block.attend(query_LHW, key_LHW, value_LHW, scaling)
             if not block.causal:
-                before = out_LHW.index_select(0, at), normaliser_LH.index_select(0, at)
-                out, normaliser = _merged(before, (out, normaliser))
-            out_LHW.index_copy_(0, at, out)
-            normaliser_LH.index_copy_(0, at, normaliser)
+                before = (block.queries.read(x) for x in (out_LHW, normaliser_LH))
+                out, normaliser = _merged(tuple(before), (out, normaliser))
+            block.queries.write(out_LHW, out)
+            block.queries.write(normaliser_LH, normaliser)
         ctx.save_for_backward(query_LHW, key_LHW, value_LHW, out_LHW, normaliser_LH)
         ctx.blocks, ctx.scaling = blocks, scaling
         return out_LHW
@@ -210,14 +206,13 @@ class SharedAttention(torch.autograd.Function):
             for total, rows, x in zip(
                 totals, (block.queries, block.keys, block.keys), found, strict=True
             ):
-                at = rows.line_index
-                total.index_copy_(0, at, x if block.causal else total.index_select(0, at) + x)
+                (rows.write if block.causal else rows.add)(total, x)
         return *totals, None, None
 
 
 def _blank(like_LHW: Tensor, blocks: Sequence[Block]) -> Tensor:
     """Room for results: zeros, unless every token's is going to be written."""
-    written = sum(len(block.queries.line_index) for block in blocks if block.causal)
+    written = sum(block.queries.size for block in blocks if block.causal)
     make = torch.empty_like if written == len(like_LHW) else torch.zeros_like
     return make(like_LHW, memory_format=torch.contiguous_format)
 

@@ -47,7 +47,7 @@ class GraphedRows(RowCache):
 
     def _step(self, tokens_S: Tensor, at_S: Tensor, used: int, level: bool) -> Tensor:
         if self._recorded != (self.grid, self.capacity):
-            self._given = [x.to(self.device, copy=True) for x in (tokens_S, at_S)]
+            self._given = [x.to(self.device) for x in (tokens_S, at_S)]
             self._replay = self.record(self._whole_step)
             self._recorded = self.grid, self.capacity
         for held_S, x_S in zip(self._given, (tokens_S, at_S), strict=True):
