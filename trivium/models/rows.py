@@ -22,7 +22,7 @@ class Rows:
         self.count, self.longest = len(starts), int(lengths.max())
         self.size = int(lengths.sum())
         self.equal = self.longest * self.count == self.size
-        self.start = int(starts[0]) if self.count == 1 else None
+        self.single, self.start = self.count == 1, int(starts[0])
         self._spans = starts, lengths
 
     def gather(self, line_LHD: Tensor) -> Tensor:
@@ -31,7 +31,7 @@ class Rows:
 
     def line(self, line_L: Tensor) -> Tensor:
         """``[L, …] -> [rows, longest, …]``."""
-        if self.start is not None:
+        if self.single:
             return self._part(line_L)[None]
         rows = line_L.index_select(0, self.index.view(-1))
         return rows.view(self.count, self.longest, *line_L.shape[1:])
@@ -47,21 +47,21 @@ class Rows:
 
     def read(self, line_L: Tensor) -> Tensor:
         """``[L, …] -> [tokens, …]``, row after row."""
-        return line_L.index_select(0, self.line_index) if self.start is None else self._part(line_L)
+        return self._part(line_L) if self.single else line_L.index_select(0, self.line_index)
 
     def write(self, line_L: Tensor, x: Tensor) -> None:
         """Put ``[tokens, …]``, row after row, where they lie on the line."""
-        if self.start is None:
-            line_L.index_copy_(0, self.line_index, x)
-        else:
+        if self.single:
             self._part(line_L).copy_(x)
+        else:
+            line_L.index_copy_(0, self.line_index, x)
 
     def add(self, line_L: Tensor, x: Tensor) -> None:
         """Add ``[tokens, …]``, row after row, to what lies there on the line."""
-        if self.start is None:
-            self.write(line_L, self.read(line_L) + x)
-        else:
+        if self.single:
             self._part(line_L).add_(x)
+        else:
+            self.write(line_L, self.read(line_L) + x)
 
     def _part(self, line_L: Tensor) -> Tensor:
         return line_L.narrow(0, self.start, self.longest)

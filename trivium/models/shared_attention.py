@@ -189,8 +189,8 @@ class SharedAttention(torch.autograd.Function):
         for block in blocks:
             out, normaliser = block.attend(query_LHW, key_LHW, value_LHW, scaling)
             if not block.causal:
-                before = (block.queries.read(x) for x in (out_LHW, normaliser_LH))
-                out, normaliser = _merged(tuple(before), (out, normaliser))
+                before = block.queries.read(out_LHW), block.queries.read(normaliser_LH)
+                out, normaliser = _merged(before, (out, normaliser))
             block.queries.write(out_LHW, out)
             block.queries.write(normaliser_LH, normaliser)
         ctx.save_for_backward(query_LHW, key_LHW, value_LHW, out_LHW, normaliser_LH)

@@ -166,8 +166,9 @@ class RowCache:
                 own_values = keys.new_zeros(len(keys) * samples, heads, STRIP, width)
                 fresh = LayerCache(keys, values, own_keys, own_values)
             else:
-                own = (x.repeat_interleave(samples, 0) for x in (keys, values))
-                fresh = LayerCache(keys[..., :0], values[:, :, :0], *_padded(*own, STRIP))
+                own_keys, own_values = (x.repeat_interleave(samples, 0) for x in (keys, values))
+                own = _padded(own_keys, own_values, STRIP)
+                fresh = LayerCache(keys[..., :0], values[:, :, :0], *own)
             held = self.layers.get(index)
             self.layers[index] = fresh if held is None else _joined(held, fresh)
 
@@ -189,8 +190,8 @@ class RowCache:
         for cache in self.layers.values():
             capacity = cache.own_values.shape[2]
             if longest >= capacity:
-                own = cache.own_keys, cache.own_values
-                cache.own_keys, cache.own_values = _padded(*own, capacity)
+                grown = _padded(cache.own_keys, cache.own_values, capacity)
+                cache.own_keys, cache.own_values = grown
 
     def _compact(self) -> None:
         """Move the rows' strips together and forget prompts without rows."""

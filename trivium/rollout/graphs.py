@@ -56,7 +56,8 @@ class GraphedRows(RowCache):
 
     def _whole_step(self) -> Tensor:
         """One that looks at whole strips, wherever in them rows are."""
-        return super()._step(*self._given, self.capacity, level=False)
+        tokens_S, at_S = self._given
+        return super()._step(tokens_S, at_S, self.capacity, level=False)
 
 
 class CudaGraphs:
