@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from noted import Noted, aten
 from torch import Tensor, nn
 from torch.nn import functional as F
 from worlds import family, letters_tokenizer, random_groups, random_lm
@@ -249,6 +250,7 @@ def test_all_plain_linear_layers_of_a_model_become_fast_and_keep_their_names() -
     assert kinds == {Linear} and set(model.state_dict()) == names
 
 
+@pytest.mark.usefixtures("each_product")
 @pytest.mark.parametrize("rows", [1, 7, 200])
 @pytest.mark.parametrize("biases", [(True, True), (False, False), (True, False)])
 def test_packed_layers_equal_their_parts(rows: int, biases: tuple[bool, bool]) -> None:
@@ -258,6 +260,18 @@ def test_packed_layers_equal_their_parts(rows: int, biases: tuple[bool, bool]) -
     with torch.no_grad():
         expected = torch.cat([layer(x) for layer in layers], 1)
         torch.testing.assert_close(Packed.of(*layers)(x), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("bias", [True, False])
+def test_packed_layers_are_one_product_by_torch_too(dtype: torch.dtype, bias: bool) -> None:
+    product.use("torch")
+    with torch.no_grad():
+        packed = Packed.of(*(nn.Linear(64, n, bias=bias, dtype=dtype) for n in (96, 160)))
+        x = torch.randn(7, 64, dtype=dtype)
+        with Noted() as noted:
+            packed(x)
+    assert [call[0].overloadpacket for call in noted.calls] == [aten.addmm if bias else aten.mm]
 
 
 def test_onednn_meets_few_numbers_of_rows_however_many_a_batch_has(
@@ -278,6 +292,7 @@ def test_onednn_meets_few_numbers_of_rows_however_many_a_batch_has(
     assert met == {16, 32, 48, 64, 80, 96, 112, 128, 144}
 
 
+@pytest.mark.usefixtures("each_product")
 def test_packed_layers_are_as_they_were_when_they_were_packed() -> None:
     torch.manual_seed(0)
     layer, x = nn.Linear(64, 96), torch.randn(200, 64)

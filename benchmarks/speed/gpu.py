@@ -3,9 +3,10 @@
     python benchmarks/speed/gpu.py [--peak-tflops 989]
 
 A Qwen2 of half a billion random weights in bfloat16 samples 8 responses to each of 32 prompts and
-learns from them by GRPO. The model FLOPs that Trivium counts (``trivium.models.flops``), over the
-seconds that they took, are set against the GPU's peak: as given, or else that of a product of large
-matrices, measured here. Where PyTorch finds no GPU it says so, and measures nothing.
+learns from them by GRPO, first without and then with CUDA graphs in sampling. The model FLOPs that
+Trivium counts (``trivium.models.flops``), over the seconds that they took, are set against the
+GPU's peak: as given, or else that of a product of large matrices, measured here. Where PyTorch
+finds no GPU it says so, and measures nothing.
 """
 
 from __future__ import annotations
@@ -44,13 +45,23 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder) / "world"
         write_world(world, HALF_A_BILLION, prompt_tokens=PROMPT, response_tokens=RESPONSE)
-        sampling, steps = train(world)
+        for graphs in (False, True):
+            tell(peak, graphs, *train(world, graphs))
+
+
+def tell(peak: float, graphs: bool, sampling: float, steps: list[dict[str, float]]) -> None:
+    """Print the tokens per second of each stage, and the share of the peak that it reaches."""
     tokens = fmean(step["tokens/generated"] for step in steps)
     learning = fmean(step["flops"] for step in steps) - sampling
     for stage, cost in {"rollout": sampling, "update": learning}.items():
         seconds = fmean(step[f"time/{stage}"] for step in steps)
-        rate, share = tokens / seconds, cost / seconds / (peak * 1e12)
-        print(json.dumps({"stage": stage, "tokens_per_second": rate, "flops_share": share}))
+        found = {
+            "stage": stage,
+            "cuda_graphs": graphs,
+            "tokens_per_second": tokens / seconds,
+            "flops_share": cost / seconds / (peak * 1e12),
+        }
+        print(json.dumps(found))
 
 
 def measured_peak(size: int = 8192) -> float:
@@ -66,9 +77,10 @@ def measured_peak(size: int = 8192) -> float:
     return best
 
 
-def train(world: Path) -> tuple[float, list[dict[str, float]]]:
+def train(world: Path, graphs: bool) -> tuple[float, list[dict[str, float]]]:
     """FLOPs of sampling, and the steps' numbers; the first step, a warm-up, is left out."""
     generate, costs = LocalEngine.generate, list[float]()
+    model = {"path": str(world / "model"), "dtype": "bfloat16", "device": "cuda"}
 
     def counted(self: LocalEngine, *given: Any, **named: Any) -> Any:
         before = flops.total()
@@ -78,10 +90,10 @@ def train(world: Path) -> tuple[float, list[dict[str, float]]]:
 
     LocalEngine.generate = counted
     config = {
-        "model": {"path": str(world / "model"), "dtype": "bfloat16", "device": "cuda"},
+        "model": model | {"cuda_graphs": graphs},
         "data": {"path": str(world / "data.jsonl")},
         "rewards": [{"function": f"{REWARD}:share_of_a"}],
-        "run": {"directory": str(world / "run"), "checkpoints": {"seconds": 1e6}},
+        "run": {"directory": str(world / f"run-{graphs}"), "checkpoints": {"seconds": 1e6}},
         "sampling": {"max_tokens": RESPONSE},
         "optimizer": {"learning_rate": 1e-8},
         "prompts_per_step": PROMPTS,
@@ -89,7 +101,10 @@ def train(world: Path) -> tuple[float, list[dict[str, float]]]:
         "steps_per_iteration": STEPS,
         "beta": 0.0,
     }
-    steps = read_metrics(grpo.train(GRPOConfig.model_validate(config)))
+    try:
+        steps = read_metrics(grpo.train(GRPOConfig.model_validate(config)))
+    finally:
+        LocalEngine.generate = generate
     return fmean(costs[1:]), steps[1:]
 
 

@@ -156,7 +156,7 @@ def _can_be_turned(*weights: Tensor) -> bool:
 
 
 class Packed:
-    """Linear layers of one input, as one product with weights in the order that oneDNN wants.
+    """Linear layers of one input, as one product with weights in the order that it wants.
 
     Holds a copy of the weights as they are now, or the layers themselves where packing gains
     nothing. No gradient flows.
