@@ -199,6 +199,23 @@ def test_lots_hold_each_rectangle_once_and_waste_little(sizes: list[tuple[int, i
         assert len(lot) == 1 or box <= min(max(WASTE * used, SMALL), len(lot) * (ALONE - 1))
 
 
+def test_rectangles_from_a_size_on_are_alone() -> None:
+    sides = torch.tensor([128, 128, 127, 127])
+    assert sorted(lot.tolist() for lot in alike(sides, sides)) == [[0], [1], [2, 3]]
+
+
+def test_nothing_flows_through_what_is_not_read() -> None:
+    # The latter half looks at itself and at the former: as many queries as the line has tokens.
+    batch = Batch.of([Group([1] * 6, [[2] * 6])])
+    read, rule = torch.arange(6, 12), Rule(0.3, None, None)
+    layout = GroupLayout(batch, read, last=0)
+    for _ in range(20):
+        query, key, value, gradient = (x.fill_(torch.nan) for x in lines(batch, 4, 2))
+        del query, key, value, gradient
+        out, of_query, *_ = outputs(lambda *qkv: layout.attend(0, *qkv, rule=rule), batch, 4, 2)
+        assert not out[:6].any() and not of_query[:6].any()
+
+
 # --- linear layers ------------------------------------------------------------------------------
 
 
