@@ -48,14 +48,16 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight_D, scale = ctx.saved_tensors
-        weight = weight_D.to(scale.dtype)
-        normed, wide = x * scale, grad.to(scale.dtype)
-        along = wide * normed
-        turn = (along @ weight)[..., None].mul_(scale).div_(-len(weight))
-        of_x = (wide * weight).mul_(scale).addcmul_(normed, turn).to(x.dtype)
-        if not ctx.needs_input_grad[1]:
-            return of_x, None, None
-        return of_x, along.flatten(0, -2).sum(0).to(weight_D.dtype), None
+        wide, grad, weight = (t.to(scale.dtype) for t in (x, grad, weight_D))
+        # PyTorch's kernel of layer normalisation, with a mean of zero, is one pass over its input;
+        # it takes away what would flow through the mean, which is given back.
+        of_x, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
+            grad, wide, weight.shape, torch.zeros_like(scale), scale, weight, None,
+            [True, ctx.needs_input_grad[1], False],
+        )  # fmt: skip
+        of_x.add_((grad @ weight)[..., None].mul_(scale).div_(len(weight)))
+        of_weight = of_weight.to(weight_D.dtype) if ctx.needs_input_grad[1] else None
+        return of_x.to(x.dtype), of_weight, None
 
 
 def inverse_rms(x: Tensor, epsilon: Tensor) -> Tensor:
