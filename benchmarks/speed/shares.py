@@ -1,6 +1,6 @@
 """What each optimisation gains: the same work with it and without it, in turn, in one process.
 
-    python benchmarks/speed/shares.py [--size S|M] [--prompt N] [--repetitions N]
+    python benchmarks/speed/shares.py [--size S|M] [--prompt N] [--repetitions N] [--only PATTERN]
 
 The work is what a step of GRPO does with eight prompts and eight responses each: sampling them, or
 a forward and a backward pass over them. Prints a Markdown table of ratios of processor time,
@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from fnmatch import fnmatch
 from functools import partial
 from pathlib import Path
 from unittest import mock
@@ -242,6 +243,7 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="S")
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--repetitions", type=int, default=5)
+    parser.add_argument("--only", default="*", help="lines whose names match this pattern")
     given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
@@ -250,6 +252,8 @@ def main() -> None:
         work = Work(world)
     print(f"| {given.size}, prompts of {given.prompt} | gain | from – to |\n|---|---|---|")
     for name, plain, other, without in comparisons(work):
+        if not fnmatch(name, given.only):
+            continue
         ratios = measure(plain, other, without, given.repetitions)
         middle = statistics.median(ratios)
         print(f"| {name} | {middle:.2f}× | {min(ratios):.2f} – {max(ratios):.2f} |")
