@@ -311,7 +311,7 @@ ESCAPES = (
     Escape(
         "endless recursion",
         "sys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**5): x = [x]\nrepr(x)",
-        "status -11|RecursionError",
+        "status -11|RecursionError|time",
         control=False,
     ),
     Escape(

@@ -18,6 +18,7 @@ from trivium.algorithms.sft_config import SFTConfig
 from trivium.config import Configuration
 from trivium.errors import ConfigurationError, NonFiniteError
 from trivium.models import flops
+from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.runs.beginning import begin
 from trivium.runs.budget import BudgetConfig, Spending
@@ -37,6 +38,7 @@ class Plain(Configuration):
     """A configuration."""
 
     run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig(path="none", device="cpu")
     answer: int = 42
 
 
