@@ -328,6 +328,22 @@ def test_which_product_is_used_is_measured_once_and_can_be_set() -> None:
     assert fresh.serves(1000, torch.ones(1))
 
 
+@pytest.mark.parametrize(
+    ("seconds", "name"), [([3.0, 1.0], "onednn"), ([1.0, 1.0], "torch"), ([1.0, 3.0], "torch")]
+)
+def test_onednn_is_used_where_it_is_clearly_faster(
+    seconds: list[float], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_module, "_seconds", lambda *works: seconds)
+    assert linear_module._faster() == name
+
+
+def test_products_are_measured_in_turn() -> None:
+    done: list[str] = []
+    seconds = linear_module._seconds(lambda: done.append("a"), lambda: done.append("b"))
+    assert len(seconds) == 2 and done == ["a", "b"] * linear_module.PROBES
+
+
 # --- few kernels --------------------------------------------------------------------------------
 
 

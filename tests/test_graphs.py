@@ -11,7 +11,15 @@ from typing import Any
 import pytest
 import torch
 from noted import Noted
-from test_rollout import FREE, engine_of, last_states, policy_of, prompts_of, tokens_of
+from test_rollout import (
+    FREE,
+    engine_of,
+    last_states,
+    policy_of,
+    prompts_of,
+    rows_see_what_is_theirs,
+    tokens_of,
+)
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from worlds import checkpoint
@@ -92,21 +100,7 @@ def test_recorded_rows_see_what_is_theirs_whoever_left_and_whoever_came(
     name: str, apart: bool
 ) -> None:
     policy = policy_of(name)
-    drawn = torch.Generator().manual_seed(3)
-    cache, rows = GraphedRows(policy, apart=apart, record=Recorder()), []
-    with torch.no_grad():
-        for admitted in ([7, 3], [5, 5], [2]):
-            prompts = [p.tokens for p in prompts_of(admitted)]
-            cache.admit(prompts, 3)
-            rows += [list(prompt) for prompt in prompts for _ in range(3)]
-            for leaving in ((), (0, 1, 2), (), (1,), ()):
-                tokens = torch.randint(1, 13, (len(rows),), generator=drawn)
-                rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
-                found = cache.advance(tokens)
-                torch.testing.assert_close(found, last_states(policy, rows), atol=1e-5, rtol=0)
-                staying = [i for i in range(len(rows)) if i not in leaving]
-                cache.keep(staying)
-                rows = [rows[i] for i in staying]
+    rows_see_what_is_theirs(policy, GraphedRows(policy, apart=apart, record=Recorder()))
 
 
 @pytest.mark.parametrize("apart", [False, True])
@@ -114,7 +108,7 @@ def test_a_step_is_recorded_anew_when_strips_grow_or_move_and_only_then(apart: b
     policy, recorder = policy_of(max_position_embeddings=128), Recorder()
     cache = GraphedRows(policy, apart=apart, record=recorder)
     prompt = prompts_of((5,))[0].tokens
-    growths = [STRIP, 2 * STRIP] if apart else [STRIP - 5 + 5, 3 * STRIP - 5]
+    growths = [STRIP, 2 * STRIP] if apart else [STRIP]
     expected, rows = 0, 8
     with torch.no_grad():
         cache.admit([prompt], rows)

@@ -183,23 +183,27 @@ def test_prompt_is_read_once_for_all_its_samples_and_an_eighth_of_rows_is_idle_a
 @pytest.mark.parametrize("name", ["llama", "qwen2-window", "gemma2"])
 def test_rows_see_what_is_theirs_whoever_left_and_whoever_came(name: str, apart: bool) -> None:
     policy = policy_of(name)
+    rows_see_what_is_theirs(policy, RowCache(policy, apart=apart))
+
+
+@torch.no_grad()
+def rows_see_what_is_theirs(policy: Policy, cache: RowCache) -> None:
+    """Let rows come and go, and hold their states to those of the backbone."""
     drawn = torch.Generator().manual_seed(3)
-    lengths = [[7, 3], [5, 5], [2]]
-    cache, rows = RowCache(policy, apart=apart), []
-    for admitted in lengths:
+    rows: list[list[int]] = []
+    for admitted in ([7, 3], [5, 5], [2]):
         prompts = [p.tokens for p in prompts_of(admitted)]
-        with torch.no_grad():
-            found = cache.admit(prompts, 3)
-            torch.testing.assert_close(found, last_states(policy, prompts), atol=1e-5, rtol=0)
-            rows += [list(prompt) for prompt in prompts for _ in range(3)]
-            for leaving in ((), (0, 1, 2), (), (1,), ()):
-                tokens = torch.randint(1, 13, (len(rows),), generator=drawn)
-                rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
-                found = cache.advance(tokens)
-                torch.testing.assert_close(found, last_states(policy, rows), atol=1e-5, rtol=0)
-                staying = [i for i in range(len(rows)) if i not in leaving]
-                cache.keep(staying)
-                rows = [rows[i] for i in staying]
+        found = cache.admit(prompts, 3)
+        torch.testing.assert_close(found, last_states(policy, prompts), atol=1e-5, rtol=0)
+        rows += [list(prompt) for prompt in prompts for _ in range(3)]
+        for leaving in ((), (0, 1, 2), (), (1,), ()):
+            tokens = torch.randint(1, 13, (len(rows),), generator=drawn)
+            rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
+            found = cache.advance(tokens)
+            torch.testing.assert_close(found, last_states(policy, rows), atol=1e-5, rtol=0)
+            staying = [i for i in range(len(rows)) if i not in leaving]
+            cache.keep(staying)
+            rows = [rows[i] for i in staying]
 
 
 @pytest.mark.parametrize("apart", [False, True])
