@@ -26,6 +26,7 @@ from trivium.models.lean import LeanPass, rules_of_lean
 from trivium.models.linear import Linear, Packed, filler, linear, product, use_fast_linears
 from trivium.models.logprobs import Head, token_logprobs
 from trivium.models.policy import Policy
+from trivium.models.rows import Parts
 from trivium.models.shared_attention import ALONE, SMALL, WASTE, alike, plan
 from trivium.rollout.engine import draw
 from trivium.rollout.sampling import Sampling
@@ -89,7 +90,7 @@ def test_attention_in_parts_equals_the_masked_one(
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("alone", [1, 200, ALONE])
+@pytest.mark.parametrize("alone", [1, 200, ALONE, 1 << 30])
 @pytest.mark.parametrize("seed", range(20))
 def test_attention_of_many_shapes_in_one_batch_equals_the_masked_one(
     monkeypatch: pytest.MonkeyPatch, seed: int, alone: int
@@ -109,11 +110,12 @@ def test_attention_of_many_shapes_in_one_batch_equals_the_masked_one(
 
 
 @pytest.mark.parametrize("share", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("alone", [1, 200, 1 << 30])
 @pytest.mark.parametrize("seed", range(10))
 def test_what_is_read_of_the_last_layer_and_its_gradients_are_as_if_all_were(
-    monkeypatch: pytest.MonkeyPatch, seed: int, share: float
+    monkeypatch: pytest.MonkeyPatch, seed: int, alone: int, share: float
 ) -> None:
-    monkeypatch.setattr(shared_attention, "ALONE", 200)
+    monkeypatch.setattr(shared_attention, "ALONE", alone)
     drawn = random.Random(seed)
     shape = [drawn.randint(1, 30) for _ in range(5)]
     batch = Batch.of(random_groups(50, shape, [[4, 2, 25], [1], [30], [7, 7], [12]], seed=seed))
@@ -134,8 +136,10 @@ def test_last_layer_attends_from_few_tokens_where_few_are_read() -> None:
     batch = Batch.of(random_groups(50, [100] * 4, [[50]] * 4))
 
     def pairs(read: Tensor | None) -> int:
-        blocks = plan(batch, read)
-        return sum(len(b.queries.held) * b.queries.longest * b.keys.longest for b in blocks)
+        line = torch.zeros(len(batch.tokens_L), 1)
+        blocks = [(b.queries.dense(line), b.keys.dense(line)) for b in plan(batch, read)]
+        both = [pair for queries, keys in blocks for pair in zip(queries, keys, strict=True)]
+        return sum(q.shape[0] * q.shape[2] * k.shape[2] for q, k in both)
 
     assert pairs(None) == 4 * 150**2
     assert pairs(batch.last_tokens_N) == 4 * (149 + 1)
@@ -152,21 +156,36 @@ def test_scores_of_any_size_are_merged_without_overflow() -> None:
 
 
 def test_no_key_of_a_prompt_is_copied_for_a_response() -> None:
-    def keys(responses: int) -> int:
-        groups = [Group([1] * 400, [[2] * 10] * responses)] * 2
-        return sum(b.keys.index.numel() for b in plan(Batch.of(groups)) if not b.causal)
+    def keys(prompt: int, responses: int) -> int:
+        groups = [Group([1] * prompt, [[2] * 3] * responses)] * 2
+        line = torch.zeros(2 * (prompt + 3 * responses), 1)
+        blocks = [block for block in plan(Batch.of(groups)) if not block.causal]
+        return sum(keys.numel() for block in blocks for keys in block.keys.dense(line))
 
-    assert keys(2) == keys(80) == 2 * 400
+    assert keys(400, 2) == keys(400, 80) == 2 * 400
+    assert keys(4, 2) == keys(4, 80) == 2 * 4
 
 
-def test_long_rows_are_read_where_they_lie_and_computed_as_masked_ones() -> None:
+def test_all_rows_but_short_ones_are_read_where_they_lie_and_computed_as_masked_ones() -> None:
     batch = Batch.of(random_groups(50, [801, 300, 9, 8], [[250, 3], [40], [3, 140], [90, 2]]))
-    rows = [rows for block in plan(batch) for rows in (block.queries, block.keys)]
-    assert {r.longest for r in rows if r.count == 1} == {801, 253, 250, 340, 140}
     line = torch.randn(len(batch.tokens_L), 4, 8)
-    for part in rows:
-        copied = part.gather(line).untyped_storage().data_ptr() != line.untyped_storage().data_ptr()
-        assert copied == (part.count > 1)
+    for rows in (rows for block in plan(batch) for rows in (block.queries, block.keys)):
+        for dense in rows.dense(line):
+            lies = dense.untyped_storage().data_ptr() == line.untyped_storage().data_ptr()
+            assert lies == isinstance(rows, Parts)
+    # A prompt and its response, or the responses to one prompt, lie end to end.
+    found_rows = []
+    for block in plan(batch):
+        rows = block.queries
+        alone = isinstance(rows, Parts)
+        lengths = [x.shape[2] for x in rows.dense(line)] if alone else rows.held.sum(1).tolist()
+        found_rows.append((alone, block.causal, lengths))
+    assert found_rows == [
+        (True, True, [801, 250, 340, 140, 90]),
+        (False, True, [3, 9, 3, 8, 2]),
+        (True, False, [253, 143]),
+        (False, False, [92]),
+    ]
     rule = Rule(0.3, None, None)
     shared, masked = GroupLayout(batch), MaskedLayout(batch)
     found = outputs(lambda *qkv: shared.attend(0, *qkv, rule=rule), batch, 4, 2)
@@ -196,12 +215,18 @@ def test_lots_hold_each_rectangle_once_and_waste_little(sizes: list[tuple[int, i
     for lot in lots:
         box = int(widths[lot].max()) * int(heights[lot].max()) * len(lot)
         used = int((widths[lot] * heights[lot]).sum())
-        assert len(lot) == 1 or box <= min(max(WASTE * used, SMALL), len(lot) * (ALONE - 1))
+        assert len(lot) == 1 or box <= max(WASTE * used, SMALL)
 
 
-def test_rectangles_from_a_size_on_are_alone() -> None:
-    sides = torch.tensor([128, 128, 127, 127])
-    assert sorted(lot.tolist() for lot in alike(sides, sides)) == [[0], [1], [2, 3]]
+def test_rows_from_a_size_on_are_alone() -> None:
+    def alone(prompt: int, response: int) -> set[tuple[bool, bool]]:
+        batch = Batch.of([Group([1] * prompt, [[2] * response] * 2)])
+        return {(block.causal, isinstance(block.queries, Parts)) for block in plan(batch)}
+
+    assert alone(32, 31) == {(True, True), (True, False), (False, True)}
+    assert alone(31, 32) == {(True, False), (True, True), (False, True)}
+    assert alone(16, 31) == {(True, False), (False, False)}
+    assert alone(16, 32) == {(True, False), (True, True), (False, True)}
 
 
 def test_nothing_flows_through_what_is_not_read() -> None:

@@ -19,7 +19,7 @@ from trivium.models import heads, rotary
 from trivium.models.attention import Rule
 from trivium.models.heads import JoinedHeads, is_known, use_joined_heads
 from trivium.models.policy import Policy
-from trivium.models.rotary import FIXED, Rotation, Rotations
+from trivium.models.rotary import FIXED, Rotation, Rotations, by_planes
 
 JOINED = ["llama", "qwen2", "qwen2-window", "qwen3", "mistral"]
 NOT_JOINED = ["gemma", "gemma2", "gemma3", "phi3", "smollm3", "olmo2", "granite", "cohere", "gpt2"]
@@ -242,21 +242,39 @@ def test_exchanging_twice_is_exchanging_once() -> None:
 # --- rotations ----------------------------------------------------------------------------------
 
 
+def test_coordinates_of_a_plane_lie_beside_each_other_in_heads_that_are_turned() -> None:
+    assert by_planes(6, 2, 1).tolist() == [
+        *(0, 3, 1, 4, 2, 5),
+        *(6, 9, 7, 10, 8, 11),
+        *(12, 13, 14, 15, 16, 17),
+    ]
+
+
 def test_rotation_is_its_definition_and_its_transpose_turns_back() -> None:
-    cos, sin, x, y = (
-        drawn(*s, seed=i) for i, s in enumerate([(5, 6), (5, 6), (5, 3, 6), (5, 3, 6)])
-    )
-    rotation = Rotation.of(cos, sin)
+    angle, x, y = (drawn(*s, seed=i) for i, s in enumerate([(5, 3), (5, 2, 6), (5, 2, 6)]))
+    cos, sin = (2 * torch.cat([f(angle)] * 2, 1) for f in (torch.cos, torch.sin))
+    rotation, order = Rotation.of(cos, sin), by_planes(6)
     expected = torch.empty_like(x)
     for i in range(6):
         other = x[:, :, (i + 3) % 6] * (-1 if i < 3 else 1)
         expected[:, :, i] = x[:, :, i] * cos[:, None, i] + other * sin[:, None, i]
+    x, expected = x[..., order], expected[..., order]
     torch.testing.assert_close(rotation(x), expected, atol=1e-14, rtol=0)
     there, back = (rotation(x) * y).sum(), (x * rotation.transposed()(y)).sum()
     torch.testing.assert_close(there, back, atol=1e-12, rtol=0)
-    turned = x.clone()
-    rotation.turn_(turned)
-    assert torch.equal(turned, rotation(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_heads_are_turned_where_they_lie_in_every_type(dtype: torch.dtype) -> None:
+    cos, sin = (torch.cat([f(drawn(5, 3))] * 2, 1).to(dtype) for f in (torch.cos, torch.sin))
+    rotation, heads_LHW = Rotation.of(cos, sin), drawn(5, 4, 6, seed=1).to(dtype)
+    before, part = heads_LHW.clone(), heads_LHW.narrow(1, 1, 2)
+    exact = Rotation.of(cos.double(), sin.double())(part.double())
+    rotation.turn_(part)
+    assert torch.equal(part, rotation(before[:, 1:3])) and part.dtype == dtype
+    one = torch.finfo(dtype).eps
+    torch.testing.assert_close(part.double(), exact, atol=4 * one, rtol=4 * one)
+    assert torch.equal(heads_LHW[:, ::3], before[:, ::3])
 
 
 ROPES: dict[str, dict[str, Any]] = {
@@ -284,7 +302,6 @@ def test_rotations_are_those_of_the_backbone_at_every_position(kind: str) -> Non
         position_L = torch.tensor(at)
         cos, sin = theirs(x[None], position_L[None])
         found, expected = rotations(position_L, max(at) + 1, x), Rotation.of(cos[0], sin[0])
-        assert torch.equal(found.cos_L1W, expected.cos_L1W)
-        assert torch.equal(found.sin_L1W, expected.sin_L1W)
+        assert torch.equal(found.factor_L1P, expected.factor_L1P)
     ahead = rotary.AHEAD
     assert asked == ([3 + ahead, 260 + ahead] if kind in FIXED else [3, 3, 3, 3])

@@ -249,13 +249,23 @@ def test_norms_and_mlps_of_known_families_are_exchanged_and_saved_as_they_were(
     torch.testing.assert_close(found, plain_logprobs(plain, groups), atol=1e-5, rtol=0)
 
 
+def watch_rows(mlp: Any) -> list[int]:
+    """How many rows an MLP computes, pass after pass."""
+    counts: list[int] = []
+
+    def note(activation: object, inputs: tuple[Tensor], output: Tensor) -> None:
+        # What the backward pass computes again has gradients.
+        if not torch.is_grad_enabled():
+            counts.append(len(inputs[0]))
+
+    mlp.act_fn.register_forward_hook(note)
+    return counts
+
+
 def watched_rows(policy: Policy) -> tuple[list[int], list[int]]:
-    """How many rows the first and the last layer's MLP project, pass after pass."""
-    found: tuple[list[int], list[int]] = ([], [])
-    for layer, counts in zip((0, -1), found, strict=True):
-        gate = policy.backbone.layers[layer].mlp.gate_proj  # type: ignore[index,union-attr]
-        gate.register_forward_hook(lambda m, i, out, counts=counts: counts.append(out.shape[1]))
-    return found
+    """Those of the first and the last layer's MLP."""
+    layers: Any = policy.backbone.layers
+    return watch_rows(layers[0].mlp), watch_rows(layers[-1].mlp)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -313,9 +323,7 @@ def test_reward_model_reads_ends_alone() -> None:
     model = AutoModelForSequenceClassification.from_config(family("llama", num_labels=1))
     scorer = RewardModel(model, letters_tokenizer())
     batch = Batch.of(random_groups(50, *RAGGED))
-    counts: list[int] = []
-    mlp = model.base_model.layers[-1].mlp
-    mlp.gate_proj.register_forward_hook(lambda m, i, out: counts.append(out.shape[1]))
+    counts = watch_rows(model.base_model.layers[-1].mlp)
     scores = scorer.scores_at(batch, batch.last_tokens_N)
     assert counts == [len(batch.lengths_N)]
     states = hidden_states(model.base_model, batch)[batch.last_tokens_N]

@@ -1,12 +1,14 @@
 """Queries, keys and values of an attention layer as one product, turned where they lie.
 
 ``transformers`` computes three products of one input, and turns queries and keys in a dozen small
-operations of which each has its own in the backward pass. Here it is one function. A layer of a
+operations of which each has its own in the backward pass. Here it is one function, in which their
+coordinates are ``rotary.by_planes``. A layer of a
 class that is ``KNOWN`` gets it, and all of a backbone lose it if hidden states then differ.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,8 +16,18 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trivium.models.attention import Layout, Rule
-from trivium.models.linear import Linear, joined, layer_gradients, linear, multiply, pairs
-from trivium.models.rotary import Rotation
+from trivium.models.layers import RMSNorm
+from trivium.models.linear import (
+    Layer,
+    Linear,
+    joined,
+    layer_gradients,
+    linear,
+    multiply,
+    pairs,
+    reordered,
+)
+from trivium.models.rotary import Rotation, by_planes
 from trivium.models.trust import HALF, close, is_precise, probe
 
 KNOWN = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
@@ -73,7 +85,7 @@ class JoinedHeads(nn.Module):
                 hidden_states, position_embeddings, *args, layout=layout, **kwargs
             )
         rotation = Rotation.of(*(x[0] for x in position_embeddings))
-        norms = [getattr(self, name) for name in HEAD_NORMS if hasattr(self, name)]
+        norms: list[RMSNorm] = [getattr(self, n) for n in HEAD_NORMS if hasattr(self, n)]
         parts = [getattr(self, name) for name in PROJECTIONS]
         query, key, value = _Heads.apply(
             hidden_states[0],
@@ -83,7 +95,7 @@ class JoinedHeads(nn.Module):
         )
         if norms:
             query, key = (
-                _Turned.apply(norm(heads), rotation)
+                _Turned.apply(norm(heads, by_planes(self.head_dim)), rotation)
                 for norm, heads in zip(norms, (query, key), strict=True)
             )
         attended = layout.attend(self.layer_idx, query, key, value, rule=self.rule)
@@ -93,6 +105,7 @@ class JoinedHeads(nn.Module):
         """Whether one function computes what the projections do: adapters go around them."""
         return (
             all(type(getattr(self, name)) is Linear for name in PROJECTIONS)
+            and all(isinstance(getattr(self, name, None), RMSNorm | None) for name in HEAD_NORMS)
             and hidden_states.device.type == "cpu"
             and not torch.is_autocast_enabled("cpu")
         )
@@ -106,9 +119,9 @@ class _Heads(torch.autograd.Function):
         ctx: Any, x_LD: Tensor, rotation: Rotation | None, width: int, *layers: Tensor | None
     ) -> Any:
         ctx.save_for_backward(x_LD, *layers)
-        ctx.rotation = rotation
         heads = [len(weight) // width for weight, _ in pairs(layers)]
-        heads_LHW = linear(x_LD, *joined(*pairs(layers))).view(len(x_LD), -1, width)
+        ctx.rotation, ctx.order = rotation, by_planes(width, heads[0] + heads[1], heads[2])
+        heads_LHW = linear(x_LD, *_by_planes(layers, ctx.order)).view(len(x_LD), -1, width)
         if rotation is not None:
             rotation.turn_(heads_LHW.narrow(1, 0, heads[0] + heads[1]))
         return heads_LHW.split(heads, 1)
@@ -122,8 +135,13 @@ class _Heads(torch.autograd.Function):
             turned = grads[0].shape[1] + grads[1].shape[1]
             ctx.rotation.transposed().turn_(grad_LHW.narrow(1, 0, turned))
         grad_LE = grad_LHW.flatten(1)
-        grad_x = multiply(grad_LE, joined(*pairs(layers))[0].t()) if of_x else None
-        return grad_x, None, None, *layer_gradients(grad_LE, x_LD, layers, of_layers)
+        grad_x = multiply(grad_LE, _by_planes(layers, ctx.order)[0].t()) if of_x else None
+        found = layer_gradients(grad_LE, x_LD, layers, of_layers, ctx.order)
+        return grad_x, None, None, *found
+
+
+def _by_planes(layers: Sequence[Tensor | None], order: Tensor) -> Layer:
+    return reordered(joined(*pairs(layers)), order)
 
 
 class _Turned(torch.autograd.Function):

@@ -15,7 +15,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trivium.models.linear import Linear, filler, linear, multiply
+from trivium.models.linear import (
+    Linear,
+    add_product,
+    filler,
+    layer_gradients,
+    linear,
+    multiply,
+    pairs,
+)
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 MOST = 0.8
@@ -32,8 +40,10 @@ class RMSNorm(nn.Module):
     weight: nn.Parameter
     variance_epsilon: float
 
-    def forward(self, hidden_states: Tensor) -> Tensor:
-        return _RMSNorm.apply(hidden_states, self.weight, self.variance_epsilon)
+    def forward(self, hidden_states: Tensor, order_D: Tensor | None = None) -> Tensor:
+        """Of states whose coordinates come in another order, which weights then follow."""
+        weight_D = self.weight if order_D is None else self.weight.index_select(0, order_D)
+        return _RMSNorm.apply(hidden_states, weight_D, self.variance_epsilon)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -88,10 +98,12 @@ class GatedMLP(nn.Module):
         return torch.zeros_like(x).index_copy(1, read, self._of(filled).narrow(1, 0, len(read)))
 
     def _of(self, x: Tensor) -> Tensor:
-        gate, up, down = self.gate_proj(x), self.up_proj(x), self.down_proj
-        if type(down) is Linear and not torch.is_autocast_enabled(x.device.type):
-            return _Gated.apply(gate, up, down.weight, down.bias, self.act_fn)
-        return down(self.act_fn(gate) * up)
+        parts = self.gate_proj, self.up_proj, self.down_proj
+        plain = all(type(part) is Linear for part in parts)
+        if plain and not torch.is_autocast_enabled(x.device.type):
+            layers = (tensor for part in parts for tensor in (part.weight, part.bias))
+            return _Gated.apply(x.flatten(0, -2), self.act_fn, *layers).view(x.shape)
+        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
 
 
 class _Gated(torch.autograd.Function):
@@ -99,33 +111,34 @@ class _Gated(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        gate: Tensor,
-        up: Tensor,
-        weight_DE: Tensor,
-        bias_D: Tensor | None,
-        activation: Callable[[Tensor], Tensor],
+        ctx: Any, x_LD: Tensor, activation: Callable[[Tensor], Tensor], *layers: Tensor | None
     ) -> Tensor:
-        ctx.save_for_backward(gate, up, weight_DE)
+        of_gate, of_up, of_down = pairs(layers)
+        gate_LE, up_LE = linear(x_LD, *of_gate), linear(x_LD, *of_up)
+        ctx.save_for_backward(x_LD, gate_LE, up_LE, *layers)
         ctx.activation = activation
-        return linear(activation(gate) * up, weight_DE, bias_D)
+        active_LE = activation(gate_LE)
+        inner_LE = active_LE * up_LE if active_LE is gate_LE else active_LE.mul_(up_LE)
+        return linear(inner_LE, *of_down)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        gate, up, weight_DE = ctx.saved_tensors
-        _, _, of_weight, of_bias, _ = ctx.needs_input_grad
-        grad_LD = grad.reshape(-1, grad.shape[-1])
+    def backward(ctx: Any, grad_LD: Tensor) -> Any:
+        x_LD, gate_LE, up_LE, *layers = ctx.saved_tensors
+        of_x, _, *wanted = ctx.needs_input_grad
         with torch.enable_grad():
-            gate = gate.detach().requires_grad_()
-            active = ctx.activation(gate)
-        inner_LE = (active.detach() * up).view(-1, up.shape[-1])
-        grad_weight = multiply(grad_LD.t(), inner_LE.t()) if of_weight else None
-        grad_bias = grad_LD.new_ones(len(grad_LD)) @ grad_LD if of_bias else None
-        del inner_LE
-        of_inner = multiply(grad_LD, weight_DE.t()).view(up.shape)
-        grad_up = active.detach() * of_inner
-        (grad_gate,) = torch.autograd.grad(active, gate, of_inner.mul_(up))
-        return grad_gate, grad_up, grad_weight, grad_bias, None
+            gate_LE = gate_LE.detach().requires_grad_()
+            active_LE = ctx.activation(gate_LE)
+        inner_LE = active_LE.detach() * up_LE
+        of_down = layer_gradients(grad_LD, inner_LE, layers[4:], wanted[4:])
+        of_inner = multiply(grad_LD, layers[4].t())
+        of_up_LE = torch.mul(active_LE.detach(), of_inner, out=inner_LE)
+        (of_gate_LE,) = torch.autograd.grad(active_LE, gate_LE, of_inner.mul_(up_LE))
+        of_gate = layer_gradients(of_gate_LE, x_LD, layers[:2], wanted[:2])
+        of_up = layer_gradients(of_up_LE, x_LD, layers[2:4], wanted[2:4])
+        grad_x = None
+        if of_x:
+            grad_x = add_product(multiply(of_gate_LE, layers[0].t()), of_up_LE, layers[2].t())
+        return grad_x, None, *of_gate, *of_up, *of_down
 
 
 def use_lean_layers(model: nn.Module, backbone: nn.Module) -> None:

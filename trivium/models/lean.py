@@ -19,8 +19,8 @@ from transformers import PreTrainedModel
 from trivium.models import flops, heads
 from trivium.models.attention import GroupLayout, Layout, Rule
 from trivium.models.layers import GATED, inverse_rms
-from trivium.models.linear import Linear, Packed
-from trivium.models.rotary import Rotation, Rotations
+from trivium.models.linear import Layer, Linear, Packed, reordered
+from trivium.models.rotary import Rotation, Rotations, by_planes
 from trivium.models.trust import HALF, close, is_precise, probe
 
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
@@ -31,8 +31,9 @@ ATTENTION = {*heads.PROJECTIONS, "o_proj"}
 class Norm:
     """Root-mean-square normalisation (Zhang and Sennrich 2019)."""
 
-    def __init__(self, module: Any) -> None:
-        self.weight_D: Tensor = module.weight
+    def __init__(self, module: Any, order_D: Tensor | None = None) -> None:
+        weight_D: Tensor = module.weight
+        self.weight_D = weight_D if order_D is None else weight_D.index_select(0, order_D)
         self.wide = torch.promote_types(self.weight_D.dtype, torch.float32)
         self.epsilon = self.weight_D.new_tensor(module.variance_epsilon, dtype=self.wide)
 
@@ -56,8 +57,12 @@ class LeanLayer:
         )
         self.head_norms = None
         if hasattr(attention, "q_norm"):
-            self.head_norms = Norm(attention.q_norm), Norm(attention.k_norm)
-        self.into_heads = Packed.of(attention.q_proj, attention.k_proj, attention.v_proj)
+            order = by_planes(self.width).to(attention.q_norm.weight.device)
+            self.head_norms = Norm(attention.q_norm, order), Norm(attention.k_norm, order)
+        self.into_heads = Packed(
+            *(self._by_planes(x) for x in (attention.q_proj, attention.k_proj)),
+            (attention.v_proj.weight, attention.v_proj.bias),
+        )
         self.out_of_heads = Packed.of(attention.o_proj)
         self.into_mlp = Packed.of(mlp.gate_proj, mlp.up_proj)
         self.out_of_mlp = Packed.of(mlp.down_proj)
@@ -74,7 +79,7 @@ class LeanLayer:
             parts = queries_and_keys.split([self.heads, self.key_heads], 1)
             normed = [norm(part) for norm, part in zip(self.head_norms, parts, strict=True)]
             queries_and_keys = torch.cat(normed, 1)
-        queries_and_keys = rotation(queries_and_keys)
+        rotation.turn_(queries_and_keys)
         query = queries_and_keys.narrow(1, 0, self.heads)
         key = queries_and_keys.narrow(1, self.heads, self.key_heads)
         value = heads_LHW.narrow(1, turned, self.key_heads)
@@ -84,6 +89,10 @@ class LeanLayer:
         x_LD = self.out_of_heads(attended.flatten(1)).add_(x_LD)
         gate, up = self.into_mlp(self.between(x_LD)).chunk(2, 1)
         return self.out_of_mlp(self.activation(gate).mul_(up)).add_(x_LD)
+
+    def _by_planes(self, projection: nn.Linear) -> Layer:
+        order = by_planes(self.width, len(projection.weight) // self.width)
+        return reordered((projection.weight, projection.bias), order.to(projection.weight.device))
 
 
 class LeanPass:

@@ -85,6 +85,13 @@ def multiply(a_LD: Tensor, b_ED: Tensor, bias_E: Tensor | None = None) -> Tensor
     return F.linear(a_LD, b_ED, bias_E)
 
 
+def add_product(total_LE: Tensor, a_LD: Tensor, b_ED: Tensor) -> Tensor:
+    """``total += a bᵀ`` inside a backward pass."""
+    if product.serves(min(len(a_LD), len(b_ED)), a_LD, b_ED):
+        return total_LE.add_(_onednn(a_LD, b_ED))
+    return total_LE.addmm_(a_LD, b_ED.t())
+
+
 def outer(a_LD: Tensor, b_LE: Tensor) -> Tensor:
     """``aᵀ b`` for use inside a backward pass: no gradient flows."""
     if not product.serves(len(a_LD), a_LD, b_LE):
@@ -115,17 +122,32 @@ def joined(*layers: Layer) -> Layer:
     return torch.cat(weights), torch.cat(biases)
 
 
+def reordered(layer: Layer, order_E: Tensor) -> Layer:
+    """A layer whose outputs come in another order: ``y[order]`` for ``y``."""
+    weight, bias = layer
+    return weight.index_select(0, order_E), None if bias is None else bias.index_select(0, order_E)
+
+
 def layer_gradients(
-    grad_LE: Tensor, x_LD: Tensor, layers: Sequence[Tensor | None], wanted: Sequence[bool]
+    grad_LE: Tensor,
+    x_LD: Tensor,
+    layers: Sequence[Tensor | None],
+    wanted: Sequence[bool],
+    order_E: Tensor | None = None,
 ) -> list[Tensor | None]:
-    """Gradients of the weights and biases, in turn, of layers that were joined."""
-    sizes = [len(weight) for weight, _ in pairs(layers)]
+    """Gradients of the weights and biases, in turn, of layers that were joined (and reordered)."""
+
+    def parts(joint: Tensor) -> tuple[Tensor, ...]:
+        if order_E is not None:
+            joint = torch.empty_like(joint).index_copy_(0, order_E, joint)
+        return joint.split([len(weight) for weight, _ in pairs(layers)])
+
     found: list[Tensor | None] = [None] * len(layers)
     if any(wanted[::2]):
-        found[::2] = outer(grad_LE, x_LD).split(sizes)
+        found[::2] = parts(outer(grad_LE, x_LD))
     if any(wanted[1::2]):
         # A product with ones is faster than a sum over the longer dimension.
-        found[1::2] = (grad_LE.new_ones(len(grad_LE)) @ grad_LE).split(sizes)
+        found[1::2] = parts(grad_LE.new_ones(len(grad_LE)) @ grad_LE)
     return [gradient if asked else None for gradient, asked in zip(found, wanted, strict=True)]
 
 

@@ -1,5 +1,12 @@
-"""Rotary position embeddings (Su et al. 2021, equation 34), halves of a head turned against each
-other: ``y_i = x_i cos_i ∓ x_{i ± W/2} sin_i``, minus in the first half."""
+"""Rotary position embeddings (Su et al. 2021, equation 34) as products of complex numbers.
+
+Coordinates ``i`` and ``i + W/2`` of a head make a plane, which position ``p`` turns by ``p θ_i``:
+
+    y_i + j y_{i+W/2} = (x_i + j x_{i+W/2}) · exp(j p θ_i)
+
+Here the two lie beside each other, as one complex number. Weights are brought into that order
+(``by_planes``) and not heads: products of queries and keys do not depend on it.
+"""
 
 from __future__ import annotations
 
@@ -14,35 +21,55 @@ AHEAD = 256
 """For so many further positions a table is made beforehand."""
 
 
+def by_planes(width: int, turned: int = 1, others: int = 0) -> Tensor:
+    """The order of all coordinates of heads in which those of a plane lie beside each other.
+
+    Of ``turned`` heads; that of ``others`` behind them stays as it is.
+    """
+    places = torch.arange((turned + others) * width).view(-1, width)
+    planes = places[:turned].unflatten(1, (2, -1)).transpose(1, 2)
+    return torch.cat([planes.reshape(-1), places[turned:].reshape(-1)])
+
+
 class Rotation:
-    """How far the heads of each token of a line are turned.
+    """How far the heads of each token of a line are turned; their coordinates are ``by_planes``.
 
     Args:
-        cos_L1W, sin_L1W: cosines and sines, those of the first half of a head negative.
+        factor_L1P: the complex number that each plane is multiplied by.
     """
 
-    def __init__(self, cos_L1W: Tensor, sin_L1W: Tensor) -> None:
-        self.cos_L1W, self.sin_L1W = cos_L1W, sin_L1W
-        self.half = cos_L1W.shape[2] // 2
+    def __init__(self, factor_L1P: Tensor) -> None:
+        self.factor_L1P = factor_L1P
 
     @classmethod
     def of(cls, cos_LW: Tensor, sin_LW: Tensor) -> Rotation:
-        """From what ``transformers`` hands to its layers."""
-        first, second = sin_LW.chunk(2, 1)
-        return cls(cos_LW[:, None], torch.cat([-first, second], 1)[:, None])
+        """From what ``transformers`` hands to its layers, where both halves of a head are alike."""
+        wide = torch.promote_types(cos_LW.dtype, torch.float32)
+        cos_LP, sin_LP = (x.chunk(2, 1)[0].to(wide) for x in (cos_LW, sin_LW))
+        return cls(torch.complex(cos_LP, sin_LP)[:, None])
 
     def __call__(self, x_LHW: Tensor) -> Tensor:
-        turned = torch.roll(x_LHW, self.half, 2)
-        return (x_LHW * self.cos_L1W).addcmul_(turned, self.sin_L1W)
+        """Turned copies of heads."""
+        planes = _planes(self._wide(x_LHW))
+        return torch.view_as_real(planes * self.factor_L1P).flatten(2).to(x_LHW.dtype)
 
     def turn_(self, x_LHW: Tensor) -> None:
         """Turn heads where they lie."""
-        turned = torch.roll(x_LHW, self.half, 2)
-        x_LHW.mul_(self.cos_L1W).addcmul_(turned, self.sin_L1W)
+        wide = self._wide(x_LHW)
+        _planes(wide).mul_(self.factor_L1P)
+        if wide is not x_LHW:
+            x_LHW.copy_(wide)
 
     def transposed(self) -> Rotation:
         """What turns a gradient back: the transposed matrix."""
-        return Rotation(self.cos_L1W, torch.roll(self.sin_L1W, self.half, 2))
+        return Rotation(self.factor_L1P.conj_physical())
+
+    def _wide(self, x_LHW: Tensor) -> Tensor:
+        return x_LHW.to(self.factor_L1P.dtype.to_real())
+
+
+def _planes(x_LHW: Tensor) -> Tensor:
+    return torch.view_as_complex(x_LHW.unflatten(2, (-1, 2)))
 
 
 class Rotations:
@@ -51,17 +78,17 @@ class Rotations:
     def __init__(self, rotary: Any) -> None:
         self.rotary = rotary
         self.fixed = getattr(rotary, "rope_type", None) in FIXED
-        self._table_P2W: Tensor | None = None
+        self._table: Tensor | None = None
 
     def __call__(self, position_L: Tensor, longest: int, like_LD: Tensor) -> Rotation:
         """The rotation of tokens at these positions, all below ``longest``, of the type of
         ``like_LD``."""
         if not self.fixed:
             return self._made(position_L, like_LD)
-        if self._table_P2W is None or longest > len(self._table_P2W):
-            made = self._made(torch.arange(longest + AHEAD, device=position_L.device), like_LD)
-            self._table_P2W = torch.cat([made.cos_L1W, made.sin_L1W], 1)
-        return Rotation(*self._table_P2W.index_select(0, position_L).chunk(2, 1))
+        if self._table is None or longest > len(self._table):
+            positions = torch.arange(longest + AHEAD, device=position_L.device)
+            self._table = self._made(positions, like_LD).factor_L1P
+        return Rotation(self._table.index_select(0, position_L))
 
     def _made(self, position_L: Tensor, like_LD: Tensor) -> Rotation:
         cos, sin = self.rotary(like_LD[None], position_L[None])

@@ -1,7 +1,8 @@
-"""Segments of a line gathered into rows for dense computation, and back."""
+"""Segments of a line as rows of dense computation, copied together or read where they lie."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 import torch
@@ -9,10 +10,10 @@ from torch import Tensor
 
 
 class Rows:
-    """Rows are as long as the longest segment.
+    """Segments copied into rows that are as long as the longest.
 
     What lies behind a shorter one is some token of the line, which the caller must keep from being
-    seen, and is never brought back. A single row is not copied: it is a part of the line.
+    seen, and is never brought back.
 
     Args:
         starts, lengths: where each segment begins on the line, and how long it is.
@@ -22,49 +23,34 @@ class Rows:
         self.count, self.longest = len(starts), int(lengths.max())
         self.size = int(lengths.sum())
         self.equal = self.longest * self.count == self.size
-        self.single, self.start = self.count == 1, int(starts[0])
         self._spans = starts, lengths
 
-    def gather(self, line_LHD: Tensor) -> Tensor:
-        """``[L, heads, width] -> [rows, heads, longest, width]``."""
-        return self.line(line_LHD).transpose(1, 2)
+    def dense(self, line_L: Tensor) -> list[Tensor]:
+        """``[L, heads, …]`` as one ``[rows, heads, longest, …]``."""
+        return [self.gather(line_L)]
 
-    def line(self, line_L: Tensor) -> Tensor:
-        """``[L, …] -> [rows, longest, …]``."""
-        if self.single:
-            return self._part(line_L)[None]
+    def put(self, line_L: Tensor, dense: Sequence[Tensor]) -> None:
+        """Bring dense rows to where they lie on the line."""
+        line_L.index_copy_(0, self.line_index, self.flatten(dense[0]))
+
+    def add(self, line_L: Tensor, dense: Sequence[Tensor]) -> None:
+        """Add dense rows to what lies there on the line."""
+        there = line_L.index_select(0, self.line_index)
+        line_L.index_copy_(0, self.line_index, there.add_(self.flatten(dense[0])))
+
+    def gather(self, line_L: Tensor) -> Tensor:
+        """``[L, heads, …] -> [rows, heads, longest, …]``."""
         rows = line_L.index_select(0, self.index.view(-1))
-        return rows.view(self.count, self.longest, *line_L.shape[1:])
+        return rows.view(self.count, self.longest, *line_L.shape[1:]).transpose(1, 2)
 
     def flatten(self, rows: Tensor) -> Tensor:
-        """``[rows, heads, longest, width] -> [tokens, heads, width]``, row after row."""
-        return self.tokens(rows.transpose(1, 2))
+        """``[rows, heads, longest, …] -> [tokens, heads, …]``, row after row."""
+        return self._tokens(rows.transpose(1, 2))
 
-    def tokens(self, rows: Tensor) -> Tensor:
+    def _tokens(self, rows: Tensor) -> Tensor:
         """``[rows, longest, …] -> [tokens, …]``, row after row."""
         flat = rows.reshape(-1, *rows.shape[2:])
         return flat if self.equal else flat.index_select(0, self._held_index)
-
-    def read(self, line_L: Tensor) -> Tensor:
-        """``[L, …] -> [tokens, …]``, row after row."""
-        return self._part(line_L) if self.single else line_L.index_select(0, self.line_index)
-
-    def write(self, line_L: Tensor, x: Tensor) -> None:
-        """Put ``[tokens, …]``, row after row, where they lie on the line."""
-        if self.single:
-            self._part(line_L).copy_(x)
-        else:
-            line_L.index_copy_(0, self.line_index, x)
-
-    def add(self, line_L: Tensor, x: Tensor) -> None:
-        """Add ``[tokens, …]``, row after row, to what lies there on the line."""
-        if self.single:
-            self._part(line_L).add_(x)
-        else:
-            self.write(line_L, self.read(line_L) + x)
-
-    def _part(self, line_L: Tensor) -> Tensor:
-        return line_L.narrow(0, self.start, self.longest)
 
     @cached_property
     def held(self) -> Tensor:
@@ -82,8 +68,45 @@ class Rows:
     @cached_property
     def line_index(self) -> Tensor:
         """Where each flattened token lies on the line."""
-        return self.tokens(self.index)
+        return self._tokens(self.index)
 
     @cached_property
     def _held_index(self) -> Tensor:
         return torch.nonzero(self.held.view(-1))[:, 0]
+
+
+class Parts:
+    """Segments that are read where they lie, each a row of its own: none is copied.
+
+    Args:
+        starts, lengths: as those of ``Rows``; no two overlap, and they come in the line's order.
+    """
+
+    equal = True
+
+    def __init__(self, starts: Tensor, lengths: Tensor) -> None:
+        self.count, self.size = len(starts), int(lengths.sum())
+        before = torch.cat([starts.new_zeros(1), (starts + lengths)[:-1]])
+        gaps = (starts - before).tolist()
+        self._start, self._adjoin = gaps[0], not any(gaps[1:])
+        spans = zip(gaps, lengths.tolist(), strict=True)
+        self._sizes = [size for span in spans for size in span]
+
+    def dense(self, line_L: Tensor) -> list[Tensor]:
+        """``[L, heads, …]`` as a ``[1, heads, length, …]`` of each row."""
+        sizes = [*self._sizes, len(line_L) - sum(self._sizes)]
+        return list(line_L[None].transpose(1, 2).split(sizes, 2)[1::2])
+
+    def put(self, line_L: Tensor, dense: Sequence[Tensor]) -> None:
+        """Bring rows to where they lie on the line."""
+        if self._adjoin:
+            place = line_L.narrow(0, self._start, self.size)[None]
+            torch.cat([row.transpose(1, 2) for row in dense], 1, out=place)
+            return
+        for place, row in zip(self.dense(line_L), dense, strict=True):
+            place.copy_(row)
+
+    def add(self, line_L: Tensor, dense: Sequence[Tensor]) -> None:
+        """Add rows to what lies there on the line."""
+        for place, row in zip(self.dense(line_L), dense, strict=True):
+            place.add_(row)

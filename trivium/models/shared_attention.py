@@ -9,13 +9,13 @@ Each part's gradient is what an attention's backward pass gives that is told the
 ``z`` in place of its own, for it recomputes its weights as ``exp(score − z)``. (The merging is that
 of FlashAttention's blocks, Dao et al. 2022, section 3.1, over two blocks of unequal shape.)
 
-What is computed densely is planned from lengths alone (``plan``): short rows of similar length go
-together, so that little is padded; a long one is read and written where it lies.
+What is computed densely is planned from lengths alone (``plan``): rows are read and written where
+they lie, but for short ones, which are copied, those of similar length together.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,13 +24,13 @@ from torch import Tensor
 
 from trivium.data.batch import Batch
 from trivium.maths.ragged import segment_ids, segment_starts, spread
-from trivium.models.rows import Rows
+from trivium.models.rows import Parts, Rows
 
 WASTE = 1.1
 """A dense attention may be so much larger than the rows in it."""
 SMALL = 1 << 15
 """Query-key pairs that are cheaper to compute in vain than another call is."""
-ALONE = 1 << 14
+ALONE = 1 << 10
 """A row of so many pairs has a call of its own, which costs less than copying the row."""
 
 Two = tuple[Tensor, Tensor]
@@ -42,53 +42,53 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 @dataclass(frozen=True)
 class Block:
-    """One dense attention between rows of queries and rows of keys, both places on the line.
+    """Dense attentions between rows of queries and rows of keys, both places on the line.
 
     Where it is ``causal``, queries are their own keys and see those up to themselves; no token is
     in two causal blocks. Otherwise the queries see all their keys, besides those of other blocks.
     """
 
-    queries: Rows
-    keys: Rows
+    queries: Rows | Parts
+    keys: Rows | Parts
     causal: bool
 
-    def attend(self, query_LHW: Tensor, key_LHW: Tensor, value_LHW: Tensor, scaling: float) -> Two:
-        """Output and log-normaliser of the queries' tokens, ``[tokens, heads, width]`` and less."""
-        out, normaliser = _attention(
-            self.queries.gather(query_LHW),
-            self.keys.gather(key_LHW),
-            self.keys.gather(value_LHW),
-            is_causal=self.causal,
-            attn_mask=self._mask(query_LHW.dtype),
-            scale=scaling,
-        )
-        return self.queries.flatten(out), self.queries.tokens(normaliser.transpose(1, 2))
+    def attend(
+        self, query_LHW: Tensor, key_LHW: Tensor, value_LHW: Tensor, scaling: float
+    ) -> list[Two]:
+        """Outputs and log-normalisers, ``[rows, heads, longest, width]`` and less, densely."""
+        mask = self._mask(query_LHW.dtype)
+        lines = self.queries.dense(query_LHW), self.keys.dense(key_LHW), self.keys.dense(value_LHW)
+        return [
+            _attention(*rows, is_causal=self.causal, attn_mask=mask, scale=scaling)
+            for rows in zip(*lines, strict=True)
+        ]
 
-    def gradients(self, grad_LHW: Tensor, saved: Saved, scaling: float) -> list[Tensor]:
-        """Gradients of queries, keys and values, ``[tokens, heads, width]`` each."""
+    def gradients(self, grad_LHW: Tensor, saved: Saved, scaling: float) -> list[Sequence[Tensor]]:
+        """Gradients of queries, of keys and of values, as dense rows."""
         query_LHW, key_LHW, value_LHW, out_LHW, normaliser_LH = saved
-        grad, normaliser = self.queries.line(grad_LHW), self.queries.line(normaliser_LH)
-        if not self.queries.equal:
+        mask = self._mask(query_LHW.dtype)
+        normalisers = self.queries.dense(normaliser_LH)
+        if isinstance(self.queries, Rows) and not self.queries.equal:
             # What is no query of the row has weights of exactly zero and teaches the keys nothing.
-            normaliser = normaliser.masked_fill(~self.queries.held[..., None], torch.inf)
-        found = _backward(
-            grad.transpose(1, 2),
-            self.queries.gather(query_LHW),
-            self.keys.gather(key_LHW),
-            self.keys.gather(value_LHW),
-            self.queries.gather(out_LHW),
-            normaliser.transpose(1, 2),
-            0.0,
-            self.causal,
-            attn_mask=self._mask(query_LHW.dtype),
-            scale=scaling,
+            hidden = ~self.queries.held[:, None]
+            normalisers = [x.masked_fill(hidden, torch.inf) for x in normalisers]
+        lines = (
+            self.queries.dense(grad_LHW),
+            self.queries.dense(query_LHW),
+            self.keys.dense(key_LHW),
+            self.keys.dense(value_LHW),
+            self.queries.dense(out_LHW),
+            normalisers,
         )
-        rows = (self.queries, self.keys, self.keys)
-        return [row.flatten(x) for row, x in zip(rows, found, strict=True)]
+        found = [
+            _backward(*rows, 0.0, self.causal, attn_mask=mask, scale=scaling)
+            for rows in zip(*lines, strict=True)
+        ]
+        return list(zip(*found, strict=True))
 
     def _mask(self, dtype: torch.dtype) -> Tensor | None:
         """What is added to the scores, so that a key that is no key of the row is not seen."""
-        if self.causal or self.keys.equal:
+        if self.causal or not isinstance(self.keys, Rows) or self.keys.equal:
             return None
         held = self.keys.held
         mask = torch.zeros(held.shape, dtype=dtype, device=held.device)
@@ -125,7 +125,8 @@ def plan_rows(starts: Tensor, lengths: Tensor, read: Tensor | None = None) -> li
     What lies before the first position of a row that is ``read`` (ascending) is seen and does not
     look.
     """
-    blocks = []
+    order = starts.argsort()
+    starts, lengths, blocks = starts[order], lengths[order], []
     if read is not None:
         at = torch.searchsorted(read, starts)
         firsts, ends = read[at.clamp(max=len(read) - 1)], starts + lengths
@@ -134,8 +135,8 @@ def plan_rows(starts: Tensor, lengths: Tensor, read: Tensor | None = None) -> li
         late = firsts > starts
         blocks += _dense(firsts[late], (ends - firsts)[late], starts[late], (firsts - starts)[late])
         starts, lengths = firsts, ends - firsts
-    lots = [Rows(starts[lot], lengths[lot]) for lot in alike(lengths, lengths)]
-    return [Block(row, row, causal=True) for row in lots] + blocks
+    rows = [kind(starts[lot], lengths[lot]) for lot, kind in _lots(lengths, lengths)]
+    return [Block(row, row, causal=True) for row in rows] + blocks
 
 
 def _dense(
@@ -144,26 +145,33 @@ def _dense(
     """Rows of queries, no token in two of them, that see all of their rows of keys."""
     return [
         Block(
-            Rows(query_starts[lot], query_lengths[lot]),
-            Rows(key_starts[lot], key_lengths[lot]),
+            kind(query_starts[lot], query_lengths[lot]),
+            kind(key_starts[lot], key_lengths[lot]),
             causal=False,
         )
-        for lot in alike(key_lengths, query_lengths)
+        for lot, kind in _lots(key_lengths, query_lengths)
     ]
 
 
-def alike(widths: Tensor, heights: Tensor) -> list[Tensor]:
-    """Rectangles put together so that the box around each lot wastes little: indices of each.
+def _lots(widths: Tensor, heights: Tensor) -> Iterator[tuple[Tensor, type[Rows | Parts]]]:
+    """Which rectangles are computed together, and whether they are copied for it."""
+    large = widths * heights >= ALONE
+    if large.any():
+        yield torch.nonzero(large)[:, 0], Parts
+    small = torch.nonzero(~large)[:, 0]
+    for lot in alike(widths[small], heights[small]):
+        yield small[lot], Rows
 
-    Large ones stay alone (``ALONE``).
-    """
+
+def alike(widths: Tensor, heights: Tensor) -> list[Tensor]:
+    """Rectangles put together so that the box around each lot wastes little: indices of each."""
     sizes = list(zip(widths.tolist(), heights.tolist(), range(len(widths)), strict=True))
     lots: list[list[int]] = []
     used = width = height = 0
     for w, h, i in sorted(sizes, reverse=True):
         row = max(width, w) * max(height, h)
         box = row * (len(lots[-1]) + 1 if lots else 1)
-        if not lots or row >= ALONE or box > max(WASTE * (used + w * h), SMALL):
+        if not lots or box > max(WASTE * (used + w * h), SMALL):
             lots.append([])
             used = width = height = 0
         lots[-1].append(i)
@@ -187,12 +195,13 @@ class SharedAttention(torch.autograd.Function):
         out_LHW = _blank(query_LHW, blocks)
         normaliser_LH = query_LHW.new_full(query_LHW.shape[:2], -torch.inf, dtype=wide)
         for block in blocks:
-            out, normaliser = block.attend(query_LHW, key_LHW, value_LHW, scaling)
+            found = block.attend(query_LHW, key_LHW, value_LHW, scaling)
+            queries = block.queries
             if not block.causal:
-                before = block.queries.read(out_LHW), block.queries.read(normaliser_LH)
-                out, normaliser = _merged(before, (out, normaliser))
-            block.queries.write(out_LHW, out)
-            block.queries.write(normaliser_LH, normaliser)
+                before = zip(queries.dense(out_LHW), queries.dense(normaliser_LH), strict=True)
+                found = [_merged(*both) for both in zip(before, found, strict=True)]
+            queries.put(out_LHW, [out for out, _ in found])
+            queries.put(normaliser_LH, [normaliser for _, normaliser in found])
         ctx.save_for_backward(query_LHW, key_LHW, value_LHW, out_LHW, normaliser_LH)
         ctx.blocks, ctx.scaling = blocks, scaling
         return out_LHW
@@ -206,7 +215,7 @@ class SharedAttention(torch.autograd.Function):
             for total, rows, x in zip(
                 totals, (block.queries, block.keys, block.keys), found, strict=True
             ):
-                (rows.write if block.causal else rows.add)(total, x)
+                (rows.put if block.causal else rows.add)(total, x)
         return *totals, None, None
 
 
