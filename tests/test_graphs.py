@@ -108,12 +108,11 @@ def test_a_step_is_recorded_anew_when_strips_grow_or_move_and_only_then(apart: b
     policy, recorder = policy_of(max_position_embeddings=128), Recorder()
     cache = GraphedRows(policy, apart=apart, record=recorder)
     prompt = prompts_of((5,))[0].tokens
-    growths = [STRIP, 2 * STRIP] if apart else [STRIP]
     expected, rows = 0, 8
     with torch.no_grad():
         cache.admit([prompt], rows)
         for fed in range(2 * STRIP + 3):
-            expected += fed == 0 or fed in growths
+            expected += fed in (0, STRIP, 2 * STRIP)
             if fed == 10:  # Half of the rows are idle, and stay where they are.
                 rows = 4
                 cache.keep([0, 2, 3, 5])

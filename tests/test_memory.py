@@ -158,8 +158,8 @@ def test_gradient_checkpointing_keeps_fewer_activations(llama: str) -> None:
     for checkpointing in (False, True):
         model = {"path": llama, "gradient_checkpointing": checkpointing}
         config = SFTConfig.model_validate({"model": model, "data": {"path": "rows.jsonl"}})
-        totals.append(predict("sft", config, Lengths((20,), (30,))).peak.total)
-    assert totals[1] < 0.8 * totals[0]
+        totals.append(predict("sft", config, Lengths((20,), (60,))).peak.total)
+    assert totals[1] < 0.75 * totals[0]
 
 
 @pytest.mark.parametrize("name", ["onednn", "torch"])

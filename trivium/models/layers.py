@@ -133,6 +133,7 @@ class _Gated(torch.autograd.Function):
         of_inner = multiply(grad_LD, layers[4].t())
         of_up_LE = torch.mul(active_LE.detach(), of_inner, out=inner_LE)
         (of_gate_LE,) = torch.autograd.grad(active_LE, gate_LE, of_inner.mul_(up_LE))
+        del active_LE, of_inner
         of_gate = layer_gradients(of_gate_LE, x_LD, layers[:2], wanted[:2])
         of_up = layer_gradients(of_up_LE, x_LD, layers[2:4], wanted[2:4])
         grad_x = None

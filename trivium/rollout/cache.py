@@ -11,7 +11,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from trivium.maths.ragged import spread
 from trivium.models import flops
@@ -108,6 +107,7 @@ class RowCache:
         self.group_of_S = torch.zeros(0, dtype=torch.long)
         self.length_S = torch.zeros(0, dtype=torch.long)
         self.slot_of_R = torch.zeros(0, dtype=torch.long)
+        self.lead = 0
         self._lay_out()
 
     def admit(self, prompts: list[list[int]], samples: int) -> Tensor:
@@ -125,6 +125,7 @@ class RowCache:
         groups = len(self.prompt_lengths_G)
         fresh = torch.arange(groups, groups + len(prompts))
         held_G = torch.zeros_like(lengths_G) if self.apart else lengths_G
+        self.lead = max(self.lead, int(held_G.max()))
         self.prompt_lengths_G = torch.cat([self.prompt_lengths_G, lengths_G - held_G])
         self.group_of_S = torch.cat([self.group_of_S, fresh.repeat_interleave(samples)])
         self.length_S = torch.cat([self.length_S, held_G.repeat_interleave(samples)])
@@ -166,8 +167,7 @@ class RowCache:
                 own_values = keys.new_zeros(len(keys) * samples, heads, STRIP, width)
                 fresh = LayerCache(keys, values, own_keys, own_values)
             else:
-                own_keys, own_values = (x.repeat_interleave(samples, 0) for x in (keys, values))
-                own = _padded(own_keys, own_values, STRIP)
+                own = _padded(keys, values, STRIP, samples)
                 fresh = LayerCache(keys[..., :0], values[:, :, :0], *own)
             held = self.layers.get(index)
             self.layers[index] = fresh if held is None else _joined(held, fresh)
@@ -186,11 +186,11 @@ class RowCache:
         self.grid = Grid(self.group_of_S, self.prompt_lengths_G, self.room, self.device)
 
     def _lengthen(self, longest: int) -> None:
-        """Double the strips when the longest row has filled its own."""
-        for cache in self.layers.values():
-            capacity = cache.own_values.shape[2]
-            if longest >= capacity:
-                grown = _padded(cache.own_keys, cache.own_values, capacity)
+        """Double the strips' room for responses when the longest row has filled its own."""
+        more = self.capacity - self.lead
+        if longest >= self.capacity:
+            for cache in self.layers.values():
+                grown = _padded(cache.own_keys, cache.own_values, more)
                 cache.own_keys, cache.own_values = grown
 
     def _compact(self) -> None:
@@ -331,9 +331,20 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return out.view(a.shape[0], a.shape[1], out.shape[1], out.shape[2])
 
 
-def _padded(keys: Tensor, values: Tensor, more: int) -> tuple[Tensor, Tensor]:
-    """Keys and values with room for ``more`` tokens."""
-    return F.pad(keys, (0, more)), F.pad(values, (0, 0, 0, more))
+def _padded(keys: Tensor, values: Tensor, more: int, copies: int = 1) -> tuple[Tensor, Tensor]:
+    """Keys and values with room for ``more`` tokens, each row so many times."""
+    return _with_room(keys, 3, more, copies), _with_room(values, 2, more, copies)
+
+
+def _with_room(x: Tensor, dim: int, more: int, copies: int) -> Tensor:
+    shape = list(x.shape)
+    shape[dim] += more
+    out = x.new_empty(len(x), copies, *shape[1:])
+    held, room = out.split([x.shape[dim], more], dim + 1)
+    held.copy_(x[:, None])
+    # Never seen, but a weight of zero times what is no number is no number.
+    room.zero_()
+    return out.flatten(0, 1)
 
 
 def _joined(held: LayerCache, fresh: LayerCache) -> LayerCache:
