@@ -84,11 +84,41 @@ def run(world: Path, place: Path, case: Any) -> dict[str, Any]:
 def test_worker_measures_every_step_of_the_real_loop(world: Path, tmp_path: Path) -> None:
     case = replace(cases.CASES["grpo-s-32"], prompt=PROMPT, response=RESPONSE, prompts=2, steps=2)
     report = run(world, tmp_path, replace(case, samples=3, warm_up=1))
-    marks = report["marks"]
-    assert len(marks) == 1 + 3
-    assert marks == sorted(marks) and marks[-1] - marks[0] > 0
+    assert len(report["seconds"]) == len(report["rates"]) == 3
+    assert all(seconds > 0 for seconds in report["seconds"])
+    assert all(set(rate) == {"torch", "onednn"} for rate in report["rates"])
+    assert min(min(rate.values()) for rate in report["rates"]) > 1e8
     assert all(2 * 3 <= tokens <= 2 * 3 * RESPONSE for tokens in report["tokens"])
     assert all(cost > 0 for cost in report["flops"])
     assert set(report["stages"]) >= {"time/rollout", "time/update"}
     # Prompts once, responses whole: 2 FLOPs per weight, three times where there is a gradient.
     assert min(report["flops"]) > 2 * 3 * 2 * PROMPT * 64 * 64
+
+
+def test_distances_are_from_the_rates_at_which_the_core_multiplied_then(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(SPEED))
+    results = load("results")
+    case = replace(cases.CASES["dpo-s"], warm_up=1)
+
+    def side(seconds: list[float], torch: list[float], onednn: list[float], tokens: float) -> Any:
+        rates = [{"torch": t, "onednn": o} for t, o in zip(torch, onednn, strict=True)]
+        report = {"seconds": seconds, "rates": rates, "seconds_before": 1.0}
+        numbers = {"peak_bytes": 0, "base_bytes": 0, "flops": [9e9, 4e9, 6e9]}
+        return results.Side.of(case.warm_up, report | numbers | {"tokens": [tokens] * 3})
+
+    # Steps of 3 and 5 seconds, of which one was counted before, while the core did 2 and 1 GFLOP/s.
+    ours = side([99, 2, 4], [9e9, 1e9, 1e9], [9e9, 2e9, 1e9], 10)
+    theirs = side([99, 9, 19], [9e9, 2e9, 2e9], [9e9, 1e9, 1e9], 20)
+    assert results.distances([results.Pair(case, ours, theirs)]) == pytest.approx(
+        {
+            "limit_distance": (3 * 2 + 5 * 1) / 2 / 5,
+            "limit_distance_torch": (3 * 1 + 5 * 1) / 2 / 5,
+            "their_limit_distance": (10 * 2 + 20 * 2) / 2 / (5 * 2),
+            "peak_gflops": (3 * 2 + 5 * 1) / 2 / 4,
+            "torch_gflops": 1.0,
+        }
+    )
+    memory = results.distances([results.Pair(replace(case, memory=True), ours, theirs)])
+    assert set(memory.values()) == {None}

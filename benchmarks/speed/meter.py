@@ -1,6 +1,6 @@
 """What both workers measure themselves with: processor time of steps, and their peak memory.
 
-Imports nothing of Trivium or TRL, and PyTorch only for its number of threads.
+Imports nothing of Trivium or TRL.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from limit import rates
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
@@ -31,6 +32,8 @@ def begin() -> tuple[dict[str, Any], Path, Path]:
 class Meter:
     """Processor time of this process from step to step, or its peak memory over all steps.
 
+    How fast the core is changes with what its neighbours do, so it is measured after each step.
+
     Memory that is freed goes back to the system at once while memory is measured, and only then:
     it costs time.
     """
@@ -38,7 +41,9 @@ class Meter:
     def __init__(self, place: Path, *, memory: bool) -> None:
         self._place = place
         self._memory = memory
-        self._marks: list[float] = []
+        self._began = 0.0
+        self._seconds: list[float] = []
+        self._rates: list[dict[str, float]] = []
         self._base = self._before = self._peak = 0
         self._numbers: dict[str, Any] = {}
         if memory:
@@ -54,13 +59,16 @@ class Meter:
             self._trim(0)
             Path("/proc/self/clear_refs").write_text("5")
             self._base = _status("VmRSS")
-        self._marks.append(time.process_time())
+        self._began = time.process_time()
 
     def step(self) -> None:
         """A step ends here."""
-        self._marks.append(time.process_time())
+        self._seconds.append(time.process_time() - self._began)
         if self._memory:
             self._peak = _status("VmHWM")
+        else:
+            self._rates.append(rates())
+        self._began = time.process_time()
 
     def note(self, **numbers: Any) -> None:
         """Something else for the report."""
@@ -69,7 +77,8 @@ class Meter:
     def report(self) -> None:
         """Write what was measured, for who started this process."""
         found = {
-            "marks": self._marks,
+            "seconds": self._seconds,
+            "rates": self._rates,
             "peak_bytes": self._peak - self._base,
             "base_bytes": self._base - self._before,
             **self._numbers,

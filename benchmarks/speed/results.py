@@ -32,6 +32,7 @@ class Side:
         bytes: peak memory above that of the loaded models.
         base_bytes: what the loaded models take.
         flops: that a step needs, where they are counted.
+        possible: operations that products of matrices could have done meanwhile, by library.
         stages: wall-clock seconds of a step's parts, where they are told apart.
     """
 
@@ -40,19 +41,24 @@ class Side:
     bytes: int
     base_bytes: int
     flops: float
+    possible: dict[str, float]
     stages: dict[str, float]
 
     @classmethod
     def of(cls, warm_up: int, report: dict[str, Any]) -> Side:
-        marks = report["marks"]
-        seconds = [marks[i + 1] - marks[i] for i in range(len(marks) - 1)]
-        stages = report.get("stages", {})
+        before, stages = report.get("seconds_before", 0.0), report.get("stages", {})
+        seconds = [before + measured for measured in report["seconds"][warm_up:]]
+        rates = report["rates"][warm_up:]
         return cls(
-            seconds=fmean(seconds[warm_up:]) + report.get("seconds_before", 0.0),
+            seconds=fmean(seconds),
             tokens=fmean(report["tokens"][warm_up:]),
             bytes=report["peak_bytes"],
             base_bytes=report["base_bytes"],
             flops=fmean(report["flops"][warm_up:]) if "flops" in report else 0.0,
+            possible={
+                name: fmean(s * rate[name] for s, rate in zip(seconds, rates, strict=True))
+                for name in (rates[0] if rates else ())
+            },
             stages={name: fmean(values[warm_up:]) for name, values in stages.items()},
         )
 
@@ -85,15 +91,12 @@ class Pair:
         return f"{self.ratio:.2f} ({sides}; {tokens})"
 
 
-def summary(
-    case: Case, pairs: list[Pair], rates: dict[str, float], *, quick: bool
-) -> dict[str, Any]:
-    """A case's entry in results.json; distances are from what arithmetic alone takes at the best of
-    ``rates``, and with ``_torch`` at that of PyTorch's own product.
+def summary(case: Case, pairs: list[Pair], *, quick: bool) -> dict[str, Any]:
+    """A case's entry in results.json; distances are from what arithmetic alone would have taken by
+    the faster library, and with ``_torch`` by PyTorch's own product.
 
     TRL's distance is from the FLOPs that Trivium counted, made those of its own number of tokens.
     """
-    peak = max(rates.values())
     ratios = [pair.ratio for pair in pairs]
     sides = {"ours": [p.ours for p in pairs], "theirs": [p.theirs for p in pairs]}
     entry: dict[str, Any] = {
@@ -110,20 +113,9 @@ def summary(
         entry[f"{name}_tokens_per_second"] = median(run.tokens / run.seconds for run in runs)
         if case.memory:
             entry[f"{name}_models_bytes"] = median(run.base_bytes for run in runs)
-    ideal = [pair.ours.flops / peak for pair in pairs]
-    work = [pair.theirs.tokens / pair.ours.tokens for pair in pairs]
-    rows = list(zip(pairs, ideal, work, strict=True))
-    timed = not case.memory
-    distance = median(p.ours.seconds / i for p, i, _ in rows) if timed else None
     return entry | {
-        "limit_distance": distance,
-        "limit_distance_torch": distance * rates["torch"] / peak if distance else None,
-        "their_limit_distance": (
-            median(p.theirs.seconds / (i * w) for p, i, w in rows) if timed else None
-        ),
-        "stages": shares(sides["ours"]) if timed else {},
-        "peak_gflops": peak / 1e9,
-        "torch_gflops": rates["torch"] / 1e9,
+        **distances(pairs),
+        "stages": {} if case.memory else shares(sides["ours"]),
         "flops": median(run.flops for run in sides["ours"]),
         "repetitions": len(pairs),
         "quick": quick,
@@ -131,6 +123,29 @@ def summary(
         "code": code(),
         **circumstances(case),
     }
+
+
+def distances(pairs: list[Pair]) -> dict[str, float | None]:
+    """How far each side is from arithmetic alone, and the rates that its limit stands on."""
+    names = "limit_distance", "limit_distance_torch", "their_limit_distance"
+    rates = "peak_gflops", "torch_gflops"
+    if pairs[0].case.memory:
+        return dict.fromkeys((*names, *rates))
+    found = []
+    for ours, theirs in ((pair.ours, pair.theirs) for pair in pairs):
+        their_flops = ours.flops * theirs.tokens / ours.tokens
+        best, torchs = max(ours.possible.values()), ours.possible["torch"]
+        found.append(
+            (
+                best / ours.flops,
+                torchs / ours.flops,
+                max(theirs.possible.values()) / their_flops,
+                best / ours.seconds / 1e9,
+                torchs / ours.seconds / 1e9,
+            )
+        )
+    medians = map(median, zip(*found, strict=True))
+    return dict(zip((*names, *rates), medians, strict=True))
 
 
 def shares(runs: list[Side]) -> dict[str, float]:
@@ -167,7 +182,9 @@ def processor() -> str:
 @cache
 def code() -> str:
     """Short for all code that is measured, and that measures it."""
-    workers = [HERE / f"{name}.py" for name in ("meter", "ours", "reward", "theirs", "worlds")]
+    workers = [
+        HERE / f"{name}.py" for name in ("limit", "meter", "ours", "reward", "theirs", "worlds")
+    ]
     return digest(
         *sorted(REPOSITORY.glob("trivium/**/*.py")), *workers, *sorted(HERE.glob("*.txt"))
     )

@@ -25,9 +25,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from cases import CASES, Case, chosen, hurried
-from limit import rates
 from results import Pair, Side, code, digest, peer, read, summary, table, write
 from worlds import SIZES, S, Size, write_world
 
@@ -46,16 +44,13 @@ KEEP_MEMORY = {
 def main() -> None:
     asked = arguments()
     os.sched_setaffinity(0, {asked.core})
-    torch.set_num_threads(1)
     print(f"core {asked.core}; results go to {asked.results}", flush=True)
     for case in wanted(asked):
         pairs = []
-        best = rates()
         for repetition in range(asked.repetitions or case.repetitions):
             pairs.append(pair(case, repetition))
-            best = {name: max(best[name], rate) for name, rate in rates().items()}
             print(f"  {case.name} {repetition + 1}: {pairs[-1]}", flush=True)
-        write(asked.results, summary(case, pairs, best, quick=asked.quick))
+        write(asked.results, summary(case, pairs, quick=asked.quick))
     print(table(read(asked.results)))
 
 
