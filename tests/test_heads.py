@@ -17,7 +17,7 @@ from worlds import RAGGED, family, letters_tokenizer, plain_logprobs, random_gro
 from trivium.data.batch import Batch
 from trivium.models import heads, rotary
 from trivium.models.attention import Rule
-from trivium.models.heads import JoinedHeads, is_known, use_joined_heads
+from trivium.models.heads import JoinedHeads, _Heads, is_known, use_joined_heads
 from trivium.models.policy import Policy
 from trivium.models.rotary import FIXED, Rotation, Rotations, by_planes
 
@@ -83,6 +83,17 @@ def test_values_and_gradients_are_those_of_transformers(name: str) -> None:
 def test_float32_differs_by_rounding_alone(name: str) -> None:
     wide = policy_of(name, "float32", hidden_size=256, head_dim=64, num_key_value_heads=2)
     assert_same(wide, 1e-4)
+
+
+@pytest.mark.parametrize("name", JOINED)
+def test_known_families_compute_heads_as_one_product(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy, calls = policy_of(name, "float32"), list[object]()
+    apply = _Heads.apply
+    monkeypatch.setattr(_Heads, "apply", lambda *given: calls.append(1) or apply(*given))
+    values_and_gradients(policy)
+    assert len(calls) == len(layers_of(policy))
 
 
 def test_frozen_weights_get_no_gradient_and_pass_it_on() -> None:

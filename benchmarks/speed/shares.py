@@ -172,7 +172,7 @@ def comparisons(
         lambda: lean(GroupLayout, "attend", GroupLayout.attend_by_masks),
     )
     yield (
-        "learning: long rows of attention where they lie",
+        "learning: rows of attention where they lie",
         work.learn,
         work.learn,
         lambda: lean(shared_attention, "ALONE", 1 << 30),
