@@ -97,7 +97,8 @@ def test_known_families_compute_heads_as_one_product(
 
 
 def test_frozen_weights_get_no_gradient_and_pass_it_on() -> None:
-    for kept in ("k_proj.weight", "v_proj.bias", "mlp.up_proj.weight"):
+    mlp = ("mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight")
+    for kept in ("k_proj.weight", "v_proj.bias", *mlp):
         policy = policy_of("qwen2")
         for name, parameter in policy.model.named_parameters():
             parameter.requires_grad_(name.endswith(kept))
