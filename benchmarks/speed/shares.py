@@ -43,6 +43,7 @@ from trivium.rollout.sampling import Sampling
 
 Without = Callable[[], AbstractContextManager[object]]
 Comparison = tuple[str, Callable[[], None], Callable[[], None], Without]
+"""An optimisation: its name, the work with it, the work without, and what takes it away."""
 
 
 class Work:
@@ -153,12 +154,15 @@ def measure(
     return ratios
 
 
-def comparisons(
-    work: Work,
-) -> Iterator[tuple[str, Callable[[], None], Callable[[], None], Without]]:
-    """Each optimisation: its name, the work with it, the work without, and what takes it away."""
-    policy, engine = work.policy, work.engine
-    lean = mock.patch.object
+def comparisons(work: Work) -> Iterator[Comparison]:
+    """All optimisations."""
+    yield from of_learning(work)
+    yield "optimiser: fused AdamW", partial(work.move, True), partial(work.move, False), nullcontext
+    yield from of_sampling(work)
+
+
+def of_learning(work: Work) -> Iterator[Comparison]:
+    policy, lean = work.policy, mock.patch.object
     yield (
         "learning: a prompt once for its responses",
         work.learn,
@@ -197,7 +201,10 @@ def comparisons(
         work.learn_with_whole_logits,
         nullcontext,
     )
-    yield "optimiser: fused AdamW", partial(work.move, True), partial(work.move, False), nullcontext
+
+
+def of_sampling(work: Work) -> Iterator[Comparison]:
+    policy, engine, lean = work.policy, work.engine, mock.patch.object
     yield (
         "sampling: a prompt's cache for all its rows",
         work.sample,

@@ -82,10 +82,8 @@ class Parts:
         starts, lengths: as those of ``Rows``; no two overlap, and they come in the line's order.
     """
 
-    equal = True
-
     def __init__(self, starts: Tensor, lengths: Tensor) -> None:
-        self.count, self.size = len(starts), int(lengths.sum())
+        self.size = int(lengths.sum())
         before = torch.cat([starts.new_zeros(1), (starts + lengths)[:-1]])
         gaps = (starts - before).tolist()
         self._start, self._adjoin = gaps[0], not any(gaps[1:])
