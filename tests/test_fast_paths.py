@@ -523,6 +523,21 @@ def test_family_that_looks_alike_but_computes_otherwise_keeps_its_own_pass(dtype
         assert rules_of_lean(Policy(model, letters_tokenizer()).backbone) is None
 
 
+def test_a_lean_pass_that_fails_or_differs_is_left_and_that_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    policy, right = policy_of("llama"), LeanPass.__call__
+
+    def fails(*given: Any) -> Tensor:
+        raise RuntimeError("no such product")
+
+    assert rules_of_lean(policy.backbone) is not None and not caplog.messages
+    for wrong, why in ((fails, "it failed: no such product"), (lambda *x: right(*x) + 1, "differ")):
+        monkeypatch.setattr(LeanPass, "__call__", wrong)
+        assert rules_of_lean(policy.backbone) is None
+        assert why in caplog.messages[-1] and "slower" in caplog.messages[-1]
+
+
 def test_adapters_keep_their_own_pass() -> None:
     policy = policy_of("llama")
     policy.backbone.layers[1].self_attn.v_proj = adapted(nn.Linear(32, 16))  # type: ignore[union-attr,index]

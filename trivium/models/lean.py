@@ -9,6 +9,7 @@ backbone. No gradient flows, and weights are as they were when ``LeanPass`` was 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +24,9 @@ from trivium.models.linear import Layer, Linear, Packed, reordered
 from trivium.models.rotary import Rotation, Rotations, by_planes
 from trivium.models.trust import HALF, close, is_precise, probe
 
+logger = logging.getLogger(__name__)
+
+SLOWER = "sampling takes the model's own forward pass, which is slower, and not the lean one: %s"
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
 ATTENTION = {*heads.PROJECTIONS, "o_proj"}
@@ -135,9 +139,13 @@ def rules_of_lean(backbone: PreTrainedModel) -> dict[int, Rule] | None:
         try:
             lean = LeanPass(backbone, rules)
             found = lean(batch.tokens_L, batch.positions_L, GroupLayout(batch))
-        except (AttributeError, KeyError, TypeError, RuntimeError):
+        except (AttributeError, KeyError, TypeError, RuntimeError) as error:
+            logger.warning(SLOWER, f"it failed: {error}"[:500])
             return None
-    return rules if close(found, expected, 1e-3 if is_precise(found) else HALF) else None
+    if close(found, expected, 1e-3 if is_precise(found) else HALF):
+        return rules
+    logger.warning(SLOWER, "its states differ from the model's")
+    return None
 
 
 def _is_known(backbone: Any) -> bool:
