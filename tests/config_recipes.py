@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from pydantic import Field, model_validator
 
-from trivium.config import Configuration, load_configuration
+from trivium.config.base import Configuration, load_configuration
 from trivium.errors import ConfigurationError
 
 

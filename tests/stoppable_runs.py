@@ -17,7 +17,7 @@ from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.sft_config import SFTConfig
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.runs.checkpoint import Checkpoints
 from trivium.runs.metrics import metric
 from trivium.runs.store import read_run

@@ -13,7 +13,7 @@ from worlds import World, rows
 
 import trivium
 from trivium.borders import check_input
-from trivium.credentials import secrets_in
+from trivium.config.secrets import secrets_in
 from trivium.data import survey as surveys
 from trivium.data.demonstrations import DemonstrationsConfig, read_demonstrations
 from trivium.data.preferences import PreferencesConfig, read_preferences

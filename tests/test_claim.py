@@ -21,7 +21,7 @@ from trivium.algorithms import grpo, sft
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.cli import main
-from trivium.config import dump
+from trivium.config.base import dump
 from trivium.errors import CheckpointError, ConfigurationError, TrainingError
 from trivium.models.policy import Policy
 from trivium.runs import claim as claim_module

@@ -19,7 +19,7 @@ import trivium
 import trivium.demo
 from trivium.cli import main
 from trivium.commands import COMMANDS
-from trivium.config import load_configuration
+from trivium.config.base import load_configuration
 from trivium.models.policy import Policy
 
 

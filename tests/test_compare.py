@@ -21,7 +21,7 @@ from trivium.compare.result import _best_of_record, _differences, _over_seeds
 from trivium.compare.risk import ranked_right, similarity
 from trivium.compare.run import check, compare, run
 from trivium.compare.verdict import judge, quality_at
-from trivium.config import load_configuration
+from trivium.config.base import load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError
 from trivium.runs.identity import source_digest
 from trivium.runs.statistics import t_interval

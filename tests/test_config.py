@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import Field, ValidationError
 
-from trivium.config import Configuration, dump, load_configuration
-from trivium.config_reference import describe
-from trivium.yaml_source import dump_yaml, parse_scalar
+from trivium.config.base import Configuration, dump, load_configuration
+from trivium.config.field_reference import describe
+from trivium.config.yaml_source import dump_yaml, parse_scalar
 
 Load = Callable[..., Any]
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from config_recipes import Needy, Recipe, faults_of, load_text
 
-from trivium.config import Configuration, Contradiction, load_configuration
+from trivium.config.base import Configuration, Contradiction, load_configuration
+from trivium.config.yaml_source import shown
 from trivium.errors import ConfigurationError
-from trivium.yaml_source import shown
 
 Load = Callable[..., Any]
 USUAL_RATE = "; the default is 1e-05 (Step size.)"

@@ -16,7 +16,8 @@ from data_tokenizers import chatml_tokenizer
 from fuzz.seeds import seeds
 from fuzz.targets import TARGETS
 
-from trivium.config import load_configuration
+from trivium.config.base import load_configuration
+from trivium.config.yaml_source import YamlSource
 from trivium.data import files
 from trivium.data.demonstrations import DemonstrationsConfig, load_demonstrations
 from trivium.data.preferences import (
@@ -31,7 +32,6 @@ from trivium.errors import ConfigurationError, DataError, TriviumError
 from trivium.models.loading import require_checkpoint
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.yaml_source import YamlSource
 
 BYTES: Any = chatml_tokenizer()
 

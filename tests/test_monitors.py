@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trivium.config import dump, load_configuration
+from trivium.config.base import dump, load_configuration
 from trivium.errors import ConfigurationError
 from trivium.runs.metrics import metric
 from trivium.runs.monitor_config import MonitorsConfig

@@ -18,9 +18,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from trivium.commands import COMMANDS
-from trivium.config import Configuration, dump, load_configuration
+from trivium.config.base import Configuration, dump, load_configuration
+from trivium.config.yaml_source import _Loader, dump_yaml
 from trivium.errors import ConfigurationError
-from trivium.yaml_source import _Loader, dump_yaml
 
 EACH = settings(
     max_examples=8,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from trivium.commands import COMMANDS
-from trivium.config import load_configuration
+from trivium.config.base import load_configuration
 from trivium.errors import ConfigurationError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"

@@ -313,7 +313,7 @@ def test_files_that_were_used_longest_ago_make_room(
 def test_place_is_the_users_cache_unless_it_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from trivium.paths import cache_directory
+    from trivium.config.paths import cache_directory
 
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)

@@ -9,7 +9,7 @@ import pytest
 from stoppable_runs import RUNS, Train, outcome, same
 from worlds import World
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.models.linear import Name, product
 from trivium.runs import saving
 

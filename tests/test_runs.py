@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from trivium.config import Configuration, load_configuration
+from trivium.config.base import Configuration, load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError
 from trivium.runs.claim import LOCK, Claim, claim, new_directory
 from trivium.runs.store import (

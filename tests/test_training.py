@@ -15,7 +15,7 @@ from trivium.algorithms import grpo, sft
 from trivium.algorithms.experience import Weighted
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.sft_config import SFTConfig
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.errors import ConfigurationError, NonFiniteError
 from trivium.models import flops
 from trivium.models.model_config import ModelConfig

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from trivium.commands.sample_config import SampleConfig
     from trivium.compare.config import CompareConfig
     from trivium.compare.run import run as run_comparison
-    from trivium.config import Configuration, load_configuration
+    from trivium.config.base import Configuration, load_configuration
     from trivium.data.batch import Batch
     from trivium.data.demonstrations import DemonstrationsConfig, load_demonstrations
     from trivium.data.group import Group
@@ -95,7 +95,7 @@ _MODULES = {
     "trivium.commands.pairs_config": ("CandidateConfig", "PairsConfig"),
     "trivium.commands.sample_config": ("SampleConfig",),
     "trivium.compare.config": ("CompareConfig",),
-    "trivium.config": ("Configuration", "load_configuration"),
+    "trivium.config.base": ("Configuration", "load_configuration"),
     "trivium.data.batch": ("Batch",),
     "trivium.data.demonstrations": ("DemonstrationsConfig", "load_demonstrations"),
     "trivium.data.group": ("Group",),

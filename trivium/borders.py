@@ -17,7 +17,7 @@ from trivium.commands.candidates import candidates_of
 from trivium.commands.output import require_directory, require_free
 from trivium.commands.pairs_config import PairsConfig
 from trivium.compare.config import CompareConfig
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.data.rows import RowsConfig
 from trivium.data.survey import survey
 from trivium.errors import ConfigurationError, DataError, ModelError, TriviumError

@@ -33,8 +33,8 @@ from trivium.commands.help_texts import (
     RESUME,
     WATCH,
 )
-from trivium.config import Configuration, load_configuration
-from trivium.config_reference import describe
+from trivium.config.base import Configuration, load_configuration
+from trivium.config.field_reference import describe
 from trivium.errors import ConfigurationError, TriviumError
 from trivium.models.checkpoint import check_checkpoint
 

@@ -25,7 +25,7 @@ from fuzz.feed import WORDS, Feed, written
 from pydantic import ValidationError
 
 import trivium
-from trivium.config import Configuration, dump, load_configuration
+from trivium.config.base import Configuration, dump, load_configuration
 from trivium.data import files as data_files
 from trivium.data.demonstrations import DemonstrationsConfig, read_demonstrations
 from trivium.data.preferences import (

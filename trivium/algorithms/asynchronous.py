@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trivium.config import Contradiction
+from trivium.config.base import Contradiction
 
 
 def against_asynchronous(

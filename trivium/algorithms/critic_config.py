@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from trivium.algorithms.optimizer_config import OptimizerConfig
-from trivium.config import Configuration, Contradiction
+from trivium.config.base import Configuration, Contradiction
 from trivium.models.model_config import ModelConfig, only_scores
 
 

@@ -11,7 +11,7 @@ from trivium.algorithms.asynchronous import against_asynchronous
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.algorithms.reward_update_config import RewardUpdateConfig, not_one_learned
 from trivium.choices import Aggregation, Baseline, Scale
-from trivium.config import Configuration, Contradiction
+from trivium.config.base import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs, none_scores_steps

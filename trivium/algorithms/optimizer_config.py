@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trivium.config import Configuration, Contradiction
+from trivium.config.base import Configuration, Contradiction
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.data.demonstrations import DemonstrationsConfig
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from trivium.algorithms.optimizer_config import OptimizerConfig
-from trivium.config import Configuration, Contradiction
+from trivium.config.base import Configuration, Contradiction
 from trivium.data.preferences import PreferencesConfig, StepLabelsConfig
 from trivium.models.model_config import ModelConfig, only_scores
 from trivium.runs.store import RunConfig

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.choices import Aggregation
-from trivium.config import Configuration, Contradiction
+from trivium.config.base import Configuration, Contradiction
 from trivium.data.demonstrations import DemonstrationsConfig
 from trivium.models.model_config import ModelConfig
 from trivium.runs.evaluation_config import EvaluationConfig

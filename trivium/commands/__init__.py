@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pydantic import Field, field_validator
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
+from trivium.config.paths import looked_up
 from trivium.models.model_config import ModelConfig
-from trivium.paths import looked_up
 from trivium.rollout.sampling import Sampling
 
 LINE = "{line}"

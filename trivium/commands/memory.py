@@ -13,7 +13,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.memory.fit import SHARE, fitting, free_bytes
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths, Memory

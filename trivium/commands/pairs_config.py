@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from trivium.commands.sample_config import OutputConfig
-from trivium.config import Configuration, Contradiction
+from trivium.config.base import Configuration, Contradiction
 from trivium.data.prompts import ASSISTANT_MARK, PromptsConfig
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from trivium.config import Configuration, Contradiction
+from trivium.config.base import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs

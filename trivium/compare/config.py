@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from trivium.config import Configuration, Contradiction
+from trivium.config.base import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.functions import anchored

@@ -11,7 +11,7 @@ from typing import Any
 
 from trivium.commands import COMMANDS
 from trivium.compare.plan import Job, Plan
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.errors import ModelError
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths

@@ -19,7 +19,7 @@ from trivium.compare.plan import Plan, make_plan
 from trivium.compare.result import gather
 from trivium.compare.table import show
 from trivium.compare.verdict import judge
-from trivium.config import Configuration, dump
+from trivium.config.base import Configuration, dump
 from trivium.errors import ConfigurationError
 from trivium.report import compare as report
 

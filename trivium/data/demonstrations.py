@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trivium.config import Contradiction
+from trivium.config.base import Contradiction
 from trivium.data.chat import Encoder, Exchange, Messages, Reply, checked_messages, reply_text
 from trivium.data.group import Group
 from trivium.data.prompts import (

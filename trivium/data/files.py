@@ -22,9 +22,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from trivium.config.paths import looked_up
 from trivium.data.wording import first_line, nearest
 from trivium.errors import DataError, one_line
-from trivium.paths import looked_up
 
 Record = tuple[str, Any]
 """Where a value stands, and the value; a DataError in its place says why it could not be read."""

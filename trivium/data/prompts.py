@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from trivium.config import Contradiction
+from trivium.config.base import Contradiction
 from trivium.data.chat import Encoder, Messages, Reply, checked_messages, shared_length
 from trivium.data.rows import Dropped, LoadReport, Notes, Row, RowsConfig, checked_text, collect
 from trivium.data.wording import nearest, shortened

@@ -17,11 +17,11 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field
 
-from trivium.config import Configuration, Contradiction
+from trivium.config.base import Configuration, Contradiction
+from trivium.config.paths import looked_up
 from trivium.data.files import open_records
 from trivium.data.wording import nearest, shortened
 from trivium.errors import DataError, one_line
-from trivium.paths import looked_up
 
 logger = logging.getLogger("trivium")
 

@@ -9,7 +9,7 @@ from typing import Any
 import psutil
 import torch
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.memory.report import Lengths, Memory
 from trivium.memory.roads import predict
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.data.demonstrations import load_demonstrations
 from trivium.data.group import Group
 from trivium.data.preferences import load_preferences, load_step_labels

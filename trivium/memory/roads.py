@@ -29,7 +29,7 @@ from trivium.algorithms.reward_training import LabelledSteps, Pairs, labelled_st
 from trivium.algorithms.reward_update_config import RewardUpdateConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.algorithms.update import Optimizer
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.data.batch import Grouped
 from trivium.errors import ConfigurationError, ModelError
 from trivium.memory.rehearsal import Rehearsal, heaviest

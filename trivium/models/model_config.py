@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trivium.config import Configuration, Contradiction
-from trivium.paths import looked_up
+from trivium.config.base import Configuration, Contradiction
+from trivium.config.paths import looked_up
 
 LayerName = Annotated[str, Field(min_length=1)]
 

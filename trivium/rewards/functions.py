@@ -23,8 +23,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from trivium.config.paths import looked_up
 from trivium.errors import ConfigurationError
-from trivium.paths import looked_up
 
 Function = Callable[..., Any]
 

@@ -12,9 +12,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, field_serializer
 
-from trivium.config import Configuration, Contradiction
-from trivium.credentials import secrets_in
-from trivium.paths import looked_up
+from trivium.config.base import Configuration, Contradiction
+from trivium.config.paths import looked_up
+from trivium.config.secrets import secrets_in
 from trivium.rewards.functions import anchored, nearest
 
 Aggregate = Literal["none", "product", "minimum"]

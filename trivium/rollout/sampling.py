@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 
 
 def _distinct(values: Sequence[str | int]) -> Sequence[str | int]:

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from filelock import FileLock
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.models.linear import product
 from trivium.models.loading import device_of
 from trivium.models.model_config import ModelConfig

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import Field
 
-from trivium.config import Configuration, Contradiction
+from trivium.config.base import Configuration, Contradiction
 
 CURRENCIES = {
     "seconds": "time/total",

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 
 
 class CheckpointsConfig(Configuration):

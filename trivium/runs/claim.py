@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.errors import ConfigurationError
 from trivium.runs.files import is_left_over, remove
 from trivium.runs.identity import differences

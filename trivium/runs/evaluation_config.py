@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.data.prompts import PromptsConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling, StopTexts, StopTokens

@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.errors import DataError
 
 PACKAGES = ("trivium", "torch", "transformers", "tokenizers", "safetensors", "peft")

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trivium.config import Configuration, Contradiction
+from trivium.config.base import Configuration, Contradiction
 
 
 class MonitorConfig(Configuration):

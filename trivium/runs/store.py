@@ -33,7 +33,7 @@ from typing import Any
 
 from pydantic import Field
 
-from trivium.config import Configuration, dump
+from trivium.config.base import Configuration, dump
 from trivium.errors import CheckpointError, DataError, TrainingError
 from trivium.runs.budget import BudgetConfig
 from trivium.runs.checkpoint_config import CheckpointsConfig

@@ -11,7 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from trivium.config import Configuration
+from trivium.config.base import Configuration
 from trivium.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Plain values from a YAML file and `key.sub=value` arguments, with where each of them came from.
 
 A configuration's errors must name a line or an argument, and a number must read the same in both;
-PyYAML alone gives no lines and reads 3e-4 as text. What the values mean is config.py's business.
+PyYAML alone gives no lines and reads 3e-4 as text. What the values mean is config/base.py's business.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import yaml
 from yaml.scanner import ScannerError
 
-from trivium.credentials import is_secret
+from trivium.config.secrets import is_secret
 from trivium.errors import ConfigurationError
 
 Keys = tuple[Any, ...]

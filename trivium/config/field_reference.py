@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from trivium.config import Configuration, all_fields, sections_in, sentence
-from trivium.yaml_source import shown
+from trivium.config.base import Configuration, all_fields, sections_in, sentence
+from trivium.config.yaml_source import shown
 
 _NAMES = {
     int: "whole number",

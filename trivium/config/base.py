@@ -23,8 +23,8 @@ from pydantic_core import (
     to_jsonable_python,
 )
 
+from trivium.config.yaml_source import Keys, YamlSource, dotted, dump_yaml, parse_scalar, shown
 from trivium.errors import ConfigurationError, one_line
-from trivium.yaml_source import Keys, YamlSource, dotted, dump_yaml, parse_scalar, shown
 
 _EXACT_TYPES = frozenset({"int", "float", "bool", "str"})
 _NOT_SCHEMAS = frozenset({"default", "metadata", "serialization"})

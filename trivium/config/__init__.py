@@ -1,0 +1,1 @@
+"""Strict configurations: sections, YAML sources, field reference, paths, secrets."""

@@ -1,0 +1,1 @@
+"""Policies, critics, references and reward models: Hugging Face checkpoints over groups."""
