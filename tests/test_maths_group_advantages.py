@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from trivium.choices import Baseline, Scale
 from trivium.maths import equal_groups, group_advantages, step_advantages
+from trivium.maths.options import Baseline, Scale
 
 SCALES: list[Scale] = ["sample_std", "population_std", "batch_std", "none"]
 BASELINES: list[Baseline] = ["group_mean", "leave_one_out"]

@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from trivium.choices import Aggregation, Baseline
 from trivium.maths import (
     clipped_surrogate,
     gae,
@@ -28,6 +27,7 @@ from trivium.maths import (
     token_weights,
     weighted_sum,
 )
+from trivium.maths.options import Aggregation, Baseline
 
 Members = tuple[int, ...]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trivium.choices import Aggregation
 from trivium.maths import segment_sum, token_weights, weighted_sum
+from trivium.maths.options import Aggregation
 
 AGGREGATIONS: list[Aggregation] = ["sequence_mean", "token_mean", "fixed_length"]
 LENGTHS_N = torch.tensor([1, 4, 2])

@@ -27,8 +27,8 @@ from trivium.algorithms.experience import (
     steps_of,
 )
 from trivium.data.batch import Batch, Group, Grouped, token_index
+from trivium.maths.aggregation import token_weights, weighted_sum
 from trivium.maths.ragged import segment_ids, segment_starts, spread
-from trivium.maths.weights import token_weights, weighted_sum
 from trivium.models import scoring
 from trivium.models.policy import Policy
 from trivium.models.scoring import score_all

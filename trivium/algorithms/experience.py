@@ -17,10 +17,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from trivium.choices import Aggregation
 from trivium.data.batch import Grouped, token_index
+from trivium.maths.aggregation import token_weights
+from trivium.maths.options import Aggregation
 from trivium.maths.ragged import segment_sum
-from trivium.maths.weights import token_weights
 from trivium.models.scoring import Scores, score_logprobs
 from trivium.runs.measuring import Updates
 

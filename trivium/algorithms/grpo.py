@@ -43,10 +43,10 @@ from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.maths.advantages import equal_groups, group_advantages, step_advantages
+from trivium.maths.aggregation import weighted_sum
 from trivium.maths.kl import KL_ESTIMATORS
 from trivium.maths.objectives import SURROGATES, importance_ratio, truncated_importance
 from trivium.maths.ragged import spread
-from trivium.maths.weights import weighted_sum
 from trivium.models.loading import trained_parameters
 from trivium.models.scoring import score_logprobs
 from trivium.packing import packable

@@ -10,9 +10,9 @@ from pydantic import Field
 from trivium.algorithms.asynchronous import against_asynchronous
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.algorithms.reward_update_config import RewardUpdateConfig, not_one_learned
-from trivium.choices import Aggregation, Baseline, Scale
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
+from trivium.maths.options import Aggregation, Baseline, Scale
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs, none_scores_steps
 from trivium.rollout.sampling import Sampling

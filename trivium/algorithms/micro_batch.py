@@ -1,7 +1,7 @@
 """Micro-batches: the unit of forward and backward passes, and how their gradients are added up.
 
 A micro-batch whose passes do not fit the memory is done in halves. Weights are given to tokens for
-the whole optimiser step before it is cut (``maths.weights``), so the halves' losses and gradients
+the whole optimiser step before it is cut (``maths.aggregation``), so the halves' losses and gradients
 add up to the same. A backward pass that fails may have added a part of its gradient already: the
 step is then begun anew, which costs the time of what was done but, unlike a copy of the gradients
 kept for the case, no memory.

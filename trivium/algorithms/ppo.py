@@ -47,9 +47,9 @@ from trivium.algorithms.rollout_step import roll_out_batch, sample_ahead
 from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch, Grouped
 from trivium.maths.advantages import gae, return_targets, whiten
+from trivium.maths.aggregation import weighted_sum
 from trivium.maths.kl import KL_ESTIMATORS, kl_shaped_rewards
 from trivium.maths.objectives import clipped_surrogate, truncated_importance, value_loss
-from trivium.maths.weights import weighted_sum
 from trivium.models.critic import ActorCriticScores, Critic, SeparateCritic
 from trivium.models.loading import trained_parameters
 from trivium.models.policy import TokenScores

@@ -12,9 +12,9 @@ from trivium.algorithms.critic_config import CriticConfig
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.algorithms.pretraining_config import PretrainingMixConfig
 from trivium.algorithms.reward_update_config import RewardUpdateConfig, not_one_learned
-from trivium.choices import Aggregation
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
+from trivium.maths.options import Aggregation
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling

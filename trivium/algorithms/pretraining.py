@@ -10,8 +10,8 @@ from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.pretraining_config import PretrainingMixConfig
 from trivium.data.batch import Batch
 from trivium.data.demonstrations import load_demonstrations
+from trivium.maths.aggregation import weighted_sum
 from trivium.maths.objectives import token_nll
-from trivium.maths.weights import weighted_sum
 from trivium.models.policy import Policy
 
 

@@ -22,8 +22,8 @@ from trivium.algorithms.update import Optimizer
 from trivium.data.batch import Batch
 from trivium.data.demonstrations import Demonstration, load_demonstrations
 from trivium.data.prompts import load_prompts
+from trivium.maths.aggregation import weighted_sum
 from trivium.maths.objectives import token_nll
-from trivium.maths.weights import weighted_sum
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference

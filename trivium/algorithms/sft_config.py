@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from trivium.algorithms.optimizer_config import OptimizerConfig
-from trivium.choices import Aggregation
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.demonstrations import DemonstrationsConfig
+from trivium.maths.options import Aggregation
 from trivium.models.model_config import ModelConfig
 from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.store import RunConfig

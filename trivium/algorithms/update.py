@@ -1,6 +1,6 @@
 """One optimiser step: micro-batches, accumulated gradients, clipping, schedule.
 
-The loss of a micro-batch is a plain sum, weighted by the step-wide weights of ``maths.weights``,
+The loss of a micro-batch is a plain sum, weighted by the step-wide weights of ``maths.aggregation``,
 so adding up the micro-batches' gradients gives the gradient of the whole step.
 """
 

@@ -8,6 +8,7 @@ from trivium.maths.advantages import (
     step_advantages,
     whiten,
 )
+from trivium.maths.aggregation import token_weights, weighted_sum
 from trivium.maths.kl import KL_ESTIMATORS, adapted_coefficient, k1, k2, k3, kl_shaped_rewards
 from trivium.maths.objectives import (
     PREFERENCE_LOSSES,
@@ -35,7 +36,6 @@ from trivium.maths.ragged import (
     spread,
     suffix_sum,
 )
-from trivium.maths.weights import token_weights, weighted_sum
 
 __all__ = [
     "KL_ESTIMATORS",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trivium.choices import Baseline, Scale
+from trivium.maths.options import Baseline, Scale
 from trivium.maths.ragged import (
     require_lengths,
     require_same_shape,

@@ -1,6 +1,6 @@
 """The losses, each as its paper writes it: per token or per pair, unreduced.
 
-The caller multiplies by the weights of ``maths.weights`` and sums. In every policy loss gradient
+The caller multiplies by the weights of ``maths.aggregation`` and sums. In every policy loss gradient
 flows through ``logprobs_T`` alone; advantages, old log-probs and return targets are constants of
 the rollout batch.
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trivium.choices import Aggregation
+from trivium.maths.options import Aggregation
 from trivium.maths.ragged import require_lengths, require_same_shape, segment_sum, spread
 
 
