@@ -12,7 +12,6 @@ import pytest
 from worlds import World, rows
 
 import trivium
-from trivium.borders import check_input
 from trivium.config.secrets import secrets_in
 from trivium.data import survey as surveys
 from trivium.data.demonstrations import DemonstrationsConfig, read_demonstrations
@@ -23,6 +22,7 @@ from trivium.errors import ConfigurationError, DataError, ModelError
 from trivium.models.checkpoint import check_checkpoint
 from trivium.models.loading import load_tokenizer
 from trivium.models.model_config import ModelConfig
+from trivium.preflight import check_input
 
 
 @pytest.fixture(scope="module")

@@ -18,11 +18,11 @@ from hypothesis import strategies as st
 
 from trivium.data.group import Group
 from trivium.errors import CheckpointError
-from trivium.packing import Packer, unpack
 from trivium.rollout.engine import Response
 from trivium.runs import files
 from trivium.runs.checkpoint import MANIFEST, STATE, TENSORS, Checkpoints, Place
 from trivium.runs.files import tidy
+from trivium.serialization import Packer, unpack
 
 RUN = "0123456789abcdef"
 

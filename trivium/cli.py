@@ -273,7 +273,7 @@ def run_resume(parsed: argparse.Namespace) -> None:
 
 def run_memory(parsed: argparse.Namespace) -> None:
     """Say what a run would need, and which micro-batches fit."""
-    from trivium.borders import check_input
+    from trivium.preflight import check_input
 
     config_class = COMMANDS[parsed.kind].config_class()
     config = load_configuration(config_class, parsed.config, parsed.settings)

@@ -49,11 +49,11 @@ from trivium.maths.objectives import SURROGATES, importance_ratio, truncated_imp
 from trivium.maths.ragged import spread
 from trivium.models.loading import trained_parameters
 from trivium.models.scoring import score_logprobs
-from trivium.packing import packable
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined
 from trivium.runs.beginning import begin
 from trivium.runs.measuring import Updates
 from trivium.runs.training import Training
+from trivium.serialization import packable
 
 
 @packable

@@ -54,11 +54,11 @@ from trivium.models.critic import ActorCriticScores, Critic, SeparateCritic
 from trivium.models.loading import trained_parameters
 from trivium.models.policy import TokenScores
 from trivium.models.scoring import score_logprobs
-from trivium.packing import packable
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.beginning import begin
 from trivium.runs.measuring import Updates
 from trivium.runs.training import Training
+from trivium.serialization import packable
 
 
 @packable

@@ -31,9 +31,9 @@ from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError
 from trivium.models.loading import trained_parameters
-from trivium.packing import packable
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.rollouts import Rollouts
+from trivium.serialization import packable
 
 
 @packable

@@ -18,8 +18,8 @@ from trivium.algorithms.micro_batch import Learned, MicroBatch, accumulate
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.errors import NonFiniteError, TrainingError
 from trivium.models.scoring import out_of_memory
-from trivium.packing import packable
 from trivium.runs.study import Evidence, Seen, first_fault
+from trivium.serialization import packable
 
 
 @packable

@@ -42,7 +42,7 @@ class Command:
         if self.trains:
             kind = next(name for name, command in COMMANDS.items() if command is self)
             _imported("trivium.runs.claim:claim")(kind, config.run, config)
-        _imported("trivium.borders:check_input")(config)
+        _imported("trivium.preflight:check_input")(config)
         return self.load()(config)
 
 

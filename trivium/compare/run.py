@@ -11,7 +11,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from trivium.borders import check_input
 from trivium.commands import COMMANDS
 from trivium.compare.conduct import conduct
 from trivium.compare.config import CompareConfig
@@ -21,6 +20,7 @@ from trivium.compare.table import show
 from trivium.compare.verdict import judge
 from trivium.config.base import Configuration, dump
 from trivium.errors import ConfigurationError
+from trivium.preflight import check_input
 from trivium.report import compare as report
 
 logger = logging.getLogger("trivium")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trivium.packing import packable
+from trivium.serialization import packable
 
 
 @packable

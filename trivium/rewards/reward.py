@@ -15,7 +15,6 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from trivium.errors import ConfigurationError, RewardError
-from trivium.packing import packable
 from trivium.rewards.code import code
 from trivium.rewards.component import Component, Entry, Step, Value
 from trivium.rewards.format import format, length
@@ -31,6 +30,7 @@ from trivium.rewards.math import math as math_verified
 from trivium.rewards.reward_config import RewardConfig
 from trivium.rewards.server import server
 from trivium.rewards.steps import steps
+from trivium.serialization import packable
 
 if TYPE_CHECKING:
     from trivium.data.prompts import Prompt

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from trivium.data.prompts import Prompt
-from trivium.packing import packable
 from trivium.rollout.sampling import Sampling
+from trivium.serialization import packable
 
 Ending = Literal["eos", "stop", "length"]
 OUTSIDE_TRAINING = -1

@@ -19,11 +19,11 @@ from trivium.data.chat import step_ends
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
 from trivium.maths.ragged import segment_starts, spread
-from trivium.packing import packable
 from trivium.rewards.early import EarlyScoring
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.engine import Engine, Response
 from trivium.rollout.sampling import Sampling
+from trivium.serialization import packable
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@
 
 It is written under another name, flushed to the disk, and renamed; what is torn or altered is
 recognised before anything is read from it. Left out: what the state is (``runs.training``), and
-how values become trees (``trivium.packing``).
+how values become trees (``trivium.serialization``).
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trivium.errors import CheckpointError
-from trivium.packing import Packer, unpack
 from trivium.runs.files import flush_to_disk, placing, remove_aside
+from trivium.serialization import Packer, unpack
 
 logger = logging.getLogger(__name__)
 

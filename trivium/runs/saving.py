@@ -31,7 +31,7 @@ class Stateful(Protocol):
     """Something that changes while a run goes on."""
 
     def state(self) -> Any:
-        """All that its future depends on, as ``trivium.packing`` takes it."""
+        """All that its future depends on, as ``trivium.serialization`` takes it."""
         ...
 
     def restore(self, state: Any) -> None:
