@@ -13,11 +13,11 @@ from worlds import World, rows
 
 import trivium
 from trivium.config.secrets import secrets_in
-from trivium.data import survey as surveys
+from trivium.data import preview as surveys
 from trivium.data.demonstrations import DemonstrationsConfig, read_demonstrations
 from trivium.data.preferences import PreferencesConfig, read_preferences
+from trivium.data.preview import survey
 from trivium.data.prompts import PromptsConfig, read_prompts
-from trivium.data.survey import survey
 from trivium.errors import ConfigurationError, DataError, ModelError
 from trivium.models.checkpoint import check_checkpoint
 from trivium.models.loading import load_tokenizer

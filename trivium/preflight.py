@@ -18,8 +18,8 @@ from trivium.commands.output import require_directory, require_free
 from trivium.commands.pairs_config import PairsConfig
 from trivium.compare.config import CompareConfig
 from trivium.config.base import Configuration
+from trivium.data.preview import survey
 from trivium.data.rows import RowsConfig
-from trivium.data.survey import survey
 from trivium.errors import ConfigurationError, DataError, ModelError, TriviumError
 from trivium.models.checkpoint import check_checkpoint, context_of
 from trivium.models.model_config import ModelConfig

@@ -34,9 +34,9 @@ from trivium.data.preferences import (
     read_preferences,
     read_step_labels,
 )
+from trivium.data.preview import survey
 from trivium.data.prompts import PromptsConfig, read_prompts
 from trivium.data.rows import Row, RowsConfig, collect, read_rows
-from trivium.data.survey import survey
 from trivium.errors import ConfigurationError, DataError, ModelError, TriviumError, one_line
 
 SLOWEST = 2.0

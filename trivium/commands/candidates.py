@@ -9,9 +9,9 @@ from typing import Any
 
 from trivium.commands.pairs_config import CandidateConfig, PairsConfig
 from trivium.data.chat import Messages
+from trivium.data.messages import nearest, shortened
 from trivium.data.prompts import explicit_prompt
 from trivium.data.rows import Row, checked_text
-from trivium.data.wording import nearest, shortened
 from trivium.errors import DataError
 
 

@@ -15,8 +15,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from trivium.data.cutting import cut
 from trivium.data.group import Group
+from trivium.data.micro_batching import cut
 from trivium.maths.ragged import segment_ids, segment_starts, spread
 
 

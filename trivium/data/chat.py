@@ -17,8 +17,8 @@ from weakref import WeakKeyDictionary
 
 from jinja2 import TemplateError
 
+from trivium.data.messages import shortened
 from trivium.data.rows import checked_text
-from trivium.data.wording import shortened
 from trivium.errors import DataError, ModelError
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.config.paths import looked_up
-from trivium.data.wording import first_line, nearest
+from trivium.data.messages import first_line, nearest
 from trivium.errors import DataError, one_line
 
 Record = tuple[str, Any]

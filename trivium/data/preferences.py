@@ -32,6 +32,7 @@ from trivium.data.demonstrations import (
     texts_of,
 )
 from trivium.data.group import Group
+from trivium.data.messages import shortened
 from trivium.data.prompts import (
     ASSISTANT_MARK,
     as_prompt,
@@ -41,7 +42,6 @@ from trivium.data.prompts import (
     split_dialogues,
 )
 from trivium.data.rows import Dropped, LoadReport, Notes, Row, checked_text, collect
-from trivium.data.wording import shortened
 from trivium.errors import DataError
 
 if TYPE_CHECKING:

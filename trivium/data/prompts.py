@@ -16,8 +16,8 @@ from pydantic import Field, field_validator
 
 from trivium.config.base import Contradiction
 from trivium.data.chat import Encoder, Messages, Reply, checked_messages, shared_length
+from trivium.data.messages import nearest, shortened
 from trivium.data.rows import Dropped, LoadReport, Notes, Row, RowsConfig, checked_text, collect
-from trivium.data.wording import nearest, shortened
 from trivium.errors import DataError
 
 if TYPE_CHECKING:

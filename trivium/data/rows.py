@@ -20,7 +20,7 @@ from pydantic import Field
 from trivium.config.base import Configuration, Contradiction
 from trivium.config.paths import looked_up
 from trivium.data.files import open_records
-from trivium.data.wording import nearest, shortened
+from trivium.data.messages import nearest, shortened
 from trivium.errors import DataError, one_line
 
 logger = logging.getLogger("trivium")
