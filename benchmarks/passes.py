@@ -43,8 +43,8 @@ from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.maths.ragged import segment_starts
 from trivium.models.model_config import ModelConfig
+from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
-from trivium.models.scoring import score_logprobs
 from trivium.runs import training
 from trivium.runs.peak import PeakMemory, return_freed_memory
 from trivium.runs.store import read_metrics

@@ -22,9 +22,9 @@ from trivium.data.group import Group
 from trivium.data.prompts import Prompt
 from trivium.errors import TrainingError
 from trivium.models.model_config import ModelConfig
+from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
-from trivium.models.scoring import score_logprobs
 from trivium.rewards.reward import Scores
 from trivium.rollout.engine import Response
 from trivium.rollout.rollouts import Rollouts

@@ -25,7 +25,7 @@ from trivium.algorithms.update import Optimizer, rate_share
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import TrainingError
-from trivium.models.scoring import score_all
+from trivium.models.oom import score_all
 
 SINGLE = Grouped([Group([1], [[1]])])
 

@@ -23,7 +23,7 @@ from worlds import (
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.models import trust
+from trivium.models import equivalence
 from trivium.models.attention import (
     RAGGED as RAGGED_NAME,
 )
@@ -32,9 +32,9 @@ from trivium.models.attention import (
     hidden_states,
     separate_rows,
 )
+from trivium.models.equivalence import use_ragged_attention
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
-from trivium.models.trust import use_ragged_attention
 
 GROUPS = random_groups(50, *RAGGED)
 LONG = random_groups(50, [5, 9], [[24, 3], [20]], seed=1)
@@ -92,7 +92,7 @@ def test_logprobs_equal_plain_transformers(name: str, groups: list[Group]) -> No
 def test_family_that_cannot_share_falls_back_by_itself_and_says_so_once(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trust._say_once.cache_clear()
+    equivalence._say_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="trivium"):
         policies = [policy_of(name)[0] for _ in range(2)]
     assert not any(policy.shared for policy in policies)

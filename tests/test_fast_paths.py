@@ -21,12 +21,12 @@ from trivium.data.group import Group
 from trivium.models import attention, flops, layers, logprobs, shared_attention
 from trivium.models import linear as linear_module
 from trivium.models.attention import GroupLayout, MaskedLayout, Rule, hidden_states, on_line
-from trivium.models.flex import FlexLayout
+from trivium.models.flex_attention import FlexLayout
 from trivium.models.lean import LeanPass, rules_of_lean
 from trivium.models.linear import Linear, Packed, filler, linear, product, use_fast_linears
 from trivium.models.logprobs import Head, token_logprobs
 from trivium.models.policy import Policy
-from trivium.models.rows import Parts
+from trivium.models.segments import Parts
 from trivium.models.shared_attention import ALONE, SMALL, WASTE, alike, plan
 from trivium.rollout.engine import draw
 from trivium.rollout.sampling import Sampling

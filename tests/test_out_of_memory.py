@@ -23,9 +23,9 @@ from trivium.algorithms.micro_batch import MicroBatch, measure
 from trivium.algorithms.update import Optimizer, OptimizerConfig, StepResult
 from trivium.data.batch import Batch, Group, Grouped
 from trivium.errors import TrainingError
-from trivium.models import policy, scoring
+from trivium.models import oom, policy
 from trivium.models import reward_model as reward_models
-from trivium.models.scoring import out_of_memory, score_all
+from trivium.models.oom import out_of_memory, score_all
 
 CPU = "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory"
 ERRORS: list[Callable[[], BaseException]] = [
@@ -37,9 +37,9 @@ ERRORS: list[Callable[[], BaseException]] = [
 
 @pytest.fixture(autouse=True)
 def _nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scoring, "_told", [])
+    monkeypatch.setattr(oom, "_told", [])
     # Searching the whole heap of a test session takes half a second each time.
-    monkeypatch.setattr(scoring.gc, "collect", lambda: 0)
+    monkeypatch.setattr(oom.gc, "collect", lambda: 0)
 
 
 # --- cutting ------------------------------------------------------------------------------------

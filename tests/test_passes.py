@@ -37,10 +37,10 @@ from trivium.models import policy as policies
 from trivium.models import reference as references
 from trivium.models.loading import trained_parameters
 from trivium.models.model_config import ModelConfig
+from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.models.reward_model import RewardModel
-from trivium.models.scoring import score_logprobs
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.measuring import Updates
 

@@ -29,9 +29,9 @@ from trivium.algorithms.experience import (
 from trivium.data.batch import Batch, Group, Grouped, token_index
 from trivium.maths.aggregation import token_weights, weighted_sum
 from trivium.maths.ragged import segment_ids, segment_starts, spread
-from trivium.models import scoring
+from trivium.models import oom
+from trivium.models.oom import score_all
 from trivium.models.policy import Policy
-from trivium.models.scoring import score_all
 
 EACH = settings(max_examples=40)
 
@@ -155,7 +155,7 @@ def test_scores_are_the_same_where_memory_runs_out(data: Data, room: int) -> Non
             raise MemoryError
         return (batch.targets_T,)
 
-    with mock.patch.object(scoring, "free_memory"):
+    with mock.patch.object(oom, "free_memory"):
         (tokens_T,) = score_all(data, [list(range(len(data.lengths_N)))], score)
     assert tokens_T.tolist() == [t for g in data.groups for r in g.responses for t in r]
 

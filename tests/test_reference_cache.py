@@ -21,8 +21,8 @@ from trivium.algorithms.reference_cache import kept_logprobs, key_of
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.models.model_config import LoraConfig, ModelConfig
+from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
-from trivium.models.scoring import score_logprobs
 from trivium.runs.identity import circumstances, differences
 
 ROWS = [

@@ -36,7 +36,7 @@ from trivium.commands.help_texts import (
 from trivium.config.base import Configuration, load_configuration
 from trivium.config.field_reference import describe
 from trivium.errors import ConfigurationError, TriviumError
-from trivium.models.checkpoint import check_checkpoint
+from trivium.models.hf_checkpoint import check_checkpoint
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -15,9 +15,9 @@ from trivium.data.batch import Batch, Grouped
 from trivium.errors import ConfigurationError
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
 from trivium.models.model_config import ModelConfig
+from trivium.models.oom import in_parts, score_all
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
-from trivium.models.scoring import in_parts, score_all
 from trivium.rollout.rollouts import Rollouts
 
 

@@ -33,9 +33,9 @@ from trivium.errors import TrainingError
 from trivium.maths.objectives import PREFERENCE_LOSSES, preference_gradient_weight
 from trivium.maths.ragged import segment_mean, segment_sum
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
+from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
-from trivium.models.scoring import score_logprobs
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.beginning import begin
 from trivium.runs.evaluate import Evaluator

@@ -21,7 +21,7 @@ from trivium.data.batch import Grouped, token_index
 from trivium.maths.aggregation import token_weights
 from trivium.maths.options import Aggregation
 from trivium.maths.ragged import segment_sum
-from trivium.models.scoring import Scores, score_logprobs
+from trivium.models.oom import Scores, score_logprobs
 from trivium.runs.measuring import Updates
 
 MicroBatches = list[list[int]]

@@ -48,7 +48,7 @@ from trivium.maths.kl import KL_ESTIMATORS
 from trivium.maths.objectives import SURROGATES, importance_ratio, truncated_importance
 from trivium.maths.ragged import spread
 from trivium.models.loading import trained_parameters
-from trivium.models.scoring import score_logprobs
+from trivium.models.oom import score_logprobs
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined
 from trivium.runs.beginning import begin
 from trivium.runs.measuring import Updates

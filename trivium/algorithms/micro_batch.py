@@ -22,7 +22,7 @@ from torch import Tensor
 
 from trivium.data.batch import Grouped
 from trivium.models import flops
-from trivium.models.scoring import NoRoom, in_parts, make_room
+from trivium.models.oom import NoRoom, in_parts, make_room
 
 Learning = tuple[Tensor, dict[str, Tensor]]
 """The loss of a part, and what was observed on the way (flat tensors, detached)."""

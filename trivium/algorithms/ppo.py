@@ -52,8 +52,8 @@ from trivium.maths.kl import KL_ESTIMATORS, kl_shaped_rewards
 from trivium.maths.objectives import clipped_surrogate, truncated_importance, value_loss
 from trivium.models.critic import ActorCriticScores, Critic, SeparateCritic
 from trivium.models.loading import trained_parameters
+from trivium.models.oom import score_logprobs
 from trivium.models.policy import TokenScores
-from trivium.models.scoring import score_logprobs
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.beginning import begin
 from trivium.runs.measuring import Updates

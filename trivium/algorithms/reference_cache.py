@@ -29,8 +29,8 @@ from trivium.config.paths import cache_directory
 from trivium.data.batch import Grouped
 from trivium.models.linear import product
 from trivium.models.loading import base_of, is_adapted
+from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
-from trivium.models.scoring import score_logprobs
 from trivium.runs.files import is_left_over, write_bytes
 from trivium.runs.identity import source_digest, versions
 

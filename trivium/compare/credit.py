@@ -39,9 +39,9 @@ from trivium.data.group import Group
 from trivium.data.prompts import Prompt, load_prompts
 from trivium.models.loading import load_tokenizer, trained_parameters
 from trivium.models.model_config import ModelConfig
+from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
-from trivium.models.scoring import score_logprobs
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.measuring import Updates

@@ -2,7 +2,7 @@
 
 A function of lengths alone. Work is what a transformer does: some for every token, and some for
 every pair of a token and one that it attends to. Left out: whether the memory holds what was cut
-(``models.scoring`` halves what it does not).
+(``models.oom`` halves what it does not).
 """
 
 from __future__ import annotations

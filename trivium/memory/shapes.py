@@ -22,7 +22,7 @@ from trivium.data.group import Group
 from trivium.errors import ModelError
 from trivium.memory.dry_run import DryRun
 from trivium.models.attention import GroupLayout, Rule
-from trivium.models.checkpoint import require_checkpoint
+from trivium.models.hf_checkpoint import require_checkpoint
 from trivium.models.loading import (
     DTYPES,
     _checkpoint_activations,

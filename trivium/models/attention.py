@@ -5,7 +5,7 @@ A model is fed one line of tokens (``data.batch.Batch``) through the attention i
 each forward says who may look at whom. ``GroupLayout`` serves training and scoring; the rollout
 engine brings layouts of its own with a key-value cache.
 
-A model family is trusted with it only after comparison (``models.trust``); one that fails computes
+A model family is trusted with it only after comparison (``models.equivalence``); one that fails computes
 separate rows (``separate_rows``), which is also the reference that the tests hold the shared layout
 to.
 """
@@ -25,9 +25,9 @@ from transformers import AttentionInterface, PreTrainedModel
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.maths.ragged import segment_ids, spread
-from trivium.models.flex import FlexLayout
+from trivium.models.flex_attention import FlexLayout
 from trivium.models.linear import filler
-from trivium.models.rows import Rows
+from trivium.models.segments import Rows
 from trivium.models.shared_attention import Block, SharedAttention, plan
 
 logger = logging.getLogger(__name__)

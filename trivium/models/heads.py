@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trivium.models.attention import Layout, Rule
+from trivium.models.equivalence import HALF, close, is_precise, probe
 from trivium.models.layers import RMSNorm
 from trivium.models.linear import (
     Layer,
@@ -28,7 +29,6 @@ from trivium.models.linear import (
     reordered,
 )
 from trivium.models.rotary import Rotation, by_planes
-from trivium.models.trust import HALF, close, is_precise, probe
 
 KNOWN = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
 """Classes of ``transformers`` that were read: others look like these on a few tokens, and turn,

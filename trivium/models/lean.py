@@ -19,10 +19,10 @@ from transformers import PreTrainedModel
 
 from trivium.models import flops, heads
 from trivium.models.attention import GroupLayout, Layout, Rule
+from trivium.models.equivalence import HALF, close, is_precise, probe
 from trivium.models.layers import GATED, inverse_rms
 from trivium.models.linear import Layer, Linear, Packed, reordered
 from trivium.models.rotary import Rotation, Rotations, by_planes
-from trivium.models.trust import HALF, close, is_precise, probe
 
 logger = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.attention import Layout, Rule, on_line, states_at
+from trivium.models.equivalence import use_ragged_attention, uses_ragged_attention
 from trivium.models.heads import use_joined_heads
 from trivium.models.layers import use_lean_layers
 from trivium.models.lean import LeanPass, rules_of_lean
@@ -30,7 +31,6 @@ from trivium.models.loading import (
 )
 from trivium.models.logprobs import Head, token_logprobs
 from trivium.models.model_config import ModelConfig
-from trivium.models.trust import use_ragged_attention, uses_ragged_attention
 
 Forward = Callable[[Tensor, Tensor, Layout], Tensor]
 """From tokens and positions of a line, and who sees whom, to final hidden states."""

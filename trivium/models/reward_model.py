@@ -19,6 +19,7 @@ from trivium.errors import ModelError
 from trivium.maths.ragged import spread
 from trivium.models import flops
 from trivium.models.attention import states_at
+from trivium.models.equivalence import use_ragged_attention
 from trivium.models.heads import use_joined_heads
 from trivium.models.layers import use_lean_layers
 from trivium.models.linear import use_fast_linears
@@ -32,7 +33,6 @@ from trivium.models.loading import (
     trained_state,
 )
 from trivium.models.model_config import ModelConfig
-from trivium.models.trust import use_ragged_attention
 
 
 class RewardModel:

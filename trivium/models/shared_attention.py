@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trivium.data.batch import Batch
 from trivium.maths.ragged import segment_ids, segment_starts, spread
-from trivium.models.rows import Parts, Rows
+from trivium.models.segments import Parts, Rows
 
 WASTE = 1.1
 """A dense attention may be so much larger than the rows in it."""

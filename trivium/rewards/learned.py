@@ -24,8 +24,8 @@ from trivium.data.batch import Batch, Grouped
 from trivium.data.chat import Encoder, step_ends
 from trivium.data.group import Group
 from trivium.models.model_config import ModelConfig
+from trivium.models.oom import in_parts
 from trivium.models.reward_model import RewardModel
-from trivium.models.scoring import in_parts
 from trivium.rewards.functions import Function
 from trivium.rewards.reward_config import LEARNED, OUTCOME, PROCESS, Aggregate, RewardConfig
 

@@ -16,7 +16,7 @@ from trivium.maths.ragged import spread
 from trivium.models import flops
 from trivium.models.attention import Rule, attention, last_layer
 from trivium.models.policy import Policy
-from trivium.models.rows import Rows
+from trivium.models.segments import Rows
 from trivium.models.shared_attention import Block, SharedAttention, plan_rows
 
 STRIP = 32

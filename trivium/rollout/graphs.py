@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from trivium.models import flops
+from trivium.models.equivalence import HALF, close, is_precise
 from trivium.models.policy import Policy
-from trivium.models.trust import HALF, close, is_precise
 from trivium.rollout.cache import Grid, RowCache
 
 logger = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from trivium.data.batch import Grouped
 from trivium.data.chat import token_pieces
 from trivium.data.prompts import Prompt
 from trivium.maths.ragged import segment_sum
+from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
-from trivium.models.scoring import score_logprobs
 from trivium.rewards.reward import Rewards
 from trivium.rollout.engine import OUTSIDE_TRAINING, Engine
 from trivium.rollout.rollouts import Rollouts, roll_out
