@@ -3,7 +3,7 @@
     python benchmarks/lines.py [--batches N]
 
 A process learns from batches whose responses have ever new lengths, as the steps of a run do, once
-with lines as long as their tokens and once with lines filled up (``trivium.models.linear.filler``).
+with lines as long as their tokens and once with lines filled up (``trivium.models.cpu.linear.filler``).
 Prints what memory grew by and the processor time of a batch, after the first twenty.
 """
 
@@ -27,7 +27,8 @@ from worlds import SIZES, write_world
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.models import attention, layers, logprobs
+from trivium.models import attention, logprobs
+from trivium.models.cpu import layers
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 

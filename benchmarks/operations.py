@@ -28,7 +28,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.models.linear import product
+from trivium.models.cpu.linear import product
 from trivium.models.policy import Policy
 from trivium.rollout.cache import RowCache
 

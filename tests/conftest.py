@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from trivium.models.linear import product
+from trivium.models.cpu.linear import product
 
 # One thread: sums are then added in one order, and small tensors gain nothing from more.
 os.environ["OMP_NUM_THREADS"] = "1"

@@ -18,16 +18,17 @@ from worlds import family, letters_tokenizer, random_groups, random_lm
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.models import attention, flops, layers, logprobs, shared_attention
-from trivium.models import linear as linear_module
+from trivium.models import attention, flops, logprobs
 from trivium.models.attention import GroupLayout, MaskedLayout, Rule, hidden_states, on_line
+from trivium.models.cpu import layers, prefix_attention
+from trivium.models.cpu import linear as linear_module
+from trivium.models.cpu.decode import LeanPass, rules_of_lean
+from trivium.models.cpu.linear import Linear, Packed, filler, linear, product, use_fast_linears
+from trivium.models.cpu.prefix_attention import ALONE, SMALL, WASTE, alike, plan
 from trivium.models.flex_attention import FlexLayout
-from trivium.models.lean import LeanPass, rules_of_lean
-from trivium.models.linear import Linear, Packed, filler, linear, product, use_fast_linears
 from trivium.models.logprobs import Head, token_logprobs
 from trivium.models.policy import Policy
 from trivium.models.segments import Parts
-from trivium.models.shared_attention import ALONE, SMALL, WASTE, alike, plan
 from trivium.rollout.engine import draw
 from trivium.rollout.sampling import Sampling
 
@@ -95,7 +96,7 @@ def test_attention_in_parts_equals_the_masked_one(
 def test_attention_of_many_shapes_in_one_batch_equals_the_masked_one(
     monkeypatch: pytest.MonkeyPatch, seed: int, alone: int
 ) -> None:
-    monkeypatch.setattr(shared_attention, "ALONE", alone)
+    monkeypatch.setattr(prefix_attention, "ALONE", alone)
     drawn = random.Random(seed)
     groups = [
         Group([1] * drawn.randint(1, 60), [[2] * drawn.randint(1, 50) for _ in range(n)])
@@ -115,7 +116,7 @@ def test_attention_of_many_shapes_in_one_batch_equals_the_masked_one(
 def test_what_is_read_of_the_last_layer_and_its_gradients_are_as_if_all_were(
     monkeypatch: pytest.MonkeyPatch, seed: int, alone: int, share: float
 ) -> None:
-    monkeypatch.setattr(shared_attention, "ALONE", alone)
+    monkeypatch.setattr(prefix_attention, "ALONE", alone)
     drawn = random.Random(seed)
     shape = [drawn.randint(1, 30) for _ in range(5)]
     batch = Batch.of(random_groups(50, shape, [[4, 2, 25], [1], [30], [7, 7], [12]], seed=seed))

@@ -12,7 +12,7 @@ from worlds import LETTERS, family, letters_tokenizer, random_groups, random_lm
 
 from trivium.data.batch import Batch
 from trivium.models import flops
-from trivium.models.layers import GatedMLP
+from trivium.models.cpu.layers import GatedMLP
 from trivium.models.model_config import LoraConfig, ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import frozen_copy

@@ -26,7 +26,7 @@ from worlds import checkpoint
 
 from trivium.errors import ModelError
 from trivium.models import flops
-from trivium.models.linear import product
+from trivium.models.cpu.linear import product
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import frozen_copy

@@ -15,11 +15,11 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotary
 from worlds import RAGGED, family, letters_tokenizer, plain_logprobs, random_groups, random_lm
 
 from trivium.data.batch import Batch
-from trivium.models import heads, rotary
 from trivium.models.attention import Rule
-from trivium.models.heads import JoinedHeads, _Heads, is_known, use_joined_heads
+from trivium.models.cpu import heads, rotary
+from trivium.models.cpu.heads import JoinedHeads, _Heads, is_known, use_joined_heads
+from trivium.models.cpu.rotary import FIXED, Rotation, Rotations, by_planes
 from trivium.models.policy import Policy
-from trivium.models.rotary import FIXED, Rotation, Rotations, by_planes
 
 JOINED = ["llama", "qwen2", "qwen2-window", "qwen3", "mistral"]
 NOT_JOINED = ["gemma", "gemma2", "gemma3", "phi3", "smollm3", "olmo2", "granite", "cohere", "gpt2"]

@@ -16,8 +16,8 @@ from worlds import RAGGED, family, letters_tokenizer, plain_logprobs, random_gro
 
 from trivium.data.batch import Batch
 from trivium.models.attention import hidden_states, states_at
-from trivium.models.layers import GatedMLP, RMSNorm, use_lean_layers
-from trivium.models.linear import Linear, use_fast_linears
+from trivium.models.cpu.layers import GatedMLP, RMSNorm, use_lean_layers
+from trivium.models.cpu.linear import Linear, use_fast_linears
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 

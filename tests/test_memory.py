@@ -34,7 +34,7 @@ from trivium.memory.report import Lengths, Memory, Stage
 from trivium.memory.roads import predict
 from trivium.memory.rollout import dry_rollout, growing_lengths
 from trivium.memory.shapes import Shape, weightless_policy
-from trivium.models.linear import Name, product
+from trivium.models.cpu.linear import Name, product
 from trivium.models.loading import load_causal_lm, load_scorer, load_tokenizer, trained_parameters
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy

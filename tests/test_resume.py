@@ -10,7 +10,7 @@ from stoppable_runs import RUNS, Train, outcome, same
 from worlds import World
 
 from trivium.config.base import Configuration
-from trivium.models.linear import Name, product
+from trivium.models.cpu.linear import Name, product
 from trivium.runs import saving
 
 

@@ -29,11 +29,11 @@ from trivium.algorithms.parts import local_engine
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
-from trivium.models import shared_attention
 from trivium.models.attention import GroupLayout, hidden_states, on_line
-from trivium.models.heads import JoinedHeads
-from trivium.models.layers import GatedMLP, RMSNorm
-from trivium.models.linear import product
+from trivium.models.cpu import prefix_attention
+from trivium.models.cpu.heads import JoinedHeads
+from trivium.models.cpu.layers import GatedMLP, RMSNorm
+from trivium.models.cpu.linear import product
 from trivium.models.logprobs import Head
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
@@ -179,7 +179,7 @@ def of_learning(work: Work) -> Iterator[Comparison]:
         "learning: rows of attention where they lie",
         work.learn,
         work.learn,
-        lambda: lean(shared_attention, "ALONE", 1 << 30),
+        lambda: lean(prefix_attention, "ALONE", 1 << 30),
     )
     yield (
         "learning: the last layer for what is read",

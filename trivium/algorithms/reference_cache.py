@@ -27,7 +27,7 @@ from torch import Tensor
 
 from trivium.config.paths import cache_directory
 from trivium.data.batch import Grouped
-from trivium.models.linear import product
+from trivium.models.cpu.linear import product
 from trivium.models.loading import base_of, is_adapted
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy

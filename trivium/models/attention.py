@@ -25,10 +25,10 @@ from transformers import AttentionInterface, PreTrainedModel
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.maths.ragged import segment_ids, spread
+from trivium.models.cpu.linear import filler
+from trivium.models.cpu.prefix_attention import Block, SharedAttention, plan
 from trivium.models.flex_attention import FlexLayout
-from trivium.models.linear import filler
 from trivium.models.segments import Rows
-from trivium.models.shared_attention import Block, SharedAttention, plan
 
 logger = logging.getLogger(__name__)
 

@@ -5,7 +5,7 @@ that it passes, and 4·(heads·width) per layer for each token that it attends t
 (Kaplan et al. 2020, section 2.1). A backward pass costs one more of these for the gradients that
 flow on and one more for those of trained weights. It is the model's cost, so that implementations
 can be compared: what is done beyond it, for padding or recomputation, is not counted, and what is
-left out of the last layer because no one reads it (``models.layers``) is.
+left out of the last layer because no one reads it (``models.cpu.layers``) is.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trivium.models.linear import ROUND, Packed, filler, multiply
+from trivium.models.cpu.linear import ROUND, Packed, filler, multiply
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits in memory at a time: many enough that passing over the head's weights is worth it."""

@@ -15,11 +15,11 @@ from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.attention import Layout, Rule, on_line, states_at
+from trivium.models.cpu.decode import LeanPass, rules_of_lean
+from trivium.models.cpu.heads import use_joined_heads
+from trivium.models.cpu.layers import use_lean_layers
+from trivium.models.cpu.linear import Linear, use_fast_linears
 from trivium.models.equivalence import use_ragged_attention, uses_ragged_attention
-from trivium.models.heads import use_joined_heads
-from trivium.models.layers import use_lean_layers
-from trivium.models.lean import LeanPass, rules_of_lean
-from trivium.models.linear import Linear, use_fast_linears
 from trivium.models.loading import (
     base_of,
     load_causal_lm,

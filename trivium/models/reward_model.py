@@ -19,10 +19,10 @@ from trivium.errors import ModelError
 from trivium.maths.ragged import spread
 from trivium.models import flops
 from trivium.models.attention import states_at
+from trivium.models.cpu.heads import use_joined_heads
+from trivium.models.cpu.layers import use_lean_layers
+from trivium.models.cpu.linear import use_fast_linears
 from trivium.models.equivalence import use_ragged_attention
-from trivium.models.heads import use_joined_heads
-from trivium.models.layers import use_lean_layers
-from trivium.models.linear import use_fast_linears
 from trivium.models.loading import (
     base_of,
     load_scorer,

@@ -15,9 +15,9 @@ from torch import Tensor
 from trivium.maths.ragged import spread
 from trivium.models import flops
 from trivium.models.attention import Rule, attention, last_layer
+from trivium.models.cpu.prefix_attention import Block, SharedAttention, plan_rows
 from trivium.models.policy import Policy
 from trivium.models.segments import Rows
-from trivium.models.shared_attention import Block, SharedAttention, plan_rows
 
 STRIP = 32
 SHORT = 64

@@ -10,7 +10,7 @@ import torch
 from filelock import FileLock
 
 from trivium.config.base import Configuration
-from trivium.models.linear import product
+from trivium.models.cpu.linear import product
 from trivium.models.loading import device_of
 from trivium.models.model_config import ModelConfig
 from trivium.runs import randomness

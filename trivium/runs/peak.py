@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from trivium.models.linear import FEWEST_ROWS, use_fast_linears
+from trivium.models.cpu.linear import FEWEST_ROWS, use_fast_linears
 
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")

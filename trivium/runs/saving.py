@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from trivium.errors import ConfigurationError
-from trivium.models.linear import product
+from trivium.models.cpu.linear import product
 from trivium.runs.checkpoint import Checkpoint, Checkpoints, Place
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.store import Run

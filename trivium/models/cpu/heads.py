@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trivium.models.attention import Layout, Rule
-from trivium.models.equivalence import HALF, close, is_precise, probe
-from trivium.models.layers import RMSNorm
-from trivium.models.linear import (
+from trivium.models.cpu.layers import RMSNorm
+from trivium.models.cpu.linear import (
     Layer,
     Linear,
     joined,
@@ -28,7 +27,8 @@ from trivium.models.linear import (
     pairs,
     reordered,
 )
-from trivium.models.rotary import Rotation, by_planes
+from trivium.models.cpu.rotary import Rotation, by_planes
+from trivium.models.equivalence import HALF, close, is_precise, probe
 
 KNOWN = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
 """Classes of ``transformers`` that were read: others look like these on a few tokens, and turn,

@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trivium.models import flops, heads
+from trivium.models import flops
 from trivium.models.attention import GroupLayout, Layout, Rule
+from trivium.models.cpu import heads
+from trivium.models.cpu.layers import GATED, inverse_rms
+from trivium.models.cpu.linear import Layer, Linear, Packed, reordered
+from trivium.models.cpu.rotary import Rotation, Rotations, by_planes
 from trivium.models.equivalence import HALF, close, is_precise, probe
-from trivium.models.layers import GATED, inverse_rms
-from trivium.models.linear import Layer, Linear, Packed, reordered
-from trivium.models.rotary import Rotation, Rotations, by_planes
 
 logger = logging.getLogger(__name__)
 

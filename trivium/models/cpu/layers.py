@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from trivium.models.linear import (
+from trivium.models.cpu.linear import (
     Linear,
     add_product,
     filler,
