@@ -2,7 +2,7 @@
 
 Each escape is run twice: sealed, and by a plain interpreter. `seen` looks at the world, not at what
 the program says, wherever there is something to see. ``python tests/escapes.py`` prints the table
-of outcomes that docs/sandbox.md shows.
+of outcomes that docs/host.md shows.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from outside import SECRET, Escape, World, new_world, run_plainly, run_sealed, shown, time_passes
 
-from trivium.rewards import sandbox
-from trivium.rewards.sandbox import Limits, Outcome, Sandbox
+from trivium.rewards.sandbox import host
+from trivium.rewards.sandbox.host import Limits, Outcome, Sandbox
 
 
 def _connected(world: World, outcome: Outcome) -> bool:
@@ -332,7 +332,7 @@ def _brief(outcome: Outcome) -> str:
 
 def main() -> None:
     """Print every escape with what came of it, sealed and by a plain interpreter."""
-    missing = sandbox.open_ways()
+    missing = host.open_ways()
     print(f"isolation that does not hold here: {', '.join(missing) or 'none'}\n")
     print("| attempt | sealed | without the seal |\n|---|---|---|")
     with Sandbox() as place:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from trivium.rewards.sandbox import Limits, Outcome, Sandbox
+from trivium.rewards.sandbox.host import Limits, Outcome, Sandbox
 
 SECRET = "correct-horse-battery-staple"
 

@@ -164,7 +164,10 @@ def _supervisors() -> list[Path]:
     for process in Path("/proc").glob("[0-9]*"):
         try:
             parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == os.getpid() and b"sealed.supervisor" in (process / "cmdline").read_bytes():
+            if (
+                parent == os.getpid()
+                and b"sandbox.supervisor" in (process / "cmdline").read_bytes()
+            ):
                 found.append(process)
         except OSError:
             continue
@@ -219,7 +222,7 @@ def test_wrong_arguments_are_refused_before_the_run(arguments, reason):
 
 
 def test_a_machine_that_cannot_isolate_is_refused_before_the_run(monkeypatch):
-    monkeypatch.setattr("trivium.rewards.sandbox.open_ways", lambda walls: ("network",))
+    monkeypatch.setattr("trivium.rewards.sandbox.host.open_ways", lambda walls: ("network",))
     with pytest.raises(ConfigurationError, match=r"accept_missing: \[network\]"):
         Rewards([RewardConfig(function="code")])
     Rewards([RewardConfig(function="code", arguments={"accept_missing": ["network"]})])

@@ -15,15 +15,15 @@ import pytest
 from escapes import ESCAPES
 from outside import SECRET, new_world, run_plainly, run_sealed, shown
 
-from trivium.rewards import sandbox
-from trivium.rewards.sandbox import Limits, Sandbox
+from trivium.rewards.sandbox import host
+from trivium.rewards.sandbox.host import Limits, Sandbox
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are sealed on Linux only")
 
 
 @pytest.fixture(scope="module", params=["every wall", "no namespaces"])
 def place(request):
-    walls = sandbox.WALLS if request.param == "every wall" else ("landlock", "seccomp")
+    walls = host.WALLS if request.param == "every wall" else ("landlock", "seccomp")
     with Sandbox(walls) as place:
         yield place
 
@@ -164,7 +164,7 @@ def test_closing_removes_the_folder_and_ends_what_runs():
 
 def test_programs_end_when_their_caller_is_killed(tmp_path):
     script = (
-        "import sys\nfrom trivium.rewards.sandbox import *\ns = Sandbox()\n"
+        "import sys\nfrom trivium.rewards.sandbox.host import *\ns = Sandbox()\n"
         "s.start({'do': 'run', 'source': 'while True: pass'}, Limits(seconds=60, wall=60))\n"
         "print(s._process.pid, s._folder.name, flush=True)\nsys.stdin.read()"
     )
@@ -188,8 +188,8 @@ def test_a_program_whose_supervisor_ended_before_it_was_sealed_ends_too(
 ) -> None:
     """The signal of a parent's death comes only to who asked for it before."""
     code = (
-        "import os; from trivium.rewards.sealed import seal\n"
-        f"seal.die_with(os.getppid() if {parent_is_there} else 1 << 30)"
+        "import os; from trivium.rewards.sandbox import isolation\n"
+        f"isolation.die_with(os.getppid() if {parent_is_there} else 1 << 30)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == status
 
@@ -214,7 +214,7 @@ def test_a_killed_supervisor_is_an_error_and_no_verdict():
 
 
 def test_a_sandbox_that_cannot_start_says_why(monkeypatch):
-    monkeypatch.setattr(sandbox.sys, "executable", "/bin/false")
+    monkeypatch.setattr(host.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="could not start: it ended at once"):
         Sandbox()
 

@@ -17,10 +17,10 @@ from escapes import ESCAPES
 from outside import Escape, new_world, run_sealed
 
 from trivium.errors import ConfigurationError
-from trivium.rewards import sandbox
-from trivium.rewards.sandbox import Sandbox, open_ways, require_isolation
-from trivium.rewards.sealed.seal import filter_program, machine
-from trivium.rewards.sealed.syscalls import MACHINES
+from trivium.rewards.sandbox import host
+from trivium.rewards.sandbox.host import Sandbox, open_ways, require_isolation
+from trivium.rewards.sandbox.isolation import filter_program, machine
+from trivium.rewards.sandbox.syscalls import MACHINES
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are sealed on Linux only")
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -206,12 +206,12 @@ def test_what_a_container_refuses_is_noticed(refused, missing, walls):
     numbers = {"unshare": {"x86_64": 272, "aarch64": 97}[platform.machine()], **machine().number}
     script = (
         "import json\nfrom trivium.rewards import sandbox\n"
-        "from trivium.rewards.sealed import seal\n"
+        "from trivium.rewards.sandbox import isolation\n"
         "allow, refuse = (6, 0, 0, 0x7FFF0000), (6, 0, 0, 0x50001)\n"
-        "seal._prctl(38, 1)\n"
-        f"seal.install([(0x20, 0, 0, 0), (0x15, 0, 1, {numbers[refused]}), refuse, allow])\n"
-        "with sandbox.Sandbox() as place:\n"
-        "    print(json.dumps([sandbox.open_ways(), place.walls]))\n"
+        "isolation._prctl(38, 1)\n"
+        f"isolation.install([(0x20, 0, 0, 0), (0x15, 0, 1, {numbers[refused]}), refuse, allow])\n"
+        "with host.Sandbox() as place:\n"
+        "    print(json.dumps([host.open_ways(), place.walls]))\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
@@ -223,7 +223,7 @@ def test_what_a_container_refuses_is_noticed(refused, missing, walls):
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
 def test_other_systems_are_refused(monkeypatch, system):
-    monkeypatch.setattr(sandbox.sys, "platform", system)
+    monkeypatch.setattr(host.sys, "platform", system)
     open_ways.cache_clear()
     with pytest.raises(ConfigurationError, match=f"needs Linux, and this is {system}"):
         require_isolation(("files", "network", "processes"))
@@ -231,7 +231,7 @@ def test_other_systems_are_refused(monkeypatch, system):
 
 
 def test_a_sandbox_that_runs_nothing_is_a_configuration_error(monkeypatch):
-    monkeypatch.setattr(sandbox, "_START", "raise SystemExit('no memfd')")
+    monkeypatch.setattr(host, "_START", "raise SystemExit('no memfd')")
     open_ways.cache_clear()
     with pytest.raises(ConfigurationError, match="no program can be run in the sandbox here"):
         require_isolation()
@@ -277,7 +277,7 @@ def test_everything_holds_without_root():
             "        with tempfile.TemporaryDirectory() as f, new_world(Path(f, 'home')) as w:\n"
             "            o = run_sealed(e, w, place)\n"
             "            if e.happened(w, o): bad.append(e.name)\n"
-            "    ways = [(w, sandbox.open_ways(tuple(w))) for w in json.loads(sys.argv[2])]\n"
+            "    ways = [(w, host.open_ways(tuple(w))) for w in json.loads(sys.argv[2])]\n"
             "    print(json.dumps([os.getuid(), ways, place.walls, bad]))\n"
         )
         result = subprocess.run(

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from trivium.rewards.functions import PastLimit, deadline
-from trivium.rewards.sandbox import ISOLATION, Limits, Sandbox, examine, require_isolation
+from trivium.rewards.sandbox.host import ISOLATION, Limits, Sandbox, examine, require_isolation
 
 logger = logging.getLogger(__name__)
 

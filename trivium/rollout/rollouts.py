@@ -19,7 +19,7 @@ from trivium.data.chat import step_ends
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
 from trivium.maths.ragged import segment_starts, spread
-from trivium.rewards.early import EarlyScoring
+from trivium.rewards.overlap import EarlyScoring
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.engine import Engine, Response
 from trivium.rollout.sampling import Sampling

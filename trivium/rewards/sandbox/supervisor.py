@@ -23,7 +23,7 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from . import conduct, seal
+from . import child, isolation
 
 # What programs like to import: loaded once, every program finds it there.
 _POPULAR = "bisect collections functools heapq itertools math random re string typing"
@@ -81,19 +81,19 @@ def _read(descriptor: int) -> bytes:
 
 
 def _conduct(job: dict[str, Any]) -> int:
-    channel = conduct.Channel(_CHANNEL)
+    channel = child.Channel(_CHANNEL)
     if job["do"] == "run":
-        return conduct.run(job["source"])
+        return child.run(job["source"])
     if job["do"] == "answer":
-        return conduct.answer(job["source"], channel)
-    return conduct.ask(job["source"], job["entry_point"], channel)
+        return child.answer(job["source"], channel)
+    return child.ask(job["source"], job["entry_point"], channel)
 
 
 def _become(
     parent: int,
     limits: dict[str, Any],
     descriptors: list[int],
-    files: seal.Files | None,
+    files: isolation.Files | None,
     filtered: bool,
 ) -> NoReturn:
     """Turn this process, a fresh copy of the supervisor, into a sealed program; never returns."""
@@ -106,12 +106,12 @@ def _become(
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
         _limit(limits)
-        seal.give_up_privileges()
-        seal.die_with(parent)
+        isolation.give_up_privileges()
+        isolation.die_with(parent)
         if files is not None:
             files.enforce()
         if filtered:
-            seal.filter_calls()
+            isolation.filter_calls()
         os.closerange(len(descriptors) - 1, 1 << 16)
         _fresh_streams()
         status = _conduct(job)
@@ -127,7 +127,7 @@ def _fresh_streams() -> None:
     sys.stderr = open(2, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
     sys.argv = ["program.py"]
-    for name in [name for name in sys.modules if name.partition(".")[0] == "sealed"]:
+    for name in [name for name in sys.modules if name.partition(".")[0] == "sandbox"]:
         del sys.modules[name]
 
 
@@ -198,17 +198,19 @@ def _kill_strays() -> None:
             return
 
 
-def _seal(settings: dict[str, Any], place: _Place) -> tuple[dict[str, Any], seal.Files | None]:
+def _seal(settings: dict[str, Any], place: _Place) -> tuple[dict[str, Any], isolation.Files | None]:
     """Build the walls that are asked for and possible here; return which, and the files' rules."""
     walls = settings["walls"]
-    private = "namespaces" in walls and seal.enter_namespaces()
-    version = seal.landlock_version() if "landlock" in walls else 0
-    files = seal.Files(version, settings["readable"], place.path) if version else None
-    filtered = "seccomp" in walls and seal.can_filter_calls()
+    private = "namespaces" in walls and isolation.enter_namespaces()
+    version = isolation.landlock_version() if "landlock" in walls else 0
+    files = isolation.Files(version, settings["readable"], place.path) if version else None
+    filtered = "seccomp" in walls and isolation.can_filter_calls()
     return {"landlock": version, "seccomp": filtered, "namespaces": private}, files
 
 
-def _serve(control: socket.socket, place: _Place, files: seal.Files | None, filtered: bool) -> None:
+def _serve(
+    control: socket.socket, place: _Place, files: isolation.Files | None, filtered: bool
+) -> None:
     """Run one program after the other, until the other side closes."""
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1 << 12, 8)
@@ -234,7 +236,7 @@ def main(descriptor: int, options: str) -> None:
     control = socket.socket(fileno=fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _CHANNEL + 1))
     os.dup2(0, _CHANNEL)  # taken, so that nothing which must outlive a dup2 gets this number
     place = _Place(settings["place"])
-    seal.adopt_orphans()
+    isolation.adopt_orphans()
     for name in _POPULAR.split():
         importlib.import_module(name)
     builtins.exit = builtins.quit = sys.exit  # as `site`, which is not loaded, would define them

@@ -28,7 +28,7 @@ from trivium.errors import ConfigurationError
 WALLS = ("landlock", "seccomp", "namespaces")
 ISOLATION = ("files", "network", "processes")
 _START = (
-    "import sys; sys.path.append(sys.argv[1]); import sealed.supervisor as s; sys.path.pop(); "
+    "import sys; sys.path.append(sys.argv[1]); import sandbox.supervisor as s; sys.path.pop(); "
     "s.main(int(sys.argv[2]), sys.argv[3])"
 )
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
@@ -135,7 +135,7 @@ class Sandbox:
         )
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         settings = {"walls": walls, "readable": readable_paths(), "place": self._folder.name}
-        here, options = str(Path(__file__).parent), json.dumps(settings)
+        here, options = str(Path(__file__).parents[1]), json.dumps(settings)
         with theirs:
             self._process = subprocess.Popen(
                 [

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from .plain import decode, encode
+from .codec import decode, encode
 
 _UNDECIDED = 3  # the exit status of tests that stopped before their end
 _TESTS, _NUMBER = " tests", " number"  # no attribute can be called so
