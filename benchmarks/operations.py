@@ -30,7 +30,7 @@ from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.models.cpu.linear import product
 from trivium.models.policy import Policy
-from trivium.rollout.cache import RowCache
+from trivium.rollout.kv_cache import RowCache
 
 RECORDED = Path(__file__).with_suffix(".json")
 MORE, LESS = 1.02, 0.9

@@ -24,9 +24,9 @@ from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.loading import trained_parameters
 from trivium.models.policy import Policy
-from trivium.rollout.ahead import Ahead
+from trivium.rollout.async_engine import Ahead
 from trivium.rollout.engine import Response
-from trivium.rollout.local import LocalEngine
+from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.rollouts import Rollouts
 from trivium.rollout.sampling import Sampling
 from trivium.runs.measuring import Updates

@@ -16,7 +16,7 @@ from trivium.models.cpu.layers import GatedMLP
 from trivium.models.model_config import LoraConfig, ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import frozen_copy
-from trivium.rollout.local import LocalEngine
+from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
 
 VOCABULARY = len(LETTERS) + 1

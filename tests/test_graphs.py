@@ -30,9 +30,9 @@ from trivium.models.cpu.linear import product
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import frozen_copy
-from trivium.rollout import local
-from trivium.rollout.cache import STRIP, RowCache
-from trivium.rollout.graphs import GraphedRows, Step, graphs_work
+from trivium.rollout import local_engine
+from trivium.rollout.cuda_graphs import GraphedRows, Step, graphs_work
+from trivium.rollout.kv_cache import STRIP, RowCache
 from trivium.rollout.sampling import Sampling
 
 
@@ -64,8 +64,8 @@ def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
         made.append(Recorder())
         return made[-1]
 
-    monkeypatch.setattr(local, "CudaGraphs", recorder)
-    monkeypatch.setattr(local, "graphs_work", partial(graphs_work, record=recorder))
+    monkeypatch.setattr(local_engine, "CudaGraphs", recorder)
+    monkeypatch.setattr(local_engine, "graphs_work", partial(graphs_work, record=recorder))
     return made
 
 

@@ -38,7 +38,7 @@ from trivium.models.cpu.linear import Name, product
 from trivium.models.loading import load_causal_lm, load_scorer, load_tokenizer, trained_parameters
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
-from trivium.rollout.cache import RowCache
+from trivium.rollout.kv_cache import RowCache
 from trivium.rollout.sampling import Sampling
 from trivium.runs.peak import PeakMemory
 

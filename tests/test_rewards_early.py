@@ -17,7 +17,7 @@ from trivium.errors import ConfigurationError, RewardError
 from trivium.models.policy import Policy
 from trivium.rewards.reward import RewardConfig, Rewards, Scores
 from trivium.rollout.engine import Finished, Response
-from trivium.rollout.local import LocalEngine
+from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.rollout.sampling import Sampling
 

@@ -22,10 +22,10 @@ from trivium.models import flops
 from trivium.models.attention import Rule, on_line
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
-from trivium.rollout import local
-from trivium.rollout.cache import STRIP, RowCache
+from trivium.rollout import local_engine
 from trivium.rollout.engine import Response, draw, restricted, row_key, uniforms
-from trivium.rollout.local import LocalEngine
+from trivium.rollout.kv_cache import STRIP, RowCache
+from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
 
 LENGTHS = (3, 1, 7, 2, 5, 4)
@@ -562,11 +562,11 @@ def test_uniforms_do_not_depend_on_their_batch() -> None:
 
 
 def test_rows_random_numbers_go_on_where_they_were_made_ahead() -> None:
-    rows = [local.Row(0, row_key(1, 2, 3, i)) for i in range(3)]
+    rows = [local_engine.Row(0, row_key(1, 2, 3, i)) for i in range(3)]
     drawn: list[list[float]] = [[], [], []]
-    for position in range(2 * local.AHEAD + 5):
+    for position in range(2 * local_engine.AHEAD + 5):
         present = rows if position > 9 else rows[:2]  # One begins later.
-        for row, uniform in zip(present, local._uniforms(present).tolist(), strict=True):
+        for row, uniform in zip(present, local_engine._uniforms(present).tolist(), strict=True):
             drawn[rows.index(row)].append(uniform)
             row.tokens.append(0)
     for row, numbers in zip(rows, drawn, strict=True):
@@ -602,12 +602,12 @@ def test_engine_holds_no_more_rows_than_asked_when_prompts_come_in_groups(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     held: list[int] = []
-    original = local.LocalEngine._extend
+    original = local_engine.LocalEngine._extend
 
     def watched(engine: LocalEngine, rows: list, *rest: object) -> None:
         held.append(len(rows))
         original(engine, rows, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(local.LocalEngine, "_extend", watched)
+    monkeypatch.setattr(local_engine.LocalEngine, "_extend", watched)
     engine_of(policy_of(), max_rows=7).generate(prompts_of(), 3, FREE, seed=0, step=0)
     assert max(held) == 6

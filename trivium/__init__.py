@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from trivium.rewards.reward import Rewards, Scores
     from trivium.rewards.reward_config import RewardConfig
     from trivium.rollout.engine import Engine, Response
-    from trivium.rollout.local import LocalEngine
+    from trivium.rollout.local_engine import LocalEngine
     from trivium.rollout.rollouts import Rollouts, roll_out
     from trivium.rollout.sampling import Sampling
     from trivium.runs.budget import BudgetConfig
@@ -124,7 +124,7 @@ _MODULES = {
     "trivium.rewards.reward": ("Rewards", "Scores"),
     "trivium.rewards.reward_config": ("RewardConfig",),
     "trivium.rollout.engine": ("Engine", "Response"),
-    "trivium.rollout.local": ("LocalEngine",),
+    "trivium.rollout.local_engine": ("LocalEngine",),
     "trivium.rollout.rollouts": ("Rollouts", "roll_out"),
     "trivium.rollout.sampling": ("Sampling",),
     "trivium.runs.budget": ("BudgetConfig",),

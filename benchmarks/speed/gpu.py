@@ -26,7 +26,7 @@ from worlds import Size, write_world
 from trivium.algorithms import grpo
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.models import flops
-from trivium.rollout.local import LocalEngine
+from trivium.rollout.local_engine import LocalEngine
 from trivium.runs.store import read_metrics
 
 HALF_A_BILLION = Size(width=1024, layers=32, vocabulary=151_936)

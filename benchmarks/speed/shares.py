@@ -37,8 +37,8 @@ from trivium.models.cpu.linear import product
 from trivium.models.logprobs import Head
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
-from trivium.rollout.cache import RowCache
-from trivium.rollout.local import LocalEngine
+from trivium.rollout.kv_cache import RowCache
+from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
 
 Without = Callable[[], AbstractContextManager[object]]

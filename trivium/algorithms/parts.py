@@ -19,9 +19,9 @@ from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.learned import LearnedRewards
 from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.rollout.ahead import Ahead
+from trivium.rollout.async_engine import Ahead
 from trivium.rollout.engine import Engine
-from trivium.rollout.local import LocalEngine
+from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
 from trivium.runs.evaluate import Evaluator
 from trivium.runs.evaluation_config import EvaluationConfig

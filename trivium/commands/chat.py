@@ -22,7 +22,7 @@ from trivium.data.prompts import Prompt
 from trivium.errors import ConfigurationError
 from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
-from trivium.rollout.local import LocalEngine, Row
+from trivium.rollout.local_engine import LocalEngine, Row
 from trivium.rollout.sampling import Sampling
 
 logger = logging.getLogger("trivium")

@@ -42,7 +42,7 @@ from trivium.models.reward_model import RewardModel
 from trivium.rewards.learned import OUTCOME, PROCESS, TOKENS_PER_PASS
 from trivium.rewards.learned import _model_of as model_of
 from trivium.rewards.reward import RewardConfig
-from trivium.rollout.local import LocalEngine
+from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
 from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.measuring import Updates

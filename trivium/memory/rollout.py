@@ -15,11 +15,11 @@ from torch.nn import functional as F
 
 from trivium.memory.dry_run import CACHE, DryRun
 from trivium.models.policy import Policy
-from trivium.rollout.cache import STRIP, PromptLayout, RowCache
 from trivium.rollout.engine import draw, uniforms
-from trivium.rollout.local import LocalEngine
+from trivium.rollout.kv_cache import STRIP, PromptLayout, RowCache
+from trivium.rollout.local_engine import LocalEngine
+from trivium.rollout.padded_cache import SeparateRows
 from trivium.rollout.sampling import Sampling
-from trivium.rollout.separate import SeparateRows
 
 
 class CountedCache(RowCache):

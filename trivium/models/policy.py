@@ -53,7 +53,7 @@ class Policy:
         tokenizer: its tokenizer, saved beside it.
         temperature: π is ``softmax(logits / temperature)`` everywhere: when sampling, in the
             ratio and in the KL.
-        cuda_graphs: sample by CUDA graphs where they work (``rollout.graphs``).
+        cuda_graphs: sample by CUDA graphs where they work (``rollout.cuda_graphs``).
 
     Raises:
         ModelError: the head is not one that ``token_logprobs`` computes exactly.

@@ -20,7 +20,7 @@ from torch import Tensor
 from trivium.models import flops
 from trivium.models.equivalence import HALF, close, is_precise
 from trivium.models.policy import Policy
-from trivium.rollout.cache import Grid, RowCache
+from trivium.rollout.kv_cache import Grid, RowCache
 
 logger = logging.getLogger(__name__)
 

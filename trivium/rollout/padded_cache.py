@@ -1,6 +1,6 @@
 """Growing rows for model families that cannot share a prompt: ``transformers``' own cache.
 
-Same interface as ``rollout.cache.RowCache``. Rows admitted together form a cohort with one cache,
+Same interface as ``rollout.kv_cache.RowCache``. Rows admitted together form a cohort with one cache,
 left-padded; prompts are read once and their cache repeated for each sample.
 """
 

@@ -20,11 +20,11 @@ from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
-from trivium.rollout.cache import SHORT, RowCache
+from trivium.rollout.cuda_graphs import CudaGraphs, GraphedRows, graphs_work
 from trivium.rollout.engine import Ending, Finished, Response, draw, row_key, uniforms
-from trivium.rollout.graphs import CudaGraphs, GraphedRows, graphs_work
+from trivium.rollout.kv_cache import SHORT, RowCache
+from trivium.rollout.padded_cache import SeparateRows
 from trivium.rollout.sampling import Sampling
-from trivium.rollout.separate import SeparateRows
 
 AHEAD = 64
 """Tokens of a row for which random numbers are made together."""

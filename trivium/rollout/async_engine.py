@@ -27,7 +27,7 @@ from trivium.models import flops
 from trivium.models.logprobs import Head
 from trivium.models.reference import frozen_copy
 from trivium.rollout.engine import Finished, Response
-from trivium.rollout.local import LocalEngine, Row
+from trivium.rollout.local_engine import LocalEngine, Row
 from trivium.rollout.sampling import Sampling
 
 
