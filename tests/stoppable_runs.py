@@ -18,8 +18,8 @@ from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.config.base import Configuration
+from trivium.monitoring.metrics import metric
 from trivium.runs.checkpoint import Checkpoints
-from trivium.runs.metrics import metric
 from trivium.runs.store import read_run
 
 Train = Callable[[Any], Path]

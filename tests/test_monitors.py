@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from trivium.config.base import dump, load_configuration
 from trivium.errors import ConfigurationError
-from trivium.runs.metrics import metric
-from trivium.runs.monitor_config import MonitorsConfig
-from trivium.runs.monitors import MONITORS, Alarm, Monitors, table
+from trivium.monitoring.metrics import metric
+from trivium.monitoring.monitor_config import MonitorsConfig
+from trivium.monitoring.monitors import MONITORS, Alarm, Monitors, table
 
 Numbers = Mapping[str, float]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from trivium.runs.progress import Progress, duration, headlines
+from trivium.monitoring.progress import Progress, duration, headlines
 
 
 class Terminal(io.StringIO):

@@ -20,9 +20,9 @@ from trivium.errors import ConfigurationError, NonFiniteError
 from trivium.models import flops
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
+from trivium.monitoring.metrics import EVALUATIONS, METRICS, derived, metric, table
 from trivium.runs.beginning import begin
 from trivium.runs.budget import BudgetConfig, Spending
-from trivium.runs.metrics import EVALUATIONS, METRICS, derived, metric, table
 from trivium.runs.store import (
     RunConfig,
     read_evaluations,

@@ -60,6 +60,8 @@ if TYPE_CHECKING:
     from trivium.models.policy import Policy
     from trivium.models.reference import Reference
     from trivium.models.reward_model import RewardModel
+    from trivium.monitoring.monitor_config import MonitorsConfig
+    from trivium.monitoring.monitors import Monitors
     from trivium.report.run import write as write_report
     from trivium.rewards.reward import Rewards, Scores
     from trivium.rewards.reward_config import RewardConfig
@@ -70,8 +72,6 @@ if TYPE_CHECKING:
     from trivium.runs.budget import BudgetConfig
     from trivium.runs.evaluate import Evaluator
     from trivium.runs.evaluation_config import EvaluationConfig
-    from trivium.runs.monitor_config import MonitorsConfig
-    from trivium.runs.monitors import Monitors
     from trivium.runs.store import (
         RunConfig,
         read_evaluations,
@@ -130,8 +130,8 @@ _MODULES = {
     "trivium.runs.budget": ("BudgetConfig",),
     "trivium.runs.evaluate": ("Evaluator",),
     "trivium.runs.evaluation_config": ("EvaluationConfig",),
-    "trivium.runs.monitor_config": ("MonitorsConfig",),
-    "trivium.runs.monitors": ("Monitors",),
+    "trivium.monitoring.monitor_config": ("MonitorsConfig",),
+    "trivium.monitoring.monitors": ("Monitors",),
     "trivium.runs.store": (
         "RunConfig",
         "read_evaluations",

@@ -354,7 +354,7 @@ def tell(label: str, message: str, style: str) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from trivium.runs.progress import printable
+    from trivium.monitoring.progress import printable
 
     text = "\n".join(printable(line) for line in message.splitlines())
     Console(stderr=True).print(Text(label, style) + Text(text, ""), soft_wrap=True)

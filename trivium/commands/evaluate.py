@@ -23,10 +23,10 @@ from trivium.data.prompts import load_prompts
 from trivium.errors import ModelError
 from trivium.models.loading import context_length, load_tokenizer
 from trivium.models.policy import Policy
+from trivium.monitoring.progress import printable
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.evaluate import Evaluated, Evaluator
 from trivium.runs.evaluation_config import EvaluationConfig
-from trivium.runs.progress import printable
 from trivium.runs.statistics import Interval, mean_interval
 
 logger = logging.getLogger("trivium")

@@ -25,12 +25,12 @@ from trivium.models import flops
 from trivium.models.loading import context_length, load_tokenizer
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
+from trivium.monitoring.progress import Progress
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.engine import OUTSIDE_TRAINING
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.rollout.sampling import Sampling
 from trivium.runs.budget import Spending
-from trivium.runs.progress import Progress
 
 logger = logging.getLogger("trivium")
 

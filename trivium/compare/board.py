@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.markup import escape
 from rich.table import Table
 
-from trivium.runs.progress import duration
+from trivium.monitoring.progress import duration
 
 
 class Board:

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from trivium.runs.progress import duration, printable
+from trivium.monitoring.progress import duration, printable
 
 
 def show(result: Mapping[str, Any], seconds: float, written: Sequence[Path]) -> None:

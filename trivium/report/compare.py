@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from trivium.errors import DataError
+from trivium.monitoring.metrics import METRICS
 from trivium.report.page import assemble, require_free, write_page
-from trivium.runs.metrics import METRICS
 
 SCRIPTS = ("compare_table.js", "compare_charts.js", "compare.js")
 NUMBERS = "comparison.json"

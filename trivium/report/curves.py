@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from itertools import accumulate, groupby, pairwise
 from typing import Any
 
-from trivium.runs.metrics import METRICS, Metric, metric
+from trivium.monitoring.metrics import METRICS, Metric, metric
 
 MOST_POINTS = 2000
 """Points that one curve keeps at most."""

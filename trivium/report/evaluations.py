@@ -1,4 +1,4 @@
-"""The lines of evaluation.jsonl, by the names of ``runs.metrics``, and their curves."""
+"""The lines of evaluation.jsonl, by the names of ``monitoring.metrics``, and their curves."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from trivium.monitoring.metrics import EVALUATIONS
 from trivium.report.curves import by_step, evenly, is_number, short
-from trivium.runs.metrics import EVALUATIONS
 
 MOST_EVALUATIONS = 400
 """Evaluations that a page carries at most."""

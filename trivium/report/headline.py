@@ -12,8 +12,8 @@ from typing import Any
 
 import yaml
 
+from trivium.monitoring.metrics import EVALUATIONS, METRICS
 from trivium.report.curves import axes, is_number, short
-from trivium.runs.metrics import EVALUATIONS, METRICS
 
 _HELD_OUT = ("accuracy", "nll")
 _MEASURES = {"reward-model": ("accuracy",), "dpo": ("implicit_reward/accuracy",)}

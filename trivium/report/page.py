@@ -20,7 +20,7 @@ from string import Template
 from typing import Any
 
 from trivium.errors import ConfigurationError, TrainingError
-from trivium.runs.progress import printable
+from trivium.monitoring.progress import printable
 from trivium.runs.store import json_line
 
 _VENDORED = ("d3.min.js", "plot.min.js")

@@ -35,11 +35,11 @@ from pydantic import Field
 
 from trivium.config.base import Configuration, dump
 from trivium.errors import CheckpointError, DataError, TrainingError
+from trivium.monitoring.monitor_config import MonitorsConfig
 from trivium.runs.budget import BudgetConfig
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.files import flush_to_disk, placing, write_text
 from trivium.runs.identity import circumstances
-from trivium.runs.monitor_config import MonitorsConfig
 from trivium.runs.trackers import TrackerName
 
 LOGS = ("metrics", "evaluation", "samples", "outcomes", "events")

@@ -34,14 +34,14 @@ from safetensors import SafetensorError
 
 from trivium.errors import ConfigurationError, NonFiniteError, TrainingError, TriviumError
 from trivium.models import flops
+from trivium.monitoring.metrics import derived, metric
+from trivium.monitoring.monitors import Alarm, Monitors
+from trivium.monitoring.progress import Progress, printable
 from trivium.runs import randomness
 from trivium.runs.beginning import Begun, open_run, tell_of_resuming
 from trivium.runs.budget import Spending
 from trivium.runs.checkpoint import Place
 from trivium.runs.measuring import Evaluator, Stopwatch, Updates
-from trivium.runs.metrics import derived, metric
-from trivium.runs.monitors import Alarm, Monitors
-from trivium.runs.progress import Progress, printable
 from trivium.runs.samples import Rows
 from trivium.runs.saving import Saver, Saves, Stateful
 from trivium.runs.stopping import GivenUp, Interrupted, Stopping, name_of

@@ -1,8 +1,8 @@
-"""The table of what evaluations log: see ``runs.metrics``."""
+"""The table of what evaluations log: see ``monitoring.metrics``."""
 
 from __future__ import annotations
 
-from trivium.runs.metric import Metric
+from trivium.monitoring.metric import Metric
 
 EVALUATION = (
     Metric(

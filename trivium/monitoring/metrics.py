@@ -1,7 +1,7 @@
 """Every number that a run logs: its name, unit, meaning and source, in this one place.
 
 The docs' table, the report's panels and tooltips, and the check that nothing unnamed is logged all
-come from ``METRICS`` (``runs.metric_table``). A name with ``<reward>`` in it stands for one name
+come from ``METRICS`` (``monitoring.metric_table``). A name with ``<reward>`` in it stands for one name
 per reward function.
 """
 
@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from trivium.runs.evaluation_table import EVALUATION
-from trivium.runs.metric import Metric
-from trivium.runs.metric_table import TABLE
+from trivium.monitoring.evaluation_table import EVALUATION
+from trivium.monitoring.metric import Metric
+from trivium.monitoring.metric_table import TABLE
 
 METRICS = {metric.name: metric for metric in TABLE}
 """All metrics of training steps by name, in the order in which they are shown."""

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trivium.runs.monitor_config import RewardHackingConfig
-from trivium.runs.monitor_memory import View
-from trivium.runs.monitor_rules import Finding
+from trivium.monitoring.history import View
+from trivium.monitoring.monitor_config import RewardHackingConfig
+from trivium.monitoring.rules import Finding
 
 _REWARD, _SPREAD, _MARGIN = "reward/mean", "reward/std", "implicit_reward/margin"
 _BESIDES = ("distinct", "repetition", "reference_logprob", "length", "n")

@@ -13,11 +13,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trivium.runs import monitor_rules as rules
-from trivium.runs.monitor_config import MonitorConfig, MonitorsConfig, NonFiniteConfig
-from trivium.runs.monitor_hacking import remember_reward, reward_hacking
-from trivium.runs.monitor_memory import Memory, View
-from trivium.runs.monitor_rules import Finding
+from trivium.monitoring import rules
+from trivium.monitoring.history import Memory, View
+from trivium.monitoring.monitor_config import MonitorConfig, MonitorsConfig, NonFiniteConfig
+from trivium.monitoring.reward_hacking import remember_reward, reward_hacking
+from trivium.monitoring.rules import Finding
 
 __all__ = ["MONITORS", "Alarm", "Monitor", "Monitors", "MonitorsConfig", "table"]
 

@@ -1,8 +1,8 @@
-"""The table of what training steps log: see ``runs.metrics``."""
+"""The table of what training steps log: see ``monitoring.metrics``."""
 
 from __future__ import annotations
 
-from trivium.runs.metric import Metric
+from trivium.monitoring.metric import Metric
 
 _PPO = "Schulman et al. 2017"
 _RLHF = "Ouyang et al. 2022"

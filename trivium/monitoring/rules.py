@@ -13,7 +13,8 @@ import math
 import re
 from dataclasses import dataclass
 
-from trivium.runs.monitor_config import (
+from trivium.monitoring.history import View
+from trivium.monitoring.monitor_config import (
     ChosenConfig,
     ClipFractionConfig,
     CriticConfig,
@@ -32,7 +33,6 @@ from trivium.runs.monitor_config import (
     RatioConfig,
     SamplerConfig,
 )
-from trivium.runs.monitor_memory import View
 
 _FALLBACKS = re.compile("rewards/(?P<reward>.+)/fallbacks")
 _FEWEST_NORMS = 5
