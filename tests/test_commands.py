@@ -16,7 +16,7 @@ from trivium.commands.evaluate import run as evaluate
 from trivium.commands.evaluate_config import EvaluateConfig
 from trivium.commands.sample_config import SampleConfig
 from trivium.errors import ConfigurationError, DataError, ModelError, RewardError
-from trivium.runs.statistics import mean_interval, wilson
+from trivium.evaluation.statistics import mean_interval, wilson
 
 
 @pytest.fixture(scope="module")

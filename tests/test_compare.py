@@ -23,8 +23,8 @@ from trivium.compare.run import check, compare, run
 from trivium.compare.verdict import judge, quality_at
 from trivium.config.base import load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError
+from trivium.evaluation.statistics import t_interval
 from trivium.runs.identity import source_digest
-from trivium.runs.statistics import t_interval
 
 SHARED = {
     "model": {"path": "base-${seed}"},

@@ -16,12 +16,9 @@ from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.data.batch import Batch
 from trivium.data.chat import token_pieces
 from trivium.data.prompts import PromptsConfig
-from trivium.models.model_config import ModelConfig
-from trivium.models.policy import Policy
-from trivium.rollout.sampling import Sampling
-from trivium.runs.evaluate import Evaluator
-from trivium.runs.evaluation_config import EvaluationConfig
-from trivium.runs.statistics import (
+from trivium.evaluation.evaluation_config import EvaluationConfig
+from trivium.evaluation.evaluator import Evaluator
+from trivium.evaluation.statistics import (
     distinct_words,
     mean_interval,
     pass_at_k,
@@ -29,6 +26,9 @@ from trivium.runs.statistics import (
     wilson,
     wins,
 )
+from trivium.models.model_config import ModelConfig
+from trivium.models.policy import Policy
+from trivium.rollout.sampling import Sampling
 from trivium.runs.store import read_evaluations, read_outcomes, read_samples
 
 # --- Statistics -----------------------------------------------------------------------------------

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
         TrainingError,
         TriviumError,
     )
+    from trivium.evaluation.evaluation_config import EvaluationConfig
+    from trivium.evaluation.evaluator import Evaluator
     from trivium.models.critic import SeparateCritic, SharedCritic
     from trivium.models.loading import load_tokenizer
     from trivium.models.model_config import LoraConfig, ModelConfig
@@ -70,8 +72,6 @@ if TYPE_CHECKING:
     from trivium.rollout.rollouts import Rollouts, roll_out
     from trivium.rollout.sampling import Sampling
     from trivium.runs.budget import BudgetConfig
-    from trivium.runs.evaluate import Evaluator
-    from trivium.runs.evaluation_config import EvaluationConfig
     from trivium.runs.store import (
         RunConfig,
         read_evaluations,
@@ -128,8 +128,8 @@ _MODULES = {
     "trivium.rollout.rollouts": ("Rollouts", "roll_out"),
     "trivium.rollout.sampling": ("Sampling",),
     "trivium.runs.budget": ("BudgetConfig",),
-    "trivium.runs.evaluate": ("Evaluator",),
-    "trivium.runs.evaluation_config": ("EvaluationConfig",),
+    "trivium.evaluation.evaluator": ("Evaluator",),
+    "trivium.evaluation.evaluation_config": ("EvaluationConfig",),
     "trivium.monitoring.monitor_config": ("MonitorsConfig",),
     "trivium.monitoring.monitors": ("Monitors",),
     "trivium.runs.store": (

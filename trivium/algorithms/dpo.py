@@ -30,6 +30,7 @@ from trivium.data.group import Group
 from trivium.data.preferences import load_preferences
 from trivium.data.prompts import load_prompts
 from trivium.errors import TrainingError
+from trivium.evaluation.evaluator import Evaluator
 from trivium.maths.objectives import PREFERENCE_LOSSES, preference_gradient_weight
 from trivium.maths.ragged import segment_mean, segment_sum
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
@@ -38,7 +39,6 @@ from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.beginning import begin
-from trivium.runs.evaluate import Evaluator
 from trivium.runs.training import Training
 
 

@@ -11,10 +11,10 @@ from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.preferences import PreferencesConfig
 from trivium.data.prompts import PromptsConfig
+from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
-from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.store import RunConfig
 
 

@@ -12,11 +12,11 @@ from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.algorithms.reward_update_config import RewardUpdateConfig, not_one_learned
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
+from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.maths.options import Aggregation, Baseline, Scale
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs, none_scores_steps
 from trivium.rollout.sampling import Sampling
-from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.store import RunConfig
 
 

@@ -8,12 +8,12 @@ from torch import Tensor
 from trivium.algorithms.experience import Experience, Minibatch
 from trivium.algorithms.parts import OnPolicyParts
 from trivium.algorithms.update import StepResult
+from trivium.evaluation.samples import Rows, training_rows
 from trivium.maths.advantages import equal_groups
 from trivium.maths.kl import k1, k3
 from trivium.maths.ragged import segment_ids
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.measuring import Updates
-from trivium.runs.samples import Rows, training_rows
 
 
 def first_group(parts: OnPolicyParts, rollouts: Rollouts, experience: Experience) -> Rows:

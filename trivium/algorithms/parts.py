@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from trivium.data.chat import end_tokens
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.errors import ConfigurationError
+from trivium.evaluation.evaluation_config import EvaluationConfig
+from trivium.evaluation.evaluator import Evaluator
 from trivium.models.loading import base_of, context_length, load_tokenizer
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
@@ -23,8 +25,6 @@ from trivium.rollout.async_engine import Ahead
 from trivium.rollout.engine import Engine
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
-from trivium.runs.evaluate import Evaluator
-from trivium.runs.evaluation_config import EvaluationConfig
 
 
 @dataclass(frozen=True)

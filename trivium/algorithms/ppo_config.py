@@ -14,11 +14,11 @@ from trivium.algorithms.pretraining_config import PretrainingMixConfig
 from trivium.algorithms.reward_update_config import RewardUpdateConfig, not_one_learned
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
+from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.maths.options import Aggregation
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
-from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.store import RunConfig
 
 

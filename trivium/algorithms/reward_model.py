@@ -36,11 +36,11 @@ from trivium.data.preferences import (
     load_preferences,
     load_step_labels,
 )
+from trivium.evaluation.evaluator import Measured
+from trivium.evaluation.statistics import Interval, mean_interval
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.reward_model import RewardModel
 from trivium.runs.beginning import begin
-from trivium.runs.evaluate import Measured
-from trivium.runs.statistics import Interval, mean_interval
 from trivium.runs.training import Training
 
 

@@ -22,13 +22,13 @@ from trivium.algorithms.update import Optimizer
 from trivium.data.batch import Batch
 from trivium.data.demonstrations import Demonstration, load_demonstrations
 from trivium.data.prompts import load_prompts
+from trivium.evaluation.evaluator import Evaluator, Measured
 from trivium.maths.aggregation import weighted_sum
 from trivium.maths.objectives import token_nll
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.runs.beginning import begin
-from trivium.runs.evaluate import Evaluator, Measured
 from trivium.runs.training import Training
 
 

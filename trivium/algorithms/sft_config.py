@@ -9,9 +9,9 @@ from pydantic import Field
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.demonstrations import DemonstrationsConfig
+from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.maths.options import Aggregation
 from trivium.models.model_config import ModelConfig
-from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.store import RunConfig
 
 

@@ -1,6 +1,6 @@
 """``trivium evaluate``: how good a model is on held-out prompts, and how far from its reference.
 
-The same measurement that a run makes while it trains (``runs.evaluate``), for any checkpoint, with
+The same measurement that a run makes while it trains (``evaluation.evaluator``), for any checkpoint, with
 intervals for each reward alone. Comparing runs is left out.
 """
 
@@ -21,13 +21,13 @@ from trivium.commands.evaluate_config import EvaluateConfig
 from trivium.commands.output import require_free, unwritable
 from trivium.data.prompts import load_prompts
 from trivium.errors import ModelError
+from trivium.evaluation.evaluation_config import EvaluationConfig
+from trivium.evaluation.evaluator import Evaluated, Evaluator
+from trivium.evaluation.statistics import Interval, mean_interval
 from trivium.models.loading import context_length, load_tokenizer
 from trivium.models.policy import Policy
 from trivium.monitoring.progress import printable
 from trivium.rollout.rollouts import Rollouts
-from trivium.runs.evaluate import Evaluated, Evaluator
-from trivium.runs.evaluation_config import EvaluationConfig
-from trivium.runs.statistics import Interval, mean_interval
 
 logger = logging.getLogger("trivium")
 

@@ -9,10 +9,10 @@ from pydantic import Field, field_validator
 
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
+from trivium.evaluation.evaluation_config import MAX_TOKENS
 from trivium.models.model_config import ModelConfig, only_scores
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import StopTexts, StopTokens
-from trivium.runs.evaluation_config import MAX_TOKENS
 
 
 class EvaluateConfig(Configuration):

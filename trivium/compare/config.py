@@ -16,12 +16,12 @@ from pydantic import Field, PrivateAttr
 
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
+from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.functions import anchored
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.budget import CURRENCIES
-from trivium.runs.evaluation_config import EvaluationConfig
 
 StageCommand = Literal["sft", "reward-model", "ppo", "dpo", "grpo", "sample", "pairs"]
 Currency = Literal["seconds", "generated_tokens", "trained_tokens", "flops"]

@@ -15,8 +15,8 @@ from trivium.compare.conduct import spent
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Job, Plan, Route
 from trivium.compare.stages import stage_record
+from trivium.evaluation.statistics import mean_interval, t_interval, wins
 from trivium.runs.budget import CURRENCIES
-from trivium.runs.statistics import mean_interval, t_interval, wins
 from trivium.runs.store import read_evaluations, read_events, read_metrics, read_outcomes
 
 Record = dict[str, Any]

@@ -23,12 +23,12 @@ from trivium.algorithms.parts import load_rewards, local_engine
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Job, Plan, for_seed
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
+from trivium.evaluation.statistics import mean_interval
 from trivium.models.loading import load_tokenizer
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts, roll_out
-from trivium.runs.statistics import mean_interval
 from trivium.runs.store import read_events, read_metrics
 
 PROMPTS = 64

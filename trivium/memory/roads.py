@@ -32,6 +32,7 @@ from trivium.algorithms.update import Optimizer
 from trivium.config.base import Configuration
 from trivium.data.batch import Grouped
 from trivium.errors import ConfigurationError, ModelError
+from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.memory.rehearsal import Rehearsal, heaviest
 from trivium.memory.report import Lengths, Memory
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
@@ -44,7 +45,6 @@ from trivium.rewards.learned import _model_of as model_of
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
-from trivium.runs.evaluation_config import EvaluationConfig
 from trivium.runs.measuring import Updates
 
 SCORED = 16384

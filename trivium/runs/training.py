@@ -33,6 +33,7 @@ import torch
 from safetensors import SafetensorError
 
 from trivium.errors import ConfigurationError, NonFiniteError, TrainingError, TriviumError
+from trivium.evaluation.samples import Rows
 from trivium.models import flops
 from trivium.monitoring.metrics import derived, metric
 from trivium.monitoring.monitors import Alarm, Monitors
@@ -42,7 +43,6 @@ from trivium.runs.beginning import Begun, open_run, tell_of_resuming
 from trivium.runs.budget import Spending
 from trivium.runs.checkpoint import Place
 from trivium.runs.measuring import Evaluator, Stopwatch, Updates
-from trivium.runs.samples import Rows
 from trivium.runs.saving import Saver, Saves, Stateful
 from trivium.runs.stopping import GivenUp, Interrupted, Stopping, name_of
 from trivium.runs.study import save_for_study

@@ -16,6 +16,16 @@ from torch import Tensor
 from trivium.data.batch import Grouped
 from trivium.data.chat import token_pieces
 from trivium.data.prompts import Prompt
+from trivium.evaluation.evaluation_config import EvaluationConfig
+from trivium.evaluation.samples import Rows, sample_rows
+from trivium.evaluation.statistics import (
+    Interval,
+    distinct_words,
+    mean_interval,
+    pass_at_k,
+    repetition,
+    wins,
+)
 from trivium.maths.ragged import segment_sum
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
@@ -24,16 +34,6 @@ from trivium.rewards.reward import Rewards
 from trivium.rollout.engine import OUTSIDE_TRAINING, Engine
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.rollout.sampling import Sampling
-from trivium.runs.evaluation_config import EvaluationConfig
-from trivium.runs.samples import Rows, sample_rows
-from trivium.runs.statistics import (
-    Interval,
-    distinct_words,
-    mean_interval,
-    pass_at_k,
-    repetition,
-    wins,
-)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""Held-out evaluation: sampled responses, statistics and their intervals."""
