@@ -32,7 +32,7 @@ from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.memory.report import Lengths, Memory
 from trivium.memory.roads import predict
-from trivium.runs.peak import PeakMemory
+from trivium.runs.peak_memory import PeakMemory
 
 SIZES: dict[str, dict[str, int]] = {
     "tiny": {"vocab_size": 512, "hidden_size": 64, "num_hidden_layers": 2},

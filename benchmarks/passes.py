@@ -46,7 +46,7 @@ from trivium.models.model_config import ModelConfig
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.runs import training
-from trivium.runs.peak import PeakMemory, return_freed_memory
+from trivium.runs.peak_memory import PeakMemory, return_freed_memory
 from trivium.runs.store import read_metrics
 
 REWARDS = """

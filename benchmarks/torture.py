@@ -40,7 +40,7 @@ from stoppable_runs import RUNS, outcome, same
 from tqdm import tqdm
 from worlds import World
 
-from trivium.runs import files, saving
+from trivium.runs import checkpointing, files
 from trivium.runs.store import is_finished
 
 LONGEST_RUN = 120.0
@@ -174,7 +174,7 @@ def _become_child(train: Callable[[], object], log: Path, slow: bool) -> None:
     os.dup2(descriptor, 2)
     # Bars for writing weights share a lock between forked processes, which a killed one may hold.
     tqdm.set_lock(threading.RLock())
-    saving._SHARE = 0  # Save at every pause.
+    checkpointing._SHARE = 0  # Save at every pause.
     if slow:
         _slow_down_saving()
     status = 1

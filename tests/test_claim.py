@@ -24,10 +24,10 @@ from trivium.cli import main
 from trivium.config.base import dump
 from trivium.errors import CheckpointError, ConfigurationError, TrainingError
 from trivium.models.policy import Policy
-from trivium.runs import claim as claim_module
+from trivium.runs import run_directory as claim_module
 from trivium.runs.checkpoint import Checkpoints
-from trivium.runs.claim import LOCK, contents, locked
-from trivium.runs.stopping import SIGNALS, Interrupted, Stopping
+from trivium.runs.run_directory import LOCK, contents, locked
+from trivium.runs.signals import SIGNALS, Interrupted, Stopping
 from trivium.runs.store import Run, is_finished, read_evaluations, read_events, read_metrics
 from trivium.runs.training import Training
 
@@ -401,7 +401,7 @@ def test_run_of_an_earlier_version_is_told_and_left_alone(
 def test_two_processes_cannot_write_to_one_run(world: World, stopped: Path) -> None:
     before = (stopped / "metrics.jsonl").read_bytes()
     code = (
-        "import sys, time; from pathlib import Path; from trivium.runs.claim import locked\n"
+        "import sys, time; from pathlib import Path; from trivium.runs.run_directory import locked\n"
         "lock = locked(Path(sys.argv[1])); print('taken', flush=True); time.sleep(60)"
     )
     holder = subprocess.Popen(
@@ -422,7 +422,7 @@ def test_two_processes_cannot_write_to_one_run(world: World, stopped: Path) -> N
 
 def test_lock_ends_with_the_process_that_held_it(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from pathlib import Path; from trivium.runs.claim import locked\n"
+        "import os, sys; from pathlib import Path; from trivium.runs.run_directory import locked\n"
         "lock = locked(Path(sys.argv[1])); os._exit(1)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)

@@ -24,7 +24,7 @@ from trivium.compare.verdict import judge, quality_at
 from trivium.config.base import load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError
 from trivium.evaluation.statistics import t_interval
-from trivium.runs.identity import source_digest
+from trivium.runs.provenance import source_digest
 
 SHARED = {
     "model": {"path": "base-${seed}"},

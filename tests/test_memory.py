@@ -40,7 +40,7 @@ from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout.kv_cache import RowCache
 from trivium.rollout.sampling import Sampling
-from trivium.runs.peak import PeakMemory
+from trivium.runs.peak_memory import PeakMemory
 
 MIB = 1 << 20
 LENGTHS = Lengths((5,), (7,))

@@ -23,7 +23,7 @@ from trivium.data.group import Group
 from trivium.models.model_config import LoraConfig, ModelConfig
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
-from trivium.runs.identity import circumstances, differences
+from trivium.runs.provenance import circumstances, differences
 
 ROWS = [
     {"prompt": p, "chosen": c, "rejected": r}

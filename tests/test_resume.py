@@ -11,7 +11,7 @@ from worlds import World
 
 from trivium.config.base import Configuration
 from trivium.models.cpu.linear import Name, product
-from trivium.runs import saving
+from trivium.runs import checkpointing
 
 
 class Killed(BaseException):
@@ -25,7 +25,7 @@ def world(tmp_path: Path) -> World:
 
 @pytest.fixture(autouse=True)
 def _save_at_every_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(saving, "_SHARE", 0)
+    monkeypatch.setattr(checkpointing, "_SHARE", 0)
 
 
 # --- The properties -------------------------------------------------------------------------------
@@ -33,15 +33,15 @@ def _save_at_every_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def kill_after_saving(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """Let the run end as if killed once its state was saved for the given time."""
-    save, seen = saving.Saver.save, []
+    save, seen = checkpointing.Saver.save, []
 
-    def counted(saver: saving.Saver, *given: Any) -> None:
+    def counted(saver: checkpointing.Saver, *given: Any) -> None:
         save(saver, *given)
         seen.append(given[0])
         if len(seen) == number:
             raise Killed
 
-    monkeypatch.setattr(saving.Saver, "save", counted)
+    monkeypatch.setattr(checkpointing.Saver, "save", counted)
 
 
 def killed_everywhere(train: Train, config: Configuration, patch: pytest.MonkeyPatch) -> int:

@@ -15,7 +15,7 @@ import torch
 
 from trivium.config.base import Configuration, load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError
-from trivium.runs.claim import LOCK, Claim, claim, new_directory
+from trivium.runs.run_directory import LOCK, Claim, claim, new_directory
 from trivium.runs.store import (
     Run,
     RunConfig,

@@ -21,7 +21,7 @@ from trivium.algorithms.reward_training import LabelledSteps
 from trivium.algorithms.update import Optimizer, OptimizerConfig
 from trivium.data.batch import Group, Grouped
 from trivium.errors import NonFiniteError, TrainingError
-from trivium.runs.study import Evidence, Seen, first_fault, save_for_study
+from trivium.runs.nonfinite import Evidence, Seen, first_fault, save_for_study
 
 GROUPS = [Group([1, 2], [[3, 4], [5]]), Group([6], [[7, 8, 9], [2, 3]])]
 NAN, INF = math.nan, math.inf

@@ -21,8 +21,8 @@ from trivium.models import flops
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.monitoring.metrics import EVALUATIONS, METRICS, derived, metric, table
-from trivium.runs.beginning import begin
 from trivium.runs.budget import BudgetConfig, Spending
+from trivium.runs.startup import begin
 from trivium.runs.store import (
     RunConfig,
     read_evaluations,

@@ -42,8 +42,8 @@ class TrainingError(TriviumError, RuntimeError):
 class NonFiniteError(TrainingError):
     """A loss or gradient is not finite; nothing was moved.
 
-    ``evidence`` (``runs.study.Evidence``) is the batch and what was seen of it; ``saved`` is where
-    ``runs.study`` wrote it, which the message then names.
+    ``evidence`` (``runs.nonfinite.Evidence``) is the batch and what was seen of it; ``saved`` is where
+    ``runs.nonfinite`` wrote it, which the message then names.
     """
 
     def __init__(self, message: str, evidence: Any) -> None:

@@ -38,7 +38,7 @@ from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts, roll_out
-from trivium.runs.beginning import begin
+from trivium.runs.startup import begin
 from trivium.runs.training import Training
 
 

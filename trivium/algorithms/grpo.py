@@ -50,8 +50,8 @@ from trivium.maths.ragged import spread
 from trivium.models.loading import trained_parameters
 from trivium.models.oom import score_logprobs
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined
-from trivium.runs.beginning import begin
 from trivium.runs.measuring import Updates
+from trivium.runs.startup import begin
 from trivium.runs.training import Training
 from trivium.serialization import packable
 

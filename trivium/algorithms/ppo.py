@@ -55,8 +55,8 @@ from trivium.models.loading import trained_parameters
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import TokenScores
 from trivium.rollout.rollouts import Rollouts
-from trivium.runs.beginning import begin
 from trivium.runs.measuring import Updates
+from trivium.runs.startup import begin
 from trivium.runs.training import Training
 from trivium.serialization import packable
 

@@ -32,7 +32,7 @@ from trivium.models.loading import base_of, is_adapted
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.runs.files import is_left_over, write_bytes
-from trivium.runs.identity import source_digest, versions
+from trivium.runs.provenance import source_digest, versions
 
 logger = logging.getLogger(__name__)
 

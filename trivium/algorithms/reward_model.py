@@ -40,7 +40,7 @@ from trivium.evaluation.evaluator import Measured
 from trivium.evaluation.statistics import Interval, mean_interval
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.reward_model import RewardModel
-from trivium.runs.beginning import begin
+from trivium.runs.startup import begin
 from trivium.runs.training import Training
 
 

@@ -28,7 +28,7 @@ from trivium.maths.objectives import token_nll
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
-from trivium.runs.beginning import begin
+from trivium.runs.startup import begin
 from trivium.runs.training import Training
 
 

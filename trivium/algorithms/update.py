@@ -18,7 +18,7 @@ from trivium.algorithms.micro_batch import Learned, MicroBatch, accumulate
 from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.errors import NonFiniteError, TrainingError
 from trivium.models.oom import out_of_memory
-from trivium.runs.study import Evidence, Seen, first_fault
+from trivium.runs.nonfinite import Evidence, Seen, first_fault
 from trivium.serialization import packable
 
 

@@ -41,7 +41,7 @@ class Command:
         """Run the command, when what its configuration names has been looked at."""
         if self.trains:
             kind = next(name for name, command in COMMANDS.items() if command is self)
-            _imported("trivium.runs.claim:claim")(kind, config.run, config)
+            _imported("trivium.runs.run_directory:claim")(kind, config.run, config)
         _imported("trivium.preflight:check_input")(config)
         return self.load()(config)
 

@@ -24,7 +24,7 @@ from trivium.compare.board import Board
 from trivium.compare.plan import Job, with_budget
 from trivium.errors import TrainingError
 from trivium.runs.budget import CURRENCIES
-from trivium.runs.identity import source_digest
+from trivium.runs.provenance import source_digest
 from trivium.runs.store import is_finished, read_metrics, read_run
 
 

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
-from trivium.runs.saving import Stateful
+from trivium.runs.checkpointing import Stateful
 
 T = TypeVar("T")
 

@@ -12,7 +12,7 @@
 
 Lines are strict JSON and are appended whole; a number that is not finite is written as the text
 "NaN", "Infinity" or "-Infinity", which `read_metrics` and `read_evaluations` turn back. Models
-appear only when complete. Left out: who may write here (``runs.claim``), a run's state
+appear only when complete. Left out: who may write here (``runs.run_directory``), a run's state
 (``runs.checkpoint``), and drawing what the files say.
 """
 
@@ -39,7 +39,7 @@ from trivium.monitoring.monitor_config import MonitorsConfig
 from trivium.runs.budget import BudgetConfig
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.files import flush_to_disk, placing, write_text
-from trivium.runs.identity import circumstances
+from trivium.runs.provenance import circumstances
 from trivium.runs.trackers import TrackerName
 
 LOGS = ("metrics", "evaluation", "samples", "outcomes", "events")

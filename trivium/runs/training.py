@@ -17,7 +17,7 @@ one that was stopped goes on as if it had not been.
         training.save("final", policy)
 
 Left out: what a step does, the form of the files (``runs.store``), when and what to save
-(``runs.saving``).
+(``runs.checkpointing``).
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from trivium.models import flops
 from trivium.monitoring.metrics import derived, metric
 from trivium.monitoring.monitors import Alarm, Monitors
 from trivium.monitoring.progress import Progress, printable
-from trivium.runs import randomness
-from trivium.runs.beginning import Begun, open_run, tell_of_resuming
+from trivium.runs import rng
 from trivium.runs.budget import Spending
 from trivium.runs.checkpoint import Place
+from trivium.runs.checkpointing import Saver, Saves, Stateful
 from trivium.runs.measuring import Evaluator, Stopwatch, Updates
-from trivium.runs.saving import Saver, Saves, Stateful
-from trivium.runs.stopping import GivenUp, Interrupted, Stopping, name_of
-from trivium.runs.study import save_for_study
+from trivium.runs.nonfinite import save_for_study
+from trivium.runs.signals import GivenUp, Interrupted, Stopping, name_of
+from trivium.runs.startup import Begun, open_run, tell_of_resuming
 from trivium.runs.trackers import open_trackers
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class Training:
         self._inside: dict[str, Any] = {}
         self._position = self._pauses = 0
         self._stopping = Stopping()
-        self._random = randomness.state()
+        self._random = rng.state()
         if config.checkpoints.best is not None and evaluator is None:
             raise ConfigurationError(
                 f"run.checkpoints.best = {config.checkpoints.best}: this run evaluates nothing; "
@@ -299,7 +299,7 @@ class Training:
         evaluated = self._evaluated
         if self._evaluate(last=True):
             self._save_best()
-        self._random = randomness.state()
+        self._random = rng.state()
         if self._evaluated != evaluated or not self._saver.has(Place(self.done)):
             self._saver.try_to_save(Place(self.done), self._frame())
         if self._peak is not None:
@@ -311,11 +311,11 @@ class Training:
 
     def _between(self) -> None:
         """Between two steps: evaluate, and save if it is due or the run is to stop."""
-        self._random = randomness.state()
+        self._random = rng.state()
         if self._stopping.asked is not None:
             self._stop_here()
         best = self._evaluate()
-        self._random = randomness.state()
+        self._random = rng.state()
         if best:
             self._save_best()
         self._pause_at(Place(self.done), due=best)
@@ -327,7 +327,7 @@ class Training:
     def _pause(self) -> None:
         """Inside a step: save if it is due or the run is to stop."""
         self._pauses += 1
-        self._random = randomness.state()
+        self._random = rng.state()
         self._pause_at(Place(self.done, self._pauses))
 
     def _pause_at(self, place: Place, *, due: bool = False) -> None:
@@ -395,5 +395,5 @@ class Training:
             self._evaluator.restore(frame["evaluator"])
         self._saver.best = frame["best"]
         self._random = frame["random"]
-        randomness.restore(self._random)
+        rng.restore(self._random)
         tell_of_resuming(begun, self.run, self.done, frame["threads"])

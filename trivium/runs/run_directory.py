@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from trivium.config.base import Configuration
 from trivium.errors import ConfigurationError
 from trivium.runs.files import is_left_over, remove
-from trivium.runs.identity import differences
+from trivium.runs.provenance import differences
 from trivium.runs.store import RunConfig, is_finished, read_run
 from trivium.runs.trackers import require_trackers
 

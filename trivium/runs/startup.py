@@ -13,12 +13,12 @@ from trivium.config.base import Configuration
 from trivium.models.cpu.linear import product
 from trivium.models.loading import device_of
 from trivium.models.model_config import ModelConfig
-from trivium.runs import randomness
+from trivium.runs import rng
 from trivium.runs.checkpoint import Checkpoint, Checkpoints
-from trivium.runs.claim import Claim, claim, locked, new_directory
+from trivium.runs.checkpointing import LOGS, PRODUCT
 from trivium.runs.files import tidy
-from trivium.runs.peak import PeakMemory, load_libraries
-from trivium.runs.saving import LOGS, PRODUCT
+from trivium.runs.peak_memory import PeakMemory, load_libraries
+from trivium.runs.run_directory import Claim, claim, locked, new_directory
 from trivium.runs.store import Run, RunConfig, read_run
 
 logger = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ def begin(kind: str, config: TrainsAModel) -> Begun:
         checkpoint = saved.latest()
         if checkpoint is not None:
             product.use(checkpoint.part(PRODUCT))
-    randomness.seed(config.run.seed)
+    rng.seed(config.run.seed)
     if not config.run.measure_memory:
         return Begun(claimed, lock, checkpoint)
     with torch.random.fork_rng(devices=[]):
