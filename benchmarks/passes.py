@@ -36,7 +36,6 @@ from worlds import S, write_world
 
 from trivium.algorithms import actor_critic, dpo, grpo, ppo
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import Experience, first_epoch
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.data.batch import Batch, Grouped
@@ -45,9 +44,10 @@ from trivium.maths.ragged import segment_starts
 from trivium.models.model_config import ModelConfig
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
-from trivium.runs import training
 from trivium.runs.peak_memory import PeakMemory, return_freed_memory
 from trivium.runs.store import read_metrics
+from trivium.training import run_loop
+from trivium.training.experience import Experience, first_epoch
 
 REWARDS = """
 def mixed(prompts, responses):
@@ -69,7 +69,7 @@ class Spent:
     @contextmanager
     def counting(self) -> Iterator[None]:
         """Count the stages of the runs in the block."""
-        began, lap = [0.0], training.Stopwatch.lap
+        began, lap = [0.0], run_loop.Stopwatch.lap
 
         def begin(stopwatch: Any) -> None:
             began[0] = time.process_time()
@@ -81,8 +81,8 @@ class Spent:
             lap(stopwatch, stage)
 
         with (
-            mock.patch.object(training.Stopwatch, "begin", begin),
-            mock.patch.object(training.Stopwatch, "lap", counted),
+            mock.patch.object(run_loop.Stopwatch, "begin", begin),
+            mock.patch.object(run_loop.Stopwatch, "lap", counted),
         ):
             yield
 

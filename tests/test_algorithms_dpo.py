@@ -17,7 +17,6 @@ from worlds import World, metrics_of, perturb, plain_logprobs
 from trivium.algorithms import dpo
 from trivium.algorithms.dpo import Online, PairData, best_and_worst, with_reference
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.update import StepResult
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
 from trivium.errors import TrainingError
@@ -28,6 +27,7 @@ from trivium.models.reference import Reference
 from trivium.rewards.reward import Scores
 from trivium.rollout.engine import Response
 from trivium.rollout.rollouts import Rollouts
+from trivium.training.optimizer import StepResult
 
 FAST = {"learning_rate": 0.003}
 PAIRS = [

@@ -21,7 +21,6 @@ from worlds import STILL, World, metrics_of, perturb, plain_logprobs
 from trivium.algorithms import grpo, rollout_step
 from trivium.algorithms.grpo import GRPOExperience
 from trivium.algorithms.grpo_config import GRPOConfig
-from trivium.algorithms.parts import OnPolicyParts, assemble
 from trivium.algorithms.reward_update import RewardUpdate, contrasts
 from trivium.data.batch import Batch
 from trivium.data.group import Group
@@ -31,7 +30,8 @@ from trivium.models.reward_model import RewardModel
 from trivium.rewards.reward import Scores
 from trivium.rollout.engine import Response
 from trivium.rollout.rollouts import Rollouts
-from trivium.runs.measuring import Updates
+from trivium.training.protocols import Updates
+from trivium.training.setup import OnPolicyParts, assemble
 
 FAST = {"learning_rate": 0.01}
 PROBE = Batch.of([Group([1, 2], [[3, 4, 5]])])

@@ -14,11 +14,11 @@ from worlds import STILL, World, metrics_of
 from trivium.algorithms import dpo, grpo, ppo, reward_model, sft
 from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.grpo_config import GRPOConfig
-from trivium.algorithms.observe import policy_metrics
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.sft_config import SFTConfig
-from trivium.algorithms.update import Optimizer, StepResult
+from trivium.training.optimizer import Optimizer, StepResult
+from trivium.training.policy_metrics import policy_metrics
 
 FAST = {"learning_rate": 0.01}
 REUSED = {"epochs": 2, "minibatches": 2, "tokens_per_micro_batch": 30}

@@ -14,14 +14,14 @@ from worlds import STILL, Captured, World, assert_same_gradients, perturb
 
 from trivium.algorithms import dpo, grpo, ppo, reward_model, sft
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import MicroBatches
 from trivium.algorithms.grpo_config import GRPOConfig
-from trivium.algorithms.parts import assemble
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.models.critic import SharedCritic
 from trivium.models.loading import trained_parameters
+from trivium.training.experience import MicroBatches
+from trivium.training.setup import assemble
 
 BUDGETS = (1, 37, 100_000)
 LONGER = {"max_tokens": 16}

@@ -23,15 +23,15 @@ from worlds import (
 )
 
 from trivium.algorithms import ppo
-from trivium.algorithms.parts import assemble
 from trivium.algorithms.ppo import PPOExperience
 from trivium.algorithms.ppo_config import PPOConfig
-from trivium.algorithms.update import StepResult
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.maths.kl import adapted_coefficient
 from trivium.models.loading import trained_parameters
 from trivium.models.policy import Policy
+from trivium.training.optimizer import StepResult
+from trivium.training.setup import assemble
 
 FAST = {"learning_rate": 0.01}
 

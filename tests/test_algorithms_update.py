@@ -11,7 +11,11 @@ import torch
 from torch import Tensor, nn
 from worlds import random_groups
 
-from trivium.algorithms.experience import (
+from trivium.data.batch import Grouped
+from trivium.data.group import Group
+from trivium.errors import TrainingError
+from trivium.models.oom import score_all
+from trivium.training.experience import (
     Minibatch,
     Weighted,
     epoch_batch,
@@ -19,13 +23,9 @@ from trivium.algorithms.experience import (
     plan_updates,
     steps_of,
 )
-from trivium.algorithms.micro_batch import MicroBatch
-from trivium.algorithms.optimizer_config import OptimizerConfig
-from trivium.algorithms.update import Optimizer, rate_share
-from trivium.data.batch import Grouped
-from trivium.data.group import Group
-from trivium.errors import TrainingError
-from trivium.models.oom import score_all
+from trivium.training.micro_batch import MicroBatch
+from trivium.training.optimizer import Optimizer, rate_share
+from trivium.training.optimizer_config import OptimizerConfig
 
 SINGLE = Grouped([Group([1], [[1]])])
 

@@ -15,9 +15,7 @@ from worlds import EOS, World, family, letters_tokenizer, perturb, random_lm
 
 from trivium.algorithms import grpo, ppo
 from trivium.algorithms.grpo_config import GRPOConfig
-from trivium.algorithms.parts import assemble
 from trivium.algorithms.ppo_config import PPOConfig
-from trivium.algorithms.update import Optimizer
 from trivium.data.batch import Batch
 from trivium.data.prompts import Prompt
 from trivium.errors import ModelError
@@ -29,8 +27,10 @@ from trivium.rollout.engine import Response
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.rollouts import Rollouts
 from trivium.rollout.sampling import Sampling
-from trivium.runs.measuring import Updates
 from trivium.runs.store import read_metrics
+from trivium.training.optimizer import Optimizer
+from trivium.training.protocols import Updates
+from trivium.training.setup import assemble
 
 FAST = {"learning_rate": 0.01}
 PROMPTS = [Prompt([1 + i, 2, 3][: 1 + i % 3], "", {}, i) for i in range(6)]

@@ -29,7 +29,7 @@ from trivium.runs.checkpoint import Checkpoints
 from trivium.runs.run_directory import LOCK, contents, locked
 from trivium.runs.signals import SIGNALS, Interrupted, Stopping
 from trivium.runs.store import Run, is_finished, read_evaluations, read_events, read_metrics
-from trivium.runs.training import Training
+from trivium.training.run_loop import Training
 
 ROWS = [{"prompt": "a", "completion": "bc"}, {"prompt": "d", "completion": "ef"}]
 

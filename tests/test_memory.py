@@ -17,14 +17,10 @@ from worlds import checkpoint
 
 from trivium.algorithms import sft
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import Weighted
 from trivium.algorithms.grpo_config import GRPOConfig
-from trivium.algorithms.micro_batch import MicroBatch
-from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.sft_config import SFTConfig
-from trivium.algorithms.update import Optimizer
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError, ModelError
@@ -41,6 +37,10 @@ from trivium.models.policy import Policy
 from trivium.rollout.kv_cache import RowCache
 from trivium.rollout.sampling import Sampling
 from trivium.runs.peak_memory import PeakMemory
+from trivium.training.experience import Weighted
+from trivium.training.micro_batch import MicroBatch
+from trivium.training.optimizer import Optimizer
+from trivium.training.optimizer_config import OptimizerConfig
 
 MIB = 1 << 20
 LENGTHS = Lengths((5,), (7,))

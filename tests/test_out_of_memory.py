@@ -19,13 +19,13 @@ from torch import Tensor, nn
 from worlds import STILL, Captured, World, assert_same_gradients, metrics_of
 
 from trivium.algorithms import dpo, grpo, ppo, reward_model, sft
-from trivium.algorithms.micro_batch import MicroBatch, measure
-from trivium.algorithms.update import Optimizer, OptimizerConfig, StepResult
 from trivium.data.batch import Batch, Group, Grouped
 from trivium.errors import TrainingError
 from trivium.models import oom, policy
 from trivium.models import reward_model as reward_models
 from trivium.models.oom import out_of_memory, score_all
+from trivium.training.micro_batch import MicroBatch, measure
+from trivium.training.optimizer import Optimizer, OptimizerConfig, StepResult
 
 CPU = "[enforce fail at alloc_cpu.cpp:119] err == 0. DefaultCPUAllocator: can't allocate memory"
 ERRORS: list[Callable[[], BaseException]] = [
@@ -284,8 +284,8 @@ def test_division_is_told_once_for_each_smaller_size(caplog: pytest.LogCaptureFi
 REAL = """
 import resource, torch
 from torch import nn
-from trivium.algorithms.micro_batch import MicroBatch
-from trivium.algorithms.update import Optimizer, OptimizerConfig
+from trivium.training.micro_batch import MicroBatch
+from trivium.training.optimizer import Optimizer, OptimizerConfig
 from trivium.data.batch import Group, Grouped
 
 class Hungry(torch.autograd.Function):

@@ -19,18 +19,8 @@ from worlds import STILL, Captured, World, metrics_of, source
 from trivium.algorithms import dpo, grpo, ppo
 from trivium.algorithms.actor_critic import make_critic
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import (
-    Experience,
-    Minibatch,
-    first_epoch,
-    old_logprobs,
-    plan_updates,
-    tokens_of,
-)
 from trivium.algorithms.grpo_config import GRPOConfig
-from trivium.algorithms.parts import OnPolicyParts, assemble
 from trivium.algorithms.ppo_config import PPOConfig
-from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.models import policy as policies
@@ -42,7 +32,17 @@ from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.models.reward_model import RewardModel
 from trivium.rollout.rollouts import Rollouts
-from trivium.runs.measuring import Updates
+from trivium.training.experience import (
+    Experience,
+    Minibatch,
+    first_epoch,
+    old_logprobs,
+    plan_updates,
+    tokens_of,
+)
+from trivium.training.optimizer import Optimizer, StepResult
+from trivium.training.protocols import Updates
+from trivium.training.setup import OnPolicyParts, assemble
 
 FAST = {"learning_rate": 0.01}
 

@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 from worlds import family, letters_tokenizer, random_lm
 
-from trivium.algorithms.experience import (
+from trivium.data.batch import Batch, Group, Grouped, token_index
+from trivium.maths.aggregation import token_weights, weighted_sum
+from trivium.maths.ragged import segment_ids, segment_starts, spread
+from trivium.models import oom
+from trivium.models.oom import score_all
+from trivium.models.policy import Policy
+from trivium.training.experience import (
     Experience,
     epoch_batch,
     first_epoch,
@@ -26,12 +32,6 @@ from trivium.algorithms.experience import (
     shuffled,
     steps_of,
 )
-from trivium.data.batch import Batch, Group, Grouped, token_index
-from trivium.maths.aggregation import token_weights, weighted_sum
-from trivium.maths.ragged import segment_ids, segment_starts, spread
-from trivium.models import oom
-from trivium.models.oom import score_all
-from trivium.models.policy import Policy
 
 EACH = settings(max_examples=40)
 

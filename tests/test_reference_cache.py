@@ -15,15 +15,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from worlds import World, checkpoint, metrics_of, perturb
 
-from trivium.algorithms import dpo, reference_cache
+from trivium.algorithms import dpo
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.reference_cache import kept_logprobs, key_of
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.models.model_config import LoraConfig, ModelConfig
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.runs.provenance import circumstances, differences
+from trivium.training import reference_cache
+from trivium.training.reference_cache import kept_logprobs, key_of
 
 ROWS = [
     {"prompt": p, "chosen": c, "rejected": r}

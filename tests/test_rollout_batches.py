@@ -10,7 +10,6 @@ import pytest
 import torch
 from worlds import World, letters_tokenizer, source
 
-from trivium.algorithms.parts import local_engine
 from trivium.data.prompts import Prompt
 from trivium.errors import RewardError
 from trivium.models.model_config import ModelConfig
@@ -19,6 +18,7 @@ from trivium.rewards.reward import RewardConfig, Rewards, Scores
 from trivium.rollout.engine import Ending, Response
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
 from trivium.rollout.sampling import Sampling
+from trivium.training.setup import local_engine
 
 Places = list[list[tuple[int, float]]]
 

@@ -15,13 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from worlds import World, letters_tokenizer
 
-from trivium.algorithms import sft, update
-from trivium.algorithms.micro_batch import MicroBatch
-from trivium.algorithms.reward_training import LabelledSteps
-from trivium.algorithms.update import Optimizer, OptimizerConfig
+from trivium.algorithms import sft
 from trivium.data.batch import Group, Grouped
 from trivium.errors import NonFiniteError, TrainingError
 from trivium.runs.nonfinite import Evidence, Seen, first_fault, save_for_study
+from trivium.training import optimizer as optimizer_module
+from trivium.training.micro_batch import MicroBatch
+from trivium.training.optimizer import Optimizer, OptimizerConfig
+from trivium.training.reward_losses import LabelledSteps
 
 GROUPS = [Group([1, 2], [[3, 4], [5]]), Group([6], [[7, 8, 9], [2, 3]])]
 NAN, INF = math.nan, math.inf
@@ -185,7 +186,7 @@ def test_training_that_diverges_names_the_first_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world = World(tmp_path)
-    monkeypatch.setattr(update, "rate_share", lambda *given: 1e30)
+    monkeypatch.setattr(optimizer_module, "rate_share", lambda *given: 1e30)
     rows = [{"prompt": "abc", "completion": "de"}, {"prompt": "b", "completion": "fgh"}]
     optimizer = {"learning_rate": 1.0, "schedule": "constant"}
     config = sft.SFTConfig(

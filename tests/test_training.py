@@ -12,7 +12,6 @@ import pytest
 from worlds import World, metrics_of
 
 from trivium.algorithms import grpo, sft
-from trivium.algorithms.experience import Weighted
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.config.base import Configuration
@@ -31,7 +30,8 @@ from trivium.runs.store import (
     read_outcomes,
     read_samples,
 )
-from trivium.runs.training import Training
+from trivium.training.experience import Weighted
+from trivium.training.run_loop import Training
 
 
 class Plain(Configuration):

@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from trivium.algorithms.dpo_config import DPOConfig, OnlinePairsConfig
     from trivium.algorithms.grpo import train as grpo
     from trivium.algorithms.grpo_config import GRPOConfig
-    from trivium.algorithms.optimizer_config import OptimizerConfig
     from trivium.algorithms.ppo import train as ppo
     from trivium.algorithms.ppo_config import AdaptiveKLConfig, PPOConfig
     from trivium.algorithms.pretraining_config import PretrainingMixConfig
@@ -80,12 +79,13 @@ if TYPE_CHECKING:
         read_run,
         read_samples,
     )
+    from trivium.training.optimizer_config import OptimizerConfig
 
 _MODULES = {
     "trivium.algorithms.critic_config": ("CriticConfig",),
     "trivium.algorithms.dpo_config": ("DPOConfig", "OnlinePairsConfig"),
     "trivium.algorithms.grpo_config": ("GRPOConfig",),
-    "trivium.algorithms.optimizer_config": ("OptimizerConfig",),
+    "trivium.training.optimizer_config": ("OptimizerConfig",),
     "trivium.algorithms.ppo_config": ("AdaptiveKLConfig", "PPOConfig"),
     "trivium.algorithms.pretraining_config": ("PretrainingMixConfig",),
     "trivium.algorithms.reward_model_config": ("RewardModelConfig",),

@@ -18,7 +18,6 @@ import meter
 from trivium.algorithms import dpo, grpo, ppo, reward_model, sft
 from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.grpo_config import GRPOConfig
-from trivium.algorithms.parts import local_engine
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.sft_config import SFTConfig
@@ -28,7 +27,8 @@ from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import read_metrics
-from trivium.runs.training import Training
+from trivium.training.run_loop import Training
+from trivium.training.setup import local_engine
 
 REWARD = Path(__file__).parent / "reward.py"
 LOOPS: dict[str, tuple[Any, Callable[[Any], Path]]] = {

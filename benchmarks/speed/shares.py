@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 from worlds import SIZES, write_world
 
-from trivium.algorithms.parts import local_engine
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
@@ -40,6 +39,7 @@ from trivium.models.policy import Policy
 from trivium.rollout.kv_cache import RowCache
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
+from trivium.training.setup import local_engine
 
 Without = Callable[[], AbstractContextManager[object]]
 Comparison = tuple[str, Callable[[], None], Callable[[], None], Without]

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from trivium.algorithms.critic_config import CriticConfig
-from trivium.algorithms.experience import Minibatch, Weighted, first_epoch, old_logprobs
 from trivium.data.batch import Batch, Grouped
 from trivium.errors import ConfigurationError
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
@@ -19,6 +18,7 @@ from trivium.models.oom import in_parts, score_all
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 from trivium.rollout.rollouts import Rollouts
+from trivium.training.experience import Minibatch, Weighted, first_epoch, old_logprobs
 
 
 def make_critic(config: CriticConfig, actor: ModelConfig, policy: Policy) -> Critic:

@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.config.base import Configuration, Contradiction
 from trivium.models.model_config import ModelConfig, only_scores
+from trivium.training.optimizer_config import OptimizerConfig
 
 
 class CriticConfig(Configuration):

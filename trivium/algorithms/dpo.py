@@ -19,12 +19,6 @@ from pathlib import Path
 from torch import Tensor
 
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import epoch_batch, steps_of
-from trivium.algorithms.micro_batch import MicroBatch
-from trivium.algorithms.observe import update_metrics
-from trivium.algorithms.parts import load_rewards, local_engine, room_for
-from trivium.algorithms.reference_cache import kept_logprobs
-from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.data.preferences import load_preferences
@@ -39,7 +33,13 @@ from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.startup import begin
-from trivium.runs.training import Training
+from trivium.training.experience import epoch_batch, steps_of
+from trivium.training.micro_batch import MicroBatch
+from trivium.training.optimizer import Optimizer, StepResult
+from trivium.training.policy_metrics import update_metrics
+from trivium.training.reference_cache import kept_logprobs
+from trivium.training.run_loop import Training
+from trivium.training.setup import load_rewards, local_engine, room_for
 
 
 @dataclass(frozen=True)

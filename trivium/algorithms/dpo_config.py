@@ -7,7 +7,6 @@ from typing import Literal
 
 from pydantic import Field
 
-from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.preferences import PreferencesConfig
 from trivium.data.prompts import PromptsConfig
@@ -16,6 +15,7 @@ from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig
+from trivium.training.optimizer_config import OptimizerConfig
 
 
 class OnlinePairsConfig(Configuration):

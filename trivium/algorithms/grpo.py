@@ -19,27 +19,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trivium.algorithms.experience import (
-    Experience,
-    Minibatch,
-    first_epoch,
-    old_logprobs,
-    plan_updates,
-)
 from trivium.algorithms.grpo_config import GRPOConfig
-from trivium.algorithms.micro_batch import MicroBatch
-from trivium.algorithms.observe import (
-    first_group,
-    group_metrics,
-    join_observed,
-    old_policy_metrics,
-    policy_metrics,
-    update_metrics,
-)
-from trivium.algorithms.parts import OnPolicyParts, assemble
 from trivium.algorithms.reward_update import RewardUpdate
 from trivium.algorithms.rollout_step import roll_out_batch, sample_ahead
-from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.maths.advantages import equal_groups, group_advantages, step_advantages
@@ -50,10 +32,28 @@ from trivium.maths.ragged import spread
 from trivium.models.loading import trained_parameters
 from trivium.models.oom import score_logprobs
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined
-from trivium.runs.measuring import Updates
 from trivium.runs.startup import begin
-from trivium.runs.training import Training
 from trivium.serialization import packable
+from trivium.training.experience import (
+    Experience,
+    Minibatch,
+    first_epoch,
+    old_logprobs,
+    plan_updates,
+)
+from trivium.training.micro_batch import MicroBatch
+from trivium.training.optimizer import Optimizer, StepResult
+from trivium.training.policy_metrics import (
+    first_group,
+    group_metrics,
+    join_observed,
+    old_policy_metrics,
+    policy_metrics,
+    update_metrics,
+)
+from trivium.training.protocols import Updates
+from trivium.training.run_loop import Training
+from trivium.training.setup import OnPolicyParts, assemble
 
 
 @packable

@@ -8,7 +8,6 @@ from typing import Literal
 from pydantic import Field
 
 from trivium.algorithms.asynchronous import against_asynchronous
-from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.algorithms.reward_update_config import RewardUpdateConfig, not_one_learned
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.prompts import PromptsConfig
@@ -18,6 +17,7 @@ from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs, none_scores_steps
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig
+from trivium.training.optimizer_config import OptimizerConfig
 
 
 class GRPOConfig(Configuration):

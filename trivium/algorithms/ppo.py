@@ -22,29 +22,11 @@ import torch
 from torch import Tensor
 
 from trivium.algorithms.actor_critic import final_values, make_critic, old_scores
-from trivium.algorithms.experience import (
-    Experience,
-    Minibatch,
-    Weighted,
-    first_epoch,
-    plan_updates,
-)
 from trivium.algorithms.kl_coefficient import KLCoefficient
-from trivium.algorithms.micro_batch import Learning, Loss, MicroBatch
-from trivium.algorithms.observe import (
-    first_group,
-    join_observed,
-    old_policy_metrics,
-    policy_metrics,
-    update_metrics,
-    value_metrics,
-)
-from trivium.algorithms.parts import OnPolicyParts, assemble
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.pretraining import PretrainingMix
 from trivium.algorithms.reward_update import RewardUpdate
 from trivium.algorithms.rollout_step import roll_out_batch, sample_ahead
-from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Batch, Grouped
 from trivium.maths.advantages import gae, return_targets, whiten
 from trivium.maths.aggregation import weighted_sum
@@ -55,10 +37,28 @@ from trivium.models.loading import trained_parameters
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import TokenScores
 from trivium.rollout.rollouts import Rollouts
-from trivium.runs.measuring import Updates
 from trivium.runs.startup import begin
-from trivium.runs.training import Training
 from trivium.serialization import packable
+from trivium.training.experience import (
+    Experience,
+    Minibatch,
+    Weighted,
+    first_epoch,
+    plan_updates,
+)
+from trivium.training.micro_batch import Learning, Loss, MicroBatch
+from trivium.training.optimizer import Optimizer, StepResult
+from trivium.training.policy_metrics import (
+    first_group,
+    join_observed,
+    old_policy_metrics,
+    policy_metrics,
+    update_metrics,
+    value_metrics,
+)
+from trivium.training.protocols import Updates
+from trivium.training.run_loop import Training
+from trivium.training.setup import OnPolicyParts, assemble
 
 
 @packable

@@ -9,7 +9,6 @@ from pydantic import Field
 
 from trivium.algorithms.asynchronous import against_asynchronous
 from trivium.algorithms.critic_config import CriticConfig
-from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.algorithms.pretraining_config import PretrainingMixConfig
 from trivium.algorithms.reward_update_config import RewardUpdateConfig, not_one_learned
 from trivium.config.base import Configuration, Contradiction
@@ -20,6 +19,7 @@ from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig
+from trivium.training.optimizer_config import OptimizerConfig
 
 
 class AdaptiveKLConfig(Configuration):

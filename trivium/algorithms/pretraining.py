@@ -5,14 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trivium.algorithms.experience import Weighted, epoch_batch
-from trivium.algorithms.micro_batch import MicroBatch
 from trivium.algorithms.pretraining_config import PretrainingMixConfig
 from trivium.data.batch import Batch
 from trivium.data.demonstrations import load_demonstrations
 from trivium.maths.aggregation import weighted_sum
 from trivium.maths.objectives import token_nll
 from trivium.models.policy import Policy
+from trivium.training.experience import Weighted, epoch_batch
+from trivium.training.micro_batch import MicroBatch
 
 
 class PretrainingMix:

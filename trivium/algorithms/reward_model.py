@@ -16,19 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trivium.algorithms.experience import epoch_batch, steps_of
-from trivium.algorithms.micro_batch import MicroBatch, measure
-from trivium.algorithms.observe import update_metrics
 from trivium.algorithms.reward_model_config import RewardModelConfig
-from trivium.algorithms.reward_training import (
-    LabelledSteps,
-    Pairs,
-    labelled_step_loss,
-    pair_accuracy,
-    pair_loss,
-    step_accuracy,
-)
-from trivium.algorithms.update import Optimizer
 from trivium.data.batch import Grouped
 from trivium.data.preferences import (
     PreferencesConfig,
@@ -41,7 +29,19 @@ from trivium.evaluation.statistics import Interval, mean_interval
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.reward_model import RewardModel
 from trivium.runs.startup import begin
-from trivium.runs.training import Training
+from trivium.training.experience import epoch_batch, steps_of
+from trivium.training.micro_batch import MicroBatch, measure
+from trivium.training.optimizer import Optimizer
+from trivium.training.policy_metrics import update_metrics
+from trivium.training.reward_losses import (
+    LabelledSteps,
+    Pairs,
+    labelled_step_loss,
+    pair_accuracy,
+    pair_loss,
+    step_accuracy,
+)
+from trivium.training.run_loop import Training
 
 
 def train(config: RewardModelConfig) -> Path:

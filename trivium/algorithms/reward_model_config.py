@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.preferences import PreferencesConfig, StepLabelsConfig
 from trivium.models.model_config import ModelConfig, only_scores
 from trivium.runs.store import RunConfig
+from trivium.training.optimizer_config import OptimizerConfig
 
 
 class RewardModelConfig(Configuration):

@@ -15,18 +15,7 @@ from typing import Any
 
 import torch
 
-from trivium.algorithms.micro_batch import Loss, MicroBatch
-from trivium.algorithms.parts import OnPolicyParts
-from trivium.algorithms.reward_training import (
-    LabelledSteps,
-    Pairs,
-    labelled_step_loss,
-    pair_accuracy,
-    pair_loss,
-    step_accuracy,
-)
 from trivium.algorithms.reward_update_config import RewardUpdateConfig
-from trivium.algorithms.update import Optimizer, StepResult
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError
@@ -34,6 +23,17 @@ from trivium.models.loading import trained_parameters
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.rollouts import Rollouts
 from trivium.serialization import packable
+from trivium.training.micro_batch import Loss, MicroBatch
+from trivium.training.optimizer import Optimizer, StepResult
+from trivium.training.reward_losses import (
+    LabelledSteps,
+    Pairs,
+    labelled_step_loss,
+    pair_accuracy,
+    pair_loss,
+    step_accuracy,
+)
+from trivium.training.setup import OnPolicyParts
 
 
 @packable

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
-from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.config.base import Configuration, Contradiction
 from trivium.rewards.reward_config import LEARNED, RewardConfig
+from trivium.training.optimizer_config import OptimizerConfig
 
 
 class RewardUpdateConfig(Configuration):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from trivium.algorithms.experience import epoch_batch
 from trivium.algorithms.grpo_config import GRPOConfig
-from trivium.algorithms.parts import OnPolicyParts
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.rollout.rollouts import Rollouts, roll_out
+from trivium.training.experience import epoch_batch
+from trivium.training.setup import OnPolicyParts
 
 OnPolicy = PPOConfig | GRPOConfig
 

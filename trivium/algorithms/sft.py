@@ -13,12 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trivium.algorithms.experience import Weighted, epoch_batch, steps_of
-from trivium.algorithms.micro_batch import MicroBatch, measure
-from trivium.algorithms.observe import update_metrics
-from trivium.algorithms.parts import load_rewards, local_engine, room_for
 from trivium.algorithms.sft_config import SFTConfig
-from trivium.algorithms.update import Optimizer
 from trivium.data.batch import Batch
 from trivium.data.demonstrations import Demonstration, load_demonstrations
 from trivium.data.prompts import load_prompts
@@ -29,7 +24,12 @@ from trivium.models.loading import context_length, load_tokenizer, trained_param
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.runs.startup import begin
-from trivium.runs.training import Training
+from trivium.training.experience import Weighted, epoch_batch, steps_of
+from trivium.training.micro_batch import MicroBatch, measure
+from trivium.training.optimizer import Optimizer
+from trivium.training.policy_metrics import update_metrics
+from trivium.training.run_loop import Training
+from trivium.training.setup import load_rewards, local_engine, room_for
 
 
 def train(config: SFTConfig) -> Path:

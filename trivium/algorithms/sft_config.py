@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.config.base import Configuration, Contradiction
 from trivium.data.demonstrations import DemonstrationsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.maths.options import Aggregation
 from trivium.models.model_config import ModelConfig
 from trivium.runs.store import RunConfig
+from trivium.training.optimizer_config import OptimizerConfig
 
 
 class SFTConfig(Configuration):

@@ -15,7 +15,6 @@ from contextlib import suppress
 
 from torch import Tensor
 
-from trivium.algorithms.parts import local_engine
 from trivium.commands.chat_config import LINE, ChatConfig
 from trivium.data.chat import Encoder, Messages, decode_response
 from trivium.data.prompts import Prompt
@@ -24,6 +23,7 @@ from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
 from trivium.rollout.local_engine import LocalEngine, Row
 from trivium.rollout.sampling import Sampling
+from trivium.training.setup import local_engine
 
 logger = logging.getLogger("trivium")
 

@@ -16,7 +16,6 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from trivium.algorithms.parts import load_rewards, local_engine, room_for
 from trivium.commands.evaluate_config import EvaluateConfig
 from trivium.commands.output import require_free, unwritable
 from trivium.data.prompts import load_prompts
@@ -28,6 +27,7 @@ from trivium.models.loading import context_length, load_tokenizer
 from trivium.models.policy import Policy
 from trivium.monitoring.progress import printable
 from trivium.rollout.rollouts import Rollouts
+from trivium.training.setup import load_rewards, local_engine, room_for
 
 logger = logging.getLogger("trivium")
 

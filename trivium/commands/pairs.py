@@ -15,7 +15,6 @@ from itertools import permutations
 from pathlib import Path
 from typing import Any
 
-from trivium.algorithms.parts import load_rewards, room_for
 from trivium.commands.candidates import Candidates, candidates_of
 from trivium.commands.output import require_free, rows_written
 from trivium.commands.pairs_config import PairsConfig
@@ -27,6 +26,7 @@ from trivium.models.loading import context_length, load_tokenizer
 from trivium.models.model_config import ModelConfig
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.budget import Spending
+from trivium.training.setup import load_rewards, room_for
 
 logger = logging.getLogger("trivium")
 

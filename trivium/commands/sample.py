@@ -16,7 +16,6 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from trivium.algorithms.parts import load_rewards, local_engine, room_for
 from trivium.commands.output import require_free, rows_written
 from trivium.commands.sample_config import SampleConfig
 from trivium.data.prompts import Prompt, load_prompts
@@ -31,6 +30,7 @@ from trivium.rollout.engine import OUTSIDE_TRAINING
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.rollout.sampling import Sampling
 from trivium.runs.budget import Spending
+from trivium.training.setup import load_rewards, local_engine, room_for
 
 logger = logging.getLogger("trivium")
 

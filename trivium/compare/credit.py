@@ -26,10 +26,7 @@ from trivium.algorithms.actor_critic import make_critic
 from trivium.algorithms.critic_config import CriticConfig
 from trivium.algorithms.dpo import PairData
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import Weighted, plan_updates
 from trivium.algorithms.grpo_config import GRPOConfig
-from trivium.algorithms.micro_batch import MicroBatch
-from trivium.algorithms.parts import OnPolicyParts, load_rewards, local_engine
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.compare.config import CompareConfig
@@ -44,7 +41,10 @@ from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts, roll_out
-from trivium.runs.measuring import Updates
+from trivium.training.experience import Weighted, plan_updates
+from trivium.training.micro_batch import MicroBatch
+from trivium.training.protocols import Updates
+from trivium.training.setup import OnPolicyParts, load_rewards, local_engine
 
 PROMPTS = 32
 RESPONSES = 8

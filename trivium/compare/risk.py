@@ -19,7 +19,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from trivium.algorithms.parts import load_rewards, local_engine
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Job, Plan, for_seed
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
@@ -30,6 +29,7 @@ from trivium.models.policy import Policy
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.store import read_events, read_metrics
+from trivium.training.setup import load_rewards, local_engine
 
 PROMPTS = 64
 RESPONSES = 4

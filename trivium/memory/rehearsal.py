@@ -15,9 +15,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from trivium.algorithms.experience import MicroBatches
-from trivium.algorithms.optimizer_config import OptimizerConfig
-from trivium.algorithms.update import Optimizer
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.memory.dry_run import (
@@ -38,6 +35,9 @@ from trivium.models.policy import Policy
 from trivium.models.reference import Reference, frozen_copy
 from trivium.models.reward_model import RewardModel
 from trivium.rollout.sampling import Sampling
+from trivium.training.experience import MicroBatches
+from trivium.training.optimizer import Optimizer
+from trivium.training.optimizer_config import OptimizerConfig
 
 SAMPLER = "sampler"
 KERNELS = 20 << 20

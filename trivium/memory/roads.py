@@ -17,18 +17,13 @@ import torch
 from trivium.algorithms import dpo, grpo, ppo, sft
 from trivium.algorithms.dpo import PairData
 from trivium.algorithms.dpo_config import DPOConfig
-from trivium.algorithms.experience import MicroBatches, Minibatch, Weighted, plan_updates
 from trivium.algorithms.grpo import GRPOExperience
 from trivium.algorithms.grpo_config import GRPOConfig
-from trivium.algorithms.micro_batch import Loss, MicroBatch
-from trivium.algorithms.parts import OnPolicyParts
 from trivium.algorithms.ppo import PPOExperience
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
-from trivium.algorithms.reward_training import LabelledSteps, Pairs, labelled_step_loss, pair_loss
 from trivium.algorithms.reward_update_config import RewardUpdateConfig
 from trivium.algorithms.sft_config import SFTConfig
-from trivium.algorithms.update import Optimizer
 from trivium.config.base import Configuration
 from trivium.data.batch import Grouped
 from trivium.errors import ConfigurationError, ModelError
@@ -45,7 +40,12 @@ from trivium.rewards.learned import _model_of as model_of
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
-from trivium.runs.measuring import Updates
+from trivium.training.experience import MicroBatches, Minibatch, Weighted, plan_updates
+from trivium.training.micro_batch import Loss, MicroBatch
+from trivium.training.optimizer import Optimizer
+from trivium.training.protocols import Updates
+from trivium.training.reward_losses import LabelledSteps, Pairs, labelled_step_loss, pair_loss
+from trivium.training.setup import OnPolicyParts
 
 SCORED = 16384
 """Tokens per pass of the evaluation's log-probs."""

@@ -3,7 +3,7 @@
 Where memory runs out, the part is cut in two and both halves go the same way: the same numbers up
 to rounding, for some time. What does not fit even alone ends the run. Nothing is remembered: the
 next part is tried whole, so that a result depends on its own data and memory alone. Gradients are
-``algorithms.micro_batch``'s business.
+``training.micro_batch``'s business.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@
         manifest.json                what the two files are (size, SHA-256), of which run and step
 
 It is written under another name, flushed to the disk, and renamed; what is torn or altered is
-recognised before anything is read from it. Left out: what the state is (``runs.training``), and
+recognised before anything is read from it. Left out: what the state is (``training.run_loop``), and
 how values become trees (``trivium.serialization``).
 """
 

@@ -1,6 +1,6 @@
 """When a run's state is saved, what it is made of, and what is kept of it.
 
-    state = the frame (``runs.training``: step, spending, monitors, what is done of a step)
+    state = the frame (``training.run_loop``: step, spending, monitors, what is done of a step)
           + every object that a loop asked to keep (weights, optimiser, reference, …)
 
 Left out: the files (``runs.checkpoint``).

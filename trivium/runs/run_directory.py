@@ -2,7 +2,7 @@
 
 Decided before anything slow is done. A run that was stopped goes on when its command is given
 again, as long as what it computes would be the same; one that is finished, another's, or being
-written by another process is left alone. Left out: what going on means (``runs.training``).
+written by another process is left alone. Left out: what going on means (``training.run_loop``).
 """
 
 from __future__ import annotations

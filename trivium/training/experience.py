@@ -22,7 +22,7 @@ from trivium.maths.aggregation import token_weights
 from trivium.maths.options import Aggregation
 from trivium.maths.ragged import segment_sum
 from trivium.models.oom import Scores, score_logprobs
-from trivium.runs.measuring import Updates
+from trivium.training.protocols import Updates
 
 MicroBatches = list[list[int]]
 """The response indices of each micro-batch."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from trivium.algorithms.experience import Experience, Minibatch
-from trivium.algorithms.parts import OnPolicyParts
-from trivium.algorithms.update import StepResult
 from trivium.evaluation.samples import Rows, training_rows
 from trivium.maths.advantages import equal_groups
 from trivium.maths.kl import k1, k3
 from trivium.maths.ragged import segment_ids
 from trivium.rollout.rollouts import Rollouts
-from trivium.runs.measuring import Updates
+from trivium.training.experience import Experience, Minibatch
+from trivium.training.optimizer import StepResult
+from trivium.training.protocols import Updates
+from trivium.training.setup import OnPolicyParts
 
 
 def first_group(parts: OnPolicyParts, rollouts: Rollouts, experience: Experience) -> Rows:

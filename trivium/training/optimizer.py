@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trivium.algorithms.micro_batch import Learned, MicroBatch, accumulate
-from trivium.algorithms.optimizer_config import OptimizerConfig
 from trivium.errors import NonFiniteError, TrainingError
 from trivium.models.oom import out_of_memory
 from trivium.runs.nonfinite import Evidence, Seen, first_fault
 from trivium.serialization import packable
+from trivium.training.micro_batch import Learned, MicroBatch, accumulate
+from trivium.training.optimizer_config import OptimizerConfig
 
 
 @packable

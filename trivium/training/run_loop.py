@@ -42,11 +42,11 @@ from trivium.runs import rng
 from trivium.runs.budget import Spending
 from trivium.runs.checkpoint import Place
 from trivium.runs.checkpointing import Saver, Saves, Stateful
-from trivium.runs.measuring import Evaluator, Stopwatch, Updates
 from trivium.runs.nonfinite import save_for_study
 from trivium.runs.signals import GivenUp, Interrupted, Stopping, name_of
 from trivium.runs.startup import Begun, open_run, tell_of_resuming
 from trivium.runs.trackers import open_trackers
+from trivium.training.protocols import Evaluator, Stopwatch, Updates
 
 logger = logging.getLogger(__name__)
 
