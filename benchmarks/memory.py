@@ -31,7 +31,7 @@ from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.memory.report import Lengths, Memory
-from trivium.memory.roads import predict
+from trivium.memory.stages import predict
 from trivium.runs.peak_memory import PeakMemory
 
 SIZES: dict[str, dict[str, int]] = {

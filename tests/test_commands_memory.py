@@ -19,7 +19,7 @@ from trivium.memory import lengths as lengths_module
 from trivium.memory.fit import SHARE, fitting, free_bytes, smaller_bounds
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths
-from trivium.memory.roads import predict
+from trivium.memory.stages import predict
 from trivium.runs.store import read_samples
 
 CPU = torch.device("cpu")

@@ -13,13 +13,13 @@ import torch
 import yaml
 from worlds import World, source
 
-from trivium.compare.conduct import _can_go_on, spent
 from trivium.compare.config import CompareConfig
-from trivium.compare.credit import signal_to_noise
+from trivium.compare.gradient_snr import signal_to_noise
 from trivium.compare.plan import MANY_STEPS, Job, make_plan, with_budget
 from trivium.compare.result import _best_of_record, _differences, _over_seeds
 from trivium.compare.risk import ranked_right, similarity
 from trivium.compare.run import check, compare, run
+from trivium.compare.scheduler import _can_go_on, spent
 from trivium.compare.verdict import judge, quality_at
 from trivium.config.base import load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError

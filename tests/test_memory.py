@@ -25,11 +25,11 @@ from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError, ModelError
 from trivium.memory.dry_run import CACHE, DryRun
-from trivium.memory.rehearsal import KERNELS, heaviest
 from trivium.memory.report import Lengths, Memory, Stage
-from trivium.memory.roads import predict
 from trivium.memory.rollout import dry_rollout, growing_lengths
 from trivium.memory.shapes import Shape, weightless_policy
+from trivium.memory.simulator import KERNELS, heaviest
+from trivium.memory.stages import predict
 from trivium.models.cpu.linear import Name, product
 from trivium.models.loading import load_causal_lm, load_scorer, load_tokenizer, trained_parameters
 from trivium.models.model_config import ModelConfig

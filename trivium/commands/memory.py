@@ -17,7 +17,7 @@ from trivium.config.base import Configuration
 from trivium.memory.fit import SHARE, fitting, free_bytes
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths, Memory
-from trivium.memory.roads import predict
+from trivium.memory.stages import predict
 from trivium.models.loading import device_of
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "cache")

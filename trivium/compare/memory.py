@@ -15,7 +15,7 @@ from trivium.config.base import Configuration
 from trivium.errors import ModelError
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths
-from trivium.memory.roads import ROADS, predict
+from trivium.memory.stages import ROADS, predict
 from trivium.runs.store import read_events, read_samples
 
 ROWS = 512

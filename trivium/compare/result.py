@@ -11,9 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trivium.compare.conduct import spent
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Job, Plan, Route
+from trivium.compare.scheduler import spent
 from trivium.compare.stages import stage_record
 from trivium.evaluation.statistics import mean_interval, t_interval, wins
 from trivium.runs.budget import CURRENCIES

@@ -12,10 +12,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from trivium.commands import COMMANDS
-from trivium.compare.conduct import conduct
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Plan, make_plan
 from trivium.compare.result import gather
+from trivium.compare.scheduler import conduct
 from trivium.compare.table import show
 from trivium.compare.verdict import judge
 from trivium.config.base import Configuration, dump
@@ -44,7 +44,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     for settings in check(plan):
         check_input(settings, made=config.directory)
     # These import torch, which a mistake in a stage's settings must not wait for.
-    from trivium.compare import credit, memory, risk
+    from trivium.compare import gradient_snr, memory, risk
 
     config.directory.mkdir(parents=True, exist_ok=True)
     (config.directory / "config.yaml").write_text(dump(config), encoding="utf-8")
@@ -56,7 +56,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         if stage["job"] in measuring:
             stage["memory"] = memory.memory_record(measuring[stage["job"]])
     if config.credit:
-        result["credit"] = _measured(config, plan, "credit", credit.measure)
+        result["credit"] = _measured(config, plan, "credit", gradient_snr.measure)
     if config.risk:
         result["risk"] = _measured(config, plan, "risk", risk.measure)
     result["verdict"] = judge(result)

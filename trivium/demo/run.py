@@ -14,11 +14,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from trivium.compare.conduct import conduct
 from trivium.compare.config import CompareConfig
 from trivium.compare.run import compare, write
+from trivium.compare.scheduler import conduct
 from trivium.compare.table import show
-from trivium.demo.roads import FULL, QUICK, Budget, comparison, place_of, sft_job
+from trivium.demo.methods import FULL, QUICK, Budget, comparison, place_of, sft_job
 
 
 def run(directory: Path, quick: bool = False, seeds: tuple[int, ...] = (0,)) -> Path:

@@ -11,7 +11,7 @@ import torch
 
 from trivium.config.base import Configuration
 from trivium.memory.report import Lengths, Memory
-from trivium.memory.roads import predict
+from trivium.memory.stages import predict
 
 SHARE = 0.9
 """How much of the free memory a prediction may fill, as it may be a tenth too low."""

@@ -28,8 +28,8 @@ from trivium.config.base import Configuration
 from trivium.data.batch import Grouped
 from trivium.errors import ConfigurationError, ModelError
 from trivium.evaluation.evaluation_config import EvaluationConfig
-from trivium.memory.rehearsal import Rehearsal, heaviest
 from trivium.memory.report import Lengths, Memory
+from trivium.memory.simulator import Rehearsal, heaviest
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
 from trivium.models.loading import trained_parameters
 from trivium.models.policy import Policy
