@@ -1,41 +1,77 @@
-"""The equations: pure functions of tensors and scalars, for these loops or for your own."""
+"""The equations: pure functions of tensors and scalars, for these loops or for your own.
 
-from trivium.maths.advantages import (
-    equal_groups,
-    gae,
-    group_advantages,
-    return_targets,
-    step_advantages,
-    whiten,
-)
-from trivium.maths.aggregation import token_weights, weighted_sum
-from trivium.maths.kl import KL_ESTIMATORS, adapted_coefficient, k1, k2, k3, kl_shaped_rewards
-from trivium.maths.objectives import (
-    PREFERENCE_LOSSES,
-    SURROGATES,
-    bradley_terry_loss,
-    clipped_surrogate,
-    clipped_weight_surrogate,
-    dpo_loss,
-    hinge_loss,
-    importance_ratio,
-    ipo_loss,
-    preference_gradient_weight,
-    robust_loss,
-    sequence_surrogate,
-    step_loss,
-    token_nll,
-    truncated_importance,
-    value_loss,
-)
-from trivium.maths.ragged import (
-    segment_ids,
-    segment_mean,
-    segment_starts,
-    segment_sum,
-    spread,
-    suffix_sum,
-)
+Names are imported when they are first used: ``options`` must be readable without torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from trivium.maths.advantages import (
+        equal_groups,
+        gae,
+        group_advantages,
+        return_targets,
+        step_advantages,
+        whiten,
+    )
+    from trivium.maths.aggregation import token_weights, weighted_sum
+    from trivium.maths.kl import KL_ESTIMATORS, adapted_coefficient, k1, k2, k3, kl_shaped_rewards
+    from trivium.maths.objectives import (
+        PREFERENCE_LOSSES,
+        SURROGATES,
+        bradley_terry_loss,
+        clipped_surrogate,
+        clipped_weight_surrogate,
+        dpo_loss,
+        hinge_loss,
+        importance_ratio,
+        ipo_loss,
+        preference_gradient_weight,
+        robust_loss,
+        sequence_surrogate,
+        step_loss,
+        token_nll,
+        truncated_importance,
+        value_loss,
+    )
+    from trivium.maths.ragged import (
+        segment_ids,
+        segment_mean,
+        segment_starts,
+        segment_sum,
+        spread,
+        suffix_sum,
+    )
+
+_MODULES = {
+    "advantages": "equal_groups gae group_advantages return_targets step_advantages whiten",
+    "aggregation": "token_weights weighted_sum",
+    "kl": "KL_ESTIMATORS adapted_coefficient k1 k2 k3 kl_shaped_rewards",
+    "objectives": (
+        "PREFERENCE_LOSSES SURROGATES bradley_terry_loss clipped_surrogate "
+        "clipped_weight_surrogate dpo_loss hinge_loss importance_ratio ipo_loss "
+        "preference_gradient_weight robust_loss sequence_surrogate step_loss token_nll "
+        "truncated_importance value_loss"
+    ),
+    "ragged": "segment_ids segment_mean segment_starts segment_sum spread suffix_sum",
+}
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'trivium.maths' has no attribute {name!r}")
+    value = getattr(import_module(f"trivium.maths.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__
+
 
 __all__ = [
     "KL_ESTIMATORS",
