@@ -1,10 +1,10 @@
 """What saving a run's state costs: time beside that of the steps, memory, and disk.
 
-    python benchmarks/checkpoints.py [--sizes small,medium] [--roads sft,ppo]
+    python benchmarks/checkpoints.py [--sizes small,medium] [--methods sft,ppo]
 
 Trains the runs of ``benchmarks/memory.py`` with the defaults for checkpoints, but for minutes; each
 once untouched, and once for as many steps, stopped in their middle by SIGTERM and resumed. Prints,
-per size and road, how long one save took, the share of the run's time that saving took, a
+per size and method, how long one save took, the share of the run's time that saving took, a
 checkpoint's size beside that of the model, and the peak memory of the fresh and of the resumed run
 (resident memory above the process's before models are loaded).
 """
@@ -28,7 +28,7 @@ from trivium.runs.store import read_events, read_metrics
 
 MANY = 100_000
 COLUMNS = (
-    "model", "road", "saves", "one save, s", "share of time", "checkpoint / model",
+    "model", "method", "saves", "one save, s", "share of time", "checkpoint / model",
     "fresh peak, MiB", "resumed peak, MiB",
 )  # fmt: skip
 
@@ -37,49 +37,49 @@ def main() -> int:
     """Measure; 0 if no saving took 5 % of a run's time and no resumed run needed more memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="small,medium")
-    parser.add_argument("--roads", default=",".join(memory.ROADS))
+    parser.add_argument("--methods", default=",".join(memory.METHODS))
     parser.add_argument("--seconds", type=float, default=90.0, help="of training per run")
     asked = parser.parse_args()
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
     fine = True
     for size in asked.sizes.split(","):
-        for road in asked.roads.split(","):
-            fine &= measure(size, road, asked.seconds)
+        for method in asked.methods.split(","):
+            fine &= measure(size, method, asked.seconds)
     return 0 if fine else 1
 
 
-def measure(size: str, road: str, seconds: float) -> bool:
+def measure(size: str, method: str, seconds: float) -> bool:
     """One row of the table."""
     with tempfile.TemporaryDirectory() as directory:
         place = Path(directory)
         memory.write_data(place)
         memory.write_model(place / "model", memory.SIZES[size])
         fresh = place / "fresh"
-        train(configuration(road, place, MANY, {"seconds": seconds}), fresh)
+        train(configuration(method, place, MANY, {"seconds": seconds}), fresh)
         steps = int(read_metrics(fresh)[-1]["step"])
         resumed = place / "resumed"
-        same = configuration(road, place, steps, None)
+        same = configuration(method, place, steps, None)
         process = start(same, resumed)
         wait_for_step(resumed, max(1, steps // 2))
         process.send_signal(signal.SIGTERM)
         process.wait()
         train(same, resumed)
-        return show(size, road, fresh, resumed)
+        return show(size, method, fresh, resumed)
 
 
 def configuration(
-    road: str, place: Path, steps: int, budget: dict[str, float] | None
+    method: str, place: Path, steps: int, budget: dict[str, float] | None
 ) -> dict[str, Any]:
     """A run's settings, ended by its steps or by the clock."""
-    settings = memory.configuration(road, place, place / "model")
+    settings = memory.configuration(method, place, place / "model")
     settings["run"] = {"budget": budget, "measure_memory": True}
     for name in ("steps", "steps_per_iteration"):
         if name in settings:
             settings[name] = steps
-    if "epochs" in settings and road != "ppo":
+    if "epochs" in settings and method != "ppo":
         per_step = settings.get("pairs_per_step", settings.get("examples_per_step"))
         settings["epochs"] = steps * per_step / memory.EXAMPLES
-    return {"command": road, **settings}
+    return {"command": method, **settings}
 
 
 def start(config: dict[str, Any], run: Path) -> subprocess.Popen[bytes]:
@@ -110,7 +110,7 @@ def wait_for_step(run: Path, step: int) -> None:
                 return
 
 
-def show(size: str, road: str, fresh: Path, resumed: Path) -> bool:
+def show(size: str, method: str, fresh: Path, resumed: Path) -> bool:
     """Print the row, and say whether it keeps the promises."""
     events = {run: {e["kind"]: e for e in read_events(run)} for run in (fresh, resumed)}
     finished = events[fresh]["finished"]
@@ -120,7 +120,7 @@ def show(size: str, road: str, fresh: Path, resumed: Path) -> bool:
     checkpoint = size_of(sorted((fresh / "checkpoints").iterdir())[-1])
     model = size_of(fresh / "final")
     print(
-        f"| {size} | {road} | {finished['saves']} "
+        f"| {size} | {method} | {finished['saves']} "
         f"| {finished['saving_seconds'] / finished['saves']:.2f} | {100 * share:.1f} % "
         f"| {checkpoint / model:.1f} | {peaks[0]:,.0f} | {peaks[1]:,.0f} |",
         flush=True,

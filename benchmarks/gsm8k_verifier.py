@@ -6,7 +6,7 @@
 The first file holds, for each test question, four models' solutions with the label `is_correct`;
 the second people's solutions, which are taken as correct. Both are OpenAI's, gzipped
 (https://github.com/openai/grade-school-math). Prints the agreement and every disagreement; for the
-step verifier, every equation that it calls wrong in a solution labelled correct.
+step verifier, every equation that it calls wrong in a solution labeled correct.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trivium.rewards.steps import steps
 
 
 class Solution(NamedTuple):
-    """One labelled solution; `question` counts from 0, in the file's order."""
+    """One labeled solution; `question` counts from 0, in the file's order."""
 
     question: int
     model: str
@@ -35,7 +35,7 @@ class Solution(NamedTuple):
 
 
 def read_solutions(path: Path) -> Iterator[Solution]:
-    """Yield the labelled solutions of a file as OpenAI published it."""
+    """Yield the labeled solutions of a file as OpenAI published it."""
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         for question, line in enumerate(lines):
             row = json.loads(line)
@@ -63,7 +63,7 @@ def report_answers(solutions: list[Solution], reward: str) -> None:
     agreed = len(solutions) - len(wrong)
     print(f"{reward}: agrees with {agreed} of {len(solutions)} labels", end=" ")
     print(f"({100 * agreed / len(solutions):.2f} %), {len(wrong)} disagreements; ", end="")
-    print(f"{sum(s.label for s in solutions)} are labelled correct, {sum(found)} are accepted")
+    print(f"{sum(s.label for s in solutions)} are labeled correct, {sum(found)} are accepted")
     for solution, verdict in wrong:
         print(f"question {solution.question}, {solution.model}: label {solution.label}, ", end="")
         print(f"verifier {verdict}; ends {solution.text[-60:]!r}, truth {solution.truth[-30:]!r}")
@@ -79,7 +79,7 @@ def report_steps(solutions: list[Solution]) -> None:
     )
     for label in (True, False):
         total = clean[label, True] + clean[label, False]
-        print(f"{clean[label, False]} of {total} solutions labelled {label} have a wrong equation")
+        print(f"{clean[label, False]} of {total} solutions labeled {label} have a wrong equation")
     for solution, of_one in zip(solutions, scored, strict=True):
         for (start, end), value in of_one:
             if solution.label and value == 0.0:

@@ -3,7 +3,7 @@
     python benchmarks/lines.py [--batches N]
 
 A process learns from batches whose responses have ever new lengths, as the steps of a run do, once
-with lines as long as their tokens and once with lines filled up (``trivium.models.cpu.linear.filler``).
+with lines as long as their tokens and once with lines filled up (``trivium.models.cpu.linear.pad_rows``).
 Prints what memory grew by and the processor time of a batch, after the first twenty.
 """
 
@@ -23,7 +23,7 @@ import psutil
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
-from worlds import SIZES, write_world
+from helpers.tiny_models import SIZES, write_world
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
@@ -45,7 +45,7 @@ def learn(batches: int, filled: bool) -> None:
     before, began = 0, 0.0
     with ExitStack() as bare:
         for module in () if filled else (attention, layers, logprobs):
-            bare.enter_context(mock.patch.object(module, "filler", return_value=0))
+            bare.enter_context(mock.patch.object(module, "pad_rows", return_value=0))
         for i in range(FIRST + batches):
             if i == FIRST:
                 before, began = psutil.Process().memory_info().rss, time.process_time()

@@ -1,6 +1,6 @@
-"""Predicted memory of every road beside the measured peak, on models of three sizes.
+"""Predicted memory of every method beside the measured peak, on models of three sizes.
 
-    python benchmarks/memory.py [--sizes small,medium,large] [--roads sft,ppo] [--show-stages]
+    python benchmarks/memory.py [--sizes small,medium,large] [--methods sft,ppo] [--show-stages]
 
 Writes random-weight Llamas with a tokenizer of numbered words and data of fixed lengths to a
 temporary directory, predicts each run from its configuration, and then trains in a process of its
@@ -40,7 +40,7 @@ SIZES: dict[str, dict[str, int]] = {
     "medium": {"vocab_size": 8192, "hidden_size": 512, "num_hidden_layers": 8},
     "large": {"vocab_size": 32000, "hidden_size": 768, "num_hidden_layers": 12},
 }
-ROADS: dict[str, tuple[Any, Any]] = {
+METHODS: dict[str, tuple[Any, Any]] = {
     "sft": (SFTConfig, sft.train),
     "reward-model": (RewardModelConfig, reward_model.train),
     "ppo": (PPOConfig, ppo.train),
@@ -77,7 +77,7 @@ def write_model(directory: Path, settings: dict[str, int]) -> None:
 
 
 def write_data(directory: Path) -> None:
-    """Rows that serve every road: fixed numbers of words, and so of tokens."""
+    """Rows that serve every method: fixed numbers of words, and so of tokens."""
 
     def text(words: int, first: int) -> str:
         return " ".join(f"w{2 + (first + i) % 500}" for i in range(words))
@@ -96,8 +96,8 @@ def write_data(directory: Path) -> None:
         (directory / f"{name}.jsonl").write_text(text_lines)
 
 
-def configuration(road: str, directory: Path, model: Path) -> dict[str, Any]:
-    """The run of one road: a few small optimiser steps."""
+def configuration(method: str, directory: Path, model: Path) -> dict[str, Any]:
+    """The run of one method: a few small optimizer steps."""
     pairs = {"path": str(directory / "pairs.jsonl")}
     prompts = {"path": str(directory / "prompts.jsonl")}
     common = {
@@ -143,12 +143,12 @@ def configuration(road: str, directory: Path, model: Path) -> dict[str, Any]:
             "steps_per_iteration": 2,
         },
     }
-    return own[road]
+    return own[method]
 
 
-def train(road: str, path: Path) -> None:
+def train(method: str, path: Path) -> None:
     """Warm up, take the baseline, train, and print the peak: the child process."""
-    kind, run = ROADS[road]
+    kind, run = METHODS[method]
     settings = json.loads(path.read_text())
     tiny = {**settings["tiny"], "run": {"directory": str(path.parent / "warm-up")}}
     run(kind.model_validate(tiny))
@@ -157,32 +157,32 @@ def train(road: str, path: Path) -> None:
     print(peak.bytes())
 
 
-def measure(road: str, settings: dict[str, Any]) -> int:
+def measure(method: str, settings: dict[str, Any]) -> int:
     """The peak of a run in a process of its own, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.json"
         path.write_text(json.dumps(settings))
-        command = [sys.executable, __file__, "--train", road, str(path)]
+        command = [sys.executable, __file__, "--train", method, str(path)]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRANSFORMERS_VERBOSITY": "error"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{road} failed:\n{done.stderr}")
+        sys.exit(f"{method} failed:\n{done.stderr}")
     return int(done.stdout.split()[-1])
 
 
-def compare(road: str, directory: Path, size: str) -> tuple[Memory, int]:
+def compare(method: str, directory: Path, size: str) -> tuple[Memory, int]:
     """The prediction for one run and its measured peak."""
     models_of = {name: directory / name for name in ("tiny", size)}
     for name, path in models_of.items():
         if not path.exists():
             write_model(path, SIZES[name])
-    real = configuration(road, directory, models_of[size])
-    lengths = Lengths((PROMPT,), (RESPONSE,), held_out=16 if road == "reward-model" else 0)
-    predicted = predict(road, ROADS[road][0].model_validate(real), lengths)
+    real = configuration(method, directory, models_of[size])
+    lengths = Lengths((PROMPT,), (RESPONSE,), held_out=16 if method == "reward-model" else 0)
+    predicted = predict(method, METHODS[method][0].model_validate(real), lengths)
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         real["run"] = {"directory": str(Path(folder) / "run")}
-        tiny = configuration(road, directory, models_of["tiny"])
-        return predicted, measure(road, {"real": real, "tiny": tiny})
+        tiny = configuration(method, directory, models_of["tiny"])
+        return predicted, measure(method, {"real": real, "tiny": tiny})
 
 
 def print_stages(memory: Memory) -> None:
@@ -195,10 +195,10 @@ def print_stages(memory: Memory) -> None:
 
 
 def main() -> int:
-    """Compare every road on every size."""
+    """Compare every method on every size."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="small,medium,large")
-    parser.add_argument("--roads", default=",".join(ROADS))
+    parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--show-stages", action="store_true")
     parser.add_argument("--train", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -206,18 +206,19 @@ def main() -> int:
         train(options.train[0], Path(options.train[1]))
         return 0
     worst = 0.0
-    print("| model | road | peak stage | predicted, MiB | measured, MiB | ratio |")
+    print("| model | method | peak stage | predicted, MiB | measured, MiB | ratio |")
     print("|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         write_data(Path(folder))
         for size in options.sizes.split(","):
-            for road in options.roads.split(","):
-                memory, measured = compare(road, Path(folder), size)
+            for method in options.methods.split(","):
+                memory, measured = compare(method, Path(folder), size)
                 ratio = memory.bytes / measured
                 worst = max(worst, abs(ratio - 1))
                 sizes = f"{memory.bytes / 2**20:,.0f} | {measured / 2**20:,.0f}"
                 print(
-                    f"| {size} | {road} | {memory.peak.name} | {sizes} | {ratio:.3f} |", flush=True
+                    f"| {size} | {method} | {memory.peak.name} | {sizes} | {ratio:.3f} |",
+                    flush=True,
                 )
                 if options.show_stages:
                     print_stages(memory)

@@ -6,7 +6,7 @@ Counts what PyTorch is asked for while a small model samples, and while it learn
 from pairs: calls that compute (views are free), numbers that they write, and FLOPs of products and
 attention, padding included. Prints them beside those in ``operations.json``; exit status 1 if any
 is more than 2 % above, or more than 10 % below, when ``--record`` should keep the better number.
-``tests/test_operations.py`` runs it in CI. Products are PyTorch's own, so that machines agree.
+``tests/benchmarks/test_operations.py`` runs it in CI. Products are PyTorch's own, so that machines agree.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.models.cpu.linear import product
+from trivium.models.cpu.linear import matmul_backend
 from trivium.models.policy import Policy
-from trivium.rollout.kv_cache import RowCache
+from trivium.rollout.kv_cache import KVCache
 
 RECORDED = Path(__file__).with_suffix(".json")
 MORE, LESS = 1.02, 0.9
@@ -109,7 +109,7 @@ def learn(model: Policy, chosen: list[Group]) -> None:
 @torch.no_grad()
 def sample(model: Policy, prompt: int) -> None:
     """Eight prompts, eight rows each; every fourth step, eight of the rows end."""
-    cache, head = RowCache(model, apart=prompt > 64), model.head.packed()
+    cache, head = KVCache(model, apart=prompt > 64), model.head.packed()
     cache.admit([[2 + i for i in range(prompt)]] * 8, 8)
     rows = 64
     for step in range(28):
@@ -121,8 +121,8 @@ def sample(model: Policy, prompt: int) -> None:
 
 def measure() -> dict[str, Counts]:
     """The counts of every case."""
-    model, before = policy(), product.name
-    model.lean_pass()
+    model, before = policy(), matmul_backend.name
+    model.decode_model()
     cases: dict[str, Callable[[], None]] = {
         "learn from groups of 8": lambda: learn(model, groups(8)),
         "learn from pairs": lambda: learn(model, groups(2)),
@@ -131,14 +131,14 @@ def measure() -> dict[str, Counts]:
         "sample after long prompts": lambda: sample(model, 256),
     }
     found = {}
-    product.use("torch")
+    matmul_backend.use("torch")
     try:
         for name, work in cases.items():
             with Counter() as counter:
                 work()
             found[name] = counter.counts
     finally:
-        product.use(before)
+        matmul_backend.use(before)
     return found
 
 

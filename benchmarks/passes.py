@@ -31,8 +31,8 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 sys.path.insert(0, str(Path(__file__).parent / "speed"))
 
 import torch
+from helpers.tiny_models import S, write_world
 from torch import Tensor
-from worlds import S, write_world
 
 from trivium.algorithms import actor_critic, dpo, grpo, ppo
 from trivium.algorithms.dpo_config import DPOConfig

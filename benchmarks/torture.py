@@ -2,10 +2,10 @@
 
     python benchmarks/torture.py [--kills 40] [--seed 0] [--only grpo,ppo] [--jobs 2]
 
-For each algorithm a small run (of ``tests/stoppable_runs.py``) is trained once, untouched. Then it
+For each algorithm a small run (of ``tests/helpers/stoppable_runs.py``) is trained once, untouched. Then it
 is trained again and again, each time in a process of its own that is killed with SIGKILL after a
-random time, and begun anew in the same directory until it comes to its end; it must leave the same
-weights, optimiser, metrics, evaluations and samples, to the last bit. Every second run is hit
+random time, and prepared anew in the same directory until it comes to its end; it must leave the same
+weights, optimizer, metrics, evaluations and samples, to the last bit. Every second run is hit
 while it is saving a checkpoint, where it is slowed down to be hit more often. Ends with
 
     KILLS kills, SAME bit-identical, LOST lost
@@ -36,9 +36,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 
 import torch
-from stoppable_runs import RUNS, outcome, same
+from helpers.stoppable_runs import RUNS, outcome, same
+from helpers.tiny_models import World
 from tqdm import tqdm
-from worlds import World
 
 from trivium.runs import checkpointing, files
 from trivium.runs.store import is_finished

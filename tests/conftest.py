@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from trivium.models.cpu.linear import product
+from trivium.models.cpu.linear import matmul_backend
 
 # One thread: sums are then added in one order, and small tensors gain nothing from more.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -46,7 +46,7 @@ def shared_dir() -> Path:
 @pytest.fixture(params=["onednn", "torch"])
 def each_product(request: pytest.FixtureRequest) -> Iterator[None]:
     """Both ways to multiply float32 matrices, whichever is faster here."""
-    before = product.name
-    product.use(request.param)
+    before = matmul_backend.name
+    matmul_backend.use(request.param)
     yield
-    product.use(before)
+    matmul_backend.use(before)

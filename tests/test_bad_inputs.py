@@ -11,11 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import bad_files
-import bad_settings
 import pytest
-from bad_inputs import ALL, Bad
-from worlds import checkpoint
+from helpers import bad_files, bad_settings
+from helpers.bad_inputs import ALL, Bad
+from helpers.tiny_models import checkpoint
 
 from trivium.cli import main
 from trivium.commands import Command

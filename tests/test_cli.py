@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from worlds import STILL, World
+from helpers.tiny_models import STILL, World
 
 import trivium
 import trivium.demo

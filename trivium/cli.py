@@ -162,7 +162,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_watch(
         commands.add_parser("watch", help="show a run while it goes on", description=WATCH, **style)
     )
-    _add_demo(commands.add_parser("demo", help="watch every road", description=DEMO, **style))
+    _add_demo(commands.add_parser("demo", help="watch every method", description=DEMO, **style))
     return parser
 
 
@@ -273,11 +273,11 @@ def run_resume(parsed: argparse.Namespace) -> None:
 
 def run_memory(parsed: argparse.Namespace) -> None:
     """Say what a run would need, and which micro-batches fit."""
-    from trivium.preflight import check_input
+    from trivium.preflight import preflight
 
     config_class = COMMANDS[parsed.kind].config_class()
     config = load_configuration(config_class, parsed.config, parsed.settings)
-    check_input(config)
+    preflight(config)
     # This imports torch, which a mistake in what was asked for must not wait for.
     from trivium.commands import memory
 
@@ -350,7 +350,7 @@ def show(outcome: Any) -> None:
 
 
 def tell(label: str, message: str, style: str) -> None:
-    """Write a message to stderr: in colour on a terminal, never with codes that are not ours."""
+    """Write a message to stderr: in color on a terminal, never with codes that are not ours."""
     from rich.console import Console
     from rich.text import Text
 

@@ -42,7 +42,7 @@ class TrainingError(TriviumError, RuntimeError):
 class NonFiniteError(TrainingError):
     """A loss or gradient is not finite; nothing was moved.
 
-    ``evidence`` (``runs.nonfinite.Evidence``) is the batch and what was seen of it; ``saved`` is where
+    ``evidence`` (``runs.nonfinite.NonFiniteReport``) is the batch and what was seen of it; ``saved`` is where
     ``runs.nonfinite`` wrote it, which the message then names.
     """
 

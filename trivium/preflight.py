@@ -32,7 +32,7 @@ Sections = dict[str, Configuration]
 Columns = dict[str, frozenset[str]]
 
 
-def check_input(config: Configuration, made: Path | None = None) -> None:
+def preflight(config: Configuration, made: Path | None = None) -> None:
     """Raise with every fault of the first kind that has any; warn of held-out data that is not.
 
     What lies below `made` is left out: a comparison's earlier stages will write it.
@@ -147,9 +147,9 @@ def _column_faults(sections: Sections, columns: Columns) -> Iterator[str]:
         evaluation = getattr(section, "evaluation", None)
         if evaluation is not None and not evaluation.rewards:
             places.append(f"{prefix}evaluation.data")
-        judge = f"{prefix}reward_update.judge"
-        if judge in sections:
-            rewards[judge] = sections[judge]  # type: ignore[assignment]
+        labeler = f"{prefix}reward_update.labeler"
+        if labeler in sections:
+            rewards[labeler] = sections[labeler]  # type: ignore[assignment]
         for place in [place for place in places if place in columns]:
             for reward_name, reward in rewards.items():
                 for fault in column_faults(reward, columns[place]):

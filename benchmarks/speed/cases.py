@@ -26,7 +26,7 @@ class Case:
         response: the most tokens of a response.
         prompts: prompts, pairs or examples per step.
         samples: responses per prompt.
-        epochs: optimiser steps on one batch of responses.
+        epochs: optimizer steps on one batch of responses.
         beta: the coefficient of the KL term.
         precomputed: whether the reference's log-probs are there before the steps that count.
         lean_head: whether TRL is patched, so that its head sees response positions only.

@@ -20,8 +20,8 @@ from statistics import fmean
 from typing import Any
 
 import torch
+from helpers.tiny_models import Size, write_world
 from ours import REWARD
-from worlds import Size, write_world
 
 from trivium.algorithms import grpo
 from trivium.algorithms.grpo_config import GRPOConfig

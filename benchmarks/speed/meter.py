@@ -32,7 +32,7 @@ def begin() -> tuple[dict[str, Any], Path, Path]:
 class Meter:
     """Processor time of this process from step to step, or its peak memory over all steps.
 
-    How fast the core is changes with what its neighbours do, so it is measured after each step.
+    How fast the core is changes with what its neighbors do, so it is measured after each step.
 
     Memory that is freed goes back to the system at once while memory is measured, and only then:
     it costs time.

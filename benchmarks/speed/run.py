@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from cases import CASES, Case, chosen, hurried
+from helpers.tiny_models import SIZES, S, Size, write_world
 from results import Pair, Side, code, digest, peer, read, summary, table, write
-from worlds import SIZES, S, Size, write_world
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE.parent / "results.json"

@@ -1,4 +1,4 @@
-"""What each optimisation gains: the same work with it and without it, in turn, in one process.
+"""What each optimization gains: the same work with it and without it, in turn, in one process.
 
     python benchmarks/speed/shares.py [--size S|M] [--prompt N] [--repetitions N] [--only PATTERN]
 
@@ -22,8 +22,8 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from helpers.tiny_models import SIZES, write_world
 from torch import Tensor, nn
-from worlds import SIZES, write_world
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
@@ -32,18 +32,18 @@ from trivium.models.attention import GroupLayout, hidden_states, on_line
 from trivium.models.cpu import prefix_attention
 from trivium.models.cpu.heads import JoinedHeads
 from trivium.models.cpu.layers import GatedMLP, RMSNorm
-from trivium.models.cpu.linear import product
+from trivium.models.cpu.linear import matmul_backend
 from trivium.models.logprobs import Head
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
-from trivium.rollout.kv_cache import RowCache
+from trivium.rollout.kv_cache import KVCache
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
 from trivium.training.setup import local_engine
 
 Without = Callable[[], AbstractContextManager[object]]
 Comparison = tuple[str, Callable[[], None], Callable[[], None], Without]
-"""An optimisation: its name, the work with it, the work without, and what takes it away."""
+"""An optimization: its name, the work with it, the work without, and what takes it away."""
 
 
 class Work:
@@ -81,7 +81,7 @@ class Work:
         batch = Batch.of(self.groups)
         line_LD = hidden_states(self.policy.backbone, batch)
         logits_LV = nn.functional.linear(line_LD, self.policy.head.weight_VD)
-        log_p_TV = logits_LV.log_softmax(-1).index_select(0, batch.predictors_T)
+        log_p_TV = logits_LV.log_softmax(-1).index_select(0, batch.logit_positions_T)
         log_p_TV.gather(1, batch.targets_T[:, None]).sum().backward()
         self.policy.model.zero_grad(set_to_none=True)
 
@@ -107,12 +107,12 @@ def separate_rows(policy: Policy) -> Iterator[None]:
 
 @contextmanager
 def torch_products() -> Iterator[None]:
-    before = product.name
-    product.use("torch")
+    before = matmul_backend.name
+    matmul_backend.use("torch")
     try:
         yield
     finally:
-        product.use(before)
+        matmul_backend.use(before)
 
 
 @contextmanager
@@ -155,9 +155,9 @@ def measure(
 
 
 def comparisons(work: Work) -> Iterator[Comparison]:
-    """All optimisations."""
+    """All optimizations."""
     yield from of_learning(work)
-    yield "optimiser: fused AdamW", partial(work.move, True), partial(work.move, False), nullcontext
+    yield "optimizer: fused AdamW", partial(work.move, True), partial(work.move, False), nullcontext
     yield from of_sampling(work)
 
 
@@ -179,7 +179,7 @@ def of_learning(work: Work) -> Iterator[Comparison]:
         "learning: rows of attention where they lie",
         work.learn,
         work.learn,
-        lambda: lean(prefix_attention, "ALONE", 1 << 30),
+        lambda: lean(prefix_attention, "MIN_UNBATCHED_PAIRS", 1 << 30),
     )
     yield (
         "learning: the last layer for what is read",
@@ -221,7 +221,7 @@ def of_sampling(work: Work) -> Iterator[Comparison]:
         "sampling: the lean pass, with packed weights",
         work.sample,
         work.sample,
-        lambda: lean(policy, "lean_pass", lambda: partial(on_line, policy.backbone)),
+        lambda: lean(policy, "decode_model", lambda: partial(on_line, policy.backbone)),
     )
     kept = torch.no_grad()(LocalEngine.generate.__wrapped__)  # type: ignore[attr-defined]
     yield (
@@ -236,7 +236,7 @@ def of_sampling(work: Work) -> Iterator[Comparison]:
         work.sample,
         lambda: lean(Head, "packed", lambda head: head),
     )
-    together = partial(RowCache, policy, apart=len(work.prompts[0].tokens) <= 64)
+    together = partial(KVCache, policy, apart=len(work.prompts[0].tokens) <= 64)
     yield (
         "sampling: long prompts apart from rows, short ones not",
         work.sample,

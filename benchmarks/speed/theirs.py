@@ -54,7 +54,7 @@ def put_head_on_responses_only() -> None:
 
 
 class Watch(TrainerCallback):
-    """Tells the meter when training begins, and when every so many optimiser steps end."""
+    """Tells the meter when training begins, and when every so many optimizer steps end."""
 
     def __init__(self, measured: meter.Meter, every: int = 1) -> None:
         self.measured, self.every, self.seen = measured, every, 0
@@ -82,7 +82,7 @@ def steps(task: dict[str, Any]) -> int:
 
 
 def batches(task: dict[str, Any], rows: int) -> dict[str, int]:
-    """How many rows are in a pass, and how many passes in an optimiser step."""
+    """How many rows are in a pass, and how many passes in an optimizer step."""
     size = task["their_rows_per_pass"] or rows
     return {"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size}
 

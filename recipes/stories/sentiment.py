@@ -16,7 +16,7 @@ WORD = re.compile(r"[\w']+")
 
 
 @cache
-def analyser() -> SentimentIntensityAnalyzer:
+def analyzer() -> SentimentIntensityAnalyzer:
     """VADER, with its lexicon read once."""
     return SentimentIntensityAnalyzer()
 
@@ -28,7 +28,7 @@ def sentiment(
 
     More than ``cap`` earns nothing: a story may be happy enough.
     """
-    return [min(cap, analyser().polarity_scores(text)["compound"]) for text in responses]
+    return [min(cap, analyzer().polarity_scores(text)["compound"]) for text in responses]
 
 
 def repetition(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
@@ -43,6 +43,6 @@ def distinct(prompts: list[str], responses: list[str], **columns: list[Any]) -> 
 
 
 def repeated_pairs(words: list[str]) -> float:
-    """1 − (different neighbours) / (neighbours); a text of fewer than two words repeats nothing."""
+    """1 − (different neighbors) / (neighbors); a text of fewer than two words repeats nothing."""
     pairs = list(pairwise(words))
     return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0

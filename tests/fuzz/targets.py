@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from data_tokenizers import chatml_tokenizer
 from fuzz.feed import WORDS, Feed, written
+from helpers.data_tokenizers import chatml_tokenizer
 from pydantic import ValidationError
 
 import trivium

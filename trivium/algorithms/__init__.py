@@ -1,1 +1,1 @@
-"""SFT, reward modelling, PPO, DPO and GRPO: one file each, beside its configuration."""
+"""SFT, reward modeling, PPO, DPO and GRPO: one file each, beside its configuration."""

@@ -14,11 +14,11 @@ from trivium.data.batch import Batch, Grouped
 from trivium.errors import ConfigurationError
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
 from trivium.models.model_config import ModelConfig
-from trivium.models.oom import in_parts, score_all
+from trivium.models.oom import run_with_oom_split, score_all
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 from trivium.rollout.rollouts import Rollouts
-from trivium.training.experience import Minibatch, Weighted, first_epoch, old_logprobs
+from trivium.training.experience import Minibatch, WeightedGroups, first_epoch, old_logprobs
 
 
 def make_critic(config: CriticConfig, actor: ModelConfig, policy: Policy) -> Critic:
@@ -36,18 +36,18 @@ def make_critic(config: CriticConfig, actor: ModelConfig, policy: Policy) -> Cri
 
 @dataclass(frozen=True)
 class OldScores:
-    """π_old's log-probs and V_old's values, ``[T]``; ``scored_T``: which log-probs were scored and
+    """π_old's log-probs and V_old's values, ``[T]``; ``rescored_mask_T``: which log-probs were scored and
     are not the sampler's."""
 
     logprobs_T: Tensor
     values_T: Tensor
-    scored_T: Tensor
+    rescored_mask_T: Tensor
 
 
 def old_scores(
     policy: Policy,
     critic: Critic,
-    data: Weighted,
+    data: WeightedGroups,
     steps: Sequence[Minibatch],
     sampler_T: Tensor,
     *,
@@ -61,8 +61,8 @@ def old_scores(
     micro_batches = first_epoch(steps, len(data.lengths_N))
     if tolerance > 0 and isinstance(critic, SeparateCritic):
         (values_T,) = score_all(data, micro_batches, lambda batch: (critic.values(batch),))
-        old_T, scored_T = old_logprobs(data, steps, sampler_T, policy, tolerance=tolerance)
-        return OldScores(old_T.to(values_T.device), values_T, scored_T)
+        old_T, rescored_mask_T = old_logprobs(data, steps, sampler_T, policy, tolerance=tolerance)
+        return OldScores(old_T.to(values_T.device), values_T, rescored_mask_T)
 
     def both(batch: Batch) -> tuple[Tensor, Tensor]:
         scores = critic.score(policy, batch)
@@ -81,6 +81,8 @@ def final_values(
     values_N = like_T.new_zeros(len(rollouts.flat))
     final = partial(critic.final_values, policy)
     for whole in data.split(max_tokens):
-        for responses, values in in_parts(data, whole, lambda d: final(Batch.of(d.groups))):
+        for responses, values in run_with_oom_split(
+            data, whole, lambda d: final(Batch.of(d.groups))
+        ):
             values_N[responses] = values.to(values_N)
-    return torch.where(rollouts.cut_off_N.to(values_N.device), values_N, 0.0)
+    return torch.where(rollouts.truncated_N.to(values_N.device), values_N, 0.0)

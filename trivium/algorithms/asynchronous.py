@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from trivium.config.base import Contradiction
+from trivium.config.base import Conflict
 
 
-def against_asynchronous(
-    asynchronous: bool, importance_limit: float | None, steps: int
-) -> Iterator[Contradiction]:
+def async_conflicts(
+    asynchronous: bool, importance_sampling_cap: float | None, steps: int
+) -> Iterator[Conflict]:
     """What cannot be where ``steps`` steps in a row are to be sampled ahead."""
-    if asynchronous and importance_limit is None:
+    if asynchronous and importance_sampling_cap is None:
         yield (
             "asynchronous",
-            "responses are one step old then, and nothing corrects for it: set importance_limit, "
+            "responses are one step old then, and nothing corrects for it: set importance_sampling_cap, "
             "2 is usual, or leave it out",
         )
     if asynchronous and steps == 1:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 from trivium.models.model_config import ModelConfig, only_scores
 from trivium.training.optimizer_config import OptimizerConfig
 
@@ -20,7 +20,7 @@ class CriticConfig(Configuration):
     model: ModelConfig | None = None
     """Where a separate critic starts: a reward model or any checkpoint; by default the actor's."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
-    """The critic's optimiser."""
+    """The critic's optimizer."""
     coefficient: float = Field(default=0.5, gt=0)
     """Weight of the value loss beside the actor's."""
     clip: float | None = Field(default=None, gt=0)
@@ -28,7 +28,7 @@ class CriticConfig(Configuration):
     warmup_steps: int = Field(default=0, ge=0)
     """Rollout batches at the start that train the critic alone."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.kind == "shared" and self.model is not None:
             yield "model", "a shared critic is a head on the actor: leave critic.model out"
         if self.kind == "shared" and self.warmup_steps:

@@ -32,14 +32,14 @@ from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts, roll_out
-from trivium.runs.startup import begin
-from trivium.training.experience import epoch_batch, steps_of
+from trivium.runs.startup import prepare_run
+from trivium.training.experience import epoch_batch, num_steps
 from trivium.training.micro_batch import MicroBatch
 from trivium.training.optimizer import Optimizer, StepResult
 from trivium.training.policy_metrics import update_metrics
-from trivium.training.reference_cache import kept_logprobs
+from trivium.training.reference_cache import cached_logprobs
 from trivium.training.run_loop import Training
-from trivium.training.setup import load_rewards, local_engine, room_for
+from trivium.training.setup import load_rewards, local_engine, max_prompt_length
 
 
 @dataclass(frozen=True)
@@ -55,16 +55,16 @@ class PairData(Grouped):
 
 def train(config: DPOConfig) -> Path:
     """Run DPO; returns the run's directory, with the policy in ``final``."""
-    begun = begin("dpo", config)
+    prepared = prepare_run("dpo", config)
     source = Offline(config) if config.online is None else Online(config)
     policy = Policy.load(config.model, temperature=config.temperature)
     reference = Reference(policy, asked=config.asks_reference)
     evaluator = make_evaluator(config, policy, reference)
     source.prepare(policy, reference)
     trained = [(config.optimizer, trained_parameters(policy.model))]
-    with Training(begun, source.steps, evaluator=evaluator) as training:
+    with Training(prepared, source.steps, evaluator=evaluator) as training:
         optimizer = Optimizer(trained, source.steps, training.budget_spent)
-        training.keep(policy=policy, optimizer=optimizer)
+        training.track_state(policy=policy, optimizer=optimizer)
         for step in training.steps():
             pairs, metrics = source.pairs(step)
             training.stages.begin()
@@ -93,11 +93,11 @@ class Offline:
         context = context_length(config.model)
         preferences = load_preferences(config.data, load_tokenizer(config.model), context)
         self.data = PairData([p.group for p in preferences])
-        self.steps = steps_of(config.epochs, len(self.data.groups), config.pairs_per_step)
+        self.steps = num_steps(config.epochs, len(self.data.groups), config.pairs_per_step)
 
     def prepare(self, policy: Policy, reference: Reference) -> None:
         # Before its first step the policy is the reference: no copy is needed to score with.
-        score = kept_logprobs if self.config.reference_cache else score_logprobs
+        score = cached_logprobs if self.config.reference_cache else score_logprobs
         self.data = with_reference(self.config, self.data, partial(score, policy))
 
     def pairs(self, step: int) -> tuple[PairData | None, dict[str, float]]:
@@ -113,7 +113,7 @@ class Online:
         assert config.online is not None, "checked by the configuration"
         self.config, self.online = config, config.online
         tokenizer = load_tokenizer(config.model)
-        room = room_for(context_length(config.model), self.online.sampling.max_tokens)
+        room = max_prompt_length(context_length(config.model), self.online.sampling.max_tokens)
         self.prompts = load_prompts(self.online.data, tokenizer, room)
         self.rewards, _ = load_rewards(self.online.rewards, self.prompts, tokenizer)
         self.steps = self.online.steps
@@ -171,7 +171,7 @@ def with_reference(config: DPOConfig, data: PairData, score: Callable[..., Tenso
 
 
 def work(config: DPOConfig, policy: Policy, pairs: PairData) -> list[MicroBatch]:
-    """The micro-batches of one optimiser step."""
+    """The micro-batches of one optimizer step."""
     parts = pairs.split(config.tokens_per_micro_batch, whole_groups=True)
     of_pairs = partial(loss, config, policy, total=len(pairs.groups))
     return [MicroBatch(pairs.select(part), of_pairs, whole_groups=True) for part in parts]
@@ -185,7 +185,7 @@ def loss(
     ref_T = pairs.ref_logprobs_T
     lengths_N = pairs.lengths_N.to(logprobs_T.device)
     log_ratio_T = logprobs_T if ref_T is None else logprobs_T - ref_T
-    reduce = segment_mean if config.length_normalised else segment_sum
+    reduce = segment_mean if config.length_normalized else segment_sum
     chosen_P, rejected_P = reduce(log_ratio_T, lengths_N).view(-1, 2).unbind(1)
     margins_P = chosen_P - rejected_P
     loss_P = PREFERENCE_LOSSES[config.loss](
@@ -227,7 +227,7 @@ def make_evaluator(config: DPOConfig, policy: Policy, reference: Reference) -> E
         return None
     training = config.online.sampling if config.online is not None else None
     limit = config.evaluation.sampling(training).max_tokens
-    room = room_for(policy.context_length, limit)
+    room = max_prompt_length(policy.context_length, limit)
     prompts = load_prompts(config.evaluation.data, policy.tokenizer, room)
     chosen = config.evaluation.rewards or (config.online.rewards if config.online else ())
     rewards, _ = load_rewards(chosen, prompts, policy.tokenizer)

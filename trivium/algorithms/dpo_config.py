@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 from trivium.data.preferences import PreferencesConfig
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
@@ -30,9 +30,9 @@ class OnlinePairsConfig(Configuration):
     sampling: Sampling = Sampling()
     """How responses are drawn."""
     steps: int = Field(default=100, ge=1)
-    """Optimiser steps, each on fresh pairs."""
+    """Optimizer steps, each on fresh pairs."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.sampling.greedy:
             yield "sampling.temperature", "equal responses make no pairs: raise it, 1 is usual"
 
@@ -49,14 +49,14 @@ class DPOConfig(Configuration):
     run: RunConfig = RunConfig()
     """Where the run is written, and its seed."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7, schedule="linear")
-    """The optimiser."""
+    """The optimizer."""
     evaluation: EvaluationConfig | None = None
     """Held-out sampled evaluation: KL, length and quality."""
 
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the pairs of data."""
     pairs_per_step: int = Field(default=32, ge=1)
-    """Pairs (online: prompts) per optimiser step."""
+    """Pairs (online: prompts) per optimizer step."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
 
@@ -66,19 +66,19 @@ class DPOConfig(Configuration):
     """What is made of the margin."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
     """Share of flipped labels that is assumed (cDPO with sigmoid; robust)."""
-    length_normalised: bool = False
+    length_normalized: bool = False
     """Use mean instead of summed log-probs of a response."""
     reference_cache: bool = True
     """Keep the reference's log-probs of data on disk for further runs over the same model and pairs
     (docs/passes.md)."""
     reference_free: bool = False
-    """Leave the reference out of the margin (SimPO, with length_normalised and target_margin)."""
+    """Leave the reference out of the margin (SimPO, with length_normalized and target_margin)."""
     target_margin: float = Field(default=0.0, ge=0)
     """γ of SimPO: how far the chosen response must be ahead, after β."""
     sft_coefficient: float = Field(default=0.0, ge=0)
     """Weight of an added −log π(y_w|x)/|y_w|, which keeps the chosen response likely."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if (self.data is None) == (self.online is None):
             yield "", "give either data (preference pairs) or online (sampled pairs)"
         if self.target_margin and self.loss != "sigmoid":
@@ -100,7 +100,7 @@ class DPOConfig(Configuration):
 
     @property
     def asks_reference(self) -> bool:
-        """Whether the reference is asked once training has begun."""
+        """Whether the reference is asked once training has prepared."""
         compared = self.online is not None and not self.reference_free
         return compared or self.evaluation is not None
 

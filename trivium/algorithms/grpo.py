@@ -28,12 +28,12 @@ from trivium.maths.advantages import equal_groups, group_advantages, step_advant
 from trivium.maths.aggregation import weighted_sum
 from trivium.maths.kl import KL_ESTIMATORS
 from trivium.maths.objectives import SURROGATES, importance_ratio, truncated_importance
-from trivium.maths.ragged import spread
+from trivium.maths.ragged import repeat_per_segment
 from trivium.models.loading import trained_parameters
 from trivium.models.oom import score_logprobs
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined
-from trivium.runs.startup import begin
-from trivium.serialization import packable
+from trivium.runs.startup import prepare_run
+from trivium.serialization import serializable
 from trivium.training.experience import (
     Experience,
     Minibatch,
@@ -53,10 +53,10 @@ from trivium.training.policy_metrics import (
 )
 from trivium.training.protocols import Updates
 from trivium.training.run_loop import Training
-from trivium.training.setup import OnPolicyParts, assemble
+from trivium.training.setup import OnPolicyComponents, build_components
 
 
-@packable
+@serializable
 @dataclass(frozen=True, kw_only=True)
 class GRPOExperience(Experience):
     """Advantages, and the log-probs of sampler, π_old and π_ref, of one rollout batch."""
@@ -66,8 +66,8 @@ class GRPOExperience(Experience):
 
 def train(config: GRPOConfig) -> Path:
     """Run GRPO; returns the run's directory, with the trained policy in ``final``."""
-    begun = begin("grpo", config)
-    parts = assemble(
+    prepared = prepare_run("grpo", config)
+    parts = build_components(
         config.model,
         config.data,
         config.rewards,
@@ -79,20 +79,20 @@ def train(config: GRPOConfig) -> Path:
     reward_update = RewardUpdate.of(config.reward_update, parts, seed=config.run.seed)
     updates = config.total_steps * config.epochs * config.minibatches
     trained = [(config.optimizer, trained_parameters(parts.policy.model))]
-    total, known = config.total_steps, parts.prompts
-    training = Training(begun, total, evaluator=parts.evaluator, known=known)
+    total, prompts = config.total_steps, parts.prompts
+    training = Training(prepared, total, evaluator=parts.evaluator, shared_objects=prompts)
     with training, closing(parts):
         optimizer = Optimizer(trained, updates, training.budget_spent)
-        training.keep(
+        training.track_state(
             policy=parts.policy,
             optimizer=optimizer,
             reference=parts.reference,
             ahead=parts.ahead,
             reward_update=reward_update,
         )
-        for iteration in training.rounds(config.steps_per_iteration):
+        for iteration in training.iterations(config.steps_per_iteration):
             if iteration > 0 and training.done == iteration * config.steps_per_iteration:
-                training.once("refresh", partial(refresh, parts, reward_update, training))
+                training.memoize("refresh", partial(refresh, parts, reward_update, training))
             for step in training.steps(until=(iteration + 1) * config.steps_per_iteration):
                 # Stage 1: rollout and scoring.
                 rollouts = training.rollouts(partial(sample, config, parts, step))
@@ -101,14 +101,14 @@ def train(config: GRPOConfig) -> Path:
                 training.stages.begin()
                 # Stage 2: advantages and old log-probs, fixed from here on.
                 fix = partial(prepare, config, parts, rollouts, step)
-                experience = training.once("experience", fix)
+                experience = training.memoize("experience", fix)
                 training.stages.lap("logprobs")
-                # Stage 3: optimisation.
+                # Stage 3: optimization.
                 updates = training.updates(plan(config, experience, step))
                 update(config, parts, optimizer, experience, updates)
                 training.stages.lap("update")
                 if reward_update is not None:
-                    reward_update.remember(rollouts)
+                    reward_update.collect(rollouts)
                     training.stages.lap("reward_update")
                 metrics = step_metrics(config, rollouts, experience, updates)
                 training.log(metrics, partial(first_group, parts, rollouts, experience))
@@ -118,14 +118,16 @@ def train(config: GRPOConfig) -> Path:
     return training.path
 
 
-def refresh(parts: OnPolicyParts, reward_update: RewardUpdate | None, training: Training) -> None:
+def refresh(
+    parts: OnPolicyComponents, reward_update: RewardUpdate | None, training: Training
+) -> None:
     """Between two iterations: train the reward model further, and ``π_ref ← π_θ``."""
     if reward_update is not None:
         training.event("reward_update", **reward_update.train())
     parts.reference.refresh()
 
 
-def sample(config: GRPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:
+def sample(config: GRPOConfig, parts: OnPolicyComponents, step: int) -> Rollouts:
     """G responses for each of the prompts of step number ``step`` (from 1), with their rewards.
 
     With dynamic sampling, groups of equal rewards are replaced by groups of further prompts, as
@@ -148,7 +150,7 @@ def sample(config: GRPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:
 
 
 def plan(config: GRPOConfig, experience: Experience, step: int) -> list[Minibatch]:
-    """The optimiser steps over one rollout batch: μ epochs of minibatches.
+    """The optimizer steps over one rollout batch: μ epochs of minibatches.
 
     Where Â is 0 and there is no KL term, there is no gradient, and no pass is made to find none.
     """
@@ -164,46 +166,50 @@ def plan(config: GRPOConfig, experience: Experience, step: int) -> list[Minibatc
 
 
 def prepare(
-    config: GRPOConfig, parts: OnPolicyParts, rollouts: Rollouts, step: int
+    config: GRPOConfig, parts: OnPolicyComponents, rollouts: Rollouts, step: int
 ) -> GRPOExperience:
     """Advantages, and the log-probs of π_old and π_ref, of one rollout batch."""
     experience = GRPOExperience(
         groups=rollouts.groups,
         advantages_T=advantages(config, parts, rollouts),
-        trained_T=trained_tokens(config, rollouts),
+        loss_mask_T=loss_mask(config, rollouts),
         sampler_logprobs_T=rollouts.sampler_logprobs_T,
     )
     steps = plan(config, experience, step)
     # A KL to the reference is exactly 0 before the first update: π_old is then scored as π_ref is.
     tolerance = 0.0 if config.beta or config.asynchronous else config.sampler_tolerance
     sampler_T = rollouts.sampler_logprobs_T
-    old_T, scored_T = old_logprobs(experience, steps, sampler_T, parts.policy, tolerance=tolerance)
+    old_T, rescored_mask_T = old_logprobs(
+        experience, steps, sampler_T, parts.policy, tolerance=tolerance
+    )
     ref_T = None
     if config.beta > 0:
         micro_batches = first_epoch(steps, len(rollouts.flat))
         ref_T = score_logprobs(parts.reference, experience, micro_batches)
-    return replace(experience, old_logprobs_T=old_T, scored_T=scored_T, ref_logprobs_T=ref_T)
+    return replace(
+        experience, old_logprobs_T=old_T, rescored_mask_T=rescored_mask_T, ref_logprobs_T=ref_T
+    )
 
 
-def trained_tokens(config: GRPOConfig, rollouts: Rollouts) -> Tensor:
+def loss_mask(config: GRPOConfig, rollouts: Rollouts) -> Tensor:
     """Which response tokens are learned from, ``[T]``."""
-    if not config.drop_cut_off:
+    if not config.mask_truncated:
         return torch.ones(int(rollouts.lengths_N.sum()), dtype=torch.bool)
-    if bool(rollouts.cut_off_N.all()):
+    if bool(rollouts.truncated_N.all()):
         raise TrainingError(
-            f"every response was cut off at {config.sampling.max_tokens} tokens and drop_cut_off "
+            f"every response was cut off at {config.sampling.max_tokens} tokens and mask_truncated "
             "leaves none of them: raise sampling.max_tokens"
         )
-    return spread(~rollouts.cut_off_N, rollouts.lengths_N)
+    return repeat_per_segment(~rollouts.truncated_N, rollouts.lengths_N)
 
 
-def advantages(config: GRPOConfig, parts: OnPolicyParts, rollouts: Rollouts) -> Tensor:
+def advantages(config: GRPOConfig, parts: OnPolicyComponents, rollouts: Rollouts) -> Tensor:
     """``Â_{i,t}`` of every response token, ``[T]``."""
     if config.supervision == "outcome":
         per_response_N = group_advantages(
             rollouts.totals_N, rollouts.sizes_G, baseline=config.baseline, scale=config.scale
         )
-        return spread(per_response_N, rollouts.lengths_N)
+        return repeat_per_segment(per_response_N, rollouts.lengths_N)
     if rollouts.scores.steps is None:
         raise ConfigurationError(
             "supervision is process, but no reward scores steps: add one that returns "
@@ -222,14 +228,14 @@ def advantages(config: GRPOConfig, parts: OnPolicyParts, rollouts: Rollouts) -> 
 
 def update(
     config: GRPOConfig,
-    parts: OnPolicyParts,
+    parts: OnPolicyComponents,
     optimizer: Optimizer,
     experience: GRPOExperience,
     steps: Updates[Minibatch],
 ) -> list[StepResult]:
     """μ epochs of minibatches over one rollout batch."""
     for minibatch in steps:
-        if not experience.learns(minibatch):
+        if not experience.has_trained_tokens(minibatch):
             continue  # Every response of the minibatch was cut off and dropped.
         works = experience.for_update(
             minibatch, steps, config.aggregation, config.sampling.max_tokens
@@ -240,13 +246,13 @@ def update(
 
 
 def loss(
-    config: GRPOConfig, parts: OnPolicyParts, part: GRPOExperience
+    config: GRPOConfig, parts: OnPolicyComponents, part: GRPOExperience
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """``Σ_t w_t { −min(ρ Â, clip(ρ) Â) + β KL }`` of one micro-batch."""
     scores = parts.policy.score(Batch.of(part.groups))
     logprobs_T = scores.logprobs_T
     device = logprobs_T.device
-    old_T = part.old(logprobs_T)
+    old_T = part.old_logprobs_or_current(logprobs_T)
     advantages_T = part.advantages_T.to(device)
     loss_T = SURROGATES[config.surrogate](
         logprobs_T,
@@ -268,9 +274,11 @@ def loss(
         if config.kl_correction:
             kl_T = importance_ratio(logprobs_T, old_T) * kl_T
         loss_T = loss_T + config.beta * kl_T
-    if config.importance_limit is not None:
+    if config.importance_sampling_cap is not None:
         sampler_T = part.sampler_logprobs_T.to(device)
-        loss_T = loss_T * truncated_importance(old_T, sampler_T, limit=config.importance_limit)
+        loss_T = loss_T * truncated_importance(
+            old_T, sampler_T, limit=config.importance_sampling_cap
+        )
     return weighted_sum(loss_T, part.weights(loss_T)), observed
 
 

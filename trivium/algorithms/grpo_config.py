@@ -7,9 +7,9 @@ from typing import Literal
 
 from pydantic import Field
 
-from trivium.algorithms.asynchronous import against_asynchronous
-from trivium.algorithms.reward_update_config import RewardUpdateConfig, not_one_learned
-from trivium.config.base import Configuration, Contradiction
+from trivium.algorithms.asynchronous import async_conflicts
+from trivium.algorithms.reward_update_config import RewardUpdateConfig, learned_reward_conflicts
+from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.maths.options import Aggregation, Baseline, Scale
@@ -34,7 +34,7 @@ class GRPOConfig(Configuration):
     sampling: Sampling = Sampling()
     """How responses are drawn."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
-    """The policy's optimiser."""
+    """The policy's optimizer."""
     evaluation: EvaluationConfig | None = None
     """Held-out evaluation."""
 
@@ -51,7 +51,7 @@ class GRPOConfig(Configuration):
     epochs: int = Field(default=1, ge=1)
     """Inner loop: μ, how often a rollout batch is reused."""
     minibatches: int = Field(default=1, ge=1)
-    """Optimiser steps per epoch."""
+    """Optimizer steps per epoch."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
     sampler_tolerance: float = Field(default=1e-4, ge=0)
@@ -79,17 +79,17 @@ class GRPOConfig(Configuration):
     """What the difference is divided by (Dr. GRPO: none)."""
     dynamic_sampling: int = Field(default=0, ge=0)
     """Sample up to so many further batches to replace groups of equal rewards (DAPO)."""
-    drop_cut_off: bool = False
+    mask_truncated: bool = False
     """Give responses that were cut off by the length limit no weight (DAPO)."""
-    importance_limit: float | None = Field(default=None, gt=0)
+    importance_sampling_cap: float | None = Field(default=None, gt=0)
     """Truncated importance sampling between sampler and trainer: the largest weight."""
     asynchronous: bool = False
     """Sample a step's responses while the step before is trained on, from the policy as it was
-    before that: one step off-policy, which importance_limit corrects (docs/asynchronous.md)."""
+    before that: one step off-policy, which importance_sampling_cap corrects (docs/asynchronous.md)."""
     reward_update: RewardUpdateConfig | None = None
     """Train the learned reward further after each iteration, on fresh and replayed rollouts."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.sampling.greedy:
             yield (
                 "sampling.temperature",
@@ -101,8 +101,8 @@ class GRPOConfig(Configuration):
                 f"more than the {self.prompts_per_step} groups of a step: lower it or raise "
                 "prompts_per_step",
             )
-        yield from against_asynchronous(
-            self.asynchronous, self.importance_limit, self.steps_per_iteration
+        yield from async_conflicts(
+            self.asynchronous, self.importance_sampling_cap, self.steps_per_iteration
         )
         if self.kl_correction and self.beta == 0:
             yield "kl_correction", "it needs a KL term: set beta above 0 or leave it out"
@@ -113,9 +113,9 @@ class GRPOConfig(Configuration):
                 "the reference (docs/kl.md): use k3, k2 without the correction or k1 with it",
             )
         if self.supervision == "process":
-            yield from self._against_steps()
+            yield from self._process_reward_conflicts()
         if self.reward_update is not None:
-            yield from not_one_learned(self.rewards)
+            yield from learned_reward_conflicts(self.rewards)
             if self.iterations == 1:
                 yield (
                     "reward_update",
@@ -123,7 +123,7 @@ class GRPOConfig(Configuration):
                     "that or leave reward_update out",
                 )
 
-    def _against_steps(self) -> Iterator[Contradiction]:
+    def _process_reward_conflicts(self) -> Iterator[Conflict]:
         """What cannot be where steps are compared."""
         if self.dynamic_sampling:
             yield (

@@ -29,10 +29,10 @@ class KLCoefficient:
             )
             self.value = adapted_coefficient(self.value, kl, target, responses, horizon)
 
-    def state(self) -> float:
+    def state_dict(self) -> float:
         """β."""
         return self.value
 
-    def restore(self, state: float) -> None:
+    def load_state_dict(self, state: float) -> None:
         """Go on from a β."""
         self.value = state

@@ -37,16 +37,16 @@ from trivium.models.loading import trained_parameters
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import TokenScores
 from trivium.rollout.rollouts import Rollouts
-from trivium.runs.startup import begin
-from trivium.serialization import packable
+from trivium.runs.startup import prepare_run
+from trivium.serialization import serializable
 from trivium.training.experience import (
     Experience,
     Minibatch,
-    Weighted,
+    WeightedGroups,
     first_epoch,
     plan_updates,
 )
-from trivium.training.micro_batch import Learning, Loss, MicroBatch
+from trivium.training.micro_batch import Loss, LossOutput, MicroBatch
 from trivium.training.optimizer import Optimizer, StepResult
 from trivium.training.policy_metrics import (
     first_group,
@@ -58,10 +58,10 @@ from trivium.training.policy_metrics import (
 )
 from trivium.training.protocols import Updates
 from trivium.training.run_loop import Training
-from trivium.training.setup import OnPolicyParts, assemble
+from trivium.training.setup import OnPolicyComponents, build_components
 
 
-@packable
+@serializable
 @dataclass(frozen=True, kw_only=True)
 class PPOExperience(Experience):
     """Advantages, return targets, and what π_old, π_ref and V_old said, of one rollout batch."""
@@ -73,8 +73,8 @@ class PPOExperience(Experience):
 
 def train(config: PPOConfig) -> Path:
     """Run PPO; returns the run's directory: the actor in ``final``, the critic in ``critic``."""
-    begun = begin("ppo", config)
-    parts = assemble(
+    prepared = prepare_run("ppo", config)
+    parts = build_components(
         config.model,
         config.data,
         config.rewards,
@@ -89,11 +89,11 @@ def train(config: PPOConfig) -> Path:
         mix = PretrainingMix(config.pretraining, parts.policy, seed=config.run.seed)
     reward_update = RewardUpdate.of(config.reward_update, parts, seed=config.run.seed)
     beta = KLCoefficient(config.beta, config.adaptive_kl)
-    total, known = config.steps, parts.prompts
-    training = Training(begun, total, evaluator=parts.evaluator, known=known)
+    total, prompts = config.steps, parts.prompts
+    training = Training(prepared, total, evaluator=parts.evaluator, shared_objects=prompts)
     with training, closing(parts):
         optimizer = make_optimizer(config, parts, critic, training)
-        training.keep(
+        training.track_state(
             policy=parts.policy,
             optimizer=optimizer,
             critic=critic,
@@ -111,15 +111,15 @@ def train(config: PPOConfig) -> Path:
             # Stage 2: advantages and return targets, fixed from here on.
             steps = plan(config, rollouts, step)
             fix = partial(prepare, config, parts, critic, rollouts, steps, beta.value)
-            experience = training.once("experience", fix)
+            experience = training.memoize("experience", fix)
             training.stages.lap("logprobs")
-            # Stage 3: optimisation.
+            # Stage 3: optimization.
             actor = step > config.critic.warmup_steps
             updates = training.updates(steps)
             update(config, parts, critic, optimizer, experience, updates, actor, mix)
             training.stages.lap("update")
             if reward_update is not None:
-                reward_update.remember(rollouts)
+                reward_update.collect(rollouts)
                 if reward_update.due(step):
                     training.event("reward_update", **reward_update.train())
                 training.stages.lap("reward_update")
@@ -134,22 +134,22 @@ def train(config: PPOConfig) -> Path:
 
 
 def make_optimizer(
-    config: PPOConfig, parts: OnPolicyParts, critic: Critic, training: Training
+    config: PPOConfig, parts: OnPolicyComponents, critic: Critic, training: Training
 ) -> Optimizer:
-    """One optimiser; actor and critic keep their own rates, decay and clipping."""
+    """One optimizer; actor and critic keep their own rates, decay and clipping."""
     actor = (config.optimizer, trained_parameters(parts.policy.model))
     updates = config.steps * config.epochs * config.minibatches
     sets = [actor, (config.critic.optimizer, critic.parameters())]
     return Optimizer(sets, updates, training.budget_spent)
 
 
-def sample(config: PPOConfig, parts: OnPolicyParts, step: int) -> Rollouts:
+def sample(config: PPOConfig, parts: OnPolicyComponents, step: int) -> Rollouts:
     """Responses to the step's prompts, with their rewards."""
     return roll_out_batch(config, parts, step - 1)
 
 
 def plan(config: PPOConfig, rollouts: Rollouts, step: int) -> list[Minibatch]:
-    """The optimiser steps over one rollout batch: epochs of minibatches."""
+    """The optimizer steps over one rollout batch: epochs of minibatches."""
     return plan_updates(
         Grouped(rollouts.groups),
         epochs=config.epochs,
@@ -162,15 +162,15 @@ def plan(config: PPOConfig, rollouts: Rollouts, step: int) -> list[Minibatch]:
 
 def prepare(
     config: PPOConfig,
-    parts: OnPolicyParts,
+    parts: OnPolicyComponents,
     critic: Critic,
     rollouts: Rollouts,
     steps: list[Minibatch],
     beta: float,
 ) -> PPOExperience:
     """Rewards with KL → GAE → advantages and return targets, all detached."""
-    trained_T = torch.ones(int(rollouts.lengths_N.sum()), dtype=torch.bool)
-    data = Weighted(rollouts.groups, trained_T=trained_T)
+    loss_mask_T = torch.ones(int(rollouts.lengths_N.sum()), dtype=torch.bool)
+    data = WeightedGroups(rollouts.groups, loss_mask_T=loss_mask_T)
     # A KL in the reward is exactly 0 before the first update: π_old is then scored as π_ref is.
     tolerance = 0.0 if beta or config.asynchronous else config.sampler_tolerance
     sampler_T = rollouts.sampler_logprobs_T
@@ -187,7 +187,7 @@ def prepare(
         rollouts.outcomes_N.to(old_T), kl_T, lengths_N, beta, step_rewards_T
     )
     final_N = None
-    if config.bootstrap_cut_off:
+    if config.bootstrap_truncated:
         most = config.tokens_per_micro_batch
         final_N = final_values(parts.policy, critic, rollouts, values_T, max_tokens=most)
     advantages_T = gae(
@@ -195,17 +195,17 @@ def prepare(
         values_T,
         lengths_N,
         gamma=config.gamma,
-        lam=config.lam,
+        gae_lambda=config.gae_lambda,
         bootstrap_N=final_N,
     )
     targets_T = return_targets(values_T, advantages_T)
     return PPOExperience(
         groups=rollouts.groups,
         advantages_T=whiten(advantages_T) if config.whiten_advantages else advantages_T,
-        trained_T=trained_T,
+        loss_mask_T=loss_mask_T,
         sampler_logprobs_T=sampler_T,
         old_logprobs_T=old_T,
-        scored_T=old.scored_T,
+        rescored_mask_T=old.rescored_mask_T,
         ref_logprobs_T=ref_T,
         old_values_T=values_T,
         targets_T=targets_T,
@@ -214,7 +214,7 @@ def prepare(
 
 def update(
     config: PPOConfig,
-    parts: OnPolicyParts,
+    parts: OnPolicyComponents,
     critic: Critic,
     optimizer: Optimizer,
     experience: PPOExperience,
@@ -222,7 +222,7 @@ def update(
     actor: bool,
     mix: PretrainingMix | None,
 ) -> list[StepResult]:
-    """Epochs of minibatches; ends early once π has moved ``stop_at_kl`` from π_old."""
+    """Epochs of minibatches; ends early once π has moved ``target_kl`` from π_old."""
     for minibatch in steps:
         works = experience.for_update(
             minibatch, steps, config.aggregation, config.sampling.max_tokens
@@ -234,29 +234,29 @@ def update(
         steps.results.append(optimizer.step(work))
         seen = steps.results[-1].observed
         moved = float((seen["old_logprobs_T"] - seen["logprobs_T"]).mean())
-        if config.stop_at_kl is not None and moved > config.stop_at_kl:
+        if config.target_kl is not None and moved > config.target_kl:
             break
     return steps.results
 
 
-def losses(config: PPOConfig, parts: OnPolicyParts, critic: Critic, actor: bool) -> list[Loss]:
+def losses(config: PPOConfig, parts: OnPolicyComponents, critic: Critic, actor: bool) -> list[Loss]:
     """What is learned of a micro-batch: actor and critic, where they share no weight, one after the
     other, so that one graph is in memory at a time."""
     if not (actor and isinstance(critic, SeparateCritic)):
         return [partial(loss, config, parts, critic, actor=actor)]
 
-    def of_actor(part: PPOExperience) -> Learning:
+    def of_actor(part: PPOExperience) -> LossOutput:
         return actor_loss(config, parts.policy.score(Batch.of(part.groups)), part)
 
-    def of_critic(part: PPOExperience) -> Learning:
+    def of_critic(part: PPOExperience) -> LossOutput:
         return critic_loss(config, critic.values(Batch.of(part.groups)), part)
 
     return [of_actor, of_critic]
 
 
 def loss(
-    config: PPOConfig, parts: OnPolicyParts, critic: Critic, part: PPOExperience, actor: bool
-) -> Learning:
+    config: PPOConfig, parts: OnPolicyComponents, critic: Critic, part: PPOExperience, actor: bool
+) -> LossOutput:
     """``Σ_t w_t {−min(ρ Â, clip(ρ) Â) − c_H H + c_V (V − Target)²}`` of one micro-batch."""
     scores = critic.score(parts.policy, Batch.of(part.groups))
     of_actor, seen = actor_loss(config, scores, part)
@@ -266,9 +266,12 @@ def loss(
 
 def actor_loss(
     config: PPOConfig, scores: TokenScores | ActorCriticScores, part: PPOExperience
-) -> Learning:
+) -> LossOutput:
     """``Σ_t w_t {−min(ρ Â, clip(ρ) Â) − c_H H}``."""
-    weights_T, old_T = part.weights(scores.logprobs_T), part.old(scores.logprobs_T)
+    weights_T, old_T = (
+        part.weights(scores.logprobs_T),
+        part.old_logprobs_or_current(scores.logprobs_T),
+    )
     surrogate_T = clipped_surrogate(
         scores.logprobs_T,
         old_T,
@@ -277,11 +280,11 @@ def actor_loss(
         clip_low=config.clip_low,
         clip_high=config.clip_high,
     )
-    if config.importance_limit is not None:
+    if config.importance_sampling_cap is not None:
         sampler_T = part.sampler_logprobs_T.to(old_T)
-        weight_T = truncated_importance(old_T, sampler_T, limit=config.importance_limit)
+        weight_T = truncated_importance(old_T, sampler_T, limit=config.importance_sampling_cap)
         surrogate_T = weight_T * surrogate_T
-    bonus_T = config.entropy_bonus * scores.entropy_T
+    bonus_T = config.entropy_coef * scores.entropy_T
     return weighted_sum(surrogate_T - bonus_T, weights_T), {
         "logprobs_T": scores.logprobs_T.detach(),
         "old_logprobs_T": old_T,
@@ -290,7 +293,7 @@ def actor_loss(
     }
 
 
-def critic_loss(config: PPOConfig, values_T: Tensor, part: PPOExperience) -> Learning:
+def critic_loss(config: PPOConfig, values_T: Tensor, part: PPOExperience) -> LossOutput:
     """``Σ_t w_t c_V (V − Target)²``, the values clipped where the critic is."""
     error_T = value_loss(
         values_T, part.targets_T, old_values_T=part.old_values_T, clip=config.critic.clip

@@ -7,11 +7,11 @@ from typing import Literal
 
 from pydantic import Field
 
-from trivium.algorithms.asynchronous import against_asynchronous
+from trivium.algorithms.asynchronous import async_conflicts
 from trivium.algorithms.critic_config import CriticConfig
 from trivium.algorithms.pretraining_config import PretrainingMixConfig
-from trivium.algorithms.reward_update_config import RewardUpdateConfig, not_one_learned
-from trivium.config.base import Configuration, Contradiction
+from trivium.algorithms.reward_update_config import RewardUpdateConfig, learned_reward_conflicts
+from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.maths.options import Aggregation
@@ -47,7 +47,7 @@ class PPOConfig(Configuration):
     sampling: Sampling = Sampling()
     """How responses are drawn."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
-    """The actor's optimiser."""
+    """The actor's optimizer."""
     evaluation: EvaluationConfig | None = None
     """Held-out evaluation."""
 
@@ -60,7 +60,7 @@ class PPOConfig(Configuration):
     epochs: int = Field(default=2, ge=1)
     """How often a rollout batch is reused."""
     minibatches: int = Field(default=2, ge=1)
-    """Optimiser steps per epoch."""
+    """Optimizer steps per epoch."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
     sampler_tolerance: float = Field(default=1e-4, ge=0)
@@ -77,9 +77,9 @@ class PPOConfig(Configuration):
     """Adapt β while training."""
     gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount γ."""
-    lam: float = Field(default=0.95, ge=0, le=1)
+    gae_lambda: float = Field(default=0.95, ge=0, le=1)
     """λ of GAE: 1 is Monte Carlo, 0 one step."""
-    bootstrap_cut_off: bool = False
+    bootstrap_truncated: bool = False
     """Let cut-off responses continue with the critic's value instead of 0."""
     whiten_advantages: bool = True
     """Bring advantages to mean 0 and variance 1 over the rollout batch."""
@@ -89,21 +89,21 @@ class PPOConfig(Configuration):
     """ε above 1."""
     aggregation: Aggregation = "sequence_mean"
     """How tokens are averaged."""
-    entropy_bonus: float = Field(default=0.0, ge=0)
+    entropy_coef: float = Field(default=0.0, ge=0)
     """Weight of the policy's entropy in the objective."""
-    stop_at_kl: float | None = Field(default=None, gt=0)
+    target_kl: float | None = Field(default=None, gt=0)
     """End a batch's updates when KL(π_old‖π) per token exceeds this."""
-    importance_limit: float | None = Field(default=None, gt=0)
+    importance_sampling_cap: float | None = Field(default=None, gt=0)
     """Truncated importance sampling between sampler and trainer: the largest weight."""
     asynchronous: bool = False
     """Sample a step's responses while the step before is trained on, from the policy as it was
-    before that: one step off-policy, which importance_limit corrects (docs/asynchronous.md)."""
+    before that: one step off-policy, which importance_sampling_cap corrects (docs/asynchronous.md)."""
     pretraining: PretrainingMixConfig | None = None
-    """Add a language-modelling loss on demonstrations (PPO-ptx)."""
+    """Add a language-modeling loss on demonstrations (PPO-ptx)."""
     reward_update: RewardUpdateConfig | None = None
     """Train the learned reward further on the policy's own responses while PPO runs."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.sampling.greedy:
             yield (
                 "sampling.temperature",
@@ -115,7 +115,7 @@ class PPOConfig(Configuration):
                 f"more than the {self.prompts_per_step} prompts of a step: lower it or raise "
                 "prompts_per_step",
             )
-        yield from against_asynchronous(self.asynchronous, self.importance_limit, self.steps)
+        yield from async_conflicts(self.asynchronous, self.importance_sampling_cap, self.steps)
         if self.adaptive_kl is not None and self.beta == 0:
             yield "beta", "adaptive_kl scales it and would keep it 0: start it above 0"
         if self.critic.warmup_steps > self.steps:
@@ -124,4 +124,4 @@ class PPOConfig(Configuration):
                 f"there are only {self.steps} steps, so it would not end: lower it or raise steps",
             )
         if self.reward_update is not None:
-            yield from not_one_learned(self.rewards)
+            yield from learned_reward_conflicts(self.rewards)

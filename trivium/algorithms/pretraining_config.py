@@ -16,4 +16,4 @@ class PretrainingMixConfig(Configuration):
     coefficient: float = Field(default=1.0, gt=0)
     """Weight of the loss, a mean over tokens."""
     examples_per_step: int = Field(default=16, ge=1)
-    """Texts per optimiser step."""
+    """Texts per optimizer step."""

@@ -1,4 +1,4 @@
-"""Reward models: from preference pairs (outcome) or labelled steps (process).
+"""Reward models: from preference pairs (outcome) or labeled steps (process).
 
     outcome:  L(φ) = −log σ(r_φ(x, y_w) − r_φ(x, y_l))            (Ouyang et al. 2022, eq. 1)
     process:  L(φ) = BCE(r_φ(x, y_≤step), label of the step)      (Lightman et al. 2024)
@@ -28,15 +28,15 @@ from trivium.evaluation.evaluator import Measured
 from trivium.evaluation.statistics import Interval, mean_interval
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.reward_model import RewardModel
-from trivium.runs.startup import begin
-from trivium.training.experience import epoch_batch, steps_of
+from trivium.runs.startup import prepare_run
+from trivium.training.experience import epoch_batch, num_steps
 from trivium.training.micro_batch import MicroBatch, measure
 from trivium.training.optimizer import Optimizer
 from trivium.training.policy_metrics import update_metrics
 from trivium.training.reward_losses import (
-    LabelledSteps,
+    LabeledSteps,
     Pairs,
-    labelled_step_loss,
+    labeled_step_loss,
     pair_accuracy,
     pair_loss,
     step_accuracy,
@@ -46,16 +46,16 @@ from trivium.training.run_loop import Training
 
 def train(config: RewardModelConfig) -> Path:
     """Train a reward model; returns the run's directory, with the model in ``final``."""
-    begun = begin("reward-model", config)
+    prepared = prepare_run("reward-model", config)
     data, held_out = load_data(config)
     model = RewardModel.load(config.model)
     examples = len(data.groups)
-    steps = steps_of(config.epochs, examples, config.examples_per_step)
+    steps = num_steps(config.epochs, examples, config.examples_per_step)
     trained = [(config.optimizer, trained_parameters(model.model))]
     measured = None if held_out is None else HeldOut(config, model, held_out)
-    with Training(begun, steps, evaluator=measured) as training:
+    with Training(prepared, steps, evaluator=measured) as training:
         optimizer = Optimizer(trained, steps, training.budget_spent)
-        training.keep(model=model, optimizer=optimizer)
+        training.track_state(model=model, optimizer=optimizer)
         for step in training.steps():
             index = epoch_batch(examples, config.examples_per_step, step - 1, seed=config.run.seed)
             batch = take(data, sorted(set(index)))
@@ -73,7 +73,7 @@ def train(config: RewardModelConfig) -> Path:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out pairs or labelled steps, measured while training."""
+    """Held-out pairs or labeled steps, measured while training."""
 
     config: RewardModelConfig
     model: RewardModel
@@ -87,10 +87,10 @@ class HeldOut:
         """Loss, and accuracy with its 95 % interval."""
         return Measured(validate(self.config, self.model, self.data))
 
-    def state(self) -> None:
+    def state_dict(self) -> None:
         """Nothing: every evaluation stands alone."""
 
-    def restore(self, state: None) -> None:
+    def load_state_dict(self, state: None) -> None:
         """Nothing to restore."""
 
 
@@ -103,7 +103,7 @@ def load_data(config: RewardModelConfig) -> tuple[Grouped, Grouped | None]:
 
     def steps(source: StepLabelsConfig) -> Grouped:
         rows = load_step_labels(source, tokenizer, context)
-        return LabelledSteps.of(
+        return LabeledSteps.of(
             [r.group for r in rows], [r.ends for r in rows], [r.labels for r in rows]
         )
 
@@ -129,12 +129,12 @@ def take(data: Grouped, groups: list[int]) -> Grouped:
 
 
 def work(config: RewardModelConfig, model: RewardModel, data: Grouped) -> list[MicroBatch]:
-    """The micro-batches of one optimiser step."""
+    """The micro-batches of one optimizer step."""
     parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
-    if isinstance(data, LabelledSteps):
-        of_part = partial(labelled_step_loss, model, total=data.count)
+    if isinstance(data, LabeledSteps):
+        of_part = partial(labeled_step_loss, model, total=data.count)
     else:
-        of_part = partial(pair_loss, model, total=len(data.groups), centre=config.centre)
+        of_part = partial(pair_loss, model, total=len(data.groups), center=config.center)
     return [MicroBatch(data.select(part), of_part, whole_groups=True) for part in parts]
 
 

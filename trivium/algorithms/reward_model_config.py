@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 from trivium.data.preferences import PreferencesConfig, StepLabelsConfig
 from trivium.models.model_config import ModelConfig, only_scores
 from trivium.runs.store import RunConfig
@@ -21,30 +21,30 @@ class RewardModelConfig(Configuration):
     pairs: PreferencesConfig | None = None
     """Preference pairs: trains an outcome reward model."""
     steps: StepLabelsConfig | None = None
-    """Labelled steps: trains a process reward model."""
+    """Labeled steps: trains a process reward model."""
     validation_pairs: PreferencesConfig | None = None
     """Held-out pairs; without them, a share of the pairs is held out."""
     validation_steps: StepLabelsConfig | None = None
-    """Held-out labelled steps; without them, a share of the steps is held out."""
+    """Held-out labeled steps; without them, a share of the steps is held out."""
     held_out_share: float = Field(default=0.1, ge=0, lt=1)
     """Share of the data that is held out when no validation data is named."""
     run: RunConfig = RunConfig()
     """Where the run is written, and its seed."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, schedule="cosine")
-    """The optimiser."""
+    """The optimizer."""
 
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data."""
     examples_per_step: int = Field(default=64, ge=1)
-    """Pairs or labelled responses per optimiser step."""
+    """Pairs or labeled responses per optimizer step."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
-    centre: float = Field(default=0.01, ge=0)
+    center: float = Field(default=0.01, ge=0)
     """Weight of (s_w + s_l)², which keeps outcome scores around 0 (Eisenstein et al. 2024)."""
     evaluate_every: int = Field(default=0, ge=0)
     """Held-out accuracy after every so many steps; 0: only at the end."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         yield from only_scores("model", self.model)
         if (self.pairs is None) == (self.steps is None):
             yield "", "give either pairs (an outcome model) or steps (a process model)"

@@ -1,7 +1,7 @@
 """Training the learned reward further while the policy moves away from what it was trained on.
 
 The optional step of GRPO's outer loop (Shao et al. 2024, algorithm 1, line 11), and as useful for
-PPO: a judge (for example a verifier) labels the policy's own responses, and the reward model
+PPO: a labeler (for example a verifier) labels the policy's own responses, and the reward model
 learns from them, mixed with a share of earlier ones (replay).
 """
 
@@ -22,24 +22,24 @@ from trivium.errors import ConfigurationError
 from trivium.models.loading import trained_parameters
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.rollouts import Rollouts
-from trivium.serialization import packable
+from trivium.serialization import serializable
 from trivium.training.micro_batch import Loss, MicroBatch
 from trivium.training.optimizer import Optimizer, StepResult
 from trivium.training.reward_losses import (
-    LabelledSteps,
+    LabeledSteps,
     Pairs,
-    labelled_step_loss,
+    labeled_step_loss,
     pair_accuracy,
     pair_loss,
     step_accuracy,
 )
-from trivium.training.setup import OnPolicyParts
+from trivium.training.setup import OnPolicyComponents
 
 
-@packable
+@serializable
 @dataclass(frozen=True)
 class Example:
-    """A pair (chosen first), or one response with its labelled step ends."""
+    """A pair (chosen first), or one response with its labeled step ends."""
 
     group: Group
     ends: tuple[int, ...] = ()
@@ -47,9 +47,9 @@ class Example:
 
 
 class RewardUpdate:
-    """Collects labelled examples from rollouts and trains the one learned reward on them."""
+    """Collects labeled examples from rollouts and trains the one learned reward on them."""
 
-    def __init__(self, config: RewardUpdateConfig, parts: OnPolicyParts, *, seed: int) -> None:
+    def __init__(self, config: RewardUpdateConfig, parts: OnPolicyComponents, *, seed: int) -> None:
         assert len(parts.learned.models) == 1, "checked by the configuration"
         self.config = config
         self.tokenizer = parts.policy.tokenizer
@@ -59,8 +59,8 @@ class RewardUpdate:
                 "reward_update learns from the policy's tokens, but the reward model has another "
                 "vocabulary: train one from the policy's base model"
             )
-        self.judge = Rewards([config.judge])
-        self.judge.check(sorted({c for prompt in parts.prompts for c in prompt.columns}))
+        self.labeler = Rewards([config.labeler])
+        self.labeler.check(sorted({c for prompt in parts.prompts for c in prompt.columns}))
         parameters = trained_parameters(self.model.model)
         self.optimizer = Optimizer([(config.optimizer, parameters)], total_steps=1)
         self.process = parts.learned.is_process
@@ -71,7 +71,7 @@ class RewardUpdate:
 
     @classmethod
     def of(
-        cls, config: RewardUpdateConfig | None, parts: OnPolicyParts, *, seed: int
+        cls, config: RewardUpdateConfig | None, parts: OnPolicyComponents, *, seed: int
     ) -> RewardUpdate | None:
         """None where the configuration asks for none."""
         return None if config is None else cls(config, parts, seed=seed)
@@ -80,14 +80,14 @@ class RewardUpdate:
         """Whether PPO updates the reward model after this step."""
         return step % self.config.every == 0
 
-    def remember(self, rollouts: Rollouts) -> None:
-        """Let the judge label a rollout batch and keep what can be learned from."""
+    def collect(self, rollouts: Rollouts) -> None:
+        """Let the labeler label a rollout batch and keep what can be learned from."""
         repeated = [p for p, g in zip(rollouts.prompts, rollouts.responses, strict=True) for _ in g]
-        scores = self.judge.score(repeated, rollouts.flat)
+        scores = self.labeler.score(repeated, rollouts.flat)
         if self.process:
             scores = replace(scores, steps=self._where_read(rollouts, scores))
         judged = Rollouts(rollouts.prompts, rollouts.responses, scores, {})
-        found = self._labelled(judged) if self.process else contrasts(judged, self.random)
+        found = self._labeled(judged) if self.process else contrasts(judged, self.random)
         self.fresh += found
 
     def train(self) -> dict[str, float]:
@@ -110,32 +110,32 @@ class RewardUpdate:
             "accuracy": self._accuracy(results[:1]),
         }
 
-    def state(self) -> dict[str, Any]:
-        """The reward model, its optimiser, what it may still learn from, and the next choices."""
+    def state_dict(self) -> dict[str, Any]:
+        """The reward model, its optimizer, what it may still learn from, and the next choices."""
         return {
-            "model": self.model.state(),
-            "optimizer": self.optimizer.state(),
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "random": self.random.getstate(),
             "fresh": self.fresh,
             "archive": self.archive,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
-        self.model.restore(state["model"])
-        self.optimizer.restore(state["optimizer"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
         self.random.setstate(state["random"])
         self.fresh, self.archive = state["fresh"], state["archive"]
 
     def _step(self, examples: Sequence[Example]) -> StepResult:
         groups = [e.group for e in examples]
         if self.process:
-            labelled = LabelledSteps.of(
+            labeled = LabeledSteps.of(
                 groups, [list(e.ends) for e in examples], [list(e.labels) for e in examples]
             )
-            of_part = partial(labelled_step_loss, self.model, total=labelled.count)
-            return self._learn(labelled, of_part)
-        of_pairs = partial(pair_loss, self.model, total=len(groups), centre=self.config.centre)
+            of_part = partial(labeled_step_loss, self.model, total=labeled.count)
+            return self._learn(labeled, of_part)
+        of_pairs = partial(pair_loss, self.model, total=len(groups), center=self.config.center)
         return self._learn(Pairs.of(groups), of_pairs)
 
     def _learn(self, data: Grouped, loss: Loss) -> StepResult:
@@ -152,20 +152,20 @@ class RewardUpdate:
         return float(pair_accuracy(seen["margin_P"]).mean())
 
     def _where_read(self, rollouts: Rollouts, scores: Scores) -> list[list[tuple[int, float]]]:
-        """The judge's labels at the characters where the process reward model is read.
+        """The labeler's labels at the characters where the process reward model is read.
 
-        A judge may let a step end behind its separator; the model is read before it.
+        A labeler may let a step end behind its separator; the model is read before it.
         """
         if scores.steps is None:
             raise ConfigurationError(
-                "reward_update.judge scores whole responses, but the learned reward is a process "
-                "reward model: name a judge that returns ((start, end), label) pairs"
+                "reward_update.labeler scores whole responses, but the learned reward is a process "
+                "reward model: name a labeler that returns ((start, end), label) pairs"
             )
         labels = [label for steps in scores.steps for _, label in steps]
         wrong = [label for label in labels if not 0 <= label <= 1]
         if wrong:
             raise ConfigurationError(
-                f"reward_update.judge labels a step {wrong[0]:g}: a process reward model learns "
+                f"reward_update.labeler labels a step {wrong[0]:g}: a process reward model learns "
                 "how likely a step is right, so labels must be in [0, 1]"
             )
         (separator,) = self.separators
@@ -174,8 +174,8 @@ class RewardUpdate:
             for response, steps in zip(rollouts.flat, scores.steps, strict=True)
         ]
 
-    def _labelled(self, judged: Rollouts) -> list[Example]:
-        """Every response with the judge's label of each of its steps."""
+    def _labeled(self, judged: Rollouts) -> list[Example]:
+        """Every response with the labeler's label of each of its steps."""
         steps = judged.steps(self.tokenizer, closing=False)
         counts = steps.counts_N.tolist()
         groups = [Group(g.prompt, [r]) for g in judged.groups for r in g.responses]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 from trivium.rewards.reward_config import LEARNED, RewardConfig
 from trivium.training.optimizer_config import OptimizerConfig
 
@@ -14,39 +14,39 @@ from trivium.training.optimizer_config import OptimizerConfig
 class RewardUpdateConfig(Configuration):
     """How the learned reward is trained further."""
 
-    judge: RewardConfig
+    labeler: RewardConfig
     """What labels responses: an outcome for a reward model, steps for a process reward model."""
     every: int = Field(default=10, ge=1)
     """PPO: rollout batches between updates. (GRPO updates once per iteration.)"""
     examples: int = Field(default=512, ge=1)
-    """Fresh pairs (or step-labelled responses) used per update, at most."""
+    """Fresh pairs (or step-labeled responses) used per update, at most."""
     replay: float = Field(default=0.1, ge=0)
     """Earlier examples that are added, as a share of the fresh ones."""
     examples_per_step: int = Field(default=64, ge=1)
-    """Examples per optimiser step."""
+    """Examples per optimizer step."""
     epochs: int = Field(default=1, ge=1)
     """Passes over each update's examples."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
-    """The reward model's optimiser."""
-    centre: float = Field(default=0.01, ge=0)
+    """The reward model's optimizer."""
+    center: float = Field(default=0.01, ge=0)
     """Weight of (s_w + s_l)², which keeps outcome scores around 0."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Memory bound: tokens per forward and backward pass."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.optimizer.schedule != "constant":
             yield (
                 "optimizer.schedule",
                 "how many updates there will be is not known beforehand: use constant",
             )
-        if self.judge.function in LEARNED:
+        if self.labeler.function in LEARNED:
             yield (
-                "judge.function",
-                "a learned reward cannot be its own judge: name a verifier or a function of yours",
+                "labeler.function",
+                "a learned reward cannot be its own labeler: name a verifier or a function of yours",
             )
 
 
-def not_one_learned(rewards: Sequence[RewardConfig]) -> Iterator[Contradiction]:
+def learned_reward_conflicts(rewards: Sequence[RewardConfig]) -> Iterator[Conflict]:
     """Yield that an update has no reward model, or several, to train."""
     learned = [reward for reward in rewards if reward.function in LEARNED]
     if len(learned) != 1:

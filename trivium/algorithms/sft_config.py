@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 from trivium.data.demonstrations import DemonstrationsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.maths.options import Aggregation
@@ -25,7 +25,7 @@ class SFTConfig(Configuration):
     run: RunConfig = RunConfig()
     """Where the run is written, and its seed."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5, schedule="cosine")
-    """The optimiser."""
+    """The optimizer."""
     validation: DemonstrationsConfig | None = None
     """Held-out demonstrations, for their loss."""
     evaluation: EvaluationConfig | None = None
@@ -36,9 +36,9 @@ class SFTConfig(Configuration):
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimiser steps; given instead of epochs."""
+    """Optimizer steps; given instead of epochs."""
     examples_per_step: int = Field(default=32, ge=1)
-    """Demonstrations per optimiser step."""
+    """Demonstrations per optimizer step."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
     aggregation: Aggregation = "token_mean"
@@ -46,7 +46,7 @@ class SFTConfig(Configuration):
     sort_by_length: bool = False
     """A curriculum: take the demonstrations from short to long responses in the first pass."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.aggregation == "fixed_length" and self.data.max_response_tokens is None:
             yield "aggregation", "it divides by data.max_response_tokens, which is not set: set it"
         if self.evaluation is not None and not self.evaluation.rewards:

@@ -42,7 +42,7 @@ class Command:
         if self.trains:
             kind = next(name for name, command in COMMANDS.items() if command is self)
             _imported("trivium.runs.run_directory:claim")(kind, config.run, config)
-        _imported("trivium.preflight:check_input")(config)
+        _imported("trivium.preflight:preflight")(config)
         return self.load()(config)
 
 
@@ -111,7 +111,7 @@ rewards: [{function: gsm8k}]
 evaluation: {data: {path: test.jsonl}, every: 10}
 budget: {currency: seconds, amount: 600}
 seeds: [0, 1, 2]
-roads:
+methods:
   - {name: GRPO, stages: [{command: grpo}]}
   - {name: DPO, stages: [{command: pairs, share: 0.4}, {command: dpo}]}
   - {name: best of 8, best_of: 8}
@@ -127,7 +127,7 @@ COMMANDS = {
         trains=True,
     ),
     "reward-model": Command(
-        help="train a reward model on preference pairs, or a process one on labelled steps",
+        help="train a reward model on preference pairs, or a process one on labeled steps",
         config="trivium.algorithms.reward_model_config:RewardModelConfig",
         function="trivium.algorithms.reward_model:train",
         example=_REWARD_MODEL,
@@ -180,7 +180,7 @@ COMMANDS = {
         arguments="samples=4",
     ),
     "compare": Command(
-        help="run several roads from one base at equal budget, and say which suits the problem",
+        help="run several methods from one base at equal budget, and say which suits the problem",
         config="trivium.compare.config:CompareConfig",
         function="trivium.compare.run:run",
         example=_COMPARE,

@@ -72,8 +72,10 @@ class StreamingEngine(LocalEngine):
         super().__init__(policy, end_tokens, max_rows=1)
         self._tell = tell
 
-    def _extend(self, rows: list[Row], head: Head, hidden_RD: Tensor, sampling: Sampling) -> None:
-        super()._extend(rows, head, hidden_RD, sampling)
+    def _sample_tokens(
+        self, rows: list[Row], head: Head, hidden_RD: Tensor, sampling: Sampling
+    ) -> None:
+        super()._sample_tokens(rows, head, hidden_RD, sampling)
         for row in rows:
             self._tell(row.tokens)
 
@@ -162,7 +164,7 @@ class Conversation:
         prompt = Prompt(tokens, "", {}, self.turns)
         ((answer,),) = self.engine.generate([prompt], 1, sampling, seed=self.config.seed, step=0)
         self.write(printable_text(answer.text[self.shown :]) + "\n")
-        if answer.ended == "length":
+        if answer.finish_reason == "length":
             logger.info("cut off after %d tokens", len(answer.tokens))
 
     def _show(self, tokens: list[int]) -> None:

@@ -27,7 +27,7 @@ from trivium.models.loading import context_length, load_tokenizer
 from trivium.models.policy import Policy
 from trivium.monitoring.progress import printable
 from trivium.rollout.rollouts import Rollouts
-from trivium.training.setup import load_rewards, local_engine, room_for
+from trivium.training.setup import load_rewards, local_engine, max_prompt_length
 
 logger = logging.getLogger("trivium")
 
@@ -77,7 +77,7 @@ class Measured:
             _add(table, "KL to the reference", self.evaluation.kl)
             table.add_row("reference log-prob per token", f"{measured['reference_logprob']:.3f}")
         table.add_row("tokens per response", f"{measured['length']:.1f}")
-        table.add_row("cut off", f"{measured['cut_off']:.1%}")
+        table.add_row("cut off", f"{measured['truncated']:.1%}")
         table.add_row("distinct words", f"{measured['distinct']:.1%}")
         table.add_row("repeated 3-grams", f"{measured['repetition']:.1%}")
         return table
@@ -88,7 +88,7 @@ def run(config: EvaluateConfig) -> Measured:
     if config.output is not None:
         require_free(config.output, config.overwrite)
     tokenizer = load_tokenizer(config.model)
-    room = room_for(context_length(config.model), config.max_tokens)
+    room = max_prompt_length(context_length(config.model), config.max_tokens)
     prompts = load_prompts(config.data, tokenizer, room)
     rewards, _ = load_rewards(config.rewards, prompts, tokenizer)
     policy = Policy.load(config.model, tokenizer, temperature=config.temperature)
@@ -97,7 +97,7 @@ def run(config: EvaluateConfig) -> Measured:
         data=config.data,
         rewards=config.rewards,
         samples=config.samples,
-        passes_at=config.passes_at,
+        pass_threshold=config.pass_threshold,
         max_tokens=config.max_tokens,
         stop=config.stop,
         stop_tokens=config.stop_tokens,

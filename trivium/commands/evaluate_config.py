@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import MAX_TOKENS
 from trivium.models.model_config import ModelConfig, only_scores
@@ -36,7 +36,7 @@ class EvaluateConfig(Configuration):
     """Texts that end a response."""
     stop_tokens: StopTokens = ()
     """Token ids that end a response, besides the model's own EOS."""
-    passes_at: float | None = None
+    pass_threshold: float | None = None
     """A response passes, for pass@k, with at least this reward; by default pass@k is measured
     where every reward is 0 or 1."""
     seed: int = Field(default=1, ge=0, lt=2**63)
@@ -46,7 +46,7 @@ class EvaluateConfig(Configuration):
     overwrite: bool = False
     """Replace the file if it is there, instead of refusing to start."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         yield from only_scores("reference", self.reference)
 
     @field_validator("output")

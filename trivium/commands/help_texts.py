@@ -16,7 +16,7 @@ example:
   trivium chat runs/sft/final 'template="Question: {line}\\nAnswer:"'
 """
 DEMO = """\
-Run every road on the embedded task, with no download: SFT from scratch, then GRPO, PPO and DPO,
+Run every method on the embedded task, with no download: SFT from scratch, then GRPO, PPO and DPO,
 side by side, evaluated on held-out problems. A demo that was stopped goes on where it was.
 
 example:

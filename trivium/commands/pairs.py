@@ -26,7 +26,7 @@ from trivium.models.loading import context_length, load_tokenizer
 from trivium.models.model_config import ModelConfig
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.budget import Spending
-from trivium.training.setup import load_rewards, room_for
+from trivium.training.setup import load_rewards, max_prompt_length
 
 logger = logging.getLogger("trivium")
 
@@ -94,10 +94,10 @@ def _summary(config: PairsConfig, counts: Counter[str]) -> str:
     parts = [f"{config.output}: {counts['pairs']:,} pairs from {counts['prompts']:,} prompts"]
     if counts["without"]:
         parts.append(f"{counts['without']:,} prompts without two responses that differ enough")
-    if counts["cut_off"]:
+    if counts["truncated"]:
         parts.append(
-            f"{counts['cut_off']:,} of {counts['responses']:,} responses left out, which the limit "
-            f"of {config.sampling.max_tokens} tokens cut off (see keep_cut_off)"
+            f"{counts['truncated']:,} of {counts['responses']:,} responses left out, which the limit "
+            f"of {config.sampling.max_tokens} tokens cut off (see keep_truncated)"
         )
     return "; ".join(parts)
 
@@ -109,7 +109,7 @@ def _from_model(
     config: PairsConfig, model: ModelConfig, counts: Counter[str], spending: Spending
 ) -> Iterator[Candidates]:
     tokenizer = load_tokenizer(model)
-    room = room_for(context_length(model), config.sampling.max_tokens)
+    room = max_prompt_length(context_length(model), config.sampling.max_tokens)
     prompts = load_prompts(config.data, tokenizer, room)
     rewards, _ = load_rewards(config.rewards, prompts, tokenizer)
     policy = load_sampler(model, tokenizer, config.sampling)
@@ -124,15 +124,17 @@ def _from_model(
         spending=spending,
     ):
         counts["responses"] += len(rollouts.flat)
-        counts["cut_off"] += 0 if config.keep_cut_off else int(rollouts.cut_off_N.sum())
-        yield from _scored(rollouts, config.keep_cut_off)
+        counts["truncated"] += 0 if config.keep_truncated else int(rollouts.truncated_N.sum())
+        yield from _scored(rollouts, config.keep_truncated)
 
 
-def _scored(rollouts: Rollouts, keep_cut_off: bool) -> Iterator[Candidates]:
+def _scored(rollouts: Rollouts, keep_truncated: bool) -> Iterator[Candidates]:
     totals = iter(total_rewards(rollouts.scores))
     for prompt, responses in zip(rollouts.prompts, rollouts.responses, strict=True):
         scored = [(response, next(totals)) for response in responses]
-        used = [(r.text, total) for r, total in scored if keep_cut_off or r.ended != "length"]
+        used = [
+            (r.text, total) for r, total in scored if keep_truncated or r.finish_reason != "length"
+        ]
         texts, scores = [text for text, _ in used], [total for _, total in used]
         yield Candidates(prompt.text, prompt.index, texts, scores)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pydantic import Field
 
 from trivium.commands.sample_config import OutputConfig
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import ASSISTANT_MARK, PromptsConfig
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs
@@ -36,7 +36,7 @@ class PairsConfig(OutputConfig):
     """How responses are drawn."""
     samples: int = Field(default=8, ge=2)
     """Responses per prompt."""
-    keep_cut_off: bool = False
+    keep_truncated: bool = False
     """Use responses that the length limit cut off too; read back, they will seem complete."""
     candidates: tuple[CandidateConfig, ...] = ()
     """Instead of a model: where each row holds its responses and their scores."""
@@ -46,7 +46,7 @@ class PairsConfig(OutputConfig):
     minimum_gap: float = Field(default=0.0, ge=0)
     """How much better the chosen response must be; at 0 any difference will do."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if (self.model is None) == (not self.candidates):
             yield (
                 "",
@@ -64,7 +64,7 @@ class PairsConfig(OutputConfig):
         """What is set but needs the model that candidates do without."""
         mine = [
             name
-            for name in ("rewards", "sampling", "samples", "keep_cut_off", "budget")
+            for name in ("rewards", "sampling", "samples", "keep_truncated", "budget")
             if getattr(self, name) != type(self).model_fields[name].default
         ]
         if self.data.max_prompt_tokens is not None:

@@ -26,17 +26,17 @@ from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.monitoring.progress import Progress
 from trivium.rewards.reward import Rewards, Scores
-from trivium.rollout.engine import OUTSIDE_TRAINING
+from trivium.rollout.engine import EVAL_STEP
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.rollout.sampling import Sampling
 from trivium.runs.budget import Spending
-from trivium.training.setup import load_rewards, local_engine, room_for
+from trivium.training.setup import load_rewards, local_engine, max_prompt_length
 
 logger = logging.getLogger("trivium")
 
 RESPONSES_PER_BATCH = 512
 """Responses between two reports of progress; no response depends on it."""
-WRITTEN = ("response", "tokens", "ended", "reward", "components", "step_rewards")
+WRITTEN = ("response", "tokens", "finish_reason", "reward", "components", "step_rewards")
 """What a row says of its response, besides the prompt."""
 
 
@@ -49,7 +49,7 @@ def run(config: SampleConfig) -> Path:
     """
     require_free(config.output, config.overwrite)
     tokenizer = load_tokenizer(config.model)
-    room = room_for(context_length(config.model), config.sampling.max_tokens)
+    room = max_prompt_length(context_length(config.model), config.sampling.max_tokens)
     prompts = load_prompts(config.data, tokenizer, room)
     _refuse_taken_columns(prompts)
     rewards = load_rewards(config.rewards, prompts, tokenizer)[0] if config.rewards else None
@@ -114,7 +114,7 @@ def sampled(
     engine = local_engine(policy)
     size = max(1, RESPONSES_PER_BATCH // samples)
     starts = range(0, len(prompts), size)
-    where: dict[str, Any] = {"seed": seed, "step": OUTSIDE_TRAINING}
+    where: dict[str, Any] = {"seed": seed, "step": EVAL_STEP}
     with Progress(title, len(starts)) as progress:
         for start in starts:
             began, flops_before = time.perf_counter(), flops.total()
@@ -153,7 +153,7 @@ def rows(rollouts: Rollouts, *, scored: bool) -> Iterator[dict[str, Any]]:
                 "prompt": prompt.text,
                 "response": response.text,
                 "tokens": len(response.tokens),
-                "ended": response.ended,
+                "finish_reason": response.finish_reason,
             }
             reward = next(totals)
             if scored:

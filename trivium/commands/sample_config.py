@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs
@@ -51,7 +51,7 @@ class SampleConfig(OutputConfig):
     minimum_reward: float | None = None
     """Write only responses with at least this reward, as for fine-tuning on one's best samples."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.sampling.greedy and self.samples > 1:
             yield (
                 "samples",

@@ -1,1 +1,1 @@
-"""``trivium compare``: any roads from one base, at equal budget, measured side by side."""
+"""``trivium compare``: any methods from one base, at equal budget, measured side by side."""

@@ -1,4 +1,4 @@
-"""What the demo shows while its roads run: a live board, or plain lines when piped."""
+"""What the demo shows while its methods run: a live board, or plain lines when piped."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trivium.monitoring.progress import duration
 
 
 class Board:
-    """One line per road: waiting, what it said last, or how long it took."""
+    """One line per method: waiting, what it said last, or how long it took."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.console = Console()
@@ -35,19 +35,19 @@ class Board:
             self.live.stop()
 
     def start(self, name: str) -> None:
-        """The road's process starts."""
+        """The method's process starts."""
         with self.lock:
             self.since[name] = time.perf_counter()
             self.state[name] = "starting"
         self._line(f"{name}: started")
 
     def tell(self, name: str, text: str) -> None:
-        """The road said something."""
+        """The method said something."""
         with self.lock:
             self.state[name] = text
 
     def finish(self, name: str, seconds: float, remark: str = "done") -> None:
-        """The road is done."""
+        """The method is done."""
         with self.lock:
             self.taken[name] = seconds
             self.state[name] = remark
@@ -59,7 +59,7 @@ class Board:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        for heading in ("road", "time", ""):
+        for heading in ("method", "time", ""):
             table.add_column(heading, no_wrap=True)
         with self.lock:
             for name, state in self.state.items():

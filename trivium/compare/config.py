@@ -1,8 +1,8 @@
-"""What is compared: one base, one set of prompts, one measure of quality, and several roads.
+"""What is compared: one base, one set of prompts, one measure of quality, and several methods.
 
-A road is a chain of ordinary commands. What they share (model, prompts, rewards, sampling,
+A method is a chain of ordinary commands. What they share (model, prompts, rewards, sampling,
 evaluation, seed, budget) is said once and filled in; what a stage sets itself holds. In any text,
-``${seed}`` is the seed and ``${name}`` the directory of the road's stage of that name.
+``${seed}`` is the seed and ``${name}`` the directory of the method's stage of that name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PrivateAttr
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.models.model_config import ModelConfig
@@ -32,12 +32,12 @@ _SHARES = 1 + 1e-9
 
 
 def slug(text: str) -> str:
-    """A road's name as that of a directory."""
+    """A method's name as that of a directory."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
 
 
 class StageConfig(Configuration):
-    """One command of a road."""
+    """One command of a method."""
 
     command: StageCommand
     """An ordinary command of Trivium."""
@@ -46,7 +46,7 @@ class StageConfig(Configuration):
     settings: dict[str, Any] = Field(default_factory=dict)
     """The command's own configuration, where it differs from what the comparison fills in."""
     share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the road's budget; by default the rest is shared evenly, and the last stage gets
+    """Share of the method's budget; by default the rest is shared evenly, and the last stage gets
     what is left."""
 
     _directory: Path | None = PrivateAttr(default=None)
@@ -74,7 +74,7 @@ def _anchored(value: Any, directory: Path | None) -> Any:
     return [_anchored(item, directory) for item in value] if isinstance(value, list) else value
 
 
-class RoadConfig(Configuration):
+class MethodConfig(Configuration):
     """One way from the base to an aligned model."""
 
     name: str = Field(min_length=1)
@@ -88,40 +88,40 @@ class RoadConfig(Configuration):
     """One setting of the last stage and its values, as in beta: [0.01, 0.1]; each is run with the
     first seed and drawn in the reward-KL frontier."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if bool(self.stages) == (self.best_of is not None):
-            yield "", f"road {self.name}: give either stages or best_of"
+            yield "", f"method {self.name}: give either stages or best_of"
         if self.best_of is not None and self.vary:
-            yield "vary", f"road {self.name}: it changes a setting of a stage; there is none"
+            yield "vary", f"method {self.name}: it changes a setting of a stage; there is none"
         if len(self.vary) > 1 or any(not values for values in self.vary.values()):
-            yield "vary", f"road {self.name}: it takes one setting with at least one value"
+            yield "vary", f"method {self.name}: it takes one setting with at least one value"
         if self.stages:
             yield from self._wrong_stages()
 
-    def _wrong_stages(self) -> Iterator[Contradiction]:
+    def _wrong_stages(self) -> Iterator[Conflict]:
         if self.stages[-1].command not in POLICY_COMMANDS:
             yield (
                 "stages",
-                f"road {self.name} ends in {self.stages[-1].command}, which trains no policy: end "
+                f"method {self.name} ends in {self.stages[-1].command}, which trains no policy: end "
                 f"it in one of {', '.join(POLICY_COMMANDS)}",
             )
         labels = [stage.label for stage in self.stages]
         twice = next((label for label in labels if labels.count(label) > 1), None)
         if twice is not None:
-            yield "stages", f"road {self.name} has two stages called {twice}: name them apart"
+            yield "stages", f"method {self.name} has two stages called {twice}: name them apart"
         unfit = next((label for label in labels if not _NAME.fullmatch(label)), None)
         if unfit is not None:
             yield (
                 "stages",
-                f"road {self.name}: the stage name {unfit!r} becomes a directory; use letters, "
+                f"method {self.name}: the stage name {unfit!r} becomes a directory; use letters, "
                 "digits, points, dashes and underscores",
             )
         if sum(stage.share or 0.0 for stage in self.stages[:-1]) >= _SHARES:
-            yield "stages", f"road {self.name}: the shares add up to 1, leaving the last nothing"
+            yield "stages", f"method {self.name}: the shares add up to 1, leaving the last nothing"
 
 
-class BudgetOfRoads(Configuration):
-    """What every road may spend in all, for equal footing."""
+class BudgetOfMethods(Configuration):
+    """What every method may spend in all, for equal footing."""
 
     currency: Currency
     """seconds (wall-clock), generated_tokens, trained_tokens or flops."""
@@ -133,7 +133,7 @@ class CompareConfig(Configuration):
     """Everything a comparison depends on."""
 
     model: ModelConfig
-    """The base: where every road starts, and what KL and win rates are measured from."""
+    """The base: where every method starts, and what KL and win rates are measured from."""
     data: PromptsConfig
     """Prompts to sample from while training."""
     rewards: RewardConfigs = Field(min_length=1)
@@ -142,16 +142,16 @@ class CompareConfig(Configuration):
     """Held-out prompts, and what quality is (the training rewards by default)."""
     sampling: Sampling = Sampling()
     """How responses are drawn while training."""
-    roads: tuple[RoadConfig, ...] = Field(min_length=1)
+    methods: tuple[MethodConfig, ...] = Field(min_length=1)
     """What is compared."""
-    budget: BudgetOfRoads | None = None
-    """The same for each road; without one, each takes the steps that its stages say."""
+    budget: BudgetOfMethods | None = None
+    """The same for each method; without one, each takes the steps that its stages say."""
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
-    """Every road is run with each of them."""
+    """Every method is run with each of them."""
     parallel: int = Field(default=0, ge=0)
-    """Roads side by side; 0: as many as there are cores."""
+    """Methods side by side; 0: as many as there are cores."""
     credit: int = Field(default=0, ge=0)
-    """Measure every road's gradient at the base on so many independent batches; 0: leave out."""
+    """Measure every method's gradient at the base on so many independent batches; 0: leave out."""
     memory: bool = False
     """Predict every stage's memory, and measure it in one step of each."""
     risk: bool = False
@@ -161,16 +161,16 @@ class CompareConfig(Configuration):
     title: str = "Comparison"
     """The report's title."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
-        names = [road.name for road in self.roads]
+    def conflicts(self) -> Iterator[Conflict]:
+        names = [method.name for method in self.methods]
         twice = next((name for name in names if names.count(name) > 1), None)
         slugs = [slug(name) for name in names]
         if twice is not None:
-            yield "roads", f"two roads are called {twice}: name them apart"
+            yield "methods", f"two methods are called {twice}: name them apart"
         elif "" in slugs or len(set(slugs)) < len(slugs):
             yield (
-                "roads",
-                f"the roads' names {names} become directories {slugs}: give each letters or digits "
+                "methods",
+                f"the methods' names {names} become directories {slugs}: give each letters or digits "
                 "of its own",
             )
         if len(set(self.seeds)) < len(self.seeds):

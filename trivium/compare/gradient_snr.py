@@ -1,12 +1,12 @@
-"""Credit assignment: how much of each road's gradient is signal, on the same responses.
+"""Credit assignment: how much of each method's gradient is signal, on the same responses.
 
-The base answers the same prompts K times over. From each of these batches every road computes the
+The base answers the same prompts K times over. From each of these batches every method computes the
 gradient that its first update would take: the same tokens, judged in its own way. With ḡ the mean
 of the K gradients and tr Σ their total variance,
 
     signal² = ‖ḡ‖² − tr Σ / K  (unbiased),     SNR = signal² / tr Σ     of one batch.
 
-A road with twice the SNR needs half the responses for a gradient as certain. Scale cancels, so
+A method with twice the SNR needs half the responses for a gradient as certain. Scale cancels, so
 losses of different sizes compare. PPO is judged with the critic that its run ended with.
 """
 
@@ -41,10 +41,10 @@ from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts, roll_out
-from trivium.training.experience import Weighted, plan_updates
+from trivium.training.experience import WeightedGroups, plan_updates
 from trivium.training.micro_batch import MicroBatch
 from trivium.training.protocols import Updates
-from trivium.training.setup import OnPolicyParts, load_rewards, local_engine
+from trivium.training.setup import OnPolicyComponents, load_rewards, local_engine
 
 PROMPTS = 32
 RESPONSES = 8
@@ -53,8 +53,8 @@ Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Bench:
-    """The base, and the batches of its responses that every road is judged on."""
+class Fixture:
+    """The base, and the batches of its responses that every method is judged on."""
 
     policy: Policy
     reference: Reference
@@ -63,20 +63,20 @@ class Bench:
 
 
 def measure(config: CompareConfig, plan: Plan) -> list[Record]:
-    """The signal-to-noise ratio of every road that trains a policy from the base."""
+    """The signal-to-noise ratio of every method that trains a policy from the base."""
     seed = config.seeds[0]
     config = for_seed(config, seed)
     base = ModelConfig.model_validate(plan.jobs[plan.bases[seed]].settings["model"])
     bench = _bench(config, base)
     found = []
     for route in plan.routes:
-        if route.seed != seed or route.varied is not None or route.road.best_of is not None:
+        if route.seed != seed or route.varied is not None or route.method.best_of is not None:
             continue
         final = plan.jobs[route.jobs[-1]]
         if final.settings["model"]["path"] == base.path:
             work = STEPS[final.command](final, bench)
             gradients = [_gradient(bench, work(batch)) for batch in bench.batches]
-            found.append({"road": route.road.name, **signal_to_noise(gradients)})
+            found.append({"method": route.method.name, **signal_to_noise(gradients)})
     return found
 
 
@@ -118,7 +118,7 @@ def _without(gram: Tensor, k: int) -> Tensor:
     return gram[kept][:, kept]
 
 
-def _bench(config: CompareConfig, base: ModelConfig) -> Bench:
+def _bench(config: CompareConfig, base: ModelConfig) -> Fixture:
     tokenizer = load_tokenizer(base)
     prompts = load_prompts(config.data, tokenizer)[:PROMPTS]
     policy = Policy.load(base, tokenizer, temperature=config.sampling.temperature)
@@ -128,10 +128,10 @@ def _bench(config: CompareConfig, base: ModelConfig) -> Bench:
         roll_out(engine, rewards, prompts, RESPONSES, config.sampling, seed=1, step=-2 - k)
         for k in range(config.credit)
     ]
-    return Bench(policy, Reference(policy), batches, prompts)
+    return Fixture(policy, Reference(policy), batches, prompts)
 
 
-def _gradient(bench: Bench, work: Sequence[MicroBatch]) -> Tensor | None:
+def _gradient(bench: Fixture, work: Sequence[MicroBatch]) -> Tensor | None:
     """The policy's gradient, flat; None where there is nothing to learn."""
     if not work:
         return None
@@ -144,24 +144,24 @@ def _gradient(bench: Bench, work: Sequence[MicroBatch]) -> Tensor | None:
     return torch.cat([g.flatten().float().cpu() for g in grads])
 
 
-def _parts(settings: Mapping[str, Any], bench: Bench) -> OnPolicyParts:
-    """The bench as a loop's parts, with the road's own rewards."""
+def _parts(settings: Mapping[str, Any], bench: Fixture) -> OnPolicyComponents:
+    """The bench as a loop's parts, with the method's own rewards."""
     configs = [RewardConfig.model_validate(r) for r in settings["rewards"]]
     rewards, learned = load_rewards(configs, bench.prompts, bench.policy.tokenizer)
     engine = local_engine(bench.policy)
-    return OnPolicyParts(
+    return OnPolicyComponents(
         bench.prompts, rewards, bench.policy, bench.reference, engine, None, learned
     )
 
 
-def _judged(parts: OnPolicyParts, batch: Rollouts) -> Rollouts:
-    """The same responses with the road's own rewards."""
+def _judged(parts: OnPolicyComponents, batch: Rollouts) -> Rollouts:
+    """The same responses with the method's own rewards."""
     repeated = [p for p, group in zip(batch.prompts, batch.responses, strict=True) for _ in group]
     scores = parts.rewards.score(repeated, batch.flat)
     return Rollouts(batch.prompts, batch.responses, scores, {})
 
 
-def _grpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
+def _grpo(job: Job, bench: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
     config = GRPOConfig.model_validate(job.settings)
     one_update = {"epochs": 1, "minibatches": 1, "tokens_per_micro_batch": TOKENS}
     config = config.model_copy(update=one_update)
@@ -179,7 +179,7 @@ def _grpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
     return work
 
 
-def _ppo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
+def _ppo(job: Job, bench: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
     config = PPOConfig.model_validate(job.settings)
     parts = _parts(job.settings, bench)
     critic_config = config.critic
@@ -202,7 +202,7 @@ def _ppo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
     return work
 
 
-def _dpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
+def _dpo(job: Job, bench: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
     config = DPOConfig.model_validate(job.settings)
 
     def work(batch: Rollouts) -> list[MicroBatch]:
@@ -217,7 +217,7 @@ def _dpo(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
     return work
 
 
-def _sft(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
+def _sft(job: Job, bench: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
     """Imitation of the batch's best responses, one or several per prompt, all else left out."""
     config = SFTConfig.model_validate(job.settings)
 
@@ -232,8 +232,8 @@ def _sft(job: Job, bench: Bench) -> Callable[[Rollouts], list[MicroBatch]]:
         if not groups:
             return []
         trained = torch.ones(sum(len(g.responses[0]) for g in groups), dtype=torch.bool)
-        data = Weighted(groups, trained_T=trained)
-        made = data.for_step(
+        data = WeightedGroups(groups, loss_mask_T=trained)
+        made = data.split_with_token_weights(
             data.split(TOKENS), config.aggregation, config.data.max_response_tokens
         )
         return [MicroBatch(part, partial(sft.loss, bench.policy)) for part in made]

@@ -15,7 +15,7 @@ from trivium.config.base import Configuration
 from trivium.errors import ModelError
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths
-from trivium.memory.stages import ROADS, predict
+from trivium.memory.stages import METHODS, predict
 from trivium.runs.store import read_events, read_samples
 
 ROWS = 512
@@ -36,7 +36,7 @@ def memory_jobs(plan: Plan) -> dict[str, Job]:
     for route in plan.routes:
         if route.seed == first and route.varied is None:
             for name in route.jobs:
-                if plan.jobs[name].command in ROADS and name not in found:
+                if plan.jobs[name].command in METHODS and name not in found:
                     found[name] = _one_step(plan.jobs[name])
     return found
 

@@ -1,6 +1,6 @@
 """From a comparison to its jobs: which command with which settings, after which others.
 
-Equal stages of several roads are one job, whose cost counts for each. What is written here is what
+Equal stages of several methods are one job, whose cost counts for each. What is written here is what
 an ordinary run's configuration would say, so any job can be repeated by hand.
 """
 
@@ -15,9 +15,9 @@ from typing import Any
 
 from trivium.compare.config import (
     POLICY_COMMANDS,
-    BudgetOfRoads,
+    BudgetOfMethods,
     CompareConfig,
-    RoadConfig,
+    MethodConfig,
     StageConfig,
     slug,
 )
@@ -30,10 +30,10 @@ _PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 
 @dataclass(frozen=True)
 class Job:
-    """One command of one road, or of several that share it.
+    """One command of one method, or of several that share it.
 
     ``after`` are the jobs whose results it uses. With a budget, ``share`` of it is the job's, or,
-    if None, what the road's earlier jobs (``chain``) left.
+    if None, what the method's earlier jobs (``chain``) left.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Job:
     after: tuple[str, ...] = ()
     chain: tuple[str, ...] = ()
     share: float | None = None
-    budget: BudgetOfRoads | None = None
+    budget: BudgetOfMethods | None = None
 
     def beside(self, suffix: str) -> Path:
         """A file beside the job's directory: its configuration, log, or mark of being done."""
@@ -56,9 +56,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Route:
-    """One road with one seed and, for the frontier, one value of a varied setting."""
+    """One method with one seed and, for the frontier, one value of a varied setting."""
 
-    road: RoadConfig
+    method: MethodConfig
     seed: int
     jobs: tuple[str, ...]
     varied: tuple[str, Any] | None = None
@@ -74,49 +74,49 @@ class Plan:
 
 
 def make_plan(config: CompareConfig) -> Plan:
-    """The jobs of all roads, seeds and varied values, and the base's own evaluation."""
+    """The jobs of all methods, seeds and varied values, and the base's own evaluation."""
     shared = config.model_dump(mode="json", exclude_defaults=True)
     jobs: dict[str, Job] = {}
     routes, bases = [], {}
     for seed in config.seeds:
         bases[seed] = _add(jobs, _base(config, shared, seed))
-    for road in config.roads:
+    for method in config.methods:
         for seed in config.seeds:
-            routes.append(_route(config, shared, jobs, road, seed, None))
-        for name, values in road.vary.items():
+            routes.append(_route(config, shared, jobs, method, seed, None))
+        for name, values in method.vary.items():
             routes += [
-                _route(config, shared, jobs, road, config.seeds[0], (name, value))
+                _route(config, shared, jobs, method, config.seeds[0], (name, value))
                 for value in values
             ]
     return Plan(jobs, routes, bases)
 
 
 def for_seed(config: CompareConfig, seed: int) -> CompareConfig:
-    """The comparison with ``${seed}`` filled in, its roads left aside."""
-    shared = config.model_dump(mode="json", exclude={"roads"})
+    """The comparison with ``${seed}`` filled in, its methods left aside."""
+    shared = config.model_dump(mode="json", exclude={"methods"})
     known = {"seed": str(seed)}
     filled = _each_text(shared, lambda text: _resolved(text, known, None))
-    return CompareConfig.model_validate({**filled, "roads": config.roads})
+    return CompareConfig.model_validate({**filled, "methods": config.methods})
 
 
 def _route(
     config: CompareConfig,
     shared: Settings,
     jobs: dict[str, Job],
-    road: RoadConfig,
+    method: MethodConfig,
     seed: int,
     varied: tuple[str, Any] | None,
 ) -> Route:
-    if road.best_of is not None:
-        names = [_add(jobs, job) for job in _best_of(config, shared, road, seed)]
-        return Route(road, seed, tuple(names))
-    place = config.directory / "runs" / slug(road.name) / f"seed-{seed}"
+    if method.best_of is not None:
+        names = [_add(jobs, job) for job in _best_of(config, shared, method, seed)]
+        return Route(method, seed, tuple(names))
+    place = config.directory / "runs" / slug(method.name) / f"seed-{seed}"
     if varied is not None:
         place = place / f"{varied[0]}-{value_name(varied[1])}"
     made: dict[str, Job] = {}
-    for stage in road.stages:
-        last = stage is road.stages[-1]
-        settings = _filled(config, shared, road, stage, made, seed, place / stage.label)
+    for stage in method.stages:
+        last = stage is method.stages[-1]
+        settings = _filled(config, shared, method, stage, made, seed, place / stage.label)
         if last and varied is not None:
             _set(settings, varied[0], varied[1])
         job = Job(
@@ -126,11 +126,11 @@ def _route(
             settings=settings,
             after=tuple(job.name for job in made.values()),
             chain=tuple(job.name for job in made.values()),
-            share=_share(config, road, stage),
+            share=_share(config, method, stage),
             budget=config.budget if _spends(stage, config.budget) else None,
         )
         made[stage.label] = jobs[_add(jobs, job)]
-    return Route(road, seed, tuple(job.name for job in made.values()), varied)
+    return Route(method, seed, tuple(job.name for job in made.values()), varied)
 
 
 def _add(jobs: dict[str, Job], job: Job) -> str:
@@ -170,7 +170,7 @@ def _each_text(value: Any, change: Callable[[str], str]) -> Any:
 def _filled(
     config: CompareConfig,
     shared: Settings,
-    road: RoadConfig,
+    method: MethodConfig,
     stage: StageConfig,
     made: Mapping[str, Job],
     seed: int,
@@ -184,18 +184,18 @@ def _filled(
     else:
         run = {"directory": str(place), "seed": seed, "overwrite": True}
         given["run"] = {**given.get("run", {}), **run}
-        if stage is road.stages[-1]:
+        if stage is method.stages[-1]:
             given["evaluation"] = {**_held_out(config, shared), **own.get("evaluation", {})}
     if stage.command == "sft" and "evaluation" in given:
         given.setdefault("measure_kl", True)
     if config.budget is not None and _spends(stage, config.budget):
         _lift_steps(stage, given)
     known = {label: str(job.directory) for label, job in made.items()} | {"seed": str(seed)}
-    return _each_text(given, lambda text: _resolved(text, known, road))
+    return _each_text(given, lambda text: _resolved(text, known, method))
 
 
 def _held_out(config: CompareConfig, shared: Settings) -> Settings:
-    """The evaluation of every road: all that is left to a run's own settings is said."""
+    """The evaluation of every method: all that is left to a run's own settings is said."""
     asked = config.evaluation.sampling(config.sampling)
     said = {
         "rewards": shared["rewards"],
@@ -226,7 +226,7 @@ def _defaults(shared: Settings, stage: StageConfig, made: Mapping[str, Job]) -> 
 
 
 def _rewards(shared: Settings, stage: StageConfig, made: Mapping[str, Job]) -> list[Settings]:
-    """PPO and GRPO learn from the road's reward model, if it trains one; all else as shared."""
+    """PPO and GRPO learn from the method's reward model, if it trains one; all else as shared."""
     models = [job for job in made.values() if job.command == "reward-model"]
     if stage.command not in ("ppo", "grpo") or not models:
         return shared["rewards"]
@@ -237,7 +237,7 @@ def _rewards(shared: Settings, stage: StageConfig, made: Mapping[str, Job]) -> l
     return [{"function": "process_reward_model", "arguments": arguments}]
 
 
-def _spends(stage: StageConfig, budget: BudgetOfRoads | None) -> bool:
+def _spends(stage: StageConfig, budget: BudgetOfMethods | None) -> bool:
     """Whether a stage can spend the currency at all."""
     if budget is None:
         return False
@@ -257,12 +257,12 @@ def _lift_steps(stage: StageConfig, settings: Settings) -> None:
         settings["online"] = {"steps": MANY_STEPS, **settings["online"]}
 
 
-def _share(config: CompareConfig, road: RoadConfig, stage: StageConfig) -> float | None:
+def _share(config: CompareConfig, method: MethodConfig, stage: StageConfig) -> float | None:
     """The stage's share of the budget; None for the last that spends: what is left.
 
     The stages that name none share the rest evenly.
     """
-    spending = [s for s in road.stages if _spends(s, config.budget)]
+    spending = [s for s in method.stages if _spends(s, config.budget)]
     if not spending or stage is spending[-1] or stage not in spending:
         return None
     named = sum(s.share or 0.0 for s in spending)
@@ -275,14 +275,14 @@ def _base(config: CompareConfig, shared: Settings, seed: int) -> Job:
     return _evaluation(config, shared, "base", seed, {})
 
 
-def _best_of(config: CompareConfig, shared: Settings, road: RoadConfig, seed: int) -> list[Job]:
+def _best_of(config: CompareConfig, shared: Settings, method: MethodConfig, seed: int) -> list[Job]:
     """Several responses of the base per prompt, their quality and their training reward."""
-    samples = {"samples": road.best_of}
-    quality = _evaluation(config, shared, f"{slug(road.name)}-quality", seed, samples)
+    samples = {"samples": method.best_of}
+    quality = _evaluation(config, shared, f"{slug(method.name)}-quality", seed, samples)
     rewards = {"rewards": shared["rewards"]}
     return [
         quality,
-        _evaluation(config, shared, f"{slug(road.name)}-reward", seed, samples | rewards),
+        _evaluation(config, shared, f"{slug(method.name)}-reward", seed, samples | rewards),
     ]
 
 
@@ -308,12 +308,12 @@ def _evaluation(
     return Job(f"base/{name}-seed-{seed}", "evaluate", place, resolved)
 
 
-def _resolved(text: str, known: Mapping[str, str], road: RoadConfig | None) -> str:
+def _resolved(text: str, known: Mapping[str, str], method: MethodConfig | None) -> str:
     """The text with ``${name}`` replaced by what it stands for."""
 
     def value(match: re.Match[str]) -> str:
         if match[1] not in known:
-            where = "" if road is None else f"road {road.name}: "
+            where = "" if method is None else f"method {method.name}: "
             raise ConfigurationError(
                 f"{where}{match[0]} in {text!r} names nothing that is known there: use one of "
                 + ", ".join(f"${{{name}}}" for name in known)
@@ -336,7 +336,7 @@ def value_name(value: Any) -> str:
 
 
 def with_budget(job: Job, spent: float) -> Job:
-    """The job with its part of the budget written into its settings, given what its road spent."""
+    """The job with its part of the budget written into its settings, given what its method spent."""
     if job.budget is None:
         return job
     whole = job.budget.amount

@@ -23,11 +23,11 @@ Record = dict[str, Any]
 
 
 def gather(config: CompareConfig, plan: Plan, seconds: Mapping[str, float]) -> Record:
-    """Everything measured, road by road."""
+    """Everything measured, method by method."""
     bases = {seed: _evaluated(plan.jobs[name]) for seed, name in plan.bases.items()}
-    roads = []
-    for road in config.roads:
-        routes = [r for r in plan.routes if r.road is road]
+    methods = []
+    for method in config.methods:
+        routes = [r for r in plan.routes if r.method is method]
         main = [r for r in routes if r.varied is None]
         runs = [_run_record(config, plan, route, bases[route.seed], seconds) for route in main]
         varied = [
@@ -37,12 +37,12 @@ def gather(config: CompareConfig, plan: Plan, seconds: Mapping[str, float]) -> R
             if r.varied is not None
         ]
         stages = [stage_record(plan.jobs[name], spent(plan.jobs[name])) for name in main[0].jobs]
-        roads.append(
+        methods.append(
             {
-                "name": road.name,
-                "command": None if road.best_of else road.stages[-1].command,
-                "best_of": road.best_of,
-                "stages": [] if road.best_of else stages,
+                "name": method.name,
+                "command": None if method.best_of else method.stages[-1].command,
+                "best_of": method.best_of,
+                "stages": [] if method.best_of else stages,
                 "runs": runs,
                 "varied": varied,
                 **_over_seeds(runs),
@@ -55,8 +55,8 @@ def gather(config: CompareConfig, plan: Plan, seconds: Mapping[str, float]) -> R
         "seeds": list(config.seeds),
         "n": len(bases[config.seeds[0]]["outcomes"]["index"]),
         "bases": {str(seed): _without_outcomes(record) for seed, record in bases.items()},
-        "roads": roads,
-        "differences": _differences(roads),
+        "methods": methods,
+        "differences": _differences(methods),
     }
 
 
@@ -75,8 +75,8 @@ def _run_record(
     base: Record,
     seconds: Mapping[str, float],
 ) -> Record:
-    """One road with one seed: what it ended in, what it cost, how it went."""
-    if route.road.best_of is not None:
+    """One method with one seed: what it ended in, what it cost, how it went."""
+    if route.method.best_of is not None:
         return _best_of_record(plan, route, base)
     jobs = [plan.jobs[name] for name in route.jobs]
     final, before = jobs[-1], jobs[:-1]
@@ -105,7 +105,7 @@ def _win_rate(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Record:
 
 
 def _curve(job: Job, earlier: Mapping[str, float], base: Record) -> list[Record]:
-    """Held-out numbers over everything spent so far; in its earlier stages the road is its base."""
+    """Held-out numbers over everything spent so far; in its earlier stages the method is its base."""
     metrics = read_metrics(job.directory)
     start = {"step": 0, **dict.fromkeys(CURRENCIES, 0.0), "reward": None, **_held_out(base)}
     points = [start | {"kl": 0.0}]
@@ -127,7 +127,7 @@ def _curve(job: Job, earlier: Mapping[str, float], base: Record) -> list[Record]
 
 _HELD_OUT = (
     "greedy", "greedy_low", "greedy_high", "sampled", "sampled_low", "sampled_high", "kl",
-    "length", "cut_off", "distinct", "repetition", "reference_logprob",
+    "length", "truncated", "distinct", "repetition", "reference_logprob",
 )  # fmt: skip
 
 
@@ -147,7 +147,7 @@ def _alarms(jobs: Sequence[Job]) -> list[Record]:
 _WATCHED = (
     "advantage/std", "group/equal_rewards", "value/explained_variance", "policy/entropy",
     "policy/clip_high", "policy/clip_low", "implicit_reward/gradient_weight",
-    "implicit_reward/accuracy", "logprobs/chosen", "length/cut_off",
+    "implicit_reward/accuracy", "logprobs/chosen", "length/truncated",
 )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def _best_of_record(plan: Plan, route: Route, base: Record) -> Record:
         ties = [q for q, r in zip(qualities, rewards, strict=True) if r == best]
         chosen.append(sum(ties) / len(ties))
     interval = mean_interval(chosen)
-    n = int(route.road.best_of or 0)
+    n = int(route.method.best_of or 0)
     outcomes = {
         "index": quality["outcomes"]["index"],
         "greedy": chosen,
@@ -230,14 +230,14 @@ def _are_shares(runs: Sequence[Record]) -> bool:
     return all(0 <= q <= 1 for run in runs for q in run["outcomes"]["greedy"])
 
 
-def _differences(roads: Sequence[Record]) -> list[Record]:
-    """Every pair of roads: the paired difference of greedy quality over the same prompts.
+def _differences(methods: Sequence[Record]) -> list[Record]:
+    """Every pair of methods: the paired difference of greedy quality over the same prompts.
 
     A prompt's difference is averaged over seeds, and prompts are the observations.
     """
     found = []
-    for i, one in enumerate(roads):
-        for other in roads[i + 1 :]:
+    for i, one in enumerate(methods):
+        for other in methods[i + 1 :]:
             per_seed = []
             for a, b in zip(one["runs"], other["runs"], strict=True):
                 pairs = zip(a["outcomes"]["greedy"], b["outcomes"]["greedy"], strict=True)
@@ -246,7 +246,7 @@ def _differences(roads: Sequence[Record]) -> list[Record]:
             interval = mean_interval(by_prompt, share=False)
             found.append(
                 {
-                    "roads": [one["name"], other["name"]],
+                    "methods": [one["name"], other["name"]],
                     "mean": interval.mean,
                     "low": interval.low,
                     "high": interval.high,

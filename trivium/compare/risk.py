@@ -37,15 +37,15 @@ Record = dict[str, Any]
 
 
 def measure(config: CompareConfig, plan: Plan) -> Record:
-    """Coverage of roads with pairs, and accuracy of learned rewards; of the first seed."""
+    """Coverage of methods with pairs, and accuracy of learned rewards; of the first seed."""
     seed = config.seeds[0]
     config = for_seed(config, seed)
     found: Record = {"coverage": [], "reward_model": []}
     for route in plan.routes:
-        if route.seed != seed or route.varied is not None or route.road.best_of is not None:
+        if route.seed != seed or route.varied is not None or route.method.best_of is not None:
             continue
         jobs = [plan.jobs[name] for name in route.jobs]
-        name = {"road": route.road.name}
+        name = {"method": route.method.name}
         if jobs[-1].command == "dpo" and jobs[0].command == "pairs":
             found["coverage"].append(name | _coverage(config, jobs[0], jobs[-1]))
         if jobs[-1].command == "ppo" and any(job.command == "reward-model" for job in jobs):
@@ -98,7 +98,7 @@ def similarity(one: str, other: str) -> float:
 
 
 def _accuracy(config: CompareConfig, final: Job) -> Record:
-    """The reward that the road learned from, on responses of the base and of the final policy."""
+    """The reward that the method learned from, on responses of the base and of the final policy."""
     updates = [
         {"step": event["step"], "accuracy": event["accuracy"]}
         for event in read_events(final.directory)

@@ -20,14 +20,14 @@ from trivium.compare.table import show
 from trivium.compare.verdict import judge
 from trivium.config.base import Configuration, dump
 from trivium.errors import ConfigurationError
-from trivium.preflight import check_input
+from trivium.preflight import preflight
 from trivium.report import compare as report
 
 logger = logging.getLogger("trivium")
 
 
 def run(config: CompareConfig) -> Path:
-    """Compare the roads; returns the directory, with ``comparison.json`` and ``report.html``.
+    """Compare the methods; returns the directory, with ``comparison.json`` and ``report.html``.
 
     What an earlier, stopped call has finished in the directory is not run again.
     """
@@ -42,7 +42,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     """Run all jobs and return what was found, with the verdict."""
     plan = make_plan(config)
     for settings in check(plan):
-        check_input(settings, made=config.directory)
+        preflight(settings, made=config.directory)
     # These import torch, which a mistake in a stage's settings must not wait for.
     from trivium.compare import gradient_snr, memory, risk
 
@@ -52,7 +52,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     apart = {job.name: job for job in measuring.values()}
     seconds = conduct(plan.jobs | apart, parallel=config.parallel)
     result = gather(config, plan, seconds)
-    for stage in (stage for road in result["roads"] for stage in road["stages"]):
+    for stage in (stage for method in result["methods"] for stage in method["stages"]):
         if stage["job"] in measuring:
             stage["memory"] = memory.memory_record(measuring[stage["job"]])
     if config.credit:
@@ -66,7 +66,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 def _measured(
     config: CompareConfig, plan: Plan, name: str, measure: Callable[[CompareConfig, Plan], Any]
 ) -> Any:
-    """What is measured on the finished roads, once: kept while their jobs are the same."""
+    """What is measured on the finished methods, once: kept while their jobs are the same."""
     kept = config.directory / f"{name}.json"
     asked = {"credit": config.credit, "jobs": [job.settings for job in plan.jobs.values()]}
     asked = json.loads(json.dumps(asked))

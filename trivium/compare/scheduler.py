@@ -45,7 +45,7 @@ def conduct(jobs: Mapping[str, Job], *, parallel: int = 0) -> dict[str, float]:
     seconds: dict[str, float] = {}
     waiting = list(jobs.values())
     running: dict[Future[float], Job] = {}
-    crew = Crew()
+    crew = ProcessPool()
     with Board(list(jobs)) as board, ThreadPoolExecutor(at_once) as pool:
         try:
             while waiting or running:
@@ -83,7 +83,7 @@ def spent(job: Job) -> dict[str, float]:
     return {c: sum(line.get(name, 0.0) for line in lines) for c, name in CURRENCIES.items()}
 
 
-class Crew:
+class ProcessPool:
     """Processes at work, which can all be ended at once."""
 
     def __init__(self) -> None:

@@ -16,7 +16,7 @@ Record = dict[str, Any]
 Settings = Mapping[str, Any]
 
 HYPERPARAMETERS = (
-    "beta", "kl", "lam", "gamma", "clip_low", "clip_high", "epochs", "minibatches", "iterations",
+    "beta", "kl", "gae_lambda", "gamma", "clip_low", "clip_high", "epochs", "minibatches", "iterations",
     "supervision", "surrogate", "aggregation", "baseline", "scale", "loss", "sft_coefficient",
     "prompts_per_step", "responses_per_prompt", "pairs_per_step", "examples_per_step", "samples",
     "pairs_per_prompt", "minimum_reward",
@@ -81,7 +81,7 @@ def _dpo(settings: Settings) -> str:
 
 SIGNALS: dict[str, Callable[[Settings], str]] = {
     "sft": lambda _: "demonstrations",
-    "reward-model": lambda s: "labelled steps" if s.get("steps") else "preference pairs",
+    "reward-model": lambda s: "labeled steps" if s.get("steps") else "preference pairs",
     "ppo": _ppo,
     "grpo": _grpo,
     "dpo": _dpo,

@@ -1,4 +1,4 @@
-"""A comparison on the terminal: one row per road, best quality first, and the verdict."""
+"""A comparison on the terminal: one row per method, best quality first, and the verdict."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ def show(result: Mapping[str, Any], seconds: float, written: Sequence[Path]) -> 
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """Quality with 95 % intervals, distance, length and cost of every road."""
+    """Quality with 95 % intervals, distance, length and cost of every method."""
     seeds = len(result["seeds"])
     over = f", {seeds} seeds" if seeds > 1 else ""
     title = f"Quality on {result['n']:,} held-out prompts{over}, with 95 % intervals"
     made = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
-    made.add_column("road", no_wrap=True)
+    made.add_column("method", no_wrap=True)
     for heading in ("greedy", "", "+", "sampled", "KL", "length", "alarms", "time", "generated"):
         made.add_column(heading, justify="right", no_wrap=True)
     bases = list(result["bases"].values())
     base = _mean([record["greedy"] for record in bases])
     shown = _number(result)
-    for road in sorted(result["roads"], key=lambda r: -r["greedy"]["mean"]):
-        quality = road["greedy"]
-        runs = road["runs"]
+    for method in sorted(result["methods"], key=lambda r: -r["greedy"]["mean"]):
+        quality = method["greedy"]
+        runs = method["runs"]
         made.add_row(
-            printable(road["name"]),
+            printable(method["name"]),
             shown(quality["mean"]),
             f"{shown(quality['low'])} – {shown(quality['high'])}",
             f"{100 * (quality['mean'] - base):+.1f}",
-            shown(road["sampled"]["mean"]),
+            shown(method["sampled"]["mean"]),
             f"{_mean([run['final']['kl'] or 0.0 for run in runs]):.1f}",
             f"{_mean([run['final']['length'] for run in runs]):.1f}",
             str(sum(len(run["alarms"]) for run in runs)),
@@ -69,7 +69,7 @@ def table(result: Mapping[str, Any]) -> Table:
 
 def _number(result: Mapping[str, Any]) -> Any:
     """Shares as per cent, other rewards as plain numbers."""
-    values = [road["greedy"]["mean"] for road in result["roads"]]
+    values = [method["greedy"]["mean"] for method in result["methods"]]
     if all(0 <= v <= 1 for v in values):
         return lambda x: f"{x:.1%}"
     return lambda x: f"{x:.3f}"

@@ -23,6 +23,7 @@ from pydantic_core import (
     to_jsonable_python,
 )
 
+from trivium.config.renamed import RENAMED_KEYS
 from trivium.config.yaml_source import Keys, YamlSource, dotted, dump_yaml, parse_scalar, shown
 from trivium.errors import ConfigurationError, one_line
 
@@ -81,13 +82,13 @@ class Configuration(BaseModel):
             return values
         return {name: _complete(cls.model_fields.get(name), values[name]) for name in values}
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         """Yield what the fields, each right by itself, cannot be together; for sections to say."""
         yield from ()
 
     @model_validator(mode="after")
-    def _refuse_contradictions(self) -> Self:
-        found = [_line_error(self, key, reason) for key, reason in self.contradictions()]
+    def _refuse_conflicts(self) -> Self:
+        found = [_line_error(self, key, reason) for key, reason in self.conflicts()]
         if found:
             raise ValidationError.from_exception_data(type(self).__name__, found)
         return self
@@ -104,7 +105,7 @@ def _line_error(section: Configuration, key: str, reason: str) -> InitErrorDetai
     return InitErrorDetails(type=error, loc=loc, input=value)
 
 
-Contradiction = tuple[str, str]
+Conflict = tuple[str, str]
 """The field at fault by its dotted name (empty: the section), and why, with the remedy."""
 C = TypeVar("C", bound=Configuration)
 
@@ -321,6 +322,9 @@ def _usual(keys: Keys, cls: type[Configuration]) -> str:
 
 
 def _unknown(keys: Keys, cls: type[Configuration]) -> str:
+    renamed = RENAMED_KEYS.get(str(keys[-1]))
+    if renamed is not None:
+        return f"`{dotted(keys)}` is now `{dotted((*keys[:-1], renamed))}`: write that instead"
     sections = _sections_at(keys[:-1], cls)
     names = list(dict.fromkeys(name for s in sections for name in s.model_fields))
     near = difflib.get_close_matches(str(keys[-1]), names, n=1)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from trivium.data.group import Group
-from trivium.data.micro_batching import cut
-from trivium.maths.ragged import segment_ids, segment_starts, spread
+from trivium.data.micro_batching import pack
+from trivium.maths.ragged import repeat_per_segment, segment_ids, segment_starts
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Batch:
         lengths_N: tokens of each response.
         prompt_starts_G, starts_N: where each prompt and each response begins on the line.
         targets_T: the response tokens, flat.
-        tokens_at_T: where each response token lies on the line.
-        predictors_T: the position on the line that predicts each response token: the prompt's
+        token_positions_T: where each response token lies on the line.
+        logit_positions_T: the position on the line that predicts each response token: the prompt's
             last token for the first, the previous response token for the others.
     """
 
@@ -43,8 +43,8 @@ class Batch:
     prompt_starts_G: Tensor
     starts_N: Tensor
     targets_T: Tensor
-    tokens_at_T: Tensor
-    predictors_T: Tensor
+    token_positions_T: Tensor
+    logit_positions_T: Tensor
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Batch:
@@ -64,13 +64,19 @@ class Batch:
 
         tokens_L = torch.tensor(list(chain.from_iterable(segments)))
         first_position = torch.zeros(len(segments), dtype=torch.long)
-        first_position[is_response] = spread(prompt_lengths_G, sizes_G)
-        positions_L = torch.arange(len(tokens_L)) + spread(first_position - starts, segment_lengths)
+        first_position[is_response] = repeat_per_segment(prompt_lengths_G, sizes_G)
+        positions_L = torch.arange(len(tokens_L)) + repeat_per_segment(
+            first_position - starts, segment_lengths
+        )
         response_starts_T = segment_starts(lengths_N)
-        offset_T = torch.arange(int(lengths_N.sum())) - spread(response_starts_T, lengths_N)
-        tokens_at_T = spread(starts_N, lengths_N) + offset_T
-        predictors_T = tokens_at_T - 1
-        predictors_T[response_starts_T] = spread(prompt_starts_G + prompt_lengths_G - 1, sizes_G)
+        offset_T = torch.arange(int(lengths_N.sum())) - repeat_per_segment(
+            response_starts_T, lengths_N
+        )
+        token_positions_T = repeat_per_segment(starts_N, lengths_N) + offset_T
+        logit_positions_T = token_positions_T - 1
+        logit_positions_T[response_starts_T] = repeat_per_segment(
+            prompt_starts_G + prompt_lengths_G - 1, sizes_G
+        )
         return cls(
             tokens_L=tokens_L,
             positions_L=positions_L,
@@ -79,9 +85,9 @@ class Batch:
             lengths_N=lengths_N,
             prompt_starts_G=prompt_starts_G,
             starts_N=starts_N,
-            targets_T=tokens_L[tokens_at_T],
-            tokens_at_T=tokens_at_T,
-            predictors_T=predictors_T,
+            targets_T=tokens_L[token_positions_T],
+            token_positions_T=token_positions_T,
+            logit_positions_T=logit_positions_T,
         )
 
     @property
@@ -142,7 +148,7 @@ class Grouped:
         (its prompt is then repeated) only where it does not fit by itself, and never with
         ``whole_groups``; a single response may exceed the limit.
         """
-        return cut(self.groups, max_tokens, whole_groups=whole_groups)
+        return pack(self.groups, max_tokens, whole_groups=whole_groups)
 
     def halves(self, *, whole_groups: bool = False) -> tuple[list[int], list[int]] | None:
         """Cut in two, as evenly in response tokens as can be: response indices of both halves.
@@ -163,4 +169,4 @@ def token_index(lengths_N: Tensor, responses: Tensor) -> Tensor:
     """The flat token positions of these responses, in their order."""
     lengths = lengths_N[responses]
     start = segment_starts(lengths_N)[responses] - segment_starts(lengths)
-    return torch.arange(int(lengths.sum())) + spread(start, lengths)
+    return torch.arange(int(lengths.sum())) + repeat_per_segment(start, lengths)

@@ -1,6 +1,6 @@
 """Text to tokens and back: chat templates, where responses begin and end, where characters fall.
 
-A prompt's tokens are those that a rollout will see, so a response in the data is tokenised as the
+A prompt's tokens are those that a rollout will see, so a response in the data is tokenized as the
 continuation of exactly these. A response that is complete ends in a token that ends generation,
 once. Plain text is used as it is; messages are rendered by the tokenizer's own chat template.
 Reading files and choosing columns is for the loaders.
@@ -119,7 +119,7 @@ def step_ends(
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Return the text's tokens, without any that the tokenizer would add around them."""
-    checked_text(text, "the text to be tokenised")
+    checked_text(text, "the text to be tokenized")
     return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 

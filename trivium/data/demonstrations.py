@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from trivium.config.base import Contradiction
+from trivium.config.base import Conflict
 from trivium.data.chat import Encoder, Exchange, Messages, Reply, checked_messages, reply_text
 from trivium.data.group import Group
 from trivium.data.prompts import (
@@ -43,8 +43,8 @@ class ResponsesConfig(TextConfig):
     long_responses: Literal["error", "drop", "truncate"] = "error"
     """What becomes of a longer one: an error, its row dropped, or cut off there without an EOS."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
-        yield from super().contradictions()
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from super().conflicts()
         if self.long_responses != "error" and self.max_response_tokens is None:
             yield "long_responses", "`long_responses` needs a limit; set `max_response_tokens`"
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trivium.serialization import packable
+from trivium.serialization import serializable
 
 
-@packable
+@serializable
 @dataclass(frozen=True)
 class Group:
     """One prompt and its responses, as token ids."""

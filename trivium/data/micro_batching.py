@@ -36,7 +36,9 @@ class _Unit:
     own: Cost
 
 
-def cut(groups: Sequence[Group], max_tokens: int, *, whole_groups: bool = False) -> list[list[int]]:
+def pack(
+    groups: Sequence[Group], max_tokens: int, *, whole_groups: bool = False
+) -> list[list[int]]:
     """The response indices of each micro-batch.
 
     As few micro-batches as hold the groups in the order of their lengths. Among the cuts into so

@@ -1,7 +1,7 @@
-"""Preference pairs and labelled reasoning steps: what reward models and DPO learn from.
+"""Preference pairs and labeled reasoning steps: what reward models and DPO learn from.
 
 A pair is one prompt with a chosen and a rejected response, given apart or as two whole dialogues.
-Labelled steps are one response whose steps were each judged. What is learned from them is for the
+Labeled steps are one response whose steps were each judged. What is learned from them is for the
 algorithms.
 """
 
@@ -169,14 +169,14 @@ def _is_dialogue(value: Any) -> bool:
 def load_step_labels(
     config: StepLabelsConfig, tokenizer: PreTrainedTokenizerBase, context: int | None = None
 ) -> list[StepLabels]:
-    """Return the labelled responses of the rows, in order; see `read_step_labels`."""
+    """Return the labeled responses of the rows, in order; see `read_step_labels`."""
     return read_step_labels(config, tokenizer, context)[0]
 
 
 def read_step_labels(
     config: StepLabelsConfig, tokenizer: PreTrainedTokenizerBase, context: int | None = None
 ) -> tuple[list[StepLabels], LoadReport]:
-    """Return the labelled responses and the count of rows used.
+    """Return the labeled responses and the count of rows used.
 
     A row has a prompt (`prompt` or `template`), its steps' texts in `completions` and as many
     `labels`, true, false or numbers in [0, 1]. A step ends with its last character that is not
@@ -197,7 +197,7 @@ def read_step_labels(
             raise Dropped("no step within `max_response_tokens`")
         return StepLabels(Group(exchange.prompt, [response]), ends, labels[: len(ends)])
 
-    return collect(config, convert, same=lambda labelled: texts_of(labelled.group))
+    return collect(config, convert, same=lambda labeled: texts_of(labeled.group))
 
 
 def written_steps(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from trivium.config.base import Contradiction
+from trivium.config.base import Conflict
 from trivium.data.chat import Encoder, Messages, Reply, checked_messages, shared_length
 from trivium.data.messages import nearest, shortened
 from trivium.data.rows import Dropped, LoadReport, Notes, Row, RowsConfig, checked_text, collect
@@ -57,8 +57,8 @@ class TextConfig(RowsConfig):
         named = [match[1] for match in _FIELD.finditer(self.template or "")]
         return column in named or super().reads(column)
 
-    def contradictions(self) -> Iterator[Contradiction]:
-        yield from super().contradictions()
+    def conflicts(self) -> Iterator[Conflict]:
+        yield from super().conflicts()
         if self.template is not None and "prompt" in self.columns:
             yield "template", "`template` and `columns.prompt` both give the prompt; keep one"
         if self.long_prompts != "error" and self.max_prompt_tokens is None:

@@ -17,7 +17,7 @@ from typing import Any, ClassVar, TypeVar
 
 from pydantic import Field
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 from trivium.config.paths import looked_up
 from trivium.data.files import open_records
 from trivium.data.messages import nearest, shortened
@@ -59,7 +59,7 @@ class RowsConfig(Configuration):
         known = self.known_columns
         return known is None or column in known or column in self.columns.values()
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if not self.path:
             yield "path", "it must not be empty: write a file, a directory or a hub name"
         known = self.known_columns

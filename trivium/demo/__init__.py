@@ -1,4 +1,4 @@
-"""``trivium demo``: every road from nothing to an aligned model, on the embedded task."""
+"""``trivium demo``: every method from nothing to an aligned model, on the embedded task."""
 
 from trivium.demo.run import run
 

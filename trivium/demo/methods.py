@@ -1,4 +1,4 @@
-"""The demo as a comparison: its roads, as a user would write them down for ``trivium compare``.
+"""The demo as a comparison: its methods, as a user would write them down for ``trivium compare``.
 
 It is written to ``config.yaml``, and every stage's own configuration beside its run; any of them
 can be run again, changed, by hand. The numbers were chosen for two CPU cores.
@@ -39,8 +39,8 @@ class Budget:
     operations: tuple[int, int]
     deep: bool
     """Whether to measure memory and risks too."""
-    outcome_road: bool
-    """Whether PPO with an outcome reward model is a road: it needs more pairs and updates."""
+    outcome_method: bool
+    """Whether PPO with an outcome reward model is a method: it needs more pairs and updates."""
 
 
 FULL = Budget(
@@ -58,7 +58,7 @@ FULL = Budget(
     labels=12_000,
     operations=(2, 4),
     deep=True,
-    outcome_road=True,
+    outcome_method=True,
 )
 QUICK = Budget(
     demonstrations=8_000,
@@ -75,12 +75,12 @@ QUICK = Budget(
     labels=4_000,
     operations=(2, 2),
     deep=False,
-    outcome_road=False,
+    outcome_method=False,
 )
 
 
 BASE = "sft"
-"""The stage that every road starts from."""
+"""The stage that every method starts from."""
 
 
 def sft_job(directory: Path, budget: Budget, seed: int) -> Job:
@@ -108,9 +108,9 @@ def place_of(directory: Path, seed: int) -> Path:
 
 
 def comparison(directory: Path, budget: Budget, seeds: Sequence[int]) -> dict[str, Any]:
-    """The comparison of all roads, the longest chains first."""
+    """The comparison of all methods, the longest chains first."""
     place = directory / "seed-${seed}"
-    roads = Roads(budget, place / "data")
+    methods = Methods(budget, place / "data")
     return {
         "title": "The demo: chained word problems",
         "model": {"path": str(place / BASE / "final")},
@@ -123,19 +123,19 @@ def comparison(directory: Path, budget: Budget, seeds: Sequence[int]) -> dict[st
         "memory": budget.deep,
         "risk": budget.deep,
         "directory": str(directory),
-        "roads": [
-            *([roads.ppo_with_outcome_model()] if budget.outcome_road else []),
-            roads.ppo_with_process_model(),
-            roads.dpo(),
-            roads.ppo_with_verifier(),
-            roads.grpo("outcome", {}),
-            roads.grpo("process", {"rewards": [{"function": STEPS}]}),
+        "methods": [
+            *([methods.ppo_with_outcome_model()] if budget.outcome_method else []),
+            methods.ppo_with_process_model(),
+            methods.dpo(),
+            methods.ppo_with_verifier(),
+            methods.grpo("outcome", {}),
+            methods.grpo("process", {"rewards": [{"function": STEPS}]}),
         ],
     }
 
 
-class Roads:
-    """The demo's roads, for one budget; ``data`` is the directory of a seed's files."""
+class Methods:
+    """The demo's methods, for one budget; ``data`` is the directory of a seed's files."""
 
     def __init__(self, budget: Budget, data: Path) -> None:
         self.budget, self.data = budget, data
@@ -151,10 +151,10 @@ class Roads:
             **self.evaluated(self.budget.grpo_steps),
             **settings,
         }
-        return road(f"GRPO, {supervision}", ("grpo", "", stage))
+        return method(f"GRPO, {supervision}", ("grpo", "", stage))
 
-    def ppo(self, beta: float, judge: str | None = None) -> dict[str, Any]:
-        """PPO; with a judge, the road's learned reward is kept true where the policy goes."""
+    def ppo(self, beta: float, labeler: str | None = None) -> dict[str, Any]:
+        """PPO; with a labeler, the method's learned reward is kept true where the policy goes."""
         stage = {
             "steps": self.budget.ppo_steps,
             "prompts_per_step": 96,
@@ -166,9 +166,9 @@ class Roads:
             "critic": {"optimizer": {"learning_rate": self.budget.rate}},
             **self.evaluated(self.budget.ppo_steps),
         }
-        if judge is not None:
+        if labeler is not None:
             stage["reward_update"] = {
-                "judge": {"function": judge},
+                "labeler": {"function": labeler},
                 "every": 2,
                 "examples": 256,
                 "replay": 0.5,
@@ -181,24 +181,24 @@ class Roads:
         return {"evaluation": {"every": math.ceil(steps / self.budget.evaluations)}}
 
     def ppo_with_verifier(self) -> dict[str, Any]:
-        return road("PPO, verifier", ("ppo", "", self.ppo(beta=0.01)))
+        return method("PPO, verifier", ("ppo", "", self.ppo(beta=0.01)))
 
     def ppo_with_process_model(self) -> dict[str, Any]:
-        return road(
+        return method(
             "PPO, learned process reward",
             ("reward-model", "process", self.process_model()),
-            ("ppo", "", self.ppo(beta=0.02, judge=LABELS)),
+            ("ppo", "", self.ppo(beta=0.02, labeler=LABELS)),
         )
 
     def ppo_with_outcome_model(self) -> dict[str, Any]:
         """Its reward model starts from the process model, which looks at single steps."""
         outcome = reward_model(learning_rate=5e-4) | {"model": {"path": "${process}/final"}}
-        return road(
+        return method(
             "PPO, learned outcome reward",
             ("pairs", "", self.pairs()),
             ("reward-model", "process", self.process_model()),
             ("reward-model", "outcome", outcome),
-            ("ppo", "", self.ppo(beta=0.05, judge=CORRECT)),
+            ("ppo", "", self.ppo(beta=0.05, labeler=CORRECT)),
         )
 
     def dpo(self) -> dict[str, Any]:
@@ -210,7 +210,7 @@ class Roads:
             "optimizer": falling(self.budget.rate / 2) | {"warmup_steps": 5},
             **self.evaluated(3 * self.budget.pair_prompts // 38),
         }
-        return road("DPO, pairs from the base", ("pairs", "", self.pairs()), ("dpo", "", stage))
+        return method("DPO, pairs from the base", ("pairs", "", self.pairs()), ("dpo", "", stage))
 
     def pairs(self) -> dict[str, Any]:
         problems = str(self.data / "problems.jsonl")
@@ -225,8 +225,8 @@ class Roads:
         return reward_model(learning_rate=1e-3) | {"steps": labels}
 
 
-def road(name: str, *stages: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
-    """A road of stages, each a command, its name in the road and its settings."""
+def method(name: str, *stages: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
+    """A method of stages, each a command, its name in the method and its settings."""
     return {
         "name": name,
         "stages": [
@@ -250,4 +250,4 @@ def reward_model(learning_rate: float) -> dict[str, Any]:
 
 
 def falling(rate: float) -> dict[str, Any]:
-    return {"learning_rate": rate, "schedule": "linear", "final_share": 0.1}
+    return {"learning_rate": rate, "schedule": "linear", "min_lr_ratio": 0.1}

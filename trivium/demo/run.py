@@ -1,4 +1,4 @@
-"""The demo's conductor: writes data, trains the base, and compares the roads from it.
+"""The demo's conductor: writes data, trains the base, and compares the methods from it.
 
 Every stage is an ordinary ``trivium`` command in a process of its own. Nothing here trains: what
 can be seen here, a user can do by hand.
@@ -35,7 +35,7 @@ def run(directory: Path, quick: bool = False, seeds: tuple[int, ...] = (0,)) -> 
     result = compare(CompareConfig.model_validate(comparison(directory, budget, seeds)))
     written = write(directory, result)
     summary = directory / "summary.json"
-    rows = summarise(
+    rows = summarize(
         result, {seed: seconds[job.name] for seed, job in zip(seeds, jobs, strict=True)}
     )
     summary.write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
@@ -43,16 +43,16 @@ def run(directory: Path, quick: bool = False, seeds: tuple[int, ...] = (0,)) -> 
     return summary
 
 
-def summarise(result: Mapping[str, Any], base_seconds: Mapping[int, float]) -> list[dict[str, Any]]:
-    """One row for the base and each road of every seed."""
+def summarize(result: Mapping[str, Any], base_seconds: Mapping[int, float]) -> list[dict[str, Any]]:
+    """One row for the base and each method of every seed."""
     rows = []
     for seed in result["seeds"]:
         base = result["bases"][str(seed)]
-        rows.append(_row("SFT, the base of all roads", seed, base, base_seconds[seed], 0.0))
-        for road in result["roads"]:
-            (found,) = [r for r in road["runs"] if r["seed"] == seed]
+        rows.append(_row("SFT, the base of all methods", seed, base, base_seconds[seed], 0.0))
+        for method in result["methods"]:
+            (found,) = [r for r in method["runs"] if r["seed"] == seed]
             tokens = found["spent"]["generated_tokens"]
-            rows.append(_row(road["name"], seed, found["final"], found["whole_seconds"], tokens))
+            rows.append(_row(method["name"], seed, found["final"], found["whole_seconds"], tokens))
     return rows
 
 
@@ -60,7 +60,7 @@ def _row(
     name: str, seed: int, measured: Mapping[str, Any], seconds: float, tokens: float
 ) -> dict[str, Any]:
     return {
-        "road": name,
+        "method": name,
         "seed": seed,
         "n": int(measured["n"]),
         **{key: measured[key] for key in ("greedy", "greedy_low", "greedy_high", "sampled")},

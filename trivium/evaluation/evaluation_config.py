@@ -27,7 +27,7 @@ class EvaluationConfig(Configuration):
     """How many of the prompts are used; all by default."""
     samples: int = Field(default=1, ge=1)
     """Sampled responses per prompt, besides the greedy one."""
-    passes_at: float | None = None
+    pass_threshold: float | None = None
     """A response passes, for pass@k, with at least this reward; by default pass@k is measured
     where every reward is 0 or 1."""
     max_tokens: int | None = Field(default=None, ge=1)

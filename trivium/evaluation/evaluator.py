@@ -1,6 +1,6 @@
 """Evaluation on held-out prompts: quality, distance from the reference, length, fluency.
 
-The same for every road: responses are generated greedily and sampled, scored by rewards, and the
+The same for every method: responses are generated greedily and sampled, scored by rewards, and the
 sampled ones are scored by policy and reference for the KL divergence that no loss guarantees, and
 for how likely the reference finds them, which no reward sees.
 """
@@ -31,7 +31,7 @@ from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import Rewards
-from trivium.rollout.engine import OUTSIDE_TRAINING, Engine
+from trivium.rollout.engine import EVAL_STEP, Engine
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.rollout.sampling import Sampling
 
@@ -53,7 +53,7 @@ class Evaluated:
     distance: Distance | None
     pieces: list[list[str]]
     base_totals_N: Tensor | None = None
-    passes_at: float | None = None
+    pass_threshold: float | None = None
 
     @property
     def greedy_reward(self) -> Interval:
@@ -91,7 +91,7 @@ class Evaluated:
             **_flat("sampled", self.sampled_reward),
             **_flat("kl", self.kl),
             "length": float(self.sampled.lengths_N.float().mean()),
-            "cut_off": float(self.sampled.cut_off_N.float().mean()),
+            "truncated": float(self.sampled.truncated_N.float().mean()),
             "distinct": distinct_words(texts),
             "repetition": repetition(texts),
             "reference_logprob": (
@@ -126,7 +126,7 @@ class Evaluated:
     def _pass_at(self) -> dict[str, float]:
         """pass@k for the powers of two up to the number of samples; {} where nothing passes."""
         totals = self._by_prompt(self.sampled.totals_N)
-        limit = self.passes_at
+        limit = self.pass_threshold
         if limit is None:
             if not bool(((totals == 0) | (totals == 1)).all()):
                 return {}
@@ -198,17 +198,17 @@ class Evaluator:
             distance=None if self.reference is None else self._distance(sampled, self.reference),
             pieces=[token_pieces(self.policy.tokenizer, r.tokens) for r in sampled.flat],
             base_totals_N=self._base_totals_N,
-            passes_at=self.config.passes_at,
+            pass_threshold=self.config.pass_threshold,
         )
         if self._base_totals_N is None:
             self._base_totals_N = sampled.totals_N
         return evaluated
 
-    def state(self) -> Tensor | None:
+    def state_dict(self) -> Tensor | None:
         """What later evaluations are compared with: the first one's rewards."""
         return self._base_totals_N
 
-    def restore(self, state: Tensor | None) -> None:
+    def load_state_dict(self, state: Tensor | None) -> None:
         """Compare with what ``state`` gave."""
         self._base_totals_N = state
 
@@ -220,7 +220,7 @@ class Evaluator:
             samples,
             self.sampling.model_copy(update={"temperature": temperature}),
             seed=self.config.seed,
-            step=OUTSIDE_TRAINING,
+            step=EVAL_STEP,
         )
 
     def _distance(self, rollouts: Rollouts, reference: Reference | Policy) -> Distance:

@@ -46,7 +46,7 @@ def sample_rows(
                     "sample": sample,
                     "prompt": prompt.text,
                     "response": response.text,
-                    "ended": response.ended,
+                    "finish_reason": response.finish_reason,
                     "length": len(response.tokens),
                     "reward": float(rollouts.totals_N[place]),
                     "rewards": {k: v[place] for k, v in rollouts.scores.components.items()},

@@ -24,9 +24,9 @@ def wilson(successes: float, n: int) -> Interval:
     if n < 1:
         raise ValueError("an interval needs at least one observation")
     p = successes / n
-    centre = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
+    center = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
     half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n)) / (1 + Z95**2 / n)
-    return Interval(p, min(p, centre - half), max(p, centre + half))
+    return Interval(p, min(p, center - half), max(p, center + half))
 
 
 def mean_interval(values: Sequence[float], *, share: bool = True) -> Interval:

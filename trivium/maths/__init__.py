@@ -23,26 +23,26 @@ if TYPE_CHECKING:
         PREFERENCE_LOSSES,
         SURROGATES,
         bradley_terry_loss,
+        cispo_surrogate,
         clipped_surrogate,
-        clipped_weight_surrogate,
         dpo_loss,
+        gspo_surrogate,
         hinge_loss,
         importance_ratio,
         ipo_loss,
         preference_gradient_weight,
         robust_loss,
-        sequence_surrogate,
         step_loss,
         token_nll,
         truncated_importance,
         value_loss,
     )
     from trivium.maths.ragged import (
+        repeat_per_segment,
         segment_ids,
         segment_mean,
         segment_starts,
         segment_sum,
-        spread,
         suffix_sum,
     )
 
@@ -52,11 +52,11 @@ _MODULES = {
     "kl": "KL_ESTIMATORS adapted_coefficient k1 k2 k3 kl_shaped_rewards",
     "objectives": (
         "PREFERENCE_LOSSES SURROGATES bradley_terry_loss clipped_surrogate "
-        "clipped_weight_surrogate dpo_loss hinge_loss importance_ratio ipo_loss "
-        "preference_gradient_weight robust_loss sequence_surrogate step_loss token_nll "
+        "cispo_surrogate dpo_loss hinge_loss importance_ratio ipo_loss "
+        "preference_gradient_weight robust_loss gspo_surrogate step_loss token_nll "
         "truncated_importance value_loss"
     ),
-    "ragged": "segment_ids segment_mean segment_starts segment_sum spread suffix_sum",
+    "ragged": "segment_ids segment_mean segment_starts segment_sum repeat_per_segment suffix_sum",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
@@ -79,12 +79,13 @@ __all__ = [
     "SURROGATES",
     "adapted_coefficient",
     "bradley_terry_loss",
+    "cispo_surrogate",
     "clipped_surrogate",
-    "clipped_weight_surrogate",
     "dpo_loss",
     "equal_groups",
     "gae",
     "group_advantages",
+    "gspo_surrogate",
     "hinge_loss",
     "importance_ratio",
     "ipo_loss",
@@ -93,14 +94,13 @@ __all__ = [
     "k3",
     "kl_shaped_rewards",
     "preference_gradient_weight",
+    "repeat_per_segment",
     "return_targets",
     "robust_loss",
     "segment_ids",
     "segment_mean",
     "segment_starts",
     "segment_sum",
-    "sequence_surrogate",
-    "spread",
     "step_advantages",
     "step_loss",
     "suffix_sum",

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from trivium.maths.options import Baseline, Scale
 from trivium.maths.ragged import (
+    repeat_per_segment,
     require_lengths,
     require_same_shape,
     segment_ids,
     segment_mean,
     segment_starts,
     segment_sum,
-    spread,
     suffix_sum,
 )
 
@@ -29,17 +29,17 @@ def gae(
     lengths_N: Tensor,
     *,
     gamma: float,
-    lam: float,
+    gae_lambda: float,
     bootstrap_N: Tensor | None = None,
 ) -> Tensor:
-    """Generalised advantage estimates, ``[T]`` (Schulman et al. 2016, eq. 16).
+    """Generalized advantage estimates, ``[T]`` (Schulman et al. 2016, eq. 16).
 
     ``δ_t = r_t + γ V(s_{t+1}) − V(s_t)`` and ``Â_t = Σ_k (γλ)^k δ_{t+k}``, where ``values_T[t]`` is
     V(s_t), read at the position that predicts token t. After a response's last token V is
     ``bootstrap_N`` (0 by default: the response ended and its score is final).
     """
-    if not (0 <= gamma <= 1 and 0 <= lam <= 1):
-        raise ValueError(f"gamma and lam must be in [0, 1], got {gamma} and {lam}")
+    if not (0 <= gamma <= 1 and 0 <= gae_lambda <= 1):
+        raise ValueError(f"gamma and gae_lambda must be in [0, 1], got {gamma} and {gae_lambda}")
     require_same_shape(rewards_T=rewards_T, values_T=values_T)
     require_lengths(lengths_N, len(rewards_T))
     if bootstrap_N is None:
@@ -50,7 +50,7 @@ def gae(
     last_N = (segment_starts(lengths_N) + lengths_N - 1)[held_N]
     next_values_T = next_values_T.index_copy(0, last_N, bootstrap_N[held_N].to(values_T.dtype))
     delta_T = rewards_T + gamma * next_values_T - values_T
-    return suffix_sum(delta_T, lengths_N, gamma * lam)
+    return suffix_sum(delta_T, lengths_N, gamma * gae_lambda)
 
 
 def return_targets(values_T: Tensor, advantages_T: Tensor) -> Tensor:
@@ -71,7 +71,7 @@ def group_advantages(
     ``Â_i = (r_i − mean(r)) / std(r)`` (Shao et al. 2024, section 4.1.2). ``baseline``:
     ``leave_one_out`` compares with the mean of the *other* responses (RLOO, Ahmadian et al. 2024).
     ``scale``: sample (n − 1) or population (n) standard deviation of the group, that of the whole
-    batch's centred rewards (REINFORCE++-baseline, Hu et al. 2025), or none (Dr. GRPO).
+    batch's centered rewards (REINFORCE++-baseline, Hu et al. 2025), or none (Dr. GRPO).
 
     A group whose rewards are all equal has advantage exactly 0. A group of one is an error.
     """
@@ -83,13 +83,15 @@ def group_advantages(
             "a group of one response has nothing to be compared with: "
             f"sample at least 2 responses per prompt, got {int(sizes_G.min())}"
         )
-    sizes_N = spread(sizes_G, sizes_G).to(rewards_N.dtype)
-    centred_N = rewards_N - spread(segment_mean(rewards_N, sizes_G), sizes_G)
-    centred_N = torch.where(spread(equal_groups(rewards_N, sizes_G), sizes_G), 0.0, centred_N)
-    spread_N = _deviation(centred_N, sizes_G, scale)
+    sizes_N = repeat_per_segment(sizes_G, sizes_G).to(rewards_N.dtype)
+    centered_N = rewards_N - repeat_per_segment(segment_mean(rewards_N, sizes_G), sizes_G)
+    centered_N = torch.where(
+        repeat_per_segment(equal_groups(rewards_N, sizes_G), sizes_G), 0.0, centered_N
+    )
+    std_N = _deviation(centered_N, sizes_G, scale)
     if baseline == "leave_one_out":
-        centred_N = centred_N * sizes_N / (sizes_N - 1)
-    return torch.where(centred_N == 0, 0.0, centred_N / spread_N)
+        centered_N = centered_N * sizes_N / (sizes_N - 1)
+    return torch.where(centered_N == 0, 0.0, centered_N / std_N)
 
 
 def equal_groups(rewards_N: Tensor, sizes_G: Tensor) -> Tensor:
@@ -129,16 +131,16 @@ def step_advantages(
     require_lengths(steps_N, len(rewards_S))
     require_same_shape(steps_N=steps_N, lengths_N=lengths_N)
     require_lengths(sizes_G, len(lengths_N))
-    limit_S = spread(lengths_N, steps_N)
+    limit_S = repeat_per_segment(lengths_N, steps_N)
     if bool(((ends_S < 0) | (ends_S >= limit_S)).any()):
         raise ValueError("a step ends outside its response")
     pool_G = segment_sum(steps_N, sizes_G)
-    centred_S = rewards_S - spread(segment_mean(rewards_S, pool_G), pool_G)
-    same_S = spread(equal_groups(rewards_S, pool_G), pool_G)
-    centred_S = torch.where(same_S, 0.0, centred_S)
-    normalised_S = torch.where(same_S, 0.0, centred_S / _deviation(centred_S, pool_G, scale))
-    token_S = spread(segment_starts(lengths_N), steps_N) + ends_S
-    placed_T = normalised_S.new_zeros(int(lengths_N.sum())).index_add(0, token_S, normalised_S)
+    centered_S = rewards_S - repeat_per_segment(segment_mean(rewards_S, pool_G), pool_G)
+    same_S = repeat_per_segment(equal_groups(rewards_S, pool_G), pool_G)
+    centered_S = torch.where(same_S, 0.0, centered_S)
+    normalized_S = torch.where(same_S, 0.0, centered_S / _deviation(centered_S, pool_G, scale))
+    token_S = repeat_per_segment(segment_starts(lengths_N), steps_N) + ends_S
+    placed_T = normalized_S.new_zeros(int(lengths_N.sum())).index_add(0, token_S, normalized_S)
     return suffix_sum(placed_T, lengths_N)
 
 
@@ -146,27 +148,29 @@ def whiten(x_T: Tensor, selected_T: Tensor | None = None, *, epsilon: float = 1e
     """Shift and scale to mean 0 and (population) variance 1 over the selected tokens.
 
     The statistics are of the whole rollout batch, never of a micro-batch. Tokens outside the
-    selection become 0. Fewer than two selected tokens are returned centred only.
+    selection become 0. Fewer than two selected tokens are returned centered only.
     """
     require_same_shape(x_T=x_T, selected_T=selected_T)
     kept_T = torch.ones_like(x_T, dtype=torch.bool) if selected_T is None else selected_T.bool()
     count = kept_T.sum().clamp(min=1)
     mean = torch.where(kept_T, x_T, 0.0).sum() / count
-    centred_T = torch.where(kept_T, x_T - mean, 0.0)
+    centered_T = torch.where(kept_T, x_T - mean, 0.0)
     if count < 2:
-        return centred_T
-    return centred_T / (centred_T.square().sum() / count + epsilon).sqrt()
+        return centered_T
+    return centered_T / (centered_T.square().sum() / count + epsilon).sqrt()
 
 
-def _deviation(centred_N: Tensor, sizes_G: Tensor, scale: Scale) -> Tensor:
-    """The standard deviation that divides each centred reward, ``[N]``."""
+def _deviation(centered_N: Tensor, sizes_G: Tensor, scale: Scale) -> Tensor:
+    """The standard deviation that divides each centered reward, ``[N]``."""
     if scale == "none":
-        return torch.ones_like(centred_N)
+        return torch.ones_like(centered_N)
     if scale == "batch_std":
-        deviation = centred_N.square().mean().sqrt() if len(centred_N) else centred_N.sum()
-        return torch.full_like(centred_N, float(deviation))
+        deviation = centered_N.square().mean().sqrt() if len(centered_N) else centered_N.sum()
+        return torch.full_like(centered_N, float(deviation))
     if scale not in ("sample_std", "population_std"):
         raise ValueError(f"unknown scale {scale!r}: sample_std, population_std, batch_std or none")
     correction = 1 if scale == "sample_std" else 0
-    degrees_G = (sizes_G - correction).clamp(min=1).to(centred_N.dtype)
-    return spread((segment_sum(centred_N.square(), sizes_G) / degrees_G).sqrt(), sizes_G)
+    degrees_G = (sizes_G - correction).clamp(min=1).to(centered_N.dtype)
+    return repeat_per_segment(
+        (segment_sum(centered_N.square(), sizes_G) / degrees_G).sqrt(), sizes_G
+    )

@@ -1,6 +1,6 @@
 """Token weights: how per-token losses become one number.
 
-A loss is ``Σ_t w_t ℓ_t``. The weights are computed once for a whole optimiser step, before it is
+A loss is ``Σ_t w_t ℓ_t``. The weights are computed once for a whole optimizer step, before it is
 split into micro-batches, so gradients cannot depend on the splitting.
 """
 
@@ -10,18 +10,23 @@ import torch
 from torch import Tensor
 
 from trivium.maths.options import Aggregation
-from trivium.maths.ragged import require_lengths, require_same_shape, segment_sum, spread
+from trivium.maths.ragged import (
+    repeat_per_segment,
+    require_lengths,
+    require_same_shape,
+    segment_sum,
+)
 
 
 def token_weights(
     lengths_N: Tensor,
     aggregation: Aggregation = "sequence_mean",
     *,
-    trained_T: Tensor | None = None,
+    loss_mask_T: Tensor | None = None,
     max_length: int | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """The weight of every response token in the loss of one optimiser step, ``[T]``.
+    """The weight of every response token in the loss of one optimizer step, ``[T]``.
 
     - ``sequence_mean``: ``1/(N·|o_i|)``, the mean over responses of the mean over tokens
       (GRPO, Shao et al. 2024, eq. 3; the PPO objective of the note).
@@ -30,20 +35,22 @@ def token_weights(
       length, so that the expected gradient is that of the expected reward
       (Dr. GRPO, Liu et al. 2025).
 
-    ``trained_T`` marks the tokens that the policy wrote; others weigh 0 and do not count in |o_i|.
+    ``loss_mask_T`` marks the tokens that the policy wrote; others weigh 0 and do not count in |o_i|.
     N counts the responses that hold at least one trained token. With none at all, weights are 0.
     """
     total = int(lengths_N.sum())
     require_lengths(lengths_N, total)
-    if trained_T is None:
-        trained_T = torch.ones(total, dtype=torch.bool, device=lengths_N.device)
-    if len(trained_T) != total:
-        raise ValueError(f"trained_T marks {len(trained_T)} tokens, but the responses hold {total}")
-    mask_T = trained_T.to(dtype)
+    if loss_mask_T is None:
+        loss_mask_T = torch.ones(total, dtype=torch.bool, device=lengths_N.device)
+    if len(loss_mask_T) != total:
+        raise ValueError(
+            f"loss_mask_T marks {len(loss_mask_T)} tokens, but the responses hold {total}"
+        )
+    mask_T = loss_mask_T.to(dtype)
     counts_N = segment_sum(mask_T, lengths_N)
     responses = (counts_N > 0).sum().clamp(min=1).to(dtype)
     if aggregation == "sequence_mean":
-        return mask_T / (responses * spread(counts_N.clamp(min=1), lengths_N))
+        return mask_T / (responses * repeat_per_segment(counts_N.clamp(min=1), lengths_N))
     if aggregation == "token_mean":
         return mask_T / mask_T.sum().clamp(min=1)
     if aggregation == "fixed_length":

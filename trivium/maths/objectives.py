@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trivium.maths.ragged import require_same_shape, segment_mean, spread
+from trivium.maths.ragged import repeat_per_segment, require_same_shape, segment_mean
 
 
 def importance_ratio(logprobs_T: Tensor, old_logprobs_T: Tensor) -> Tensor:
@@ -42,7 +42,7 @@ def clipped_surrogate(
     return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
 
 
-def sequence_surrogate(
+def gspo_surrogate(
     logprobs_T: Tensor,
     old_logprobs_T: Tensor,
     advantages_T: Tensor,
@@ -62,12 +62,12 @@ def sequence_surrogate(
     _require_clip(clip_low, clip_high)
     mean_log_ratio_N = segment_mean((logprobs_T - old_logprobs_T).detach(), lengths_N)
     own_T = torch.exp(logprobs_T - logprobs_T.detach())
-    ratio_T = spread(mean_log_ratio_N.exp(), lengths_N) * own_T
+    ratio_T = repeat_per_segment(mean_log_ratio_N.exp(), lengths_N) * own_T
     clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
 
 
-def clipped_weight_surrogate(
+def cispo_surrogate(
     logprobs_T: Tensor,
     old_logprobs_T: Tensor,
     advantages_T: Tensor,
@@ -88,8 +88,8 @@ def clipped_weight_surrogate(
 
 SURROGATES: dict[str, Callable[..., Tensor]] = {
     "clipped": clipped_surrogate,
-    "gspo": sequence_surrogate,
-    "cispo": clipped_weight_surrogate,
+    "gspo": gspo_surrogate,
+    "cispo": cispo_surrogate,
 }
 
 
@@ -152,7 +152,7 @@ def dpo_loss(
     ``margins_P`` is ``h = log π(y_w)/π_ref(y_w) − log π(y_l)/π_ref(y_l)``, before β. With
     ``label_smoothing = ε`` (cDPO, Mitchell 2023) the labels are taken to be flipped with
     probability ε: ``−(1−ε) log σ(βh) − ε log σ(−βh)``. ``target_margin`` γ is SimPO's (Meng et al.
-    2024, eq. 6), there with h the difference of length-normalised log-probs without a reference.
+    2024, eq. 6), there with h the difference of length-normalized log-probs without a reference.
     """
     _require_beta(beta)
     if not 0 <= label_smoothing < 0.5:

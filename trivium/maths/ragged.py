@@ -52,7 +52,7 @@ def segment_mean(x_T: Tensor, lengths_N: Tensor) -> Tensor:
     return segment_sum(x_T, lengths_N) / lengths_N.clamp(min=1).to(x_T.dtype)
 
 
-def spread(x_N: Tensor, lengths_N: Tensor) -> Tensor:
+def repeat_per_segment(x_N: Tensor, lengths_N: Tensor) -> Tensor:
     """Repeat each segment's value over its tokens: ``[N] -> [T]``."""
     if len(x_N) != len(lengths_N):
         raise ValueError(f"{len(x_N)} values for {len(lengths_N)} segments")
@@ -71,7 +71,9 @@ def suffix_sum(x_T: Tensor, lengths_N: Tensor, discount: float = 1.0) -> Tensor:
     # Aligned at the last token, so that one backward walk serves all segments.
     row_T = segment_ids(lengths_N)
     end_N = torch.cumsum(lengths_N, 0)
-    column_T = longest - spread(end_N, lengths_N) + torch.arange(len(x_T), device=x_T.device)
+    column_T = (
+        longest - repeat_per_segment(end_N, lengths_N) + torch.arange(len(x_T), device=x_T.device)
+    )
     dense_NL = x_T.new_zeros(len(lengths_N), longest).index_put((row_T, column_T), x_T)
     columns = list(dense_NL.unbind(1))
     for t in range(longest - 2, -1, -1):

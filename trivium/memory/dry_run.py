@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trivium.models.cpu.linear import product
+from trivium.models.cpu.linear import matmul_backend
 
 PARAMETERS, GRADIENTS, OPTIMIZER = "parameters", "gradients", "optimizer"
 ACTIVATIONS, CACHE = "activations", "cache"
@@ -121,7 +121,9 @@ class DryRun(TorchDispatchMode):
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.ledger = Ledger()
         self.uses_onednn = False
-        _ = product.name  # Measured on real tensors, of which there are none while this mode is on.
+        _ = (
+            matmul_backend.name
+        )  # Measured on real tensors, of which there are none while this mode is on.
 
     @contextmanager
     def building(self) -> Iterator[None]:

@@ -35,7 +35,7 @@ class ModelMemory:
     """Bytes of one model at a stage's peak.
 
     ``activations`` is all that is not one of the others: what autograd keeps, masks, logits of a
-    chunk, temporaries of the optimiser, the mapped file while a checkpoint is loaded.
+    chunk, temporaries of the optimizer, the mapped file while a checkpoint is loaded.
     """
 
     role: str
@@ -52,7 +52,7 @@ class ModelMemory:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a road, at the moment when it needs most."""
+    """One stage of a method, at the moment when it needs most."""
 
     name: str
     models: tuple[ModelMemory, ...]

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from trivium.memory.dry_run import CACHE, DryRun
 from trivium.models.policy import Policy
 from trivium.rollout.engine import draw, uniforms
-from trivium.rollout.kv_cache import STRIP, PromptLayout, RowCache
+from trivium.rollout.kv_cache import BLOCK_TOKENS, KVCache, PromptLayout
 from trivium.rollout.local_engine import LocalEngine
-from trivium.rollout.padded_cache import SeparateRows
+from trivium.rollout.padded_cache import PaddedCache
 from trivium.rollout.sampling import Sampling
 
 
-class CountedCache(RowCache):
+class CountedCache(KVCache):
     """The engine's cache, which tells the ledger what it holds."""
 
     def __init__(self, policy: Policy, run: DryRun, role: str) -> None:
@@ -57,8 +57,8 @@ def dry_rollout(
     As many prompts are answered at once as the engine admits; all responses are equally long,
     which is the most that they can need.
     """
-    room = max(1, LocalEngine(policy, ()).max_rows // samples)
-    prompts = [[0] * length for length in sorted(prompt_lengths, reverse=True)[:room]]
+    prompt_capacity = max(1, LocalEngine(policy, ()).max_rows // samples)
+    prompts = [[0] * length for length in sorted(prompt_lengths, reverse=True)[:prompt_capacity]]
     grow = _grow_shared if policy.shared else _grow_separate
     with run:
         for hidden_RD in grow(run, policy, role, prompts, samples, max_tokens):
@@ -83,7 +83,7 @@ def _grow_shared(
 
 def growing_lengths(max_tokens: int) -> list[int]:
     """The tokens that rows hold when their strips are doubled, and before their last token."""
-    lengths, full = [], STRIP
+    lengths, full = [], BLOCK_TOKENS
     while full < max_tokens - 2:
         lengths.append(full)
         full *= 2
@@ -98,12 +98,12 @@ def _grow_separate(
     samples: int,
     max_tokens: int,
 ) -> Iterator[Tensor]:
-    cache = SeparateRows(policy)
+    cache = PaddedCache(policy)
     yield cache.admit(prompts, samples).repeat_interleave(samples, 0)
-    (cohort,) = cache.cohorts
+    (batch,) = cache.batches
     more = max(0, max_tokens - 2)
-    cohort.held_RL = F.pad(cohort.held_RL, (0, more), value=True)
-    for layer in cast(list[Any], cohort.cache.layers):
+    batch.held_RL = F.pad(batch.held_RL, (0, more), value=True)
+    for layer in cast(list[Any], batch.cache.layers):
         layer.keys, layer.values = (F.pad(x, (0, 0, 0, more)) for x in (layer.keys, layer.values))
         run.ledger.tag([layer.keys, layer.values], role, CACHE)
     if max_tokens > 1:

@@ -21,15 +21,15 @@ from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.errors import ModelError
 from trivium.memory.dry_run import DryRun
-from trivium.models.attention import GroupLayout, Rule
+from trivium.models.attention import AttentionSpec, GroupLayout
 from trivium.models.hf_checkpoint import require_checkpoint
 from trivium.models.loading import (
     DTYPES,
     _checkpoint_activations,
     _with_adapters,
-    base_of,
     disable_dropout,
     resolve_device,
+    unwrap_peft,
 )
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
@@ -45,7 +45,7 @@ class Shape:
 
     Attributes:
         parameters: numbers in all weights, tied ones once.
-        trained: numbers in the weights that an optimiser moves.
+        trained: numbers in the weights that an optimizer moves.
         parameter_bytes: weights and buffers.
         gradient_bytes: gradients of all trained weights.
         optimizer_bytes: AdamW's two moments and its step counts.
@@ -114,7 +114,7 @@ def weightless_policy(run: DryRun, config: ModelConfig, role: str, temperature: 
     with run:
         policy = Policy(model, NO_TOKENIZER, temperature=temperature)
         run.adopt(model, role)
-        policy.shared = policy.shared and _shares(base_of(model))
+        policy.shared = policy.shared and _shares(unwrap_peft(model))
     return policy
 
 
@@ -124,7 +124,7 @@ def weightless_scorer(run: DryRun, config: ModelConfig, role: str) -> RewardMode
     with run:
         scorer = RewardModel(model, NO_TOKENIZER)
         run.adopt(model, role)
-        scorer.shared = scorer.shared and _shares(base_of(model))
+        scorer.shared = scorer.shared and _shares(unwrap_peft(model))
     return scorer
 
 
@@ -134,10 +134,10 @@ class _Witness(GroupLayout):
     asked = False
 
     def attend(
-        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec
     ) -> Tensor:
         self.asked = True
-        return super().attend(layer, query_LHD, key_LHD, value_LHD, rule)
+        return super().attend(layer, query_LHD, key_LHD, value_LHD, spec)
 
 
 def _shares(model: PreTrainedModel) -> bool:

@@ -1,6 +1,6 @@
-"""A rehearsal: a road's models without data, loaded and used stage by stage, each with its peak.
+"""A rehearsal: a method's models without data, loaded and used stage by stage, each with its peak.
 
-What all roads share: loading, an optimiser in the state of a run's second step, and which
+What all methods share: loading, an optimizer in the state of a run's second step, and which
 micro-batches are worth running.
 """
 
@@ -93,7 +93,7 @@ class Rehearsal:
     def optimizer(
         self, sets: Sequence[tuple[str, OptimizerConfig, list[nn.Parameter]]]
     ) -> Optimizer:
-        """The optimiser as it is after a first step: moments and gradients are there."""
+        """The optimizer as it is after a first step: moments and gradients are there."""
         ledger = self.run.ledger
         with self.run:
             optimizer = Optimizer([(config, parameters) for _, config, parameters in sets], 1)

@@ -1,7 +1,7 @@
-"""The memory of every road, stage by stage, predicted from its configuration.
+"""The memory of every method, stage by stage, predicted from its configuration.
 
-Each road is set up as its ``train`` sets it up, with models that hold no data, and its own loss and
-optimiser step are run on the largest micro-batches. Left out: the process itself (interpreter,
+Each method is set up as its ``train`` sets it up, with models that hold no data, and its own loss and
+optimizer step are run on the largest micro-batches. Left out: the process itself (interpreter,
 libraries) and the texts.
 """
 
@@ -40,12 +40,12 @@ from trivium.rewards.learned import _model_of as model_of
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
-from trivium.training.experience import MicroBatches, Minibatch, Weighted, plan_updates
+from trivium.training.experience import MicroBatches, Minibatch, WeightedGroups, plan_updates
 from trivium.training.micro_batch import Loss, MicroBatch
 from trivium.training.optimizer import Optimizer
 from trivium.training.protocols import Updates
-from trivium.training.reward_losses import LabelledSteps, Pairs, labelled_step_loss, pair_loss
-from trivium.training.setup import OnPolicyParts
+from trivium.training.reward_losses import LabeledSteps, Pairs, labeled_step_loss, pair_loss
+from trivium.training.setup import OnPolicyComponents
 
 SCORED = 16384
 """Tokens per pass of the evaluation's log-probs."""
@@ -59,15 +59,15 @@ def predict(kind: str, config: Configuration, lengths: Lengths) -> Memory:
         ModelError: what the model computes depends on numbers, as where experts are chosen.
         ConfigurationError: there is no such kind.
     """
-    if kind not in ROADS:
+    if kind not in METHODS:
         raise ConfigurationError(
-            f"there is no memory prediction for {kind!r}: the kinds are {', '.join(ROADS)}"
+            f"there is no memory prediction for {kind!r}: the kinds are {', '.join(METHODS)}"
         )
-    road = Rehearsal(kind, lengths)
+    method = Rehearsal(kind, lengths)
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     logged, logger.disabled = logger.disabled, True
     try:
-        ROADS[kind](road, config)
+        METHODS[kind](method, config)
     except RuntimeError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
@@ -76,151 +76,153 @@ def predict(kind: str, config: Configuration, lengths: Lengths) -> Memory:
         ) from None
     finally:
         logger.disabled = logged
-    return road.memory()
+    return method.memory()
 
 
-def predict_sft(road: Rehearsal, config: SFTConfig) -> None:
+def predict_sft(method: Rehearsal, config: SFTConfig) -> None:
     """One model; its gradients and moments."""
-    judges = load_learned(road, () if config.evaluation is None else config.evaluation.rewards)
-    policy = road.policy(config.model)
-    optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
-    reference = road.reference(policy) if config.measure_kl else None
-    evaluate(road, config.evaluation, policy, reference, judges, None)
-    data = demonstrations(road, config.examples_per_step)
+    judges = load_learned(method, () if config.evaluation is None else config.evaluation.rewards)
+    policy = method.policy(config.model)
+    optimizer = method.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
+    reference = method.reference(policy) if config.measure_kl else None
+    evaluate(method, config.evaluation, policy, reference, judges, None)
+    data = demonstrations(method, config.examples_per_step)
     maximum = config.data.max_response_tokens
-    with road.stage("update"):
+    with method.stage("update"):
         parts = heaviest(data, data.split(config.tokens_per_micro_batch))
-        works = data.for_step(parts, config.aggregation, maximum)
+        works = data.split_with_token_weights(parts, config.aggregation, maximum)
         optimizer.step([MicroBatch(part, partial(sft.loss, policy)) for part in works])
-    if road.lengths.held_out:
-        data = demonstrations(road, road.lengths.held_out)
+    if method.lengths.held_out:
+        data = demonstrations(method, method.lengths.held_out)
         parts = data.split(config.tokens_per_micro_batch)
-        road.score("validation", data, parts, policy.logprobs)
+        method.score("validation", data, parts, policy.logprobs)
 
 
-def predict_reward_model(road: Rehearsal, config: RewardModelConfig) -> None:
+def predict_reward_model(method: Rehearsal, config: RewardModelConfig) -> None:
     """One scorer; its gradients and moments."""
-    model = road.scorer(config.model, "reward model")
+    model = method.scorer(config.model, "reward model")
     parameters = trained_parameters(model.model)
-    optimizer = road.optimizer([("reward model", config.optimizer, parameters)])
-    make = preference_pairs if config.pairs is not None else labelled_steps
-    with road.stage("update"):
-        data = make(road, config.examples_per_step)
+    optimizer = method.optimizer([("reward model", config.optimizer, parameters)])
+    make = preference_pairs if config.pairs is not None else labeled_steps
+    with method.stage("update"):
+        data = make(method, config.examples_per_step)
         step(optimizer, data, config.tokens_per_micro_batch, partial(reward_model_loss, model))
-    if road.lengths.held_out:
-        data = make(road, road.lengths.held_out)
-        with road.stage("validation"), torch.no_grad():
+    if method.lengths.held_out:
+        data = make(method, method.lengths.held_out)
+        with method.stage("validation"), torch.no_grad():
             parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
             for part in heaviest(data, parts):
                 reward_model_loss(model, data.select(part))
 
 
-def predict_dpo(road: Rehearsal, config: DPOConfig) -> None:
+def predict_dpo(method: Rehearsal, config: DPOConfig) -> None:
     """The policy with gradients and moments, and the reference where it is asked again."""
     online, evaluation = config.online, config.evaluation
-    judges = load_learned(road, () if online is None else online.rewards)
-    policy = road.policy(config.model, config.temperature)
-    reference = road.reference(policy, asked=config.asks_reference)
-    quality = load_learned(road, own_rewards(evaluation)) or judges
-    data = PairData(road.groups(config.pairs_per_step, 2))
+    judges = load_learned(method, () if online is None else online.rewards)
+    policy = method.policy(config.model, config.temperature)
+    reference = method.reference(policy, asked=config.asks_reference)
+    quality = load_learned(method, own_rewards(evaluation)) or judges
+    data = PairData(method.groups(config.pairs_per_step, 2))
     parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
     if online is None and not config.reference_free:
-        road.score("log-probs", data, parts, policy.logprobs)
-    optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
+        method.score("log-probs", data, parts, policy.logprobs)
+    optimizer = method.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
     sampling = None if config.online is None else config.online.sampling
-    evaluate(road, evaluation, policy, reference, quality, sampling)
+    evaluate(method, evaluation, policy, reference, quality, sampling)
     if online is not None:
         samples = online.responses_per_prompt
-        road.rollout("rollout", policy, config.pairs_per_step, samples, online.sampling)
-        score_learned(road, judges, config.pairs_per_step * samples)
+        method.rollout("rollout", policy, config.pairs_per_step, samples, online.sampling)
+        score_learned(method, judges, config.pairs_per_step * samples)
         compared = [] if config.reference_free else [reference.logprobs]
-        road.score("log-probs", data, parts, *compared)
+        method.score("log-probs", data, parts, *compared)
     if not config.reference_free:
         data = PairData(data.groups, ref_logprobs_T=zeros(data))
-    with road.stage("update"):
+    with method.stage("update"):
         works = [data.select(part) for part in heaviest(data, parts)]
         loss = partial(dpo.loss, config, policy, total=len(data.groups))
         optimizer.step([MicroBatch(part, loss) for part in works])
 
 
-def predict_ppo(road: Rehearsal, config: PPOConfig) -> None:
+def predict_ppo(method: Rehearsal, config: PPOConfig) -> None:
     """Actor and critic with gradients and moments, the reference, and learned rewards."""
-    judges = load_learned(road, config.rewards)
-    policy = road.policy(config.model, config.sampling.temperature)
-    reference = road.reference(policy, asked=config.beta > 0 or config.evaluation is not None)
-    quality = load_learned(road, own_rewards(config.evaluation)) or judges
-    critic = load_critic(road, config, policy)
-    optimizer = road.optimizer(
+    judges = load_learned(method, config.rewards)
+    policy = method.policy(config.model, config.sampling.temperature)
+    reference = method.reference(policy, asked=config.beta > 0 or config.evaluation is not None)
+    quality = load_learned(method, own_rewards(config.evaluation)) or judges
+    critic = load_critic(method, config, policy)
+    optimizer = method.optimizer(
         [
             ("policy", config.optimizer, trained_parameters(policy.model)),
             ("critic", config.critic.optimizer, critic.parameters()),
         ]
     )
-    trained = reward_optimizer(road, config.reward_update, judges)
-    sample(road, config, policy, reference, quality)
-    score_learned(road, judges, config.prompts_per_step * config.responses_per_prompt)
-    data = Grouped(road.groups(config.prompts_per_step, config.responses_per_prompt))
+    trained = reward_optimizer(method, config.reward_update, judges)
+    sample(method, config, policy, reference, quality)
+    score_learned(method, judges, config.prompts_per_step * config.responses_per_prompt)
+    data = Grouped(method.groups(config.prompts_per_step, config.responses_per_prompt))
     parts = chosen(config, data)
     compared = [reference.logprobs] if config.beta > 0 else []
     actor_critic = [partial(critic.score, policy)]
     spared = config.beta == 0 < config.sampler_tolerance and not config.asynchronous
     if isinstance(critic, SeparateCritic) and spared:
         actor_critic = [critic.values, *[policy.logprobs] * (config.minibatches > 1)]
-    road.score("log-probs", data, parts, *actor_critic, *compared)
-    with road.stage("update"):
+    method.score("log-probs", data, parts, *actor_critic, *compared)
+    with method.stage("update"):
         z = zeros(data)
         experience = PPOExperience(
             groups=data.groups,
             advantages_T=z,
-            trained_T=torch.ones_like(z, dtype=torch.bool),
+            loss_mask_T=torch.ones_like(z, dtype=torch.bool),
             sampler_logprobs_T=z,
             old_logprobs_T=z,
             ref_logprobs_T=z,
             old_values_T=z,
             targets_T=z,
         )
-        works = experience.for_step(parts, config.aggregation, config.sampling.max_tokens)
+        works = experience.split_with_token_weights(
+            parts, config.aggregation, config.sampling.max_tokens
+        )
         learned = ppo.losses(config, on_policy(policy, reference), critic, actor=True)
         work = [MicroBatch(part, loss) for part in works for loss in learned]
         if config.pretraining is not None:
-            texts = demonstrations(road, config.pretraining.examples_per_step)
+            texts = demonstrations(method, config.pretraining.examples_per_step)
             cut = heaviest(texts, texts.split(config.tokens_per_micro_batch))
-            made = texts.for_step(cut, "token_mean")
+            made = texts.split_with_token_weights(cut, "token_mean")
             work += [MicroBatch(part, partial(sft.loss, policy)) for part in made]
         optimizer.step(work)
-    update_rewards(road, config.reward_update, config.rewards, judges, trained)
+    update_rewards(method, config.reward_update, config.rewards, judges, trained)
 
 
-def predict_grpo(road: Rehearsal, config: GRPOConfig) -> None:
+def predict_grpo(method: Rehearsal, config: GRPOConfig) -> None:
     """The policy with gradients and moments, the reference, and learned rewards."""
-    judges = load_learned(road, config.rewards)
-    policy = road.policy(config.model, config.sampling.temperature)
-    reference = road.reference(policy, asked=config.beta > 0 or config.evaluation is not None)
-    quality = load_learned(road, own_rewards(config.evaluation)) or judges
-    optimizer = road.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
-    trained = reward_optimizer(road, config.reward_update, judges)
-    sample(road, config, policy, reference, quality)
-    score_learned(road, judges, config.prompts_per_step * config.responses_per_prompt)
-    data = Grouped(road.groups(config.prompts_per_step, config.responses_per_prompt))
+    judges = load_learned(method, config.rewards)
+    policy = method.policy(config.model, config.sampling.temperature)
+    reference = method.reference(policy, asked=config.beta > 0 or config.evaluation is not None)
+    quality = load_learned(method, own_rewards(config.evaluation)) or judges
+    optimizer = method.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
+    trained = reward_optimizer(method, config.reward_update, judges)
+    sample(method, config, policy, reference, quality)
+    score_learned(method, judges, config.prompts_per_step * config.responses_per_prompt)
+    data = Grouped(method.groups(config.prompts_per_step, config.responses_per_prompt))
     parts = chosen(config, data)
     scores = [policy.logprobs] * (config.minibatches > 1) + [reference.logprobs] * (config.beta > 0)
-    road.score("log-probs", data, parts, *scores)
-    with road.stage("update"):
+    method.score("log-probs", data, parts, *scores)
+    with method.stage("update"):
         z = zeros(data)
         experience = GRPOExperience(
             groups=data.groups,
             advantages_T=z,
-            trained_T=torch.ones_like(z, dtype=torch.bool),
+            loss_mask_T=torch.ones_like(z, dtype=torch.bool),
             sampler_logprobs_T=z,
             ref_logprobs_T=z if config.beta > 0 else None,
         )
         minibatch = Minibatch([response for part in parts for response in part], parts)
         updates = Updates([minibatch])
         grpo.update(config, on_policy(policy, reference), optimizer, experience, updates)
-    update_rewards(road, config.reward_update, config.rewards, judges, trained)
+    update_rewards(method, config.reward_update, config.rewards, judges, trained)
 
 
-ROADS: dict[str, Callable[[Rehearsal, Any], None]] = {
+METHODS: dict[str, Callable[[Rehearsal, Any], None]] = {
     "sft": predict_sft,
     "reward-model": predict_reward_model,
     "ppo": predict_ppo,
@@ -237,27 +239,27 @@ def zeros(data: Grouped) -> torch.Tensor:
     return torch.zeros(int(data.lengths_N.sum()))
 
 
-def demonstrations(road: Rehearsal, count: int) -> Weighted:
+def demonstrations(method: Rehearsal, count: int) -> WeightedGroups:
     """Demonstrations of which every token is learned."""
-    groups = road.groups(count, 1)
+    groups = method.groups(count, 1)
     tokens = sum(len(g.responses[0]) for g in groups)
-    return Weighted(groups, trained_T=torch.ones(tokens, dtype=torch.bool))
+    return WeightedGroups(groups, loss_mask_T=torch.ones(tokens, dtype=torch.bool))
 
 
-def preference_pairs(road: Rehearsal, count: int) -> Pairs:
+def preference_pairs(method: Rehearsal, count: int) -> Pairs:
     """Pairs of a chosen and a rejected response."""
-    return Pairs.of(road.groups(count, 2))
+    return Pairs.of(method.groups(count, 2))
 
 
-def labelled_steps(road: Rehearsal, count: int) -> LabelledSteps:
+def labeled_steps(method: Rehearsal, count: int) -> LabeledSteps:
     """Responses of one step each."""
-    groups = road.groups(count, 1)
+    groups = method.groups(count, 1)
     ends = [[len(g.responses[0]) - 1] for g in groups]
-    return LabelledSteps.of(groups, ends, [[1.0]] * count)
+    return LabeledSteps.of(groups, ends, [[1.0]] * count)
 
 
 def chosen(config: PPOConfig | GRPOConfig, data: Grouped) -> MicroBatches:
-    """The largest micro-batches of the first epoch's largest optimiser step."""
+    """The largest micro-batches of the first epoch's largest optimizer step."""
     steps = plan_updates(
         data,
         epochs=1,
@@ -277,38 +279,38 @@ def own_rewards(evaluation: EvaluationConfig | None) -> tuple[RewardConfig, ...]
     return () if evaluation is None else evaluation.rewards
 
 
-def load_learned(road: Rehearsal, rewards: Sequence[RewardConfig]) -> list[RewardModel]:
+def load_learned(method: Rehearsal, rewards: Sequence[RewardConfig]) -> list[RewardModel]:
     """The reward models that the rewards name, each path once."""
     paths = {}
     for reward in rewards:
         if reward.function in (OUTCOME, PROCESS) and "path" in reward.arguments:
             config = model_of(reward)
             paths[config.path] = config
-    return [road.scorer(config, "reward model") for config in paths.values()]
+    return [method.scorer(config, "reward model") for config in paths.values()]
 
 
-def load_critic(road: Rehearsal, config: PPOConfig, policy: Policy) -> Critic:
+def load_critic(method: Rehearsal, config: PPOConfig, policy: Policy) -> Critic:
     """The critic as ``actor_critic.make_critic`` makes it."""
     if config.critic.kind == "separate":
-        return SeparateCritic(road.scorer(config.critic.model or config.model, "critic"))
-    with road.run.building():
+        return SeparateCritic(method.scorer(config.critic.model or config.model, "critic"))
+    with method.run.building():
         critic = SharedCritic(policy)
-    with road.run:
-        road.run.adopt(critic.head, "critic")
+    with method.run:
+        method.run.adopt(critic.head, "critic")
     return critic
 
 
-def on_policy(policy: Policy, reference: Reference) -> OnPolicyParts:
+def on_policy(policy: Policy, reference: Reference) -> OnPolicyComponents:
     """The parts that a loss asks for."""
     nothing = cast(Any, None)
-    return OnPolicyParts([], nothing, policy, reference, nothing, None, nothing)
+    return OnPolicyComponents([], nothing, policy, reference, nothing, None, nothing)
 
 
 # --- Stages ---------------------------------------------------------------------------------------
 
 
 def sample(
-    road: Rehearsal,
+    method: Rehearsal,
     config: PPOConfig | GRPOConfig,
     policy: Policy,
     reference: Reference,
@@ -317,22 +319,22 @@ def sample(
     """Evaluation, and a step's responses; sampled ahead, they go on beside all that follows."""
     request = (config.prompts_per_step, config.responses_per_prompt, config.sampling)
     if config.asynchronous:
-        road.sampler(policy, *request)
-    evaluate(road, config.evaluation, policy, reference, judges, config.sampling)
+        method.sampler(policy, *request)
+    evaluate(method, config.evaluation, policy, reference, judges, config.sampling)
     if not config.asynchronous:
-        road.rollout("rollout", policy, *request)
+        method.rollout("rollout", policy, *request)
 
 
-def score_learned(road: Rehearsal, judges: list[RewardModel], responses: int) -> None:
+def score_learned(method: Rehearsal, judges: list[RewardModel], responses: int) -> None:
     """Learned rewards of so many responses, each with its own copy of the prompt."""
     if judges:
-        data = Grouped(road.groups(responses, 1))
+        data = Grouped(method.groups(responses, 1))
         parts = data.split(TOKENS_PER_PASS)
-        road.score("scoring", data, parts, *(judge.scores for judge in judges))
+        method.score("scoring", data, parts, *(judge.scores for judge in judges))
 
 
 def evaluate(
-    road: Rehearsal,
+    method: Rehearsal,
     config: EvaluationConfig | None,
     policy: Policy,
     reference: Reference | None,
@@ -344,12 +346,12 @@ def evaluate(
         return
     prompts = config.prompts or LocalEngine(policy, ()).max_rows
     sampling = config.sampling(training)
-    road.rollout("evaluation rollout", policy, prompts, config.samples, sampling)
-    score_learned(road, judges, prompts * config.samples)
+    method.rollout("evaluation rollout", policy, prompts, config.samples, sampling)
+    score_learned(method, judges, prompts * config.samples)
     if reference is not None:
-        data = Grouped(road.groups(prompts, config.samples))
+        data = Grouped(method.groups(prompts, config.samples))
         scores = (policy.logprobs, reference.logprobs)
-        road.score("evaluation log-probs", data, data.split(SCORED), *scores)
+        method.score("evaluation log-probs", data, data.split(SCORED), *scores)
 
 
 def step(
@@ -358,7 +360,7 @@ def step(
     max_tokens: int,
     loss: Loss,
 ) -> None:
-    """One optimiser step on the largest micro-batches."""
+    """One optimizer step on the largest micro-batches."""
     parts = heaviest(data, data.split(max_tokens, whole_groups=True))
     optimizer.step([MicroBatch(data.select(part), loss) for part in parts])
 
@@ -366,24 +368,24 @@ def step(
 def reward_model_loss(
     model: RewardModel, data: Grouped
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss of pairs or of labelled steps."""
-    if isinstance(data, LabelledSteps):
-        return labelled_step_loss(model, data, 1)
+    """The loss of pairs or of labeled steps."""
+    if isinstance(data, LabeledSteps):
+        return labeled_step_loss(model, data, 1)
     return pair_loss(model, cast(Pairs, data), 1, 0.0)
 
 
 def reward_optimizer(
-    road: Rehearsal, config: RewardUpdateConfig | None, judges: list[RewardModel]
+    method: Rehearsal, config: RewardUpdateConfig | None, judges: list[RewardModel]
 ) -> Optimizer | None:
-    """The optimiser of a learned reward that is trained further."""
+    """The optimizer of a learned reward that is trained further."""
     if config is None or not judges:
         return None
     parameters = trained_parameters(judges[0].model)
-    return road.optimizer([("reward model", config.optimizer, parameters)])
+    return method.optimizer([("reward model", config.optimizer, parameters)])
 
 
 def update_rewards(
-    road: Rehearsal,
+    method: Rehearsal,
     config: RewardUpdateConfig | None,
     rewards: Sequence[RewardConfig],
     judges: list[RewardModel],
@@ -393,8 +395,8 @@ def update_rewards(
     if config is None or optimizer is None:
         return
     process = any(reward.function == PROCESS for reward in rewards)
-    make = labelled_steps if process else preference_pairs
-    with road.stage("reward update"):
-        data = make(road, config.examples_per_step)
+    make = labeled_steps if process else preference_pairs
+    with method.stage("reward update"):
+        data = make(method, config.examples_per_step)
         loss = partial(reward_model_loss, judges[0])
         step(optimizer, data, config.tokens_per_micro_batch, loss)

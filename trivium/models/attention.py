@@ -24,11 +24,11 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.maths.ragged import segment_ids, spread
-from trivium.models.cpu.linear import filler
+from trivium.maths.ragged import repeat_per_segment, segment_ids
+from trivium.models.cpu.linear import pad_rows
 from trivium.models.cpu.prefix_attention import Block, SharedAttention, plan
 from trivium.models.flex_attention import FlexLayout
-from trivium.models.segments import Rows
+from trivium.models.segments import PaddedSegments
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class Layout(Protocol):
     """Who attends to whom on the line of one forward pass."""
 
     @property
-    def read(self) -> Tensor | None:
+    def output_positions(self) -> Tensor | None:
         """Positions whose final states are read, ascending: others may be undefined. None: all."""
         ...
 
@@ -54,14 +54,14 @@ class Layout(Protocol):
         ...
 
     def attend(
-        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec
     ) -> Tensor:
         """Attention output ``[L, heads, width]`` of one layer."""
         ...
 
 
 @dataclass(frozen=True)
-class Rule:
+class AttentionSpec:
     """How one layer turns scores into weights."""
 
     scaling: float
@@ -88,16 +88,18 @@ def ragged_attention(
     asked = [name for name in NOT_UNDERSTOOD if kwargs.get(name) is not None]
     if asked or query.shape[0] != 1 or not getattr(module, "is_causal", True) or dropout:
         raise UnsupportedAttentionError(f"this attention is not plain causal attention {asked}")
-    rule = Rule(query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap)
+    spec = AttentionSpec(
+        query.shape[-1] ** -0.5 if scaling is None else scaling, sliding_window, softcap
+    )
     lines = (x[0].transpose(0, 1) for x in (query, key, value))
-    return layout.attend(int(module.layer_idx), *lines, rule=rule)[None], None  # type: ignore[arg-type]
+    return layout.attend(int(module.layer_idx), *lines, spec=spec)[None], None  # type: ignore[arg-type]
 
 
 AttentionInterface.register(RAGGED, ragged_attention)
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, rule: Rule
+    query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None, spec: AttentionSpec
 ) -> Tensor:
     """Dense attention of rows ``[rows, heads, tokens, width]``; causal where ``visible`` is None.
 
@@ -106,12 +108,12 @@ def attention(
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = (x.repeat_interleave(repeats, 1) for x in (key, value))
-    if rule.softcap is None:
+    if spec.softcap is None:
         return F.scaled_dot_product_attention(
-            query, key, value, visible, is_causal=visible is None, scale=rule.scaling
+            query, key, value, visible, is_causal=visible is None, scale=spec.scaling
         )
-    scores = query @ key.transpose(-1, -2) * rule.scaling
-    scores = rule.softcap * torch.tanh(scores / rule.softcap)
+    scores = query @ key.transpose(-1, -2) * spec.scaling
+    scores = spec.softcap * torch.tanh(scores / spec.softcap)
     if visible is None:
         visible = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     return scores.masked_fill(~visible, -torch.inf).softmax(-1) @ value
@@ -120,37 +122,44 @@ def attention(
 class GroupLayout:
     """Each prompt attends to itself; each response to its group's prompt and to itself.
 
-    In layer ``last`` only what is ``read`` must attend. The line's last ``filler`` tokens are no
-    one's (``linear.filler``).
+    In layer ``last`` only what is ``output_positions`` must attend. The line's last ``pad_rows`` tokens are no
+    one's (``linear.pad_rows``).
     """
 
     def __init__(
         self,
         batch: Batch,
-        read: Tensor | None = None,
+        output_positions: Tensor | None = None,
         last: int | None = None,
-        filler: int = 0,
+        pad_rows: int = 0,
     ) -> None:
-        self.batch, self.read, self.last, self.filler = batch, read, last, filler
-        self.longest = int((spread(batch.prompt_lengths_G, batch.sizes_G) + batch.lengths_N).max())
+        self.batch, self.output_positions, self.last, self.pad_rows = (
+            batch,
+            output_positions,
+            last,
+            pad_rows,
+        )
+        self.longest = int(
+            (repeat_per_segment(batch.prompt_lengths_G, batch.sizes_G) + batch.lengths_N).max()
+        )
 
     def attend(
-        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec
     ) -> Tensor:
-        everything = rule.window is None or rule.window >= self.longest
-        if everything and rule.softcap is None and query_LHD.device.type == "cpu":
+        everything = spec.window is None or spec.window >= self.longest
+        if everything and spec.softcap is None and query_LHD.device.type == "cpu":
             blocks = self._last_blocks if layer == self.last else self._blocks
-            return SharedAttention.apply(query_LHD, key_LHD, value_LHD, blocks, rule.scaling)
+            return SharedAttention.apply(query_LHD, key_LHD, value_LHD, blocks, spec.scaling)
         if query_LHD.device.type == "cuda" and flex_works():
-            return self._flex.attend(layer, query_LHD, key_LHD, value_LHD, rule)
-        return self.attend_by_masks(layer, query_LHD, key_LHD, value_LHD, rule)
+            return self._flex.attend(layer, query_LHD, key_LHD, value_LHD, spec)
+        return self.attend_by_masks(layer, query_LHD, key_LHD, value_LHD, spec)
 
     def attend_by_masks(
-        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec
     ) -> Tensor:
         """The plain way: with copies of the prompts' keys, and masks."""
-        out_LHD = self._masked.attend(layer, query_LHD, key_LHD, value_LHD, rule)
-        return F.pad(out_LHD, (0, 0, 0, 0, 0, self.filler)) if self.filler else out_LHD
+        out_LHD = self._masked.attend(layer, query_LHD, key_LHD, value_LHD, spec)
+        return F.pad(out_LHD, (0, 0, 0, 0, 0, self.pad_rows)) if self.pad_rows else out_LHD
 
     @cached_property
     def _blocks(self) -> list[Block]:
@@ -158,7 +167,7 @@ class GroupLayout:
 
     @cached_property
     def _last_blocks(self) -> list[Block]:
-        return plan(self.batch, self.read)
+        return plan(self.batch, self.output_positions)
 
     @cached_property
     def _flex(self) -> FlexLayout:
@@ -177,8 +186,8 @@ class MaskedLayout:
     """
 
     def __init__(self, batch: Batch) -> None:
-        self.prompts = Rows(batch.prompt_starts_G, batch.prompt_lengths_G)
-        self.responses = Rows(batch.starts_N, batch.lengths_N)
+        self.prompts = PaddedSegments(batch.prompt_starts_G, batch.prompt_lengths_G)
+        self.responses = PaddedSegments(batch.starts_N, batch.lengths_N)
         self.group_of_N = segment_ids(batch.sizes_G)
         self.prompt_lengths_G = batch.prompt_lengths_G
         line = torch.cat([self.prompts.line_index, self.responses.line_index])
@@ -188,19 +197,19 @@ class MaskedLayout:
         self._visible: dict[int | None, tuple[Tensor | None, Tensor]] = {}
 
     def attend(
-        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec
     ) -> Tensor:
-        prompt_sees, response_sees = self._masks(rule.window)
+        prompt_sees, response_sees = self._masks(spec.window)
         prompt_keys, prompt_values = self.prompts.gather(key_LHD), self.prompts.gather(value_LHD)
         prompt_out = attention(
-            self.prompts.gather(query_LHD), prompt_keys, prompt_values, prompt_sees, rule
+            self.prompts.gather(query_LHD), prompt_keys, prompt_values, prompt_sees, spec
         )
         keys, values = (
             torch.cat([shared.index_select(0, self.group_of_N), self.responses.gather(own)], 2)
             for shared, own in ((prompt_keys, key_LHD), (prompt_values, value_LHD))
         )
         response_out = attention(
-            self.responses.gather(query_LHD), keys, values, response_sees, rule
+            self.responses.gather(query_LHD), keys, values, response_sees, spec
         )
         out = torch.cat([self.prompts.flatten(prompt_out), self.responses.flatten(response_out)])
         return out.index_select(0, self.to_line)
@@ -234,7 +243,7 @@ class MaskedLayout:
 def flex_works() -> bool:
     """Whether FlexAttention computes on this GPU, forward and backward, what masks do."""
     batch = Batch.of([Group([1] * 5, [[2] * 3, [3] * 9]), Group([4] * 7, [[5] * 2])]).to("cuda")
-    shape, rule = (len(batch.tokens_L), 2, 32), Rule(0.2, None, None)
+    shape, spec = (len(batch.tokens_L), 2, 32), AttentionSpec(0.2, None, None)
     found = []
     try:
         for layout in (MaskedLayout(batch), FlexLayout(batch)):
@@ -243,7 +252,7 @@ def flex_works() -> bool:
                 torch.randn(shape, generator=generator, device="cuda", requires_grad=True)
                 for _ in range(3)
             )
-            out = layout.attend(0, query, key, value, rule=rule)
+            out = layout.attend(0, query, key, value, spec=spec)
             out.square().sum().backward()
             found.append([out.detach(), query.grad, key.grad, value.grad])
         works = all(torch.allclose(a, b, atol=1e-2, rtol=1e-2) for a, b in zip(*found, strict=True))
@@ -256,17 +265,21 @@ def flex_works() -> bool:
 
 
 def hidden_states(
-    backbone: PreTrainedModel, batch: Batch, *, shared: bool = True, read: Tensor | None = None
+    backbone: PreTrainedModel,
+    batch: Batch,
+    *,
+    shared: bool = True,
+    output_positions: Tensor | None = None,
 ) -> Tensor:
     """Final hidden states of every token on the batch's line, ``[L, D]``.
 
-    Where it is known that only some positions are ``read``, others may be undefined.
+    Where it is known that only some positions are ``output_positions``, others may be undefined.
     """
     if not shared:
         return separate_rows(backbone, batch)
     length, weight = len(batch.tokens_L), next(backbone.parameters())
-    more = filler(length, weight)
-    layout = GroupLayout(batch, read, last_layer(backbone), more)
+    more = pad_rows(length, weight)
+    layout = GroupLayout(batch, output_positions, last_layer(backbone), more)
     tokens_L, positions_L = (F.pad(x, (0, more)) for x in (batch.tokens_L, batch.positions_L))
     return on_line(backbone, tokens_L, positions_L, layout)[:length]
 
@@ -275,8 +288,10 @@ def states_at(
     backbone: PreTrainedModel, batch: Batch, line_index: Tensor, *, shared: bool = True
 ) -> Tensor:
     """Final hidden states at positions of the batch's line, one per index."""
-    read = torch.unique(line_index)
-    return hidden_states(backbone, batch, shared=shared, read=read).index_select(0, line_index)
+    output_positions = torch.unique(line_index)
+    return hidden_states(
+        backbone, batch, shared=shared, output_positions=output_positions
+    ).index_select(0, line_index)
 
 
 def last_layer(backbone: PreTrainedModel) -> int:
@@ -299,8 +314,8 @@ def separate_rows(backbone: PreTrainedModel, batch: Batch) -> Tensor:
 
     The prompt's states are read from its first response's row.
     """
-    prompt_of_N = spread(batch.prompt_starts_G, batch.sizes_G)
-    prompt_lengths_N = spread(batch.prompt_lengths_G, batch.sizes_G)
+    prompt_of_N = repeat_per_segment(batch.prompt_starts_G, batch.sizes_G)
+    prompt_lengths_N = repeat_per_segment(batch.prompt_lengths_G, batch.sizes_G)
     total_N = prompt_lengths_N + batch.lengths_N
     column = torch.arange(int(total_N.max()), device=total_N.device)
     in_prompt = column < prompt_lengths_N[:, None]

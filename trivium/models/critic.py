@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from trivium.data.batch import Batch
 from trivium.models.loading import (
-    base_of,
     restore_trained,
     trained_parameters,
     trained_state,
+    unwrap_peft,
 )
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
@@ -42,8 +42,8 @@ class Critic(Protocol):
     def parameters(self) -> list[nn.Parameter]: ...
     def score(self, policy: Policy, batch: Batch) -> ActorCriticScores: ...
     def final_values(self, policy: Policy, batch: Batch) -> Tensor: ...
-    def state(self) -> dict[str, Tensor]: ...
-    def restore(self, state: Mapping[str, Tensor]) -> None: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
     def save(self, directory: Path) -> None: ...
 
 
@@ -58,7 +58,7 @@ class SeparateCritic:
 
     def values(self, batch: Batch) -> Tensor:
         """V(s_t) at the position that predicts token t, ``[T]``."""
-        return self.model.scores_at(batch, batch.predictors_T)
+        return self.model.scores_at(batch, batch.logit_positions_T)
 
     def score(self, policy: Policy, batch: Batch) -> ActorCriticScores:
         scores = policy.score(batch)
@@ -68,11 +68,11 @@ class SeparateCritic:
         """V after each response's last token, ``[N]``: what a cut-off response bootstraps from."""
         return self.model.scores_at(batch, batch.last_tokens_N)
 
-    def state(self) -> dict[str, Tensor]:
-        return self.model.state()
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
-        self.model.restore(state)
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.model.load_state_dict(state)
 
     def save(self, directory: Path) -> None:
         self.model.save(directory)
@@ -82,7 +82,7 @@ class SharedCritic:
     """A linear head on the actor's hidden states, so that one pass serves both."""
 
     def __init__(self, policy: Policy) -> None:
-        base = base_of(policy.model)
+        base = unwrap_peft(policy.model)
         width = base.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1, device=policy.device, dtype=base.dtype)
         nn.init.zeros_(self.head.weight)
@@ -101,10 +101,10 @@ class SharedCritic:
         """V after each response's last token, ``[N]``."""
         return self.head(policy.hidden_at(batch, batch.last_tokens_N))[:, 0]
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return trained_state(self.head)
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         restore_trained(self.head, state)
 
     def save(self, directory: Path) -> None:

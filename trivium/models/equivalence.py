@@ -17,8 +17,8 @@ from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.models.attention import (
     RAGGED,
+    AttentionSpec,
     GroupLayout,
-    Rule,
     UnsupportedAttentionError,
     on_line,
     separate_rows,
@@ -27,7 +27,7 @@ from trivium.models.attention import (
 
 logger = logging.getLogger(__name__)
 
-HALF = 0.2
+HALF_PRECISION_TOL = 0.2
 """How far apart two ways may be in half precision: what is computed otherwise is farther."""
 
 
@@ -57,12 +57,12 @@ def use_ragged_attention(model: PreTrainedModel) -> bool:
             rounding = float((other - expected).abs().max() / _mean_size(expected))
             tolerance = max(0.05, 2 * rounding)
         model.set_attn_implementation(RAGGED)
-        _, found, rules = probe(backbone)
-        at = batch.predictors_T
+        _, found, specs = probe_hidden_states(backbone)
+        at = batch.logit_positions_T
         exact = (
-            close(found, expected, tolerance)
-            and close(states_at(backbone, batch, at), found[at], tolerance)
-            and _windows_arrive(model, rules)
+            states_match(found, expected, tolerance)
+            and states_match(states_at(backbone, batch, at), found[at], tolerance)
+            and _windows_arrive(model, specs)
         )
     except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError, KeyError):
         exact = False
@@ -73,11 +73,13 @@ def use_ragged_attention(model: PreTrainedModel) -> bool:
 
 
 @torch.no_grad()
-def probe(backbone: PreTrainedModel) -> tuple[Batch, Tensor, dict[int, Rule]]:
+def probe_hidden_states(
+    backbone: PreTrainedModel,
+) -> tuple[Batch, Tensor, dict[int, AttentionSpec]]:
     """A few groups, their final hidden states, and the rule that each layer asked for."""
     batch = _probe_batch(backbone)
     layout = _Recorder(batch)
-    return batch, on_line(backbone, batch.tokens_L, batch.positions_L, layout), layout.rules
+    return batch, on_line(backbone, batch.tokens_L, batch.positions_L, layout), layout.specs
 
 
 def is_precise(states_LD: Tensor) -> bool:
@@ -85,7 +87,7 @@ def is_precise(states_LD: Tensor) -> bool:
     return states_LD.dtype in (torch.float32, torch.float64)
 
 
-def close(found_LD: Tensor, expected_LD: Tensor, tolerance: float) -> bool:
+def states_match(found_LD: Tensor, expected_LD: Tensor, tolerance: float) -> bool:
     """Whether hidden states differ by no more than this share of their mean size."""
     scale = _mean_size(expected_LD)
     return torch.allclose(found_LD / scale, expected_LD / scale, rtol=0, atol=tolerance)
@@ -105,16 +107,16 @@ class _Recorder(GroupLayout):
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch)
-        self.rules: dict[int, Rule] = {}
+        self.specs: dict[int, AttentionSpec] = {}
 
     def attend(
-        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec
     ) -> Tensor:
-        self.rules[layer] = rule
-        return super().attend(layer, query_LHD, key_LHD, value_LHD, rule)
+        self.specs[layer] = spec
+        return super().attend(layer, query_LHD, key_LHD, value_LHD, spec)
 
 
-def _windows_arrive(model: PreTrainedModel, rules: dict[int, Rule]) -> bool:
+def _windows_arrive(model: PreTrainedModel, specs: dict[int, AttentionSpec]) -> bool:
     """Whether every sliding window of the configuration reached the attention function.
 
     A family that hides it in its mask would agree on a few tokens and be wrong beyond the window.
@@ -124,11 +126,11 @@ def _windows_arrive(model: PreTrainedModel, rules: dict[int, Rule]) -> bool:
     types = getattr(config, "layer_types", None)
     if types is None:
         used = getattr(config, "use_sliding_window", True)
-        types = ["sliding_attention" if window and used else "full_attention"] * len(rules)
+        types = ["sliding_attention" if window and used else "full_attention"] * len(specs)
     if not set(types) <= {"full_attention", "sliding_attention"}:
         return False
     sliding = [layer for layer, kind in enumerate(types) if kind == "sliding_attention"]
-    return all(layer in rules and rules[layer].window == window for layer in sliding)
+    return all(layer in specs and specs[layer].window == window for layer in sliding)
 
 
 def _probe_batch(model: PreTrainedModel) -> Batch:

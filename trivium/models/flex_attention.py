@@ -20,7 +20,7 @@ from trivium.data.batch import Batch
 from trivium.maths.ragged import segment_ids
 
 if TYPE_CHECKING:
-    from trivium.models.attention import Rule
+    from trivium.models.attention import AttentionSpec
 
 PROMPT = -1
 
@@ -28,7 +28,7 @@ PROMPT = -1
 class FlexLayout:
     """Each prompt attends to itself; each response to its group's prompt and to itself."""
 
-    read: Tensor | None = None
+    output_positions: Tensor | None = None
 
     def __init__(self, batch: Batch) -> None:
         line = len(batch.tokens_L)
@@ -37,20 +37,20 @@ class FlexLayout:
         ends_G[batch.prompt_starts_G[1:]] = 1
         self.group_L = ends_G.cumsum(0)
         self.response_L = torch.full_like(batch.tokens_L, PROMPT)
-        self.response_L[batch.tokens_at_T] = segment_ids(batch.lengths_N)
+        self.response_L[batch.token_positions_T] = segment_ids(batch.lengths_N)
         self._masks: dict[int | None, BlockMask] = {}
 
     def attend(
-        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, rule: Rule
+        self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec
     ) -> Tensor:
         query, key, value = (x.transpose(0, 1)[None] for x in (query_LHD, key_LHD, value_LHD))
         out = _attention(query.device.type)(
             query,
             key,
             value,
-            score_mod=None if rule.softcap is None else _capped(rule.softcap),
-            block_mask=self._mask(rule.window),
-            scale=rule.scaling,
+            score_mod=None if spec.softcap is None else _capped(spec.softcap),
+            block_mask=self._mask(spec.window),
+            scale=spec.scaling,
             enable_gqa=query.shape[1] != key.shape[1],
         )
         return out[0].transpose(0, 1)

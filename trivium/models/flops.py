@@ -119,8 +119,8 @@ def _work(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
     positions = kwargs.get("position_ids")
     if positions is None:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    filler = getattr(kwargs.get("layout"), "filler", 0)
-    seen: Tensor = positions[:, : positions.shape[1] - filler] + 1
+    pad_rows = getattr(kwargs.get("layout"), "pad_rows", 0)
+    seen: Tensor = positions[:, : positions.shape[1] - pad_rows] + 1
     held: Tensor | None = kwargs.get("attention_mask")
     if held is None:
         return seen.numel(), int(seen.sum())

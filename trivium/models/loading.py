@@ -129,7 +129,7 @@ def save_checkpoint(
     """
     directory.mkdir(parents=True, exist_ok=True)
     with _quiet_transformers():
-        if is_adapted(model):
+        if has_lora(model):
             model.save_pretrained(directory / "adapter")  # type: ignore[operator]
             model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
         model.save_pretrained(directory)  # type: ignore[operator]
@@ -143,7 +143,7 @@ def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     Special tokens beyond the embeddings are let pass: some tokenizers name a padding token so, and
     nothing is padded here.
     """
-    embeddings = base_of(model).get_input_embeddings()
+    embeddings = unwrap_peft(model).get_input_embeddings()
     known = int(embeddings.weight.shape[0])  # type: ignore[arg-type,index,union-attr]
     special = set(tokenizer.all_special_ids)
     needed = max((n for n in tokenizer.get_vocab().values() if n not in special), default=0) + 1
@@ -154,18 +154,18 @@ def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
         )
 
 
-def is_adapted(model: nn.Module) -> bool:
+def has_lora(model: nn.Module) -> bool:
     """Whether ``model`` carries ``peft`` adapters."""
     return hasattr(model, "peft_config")
 
 
-def base_of(model: nn.Module) -> PreTrainedModel:
+def unwrap_peft(model: nn.Module) -> PreTrainedModel:
     """The ``transformers`` model inside, with or without adapters around it."""
-    return model.get_base_model() if is_adapted(model) else model  # type: ignore[return-value,operator]
+    return model.get_base_model() if has_lora(model) else model  # type: ignore[return-value,operator]
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that an optimiser moves."""
+    """The parameters that an optimizer moves."""
     return [p for p in model.parameters() if p.requires_grad]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trivium.models.cpu.linear import ROUND, Packed, filler, multiply
+from trivium.models.cpu.linear import ROUND, Packed, multiply, pad_rows
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits in memory at a time: many enough that passing over the head's weights is worth it."""
@@ -93,14 +93,14 @@ class _TokenLogprobs(torch.autograd.Function):
             ]
         chosen_T, entropy_T = (torch.cat(x) for x in zip(*parts, strict=True))
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, entropy_T)
-        ctx.rule = (head.scale, head.softcap, temperature)
+        ctx.spec = (head.scale, head.softcap, temperature)
         ctx.set_materialize_grads(False)
         return chosen_T, entropy_T if entropy else None
 
     @staticmethod
     def backward(ctx: Any, grad_logprobs_T: Tensor | None, grad_entropy_T: Tensor | None) -> Any:
         hidden_TD, weight_VD, bias_V, targets_T, entropy_T = ctx.saved_tensors
-        scale, softcap, temperature = ctx.rule
+        scale, softcap, temperature = ctx.spec
         if grad_entropy_T is not None and not bool(grad_entropy_T.any()):
             grad_entropy_T = None  # A bonus of 0: the passes for it would add zeros.
         head = Head(weight_VD, bias_V, scale, softcap)
@@ -127,7 +127,7 @@ class _TokenLogprobs(torch.autograd.Function):
 
 def _filled(hidden_TD: Tensor, head: Head) -> Tensor:
     """Hidden states with rows of zeros behind them, so that products meet few numbers of rows."""
-    more = filler(len(hidden_TD), hidden_TD, head.weight_VD)
+    more = pad_rows(len(hidden_TD), hidden_TD, head.weight_VD)
     return F.pad(hidden_TD, (0, 0, 0, more)) if more else hidden_TD
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 from trivium.config.paths import looked_up
 
 LayerName = Annotated[str, Field(min_length=1)]
@@ -53,14 +53,14 @@ class ModelConfig(Configuration):
         if path.is_dir():
             yield path
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.revision is not None and looked_up(self.path).is_dir():
             yield "revision", "the path is a local directory, which has none: leave revision out"
         if self.cuda_graphs and self.device.partition(":")[0] not in ("auto", "cuda"):
             yield "cuda_graphs", f"device {self.device} has no CUDA graphs: leave cuda_graphs out"
 
 
-def only_scores(field: str, model: ModelConfig | None) -> Iterator[Contradiction]:
+def only_scores(field: str, model: ModelConfig | None) -> Iterator[Conflict]:
     """What a model in this field is asked for, though it never samples."""
     if model is not None and model.cuda_graphs:
         yield f"{field}.cuda_graphs", "this model does not sample: leave it out"

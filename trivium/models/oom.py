@@ -32,14 +32,14 @@ _WORDS = (
 )
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory ran out, of the device or of the machine."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
 
 
-def free_memory() -> None:
+def release_caches() -> None:
     """Give back what is held by garbage and by the allocator's cache."""
     gc.collect()
     if torch.cuda.is_available():
@@ -47,32 +47,32 @@ def free_memory() -> None:
 
 
 @dataclass(frozen=True)
-class NoRoom:
-    """Memory ran out, and in whose words; ``harmed`` where gradients were being added up."""
+class OutOfMemory:
+    """Memory ran out, and in whose words; ``grads_corrupted`` where gradients were being added up."""
 
     reason: str
-    harmed: bool = False
+    grads_corrupted: bool = False
 
     @classmethod
-    def of(cls, error: BaseException, *, harmed: bool = False) -> NoRoom:
+    def of(cls, error: BaseException, *, grads_corrupted: bool = False) -> OutOfMemory:
         """Raises any other error."""
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise error
         lines = str(error).strip().splitlines() or [type(error).__name__]
-        return cls(lines[0][:200], harmed)
+        return cls(lines[0][:200], grads_corrupted)
 
 
 _told: list[int] = []
 """Sizes, in tokens, whose division was told; only smaller ones are told again."""
 
 
-def make_room(part: Grouped, no_room: NoRoom, *, whole_groups: bool = False) -> None:
+def free_memory(part: Grouped, no_room: OutOfMemory, *, whole_groups: bool = False) -> None:
     """Free the memory that a part held which did not fit, and tell that it will be halved.
 
     Raises:
         TrainingError: it cannot be halved.
     """
-    free_memory()
+    release_caches()
     if part.halves(whole_groups=whole_groups) is None:
         raise TrainingError(_too_large(part, no_room))
     if not _told or part.tokens < min(_told):
@@ -87,7 +87,7 @@ def make_room(part: Grouped, no_room: NoRoom, *, whole_groups: bool = False) -> 
         )
 
 
-def _too_large(part: Grouped, no_room: NoRoom) -> str:
+def _too_large(part: Grouped, no_room: OutOfMemory) -> str:
     [group] = part.groups
     responses = " and ".join(str(len(response)) for response in group.responses)
     return (
@@ -98,7 +98,7 @@ def _too_large(part: Grouped, no_room: NoRoom) -> str:
     )
 
 
-def in_parts(
+def run_with_oom_split(
     data: Grouped,
     responses: Sequence[int],
     run: Callable[[Any], Result],
@@ -114,20 +114,20 @@ def in_parts(
         chosen = waiting.pop()
         part = data.select(chosen)
         result = _attempt(run, part)
-        if isinstance(result, NoRoom):
-            make_room(part, result, whole_groups=whole_groups)
+        if isinstance(result, OutOfMemory):
+            free_memory(part, result, whole_groups=whole_groups)
             halves = part.halves(whole_groups=whole_groups) or ()
             waiting += [[chosen[i] for i in half] for half in reversed(halves)]
         else:
             yield chosen, result
 
 
-def _attempt(run: Callable[[Any], Result], part: Grouped) -> Result | NoRoom:
+def _attempt(run: Callable[[Any], Result], part: Grouped) -> Result | OutOfMemory:
     """Returning drops the error and, with its frames, the tensors that it held."""
     try:
         return run(part)
     except (RuntimeError, MemoryError) as error:
-        return NoRoom.of(error)
+        return OutOfMemory.of(error)
 
 
 class Scores(Protocol):
@@ -148,14 +148,16 @@ def score_all(
 ) -> tuple[Tensor, ...]:
     """Per-token scores of all these responses, ``[T]`` each, computed micro-batch by micro-batch.
 
-    Given the micro-batches of a later optimiser step, the results are bit-equal to what that step
+    Given the micro-batches of a later optimizer step, the results are bit-equal to what that step
     computes with unchanged weights, so that ρ is exactly 1 before the first update. (Where memory
     runs out in one of the two passes only, they are equal up to rounding.)
     """
     lengths_N = data.lengths_N
     pieces, order = [], []
     for responses in parts:
-        for part, scores in in_parts(data, responses, lambda d: score(Batch.of(d.groups))):
+        for part, scores in run_with_oom_split(
+            data, responses, lambda d: score(Batch.of(d.groups))
+        ):
             pieces.append(scores)
             order.append(token_index(lengths_N, torch.tensor(part)))
     back = torch.cat(order).argsort()

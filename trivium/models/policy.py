@@ -14,20 +14,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from trivium.data.batch import Batch
 from trivium.errors import ModelError
 from trivium.models import flops
-from trivium.models.attention import Layout, Rule, on_line, states_at
-from trivium.models.cpu.decode import LeanPass, rules_of_lean
+from trivium.models.attention import AttentionSpec, Layout, on_line, states_at
+from trivium.models.cpu.decode import DecodeModel, decode_specs
 from trivium.models.cpu.heads import use_joined_heads
-from trivium.models.cpu.layers import use_lean_layers
+from trivium.models.cpu.layers import swap_norms_and_mlps
 from trivium.models.cpu.linear import Linear, use_fast_linears
 from trivium.models.equivalence import use_ragged_attention, uses_ragged_attention
 from trivium.models.loading import (
-    base_of,
     load_causal_lm,
     load_tokenizer,
     require_vocabulary,
     restore_trained,
     save_checkpoint,
     trained_state,
+    unwrap_peft,
 )
 from trivium.models.logprobs import Head, token_logprobs
 from trivium.models.model_config import ModelConfig
@@ -71,11 +71,11 @@ class Policy:
         self.tokenizer = tokenizer
         self.temperature = temperature
         self.cuda_graphs = cuda_graphs
-        base = base_of(model)
+        base = unwrap_peft(model)
         if not uses_ragged_attention(base):
             _require_known_head(base)
         use_fast_linears(model)
-        use_lean_layers(model, self.backbone)
+        swap_norms_and_mlps(model, self.backbone)
         self.shared = use_ragged_attention(base)
         if self.shared:
             use_joined_heads(self.backbone)
@@ -97,21 +97,21 @@ class Policy:
 
     @property
     def device(self) -> torch.device:
-        return base_of(self.model).device
+        return unwrap_peft(self.model).device
 
     @property
     def backbone(self) -> PreTrainedModel:
         """The transformer without its head."""
-        return base_of(self.model).base_model  # type: ignore[return-value]
+        return unwrap_peft(self.model).base_model  # type: ignore[return-value]
 
     @property
     def head(self) -> Head:
-        return head_of(base_of(self.model))
+        return lm_head(unwrap_peft(self.model))
 
     @property
     def context_length(self) -> int:
         """The most tokens that a prompt and its response may have together."""
-        config = base_of(self.model).config.get_text_config()
+        config = unwrap_peft(self.model).config.get_text_config()
         return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
 
     def score(self, batch: Batch) -> TokenScores:
@@ -124,7 +124,7 @@ class Policy:
 
     def hidden(self, batch: Batch) -> Tensor:
         """Final hidden states at the positions that predict response tokens, ``[T, D]``."""
-        return self.hidden_at(batch, batch.predictors_T)
+        return self.hidden_at(batch, batch.logit_positions_T)
 
     def hidden_at(self, batch: Batch, line_index: Tensor) -> Tensor:
         """Final hidden states at positions of the batch's line, one per index."""
@@ -146,25 +146,27 @@ class Policy:
             hidden_TD, self.head, targets_T, temperature=self.temperature, entropy=entropy
         )
 
-    def lean_pass(self) -> Forward:
+    def decode_model(self) -> Forward:
         """A forward pass for sampling with the weights as they are now; no gradient flows."""
-        rules = self._lean_rules
-        return partial(on_line, self.backbone) if rules is None else LeanPass(self.backbone, rules)
+        specs = self._decode_specs
+        return (
+            partial(on_line, self.backbone) if specs is None else DecodeModel(self.backbone, specs)
+        )
 
     @property
-    def is_lean(self) -> bool:
-        """Whether ``lean_pass`` is leaner than the backbone's own."""
-        return self._lean_rules is not None
+    def has_decode_model(self) -> bool:
+        """Whether ``decode_model`` is leaner than the backbone's own."""
+        return self._decode_specs is not None
 
     @cached_property
-    def _lean_rules(self) -> dict[int, Rule] | None:
-        return rules_of_lean(self.backbone) if self.shared else None
+    def _decode_specs(self) -> dict[int, AttentionSpec] | None:
+        return decode_specs(self.backbone) if self.shared else None
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What training changes: the weights, or the adapters."""
         return trained_state(self.model)
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take weights, or adapters, that ``state`` gave."""
         restore_trained(self.model, state)
 
@@ -173,7 +175,7 @@ class Policy:
         save_checkpoint(directory, self.model, self.tokenizer)
 
 
-def head_of(model: PreTrainedModel) -> Head:
+def lm_head(model: PreTrainedModel) -> Head:
     """The language-model head of ``model``, with the scale and soft cap its family uses."""
     linear = model.get_output_embeddings()
     assert linear is not None, "checked when the policy was made"
@@ -196,7 +198,7 @@ def _require_known_head(model: PreTrainedModel) -> None:
         )
     tokens = torch.tensor([[1, 2, 3]], device=model.device)
     output = model(input_ids=tokens, output_hidden_states=True, use_cache=False)
-    ours = head_of(model).logits(output.hidden_states[-1][0])
+    ours = lm_head(model).logits(output.hidden_states[-1][0])
     theirs = output.logits[0].to(ours.dtype)
     if not torch.allclose(ours, theirs, rtol=0.02, atol=0.02 * float(theirs.abs().max())):
         raise ModelError(

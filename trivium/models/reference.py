@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trivium.data.batch import Batch
-from trivium.models.loading import is_adapted, trained_parameters
+from trivium.models.loading import has_lora, trained_parameters
 from trivium.models.policy import Policy
 
 
@@ -32,7 +32,7 @@ class Reference:
         self._asked = asked
         self._refreshed = False
         self._adapters: list[Tensor] | None = None
-        self._copy = frozen_copy(policy) if asked and not is_adapted(policy.model) else None
+        self._copy = frozen_copy(policy) if asked and not has_lora(policy.model) else None
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
@@ -55,7 +55,7 @@ class Reference:
         current = self._policy.model.state_dict()
         self._copy.model.load_state_dict(current)
 
-    def state(self) -> list[Tensor] | None:
+    def state_dict(self) -> list[Tensor] | None:
         """What it was refreshed to; None where it is still what it started as."""
         if not self._refreshed:
             return None
@@ -64,7 +64,7 @@ class Reference:
         return self._adapters
 
     @torch.no_grad()
-    def restore(self, state: list[Tensor] | None) -> None:
+    def load_state_dict(self, state: list[Tensor] | None) -> None:
         """Be as it was when ``state`` was asked for."""
         if state is None:
             return

@@ -16,21 +16,21 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
 from trivium.errors import ModelError
-from trivium.maths.ragged import spread
+from trivium.maths.ragged import repeat_per_segment
 from trivium.models import flops
 from trivium.models.attention import states_at
 from trivium.models.cpu.heads import use_joined_heads
-from trivium.models.cpu.layers import use_lean_layers
+from trivium.models.cpu.layers import swap_norms_and_mlps
 from trivium.models.cpu.linear import use_fast_linears
 from trivium.models.equivalence import use_ragged_attention
 from trivium.models.loading import (
-    base_of,
     load_scorer,
     load_tokenizer,
     require_vocabulary,
     restore_trained,
     save_checkpoint,
     trained_state,
+    unwrap_peft,
 )
 from trivium.models.model_config import ModelConfig
 
@@ -39,7 +39,7 @@ class RewardModel:
     """A one-label sequence classifier over groups."""
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-        base = base_of(model)
+        base = unwrap_peft(model)
         if base.config.num_labels != 1 or not hasattr(base, "score"):
             raise ModelError(
                 f"{type(base).__name__} has {base.config.num_labels} labels: a reward model is a "
@@ -50,7 +50,7 @@ class RewardModel:
         if base.config.pad_token_id is None:
             base.config.pad_token_id = _padding(tokenizer, base.config.vocab_size)
         use_fast_linears(model)
-        use_lean_layers(model, base.base_model)  # type: ignore[arg-type]
+        swap_norms_and_mlps(model, base.base_model)  # type: ignore[arg-type]
         self.shared = use_ragged_attention(base)
         if self.shared:
             use_joined_heads(base.base_model)  # type: ignore[arg-type]
@@ -65,11 +65,11 @@ class RewardModel:
 
     @property
     def device(self) -> torch.device:
-        return base_of(self.model).device
+        return unwrap_peft(self.model).device
 
     def scores_at(self, batch: Batch, line_index: Tensor) -> Tensor:
         """The head's output at positions of the batch's line, one per index; gradient flows."""
-        base = base_of(self.model)
+        base = unwrap_peft(self.model)
         backbone: PreTrainedModel = base.base_model  # type: ignore[assignment]
         where = line_index.to(self.device)
         states = states_at(backbone, batch.to(self.device), where, shared=self.shared)
@@ -83,12 +83,12 @@ class RewardModel:
         Where that is the padding token (a checkpoint that pads with its EOS), the score is read one
         token earlier, which is where ``transformers`` reads it.
         """
-        padding = base_of(self.model).config.pad_token_id
+        padding = unwrap_peft(self.model).config.pad_token_id
         if padding is None:
             return self.scores_at(batch, batch.last_tokens_N)
         last_T = torch.cumsum(batch.lengths_N, 0) - 1
         is_padding_N = batch.targets_T[last_T] == padding
-        before_N = batch.predictors_T[last_T]
+        before_N = batch.logit_positions_T[last_T]
         return self.scores_at(batch, torch.where(is_padding_N, before_N, batch.last_tokens_N))
 
     def step_scores(self, batch: Batch, ends: list[list[int]]) -> Tensor:
@@ -98,13 +98,13 @@ class RewardModel:
         """
         counts_N = torch.tensor([len(e) for e in ends])
         ends_S = torch.tensor([end for e in ends for end in e], dtype=torch.long)
-        return self.scores_at(batch, spread(batch.starts_N.cpu(), counts_N) + ends_S)
+        return self.scores_at(batch, repeat_per_segment(batch.starts_N.cpu(), counts_N) + ends_S)
 
-    def state(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """What training changes: the weights, or the adapters."""
         return trained_state(self.model)
 
-    def restore(self, state: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take weights, or adapters, that ``state`` gave."""
         restore_trained(self.model, state)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Rows:
+class PaddedSegments:
     """Segments copied into rows that are as long as the longest.
 
     What lies behind a shorter one is some token of the line, which the caller must keep from being
@@ -29,7 +29,7 @@ class Rows:
         """``[L, heads, …]`` as one ``[rows, heads, longest, …]``."""
         return [self.gather(line_L)]
 
-    def put(self, line_L: Tensor, dense: Sequence[Tensor]) -> None:
+    def scatter(self, line_L: Tensor, dense: Sequence[Tensor]) -> None:
         """Bring dense rows to where they lie on the line."""
         line_L.index_copy_(0, self.line_index, self.flatten(dense[0]))
 
@@ -75,11 +75,11 @@ class Rows:
         return torch.nonzero(self.held.view(-1))[:, 0]
 
 
-class Parts:
+class SegmentViews:
     """Segments that are read where they lie, each a row of its own: none is copied.
 
     Args:
-        starts, lengths: as those of ``Rows``; no two overlap, and they come in the line's order.
+        starts, lengths: as those of ``PaddedSegments``; no two overlap, and they come in the line's order.
     """
 
     def __init__(self, starts: Tensor, lengths: Tensor) -> None:
@@ -95,7 +95,7 @@ class Parts:
         sizes = [*self._sizes, len(line_L) - sum(self._sizes)]
         return list(line_L[None].transpose(1, 2).split(sizes, 2)[1::2])
 
-    def put(self, line_L: Tensor, dense: Sequence[Tensor]) -> None:
+    def scatter(self, line_L: Tensor, dense: Sequence[Tensor]) -> None:
         """Bring rows to where they lie on the line."""
         if self._adjoin:
             place = line_L.narrow(0, self._start, self.size)[None]

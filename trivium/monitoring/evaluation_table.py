@@ -45,7 +45,7 @@ EVALUATION = (
     ),
     Metric("length", "length", "tokens", "Held-out length", "Mean length of sampled responses."),
     Metric(
-        "cut_off",
+        "truncated",
         "cut off",
         "share",
         "Held-out cut off",
@@ -78,7 +78,7 @@ EVALUATION = (
         "held-out negative log-likelihood",
         "nats/token",
         "Held-out loss",
-        "Mean −log π of held-out demonstrations' tokens: where it rises, the model memorises.",
+        "Mean −log π of held-out demonstrations' tokens: where it rises, the model memorizes.",
     ),
     Metric("loss", "held-out loss", "", "Held-out loss", "Held-out loss of a reward model."),
     Metric(

@@ -68,7 +68,7 @@ class Memory:
         self.raised = True
         return due
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod

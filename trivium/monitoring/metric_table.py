@@ -13,7 +13,7 @@ _37 = "Huang et al. 2022, The 37 implementation details of PPO"
 
 TABLE = (
     Metric(
-        "loss", "loss", "", "Loss", "The minimised objective, averaged over the step's updates."
+        "loss", "loss", "", "Loss", "The minimized objective, averaged over the step's updates."
     ),
     Metric(
         "nll",
@@ -35,7 +35,7 @@ TABLE = (
         "accuracy before the update",
         "share",
         "Reward model",
-        "Share of the step's pairs (or labelled steps) that the reward model ranks (or classifies) "
+        "Share of the step's pairs (or labeled steps) that the reward model ranks (or classifies) "
         "right, before it learns from them.",
         f"{_RLHF}, eq. 1",
     ),
@@ -283,7 +283,7 @@ TABLE = (
     Metric("length/min", "shortest", "tokens", "Length", "Shortest response of the step."),
     Metric("length/max", "longest", "tokens", "Length", "Longest response of the step."),
     Metric(
-        "length/cut_off",
+        "length/truncated",
         "cut off",
         "share",
         "Cut off",
@@ -300,12 +300,12 @@ TABLE = (
         "gradient_norm",
         "gradient norm",
         "",
-        "Optimiser",
+        "Optimizer",
         "Global norm of the policy's gradient before clipping, averaged over the step's updates.",
         "Pascanu et al. 2013",
     ),
-    Metric("learning_rate", "learning rate", "", "Optimiser", "Of the step's last update."),
-    Metric("optimizer_steps", "updates", "updates", "Optimiser", "Optimiser steps of this step."),
+    Metric("learning_rate", "learning rate", "", "Optimizer", "Of the step's last update."),
+    Metric("optimizer_steps", "updates", "updates", "Optimizer", "Optimizer steps of this step."),
     Metric(
         "memory/splits",
         "halved micro-batches",
@@ -374,7 +374,7 @@ TABLE = (
         "Time",
         "Passes without gradient: π_old, π_ref, critic; and advantages from them.",
     ),
-    Metric("time/update", "update", "s", "Time", "Forward, backward and optimiser."),
+    Metric("time/update", "update", "s", "Time", "Forward, backward and optimizer."),
     Metric(
         "time/reward_update",
         "reward update",

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 
 
 class MonitorConfig(Configuration):
@@ -90,7 +90,7 @@ class LengthCollapseConfig(MonitorConfig):
     """Steps whose median counts."""
 
 
-class CutOffConfig(MonitorConfig):
+class TruncatedConfig(MonitorConfig):
     """Responses that the length limit ends. Switch it off where texts have no end by design."""
 
     share: float = Field(default=0.5, gt=0, le=1)
@@ -202,7 +202,7 @@ class GradientConfig(MonitorConfig):
     window: int = Field(default=20, ge=5)
     """Norms before them that they are compared with."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if self.jump < self.factor:
             yield (
                 "jump",
@@ -252,7 +252,7 @@ class MonitorsConfig(Configuration):
     entropy: EntropyConfig = EntropyConfig()
     length_growth: LengthGrowthConfig = LengthGrowthConfig()
     length_collapse: LengthCollapseConfig = LengthCollapseConfig()
-    cut_off: CutOffConfig = CutOffConfig()
+    truncated: TruncatedConfig = TruncatedConfig()
     empty: EmptyConfig = EmptyConfig()
     equal_rewards: EqualRewardsConfig = EqualRewardsConfig()
     critic: CriticConfig = CriticConfig()

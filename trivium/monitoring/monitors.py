@@ -58,7 +58,7 @@ class Alarm:
         return asdict(self)
 
 
-Rule = Callable[[Any, View], Finding | None]
+AttentionSpec = Callable[[Any, View], Finding | None]
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ class Monitor:
     watches: str
     why: str
     remedy: str
-    after_step: Rule | None = None
-    after_evaluation: Rule | None = None
+    after_step: AttentionSpec | None = None
+    after_evaluation: AttentionSpec | None = None
 
 
 MONITORS = {
@@ -97,14 +97,14 @@ MONITORS = {
     "kl_old": Monitor(
         "KL from the sampling policy that one step's updates made",
         "Beyond the reach of its samples an update is not guided by them: one step can undo a run.",
-        "Lower optimizer.learning_rate, epochs or minibatches, or set stop_at_kl (PPO).",
+        "Lower optimizer.learning_rate, epochs or minibatches, or set target_kl (PPO).",
         rules.kl_old,
     ),
     "entropy": Monitor(
         "entropy against the run's start, and against a floor",
         "A policy without entropy samples one answer: nothing is explored, groups have equal "
         "rewards, and learning ends.",
-        "Raise clip_high (DAPO: 0.28) or beta, set entropy_bonus (PPO), or lower "
+        "Raise clip_high (DAPO: 0.28) or beta, set entropy_coef (PPO), or lower "
         "optimizer.learning_rate.",
         rules.entropy,
     ),
@@ -112,7 +112,7 @@ MONITORS = {
         "response length against the run's start; held-out where steps sample nothing",
         "Rewards often pay for length, knowingly or not, and every step costs more.",
         "Add the built-in reward length, set aggregation: fixed_length (GRPO, PPO) or "
-        "length_normalised (DPO), or raise run.monitors.length_growth.factor where it is meant.",
+        "length_normalized (DPO), or raise run.monitors.length_growth.factor where it is meant.",
         rules.length_growth,
         rules.length_growth,
     ),
@@ -124,12 +124,12 @@ MONITORS = {
         rules.length_collapse,
         rules.length_collapse,
     ),
-    "cut_off": Monitor(
+    "truncated": Monitor(
         "share of responses that the length limit ends",
         "A response that was cut off is scored unfinished, and the policy is not taught to end.",
-        "Raise sampling.max_tokens, set drop_cut_off (GRPO), or, where texts have no end by "
-        "design, run.monitors.cut_off.action: off.",
-        rules.cut_off,
+        "Raise sampling.max_tokens, set mask_truncated (GRPO), or, where texts have no end by "
+        "design, run.monitors.truncated.action: off.",
+        rules.truncated,
     ),
     "empty": Monitor(
         "share of responses without any text",
@@ -170,7 +170,7 @@ MONITORS = {
         "Samples then come from another policy than the one that is trained, and gradients are "
         "biased.",
         "Sample in the trainer's precision (model.dtype: float32), check that the sampler holds "
-        "the trained weights, or set importance_limit: 2; lower optimizer.learning_rate where they "
+        "the trained weights, or set importance_sampling_cap: 2; lower optimizer.learning_rate where they "
         "are sampled ahead (asynchronous).",
         rules.sampler_difference,
     ),
@@ -198,7 +198,7 @@ MONITORS = {
     ),
     "fallbacks": Monitor(
         "responses whose reward failed",
-        "A fallback value is no judgement: where failing pays, the policy learns to make the "
+        "A fallback value is no judgment: where failing pays, the policy learns to make the "
         "reward fail.",
         "Look at the reward's error on such a response, raise its timeout, or choose a lower "
         "fallback.",
@@ -244,11 +244,11 @@ class Monitors:
         """
         return self._judge(step, record, lambda monitor: monitor.after_evaluation)
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Everything remembered, as JSON can hold it."""
-        return {name: memory.state() for name, memory in self._memories.items()}
+        return {name: memory.state_dict() for name, memory in self._memories.items()}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a state; a monitor that was off then, or is new, begins afresh."""
         self._memories |= {name: Memory.of(state[name]) for name in self._on if name in state}
 
@@ -256,7 +256,7 @@ class Monitors:
         self,
         step: int,
         record: Mapping[str, Any],
-        rule_of: Callable[[Monitor], Rule | None],
+        rule_of: Callable[[Monitor], AttentionSpec | None],
     ) -> list[Alarm]:
         numbers = {name: float(value) for name, value in record.items() if _is_number(value)}
         finite = {name: value for name, value in numbers.items() if math.isfinite(value)}

@@ -151,5 +151,5 @@ def printable(text: str) -> str:
 
 
 def _is_live(console: Console) -> bool:
-    """Whether to draw in place: colours can be forced on a pipe, where nothing is redrawn."""
+    """Whether to draw in place: colors can be forced on a pipe, where nothing is redrawn."""
     return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal

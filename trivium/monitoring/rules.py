@@ -18,7 +18,6 @@ from trivium.monitoring.monitor_config import (
     ChosenConfig,
     ClipFractionConfig,
     CriticConfig,
-    CutOffConfig,
     EmptyConfig,
     EntropyConfig,
     EqualRewardsConfig,
@@ -32,6 +31,7 @@ from trivium.monitoring.monitor_config import (
     PreferencesLearnedConfig,
     RatioConfig,
     SamplerConfig,
+    TruncatedConfig,
 )
 
 _FALLBACKS = re.compile("rewards/(?P<reward>.+)/fallbacks")
@@ -139,12 +139,12 @@ def _lengths(view: View, window: int) -> tuple[str, float, float, str] | None:
     return metric, start.median, now.median, words
 
 
-def cut_off(config: CutOffConfig, view: View) -> Finding | None:
-    now = view.last("length/cut_off", config.window)
+def truncated(config: TruncatedConfig, view: View) -> Finding | None:
+    now = view.last("length/truncated", config.window)
     if now is None:
         return None
     seen = f"the length limit cut off {now.mean:.0%} of responses ({now.at})"
-    return Finding(now.mean >= config.share, "length/cut_off", now.mean, config.share, seen)
+    return Finding(now.mean >= config.share, "length/truncated", now.mean, config.share, seen)
 
 
 def empty(config: EmptyConfig, view: View) -> Finding | None:

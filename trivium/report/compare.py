@@ -13,7 +13,7 @@ from typing import Any
 
 from trivium.errors import DataError
 from trivium.monitoring.metrics import METRICS
-from trivium.report.page import assemble, require_free, write_page
+from trivium.report.page import build_components, require_free, write_page
 
 SCRIPTS = ("compare_table.js", "compare_charts.js", "compare.js")
 NUMBERS = "comparison.json"
@@ -25,7 +25,7 @@ def write(directory: Path, comparison: Mapping[str, Any], output: Path | None = 
     Raises:
         TrainingError: the file cannot be written.
     """
-    text = assemble(f"{comparison['title']} · Trivium", collect(comparison), SCRIPTS)
+    text = build_components(f"{comparison['title']} · Trivium", collect(comparison), SCRIPTS)
     return write_page(output or directory / "report.html", text)
 
 
@@ -48,21 +48,21 @@ def rewrite(directory: Path, output: Path | None = None, *, overwrite: bool = Fa
 
 def collect(comparison: Mapping[str, Any]) -> dict[str, Any]:
     """What the page shows; every single prompt's reward is left out."""
-    roads = [
+    methods = [
         {
-            **road,
-            "runs": [_without_outcomes(run) for run in road["runs"]],
-            "varied": [_without_outcomes(run) for run in road["varied"]],
+            **method,
+            "runs": [_without_outcomes(run) for run in method["runs"]],
+            "varied": [_without_outcomes(run) for run in method["varied"]],
         }
-        for road in comparison["roads"]
+        for method in comparison["methods"]
     ]
-    rewards = [q for road in comparison["roads"] for r in road["runs"] for q in _rewards(r)]
+    rewards = [q for method in comparison["methods"] for r in method["runs"] for q in _rewards(r)]
     meanings = {name: {"title": m.title, "meaning": m.meaning} for name, m in METRICS.items()}
     return {
         **comparison,
-        "roads": roads,
+        "methods": methods,
         "unit": "share" if all(0 <= q <= 1 for q in rewards) else "",
-        "meanings": {name: meanings[name] for name in _watched(roads) if name in meanings},
+        "meanings": {name: meanings[name] for name in _watched(methods) if name in meanings},
     }
 
 
@@ -75,5 +75,7 @@ def _rewards(run: Mapping[str, Any]) -> list[float]:
     return [*outcomes.get("greedy", []), *(q for row in outcomes.get("sampled", []) for q in row)]
 
 
-def _watched(roads: list[dict[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(name for r in roads for run in r["runs"] for name in run["training"]))
+def _watched(methods: list[dict[str, Any]]) -> list[str]:
+    return list(
+        dict.fromkeys(name for r in methods for run in r["runs"] for name in run["training"])
+    )

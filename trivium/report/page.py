@@ -28,7 +28,7 @@ _SHARED = ("common.js", "refresh.js", "chart.js")
 _MARKUP = re.compile("[<>&\u2028\u2029]")
 
 
-def assemble(
+def build_components(
     title: str, data: Mapping[str, Any], scripts: Sequence[str], *, live: bool = False
 ) -> str:
     """Return a page as one HTML text.

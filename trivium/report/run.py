@@ -13,7 +13,7 @@ from typing import Any
 
 from trivium.report import curves, evaluations
 from trivium.report.headline import headline
-from trivium.report.page import assemble, clip, encode, require_free, write_page
+from trivium.report.page import build_components, clip, encode, require_free, write_page
 from trivium.report.samples import MOST_BYTES, select
 from trivium.runs.store import (
     read_evaluations,
@@ -52,7 +52,7 @@ def write(run: Path, output: Path | None = None, *, overwrite: bool = False) -> 
 
 def page(data: dict[str, Any], *, live: bool = False) -> str:
     """Return the page that shows what ``collect`` returned."""
-    return assemble(f"{data['name']} · Trivium", data, SCRIPTS, live=live)
+    return build_components(f"{data['name']} · Trivium", data, SCRIPTS, live=live)
 
 
 def collect(run: Path) -> dict[str, Any]:

@@ -121,7 +121,7 @@ def _response(record: Row, prompt: int) -> dict[str, Any]:
         "drawn": _text(record.get("drawn")),
         "sample": record.get("sample"),
         "response": _clip(text),
-        "ended": _text(record.get("ended")),
+        "finish_reason": _text(record.get("finish_reason")),
         "reward": record.get("reward"),
         "rewards": [[_clip(k), v] for k, v in rewards.items()] if isinstance(rewards, dict) else [],
         "length": record.get("length"),
@@ -148,7 +148,7 @@ def _tokens(record: Row, text: str) -> dict[str, Any]:
 
 
 def _digits(value: Any) -> Any:
-    """Three digits are enough for a colour and a hover."""
+    """Three digits are enough for a color and a hover."""
     if not is_number(value):
         return value if value in ("NaN", "Infinity", "-Infinity") else None
     return float(f"{value:.3g}") if math.isfinite(value) else value

@@ -196,7 +196,7 @@ class Component:
         ]
         return good, len(faults)
 
-    def some(
+    def score_subset(
         self,
         prompts: Sequence[Prompt],
         responses: Sequence[Response],
@@ -260,7 +260,7 @@ class Component:
             "responses": lambda: [response.text for response in responses],
             "prompt_tokens": lambda: [list(prompt.tokens) for prompt in prompts],
             "response_tokens": lambda: [list(response.tokens) for response in responses],
-            "ended": lambda: [response.ended for response in responses],
+            "finish_reasons": lambda: [response.finish_reason for response in responses],
         }
         return {
             **{name: everything[name]() for name in given(self.function)},

@@ -24,12 +24,13 @@ from types import ModuleType
 from typing import Any
 
 from trivium.config.paths import looked_up
+from trivium.config.renamed import RENAMED_ARGUMENTS
 from trivium.errors import ConfigurationError
 
 Function = Callable[..., Any]
 
 # What every function may name besides the data's columns; one entry per response.
-GIVEN = ("prompts", "responses", "prompt_tokens", "response_tokens", "ended")
+GIVEN = ("prompts", "responses", "prompt_tokens", "response_tokens", "finish_reasons")
 
 
 _DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
@@ -60,7 +61,7 @@ def load_function(
     """Return the function that ``file.py:function``, ``module:function`` or a built-in name means.
 
     A relative file is looked for in each of `directories` in turn. Modules may come from there too,
-    and a reward's file may import its neighbours: both are added at the end of the import path.
+    and a reward's file may import its neighbors: both are added at the end of the import path.
     Raises ConfigurationError.
     """
     place, colon, name = source.rpartition(":")
@@ -266,6 +267,8 @@ def fit(
             continue
         if column in available:
             chosen[name] = column
+        elif name in RENAMED_ARGUMENTS and name not in columns:
+            faults.append(f"parameter {name!r} is now {RENAMED_ARGUMENTS[name]!r}: rename it")
         elif name in columns or named[name].default is inspect.Parameter.empty:
             faults.append(
                 f"parameter {name!r} needs a data column {column!r}{nearest(column, available)}, "
@@ -334,7 +337,7 @@ async def _awaited(result: Awaitable[Any], seconds: float | None) -> Any:
 def call(function: Function, keywords: Mapping[str, Any], seconds: float | None) -> Any:
     """Return a function's result within `seconds`, or raise PastLimit or what it raises.
 
-    It runs in a daemon thread, an ``async def`` in an event loop there (and is cancelled at its
+    It runs in a daemon thread, an ``async def`` in an event loop there (and is canceled at its
     limit). Without a limit it runs in the caller's thread, which signal handlers need.
     """
 

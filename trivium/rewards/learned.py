@@ -24,7 +24,7 @@ from trivium.data.batch import Batch, Grouped
 from trivium.data.chat import Encoder, step_ends
 from trivium.data.group import Group
 from trivium.models.model_config import ModelConfig
-from trivium.models.oom import in_parts
+from trivium.models.oom import run_with_oom_split
 from trivium.models.reward_model import RewardModel
 from trivium.rewards.functions import Function
 from trivium.rewards.reward_config import LEARNED, OUTCOME, PROCESS, Aggregate, RewardConfig
@@ -69,7 +69,7 @@ class LearnedRewards:
         responses: list[str],
         prompt_tokens: list[list[int]],
         response_tokens: list[list[int]],
-        ended: list[str],
+        finish_reasons: list[str],
         *,
         path: str,
         dtype: str = "float32",
@@ -77,11 +77,15 @@ class LearnedRewards:
     ) -> list[float]:
         """One score per response, read at its last token."""
         model = self.models[path]
-        groups = self._groups(model, prompts, responses, prompt_tokens, response_tokens, ended)
+        groups = self._groups(
+            model, prompts, responses, prompt_tokens, response_tokens, finish_reasons
+        )
         data = Grouped(groups)
         scores = [0.0] * len(groups)
         for whole in data.split(TOKENS_PER_PASS):
-            for part, values in in_parts(data, whole, lambda d: model.scores(Batch.of(d.groups))):
+            for part, values in run_with_oom_split(
+                data, whole, lambda d: model.scores(Batch.of(d.groups))
+            ):
                 for index, value in zip(part, values.tolist(), strict=True):
                     scores[index] = value
         return scores
@@ -93,7 +97,7 @@ class LearnedRewards:
         responses: list[str],
         prompt_tokens: list[list[int]],
         response_tokens: list[list[int]],
-        ended: list[str],
+        finish_reasons: list[str],
         *,
         path: str,
         separator: str = "\n",
@@ -106,7 +110,9 @@ class LearnedRewards:
         Aggregated, one number per response; a response without steps then gets 0.
         """
         model = self.models[path]
-        groups = self._groups(model, prompts, responses, prompt_tokens, response_tokens, ended)
+        groups = self._groups(
+            model, prompts, responses, prompt_tokens, response_tokens, finish_reasons
+        )
         spans = [step_spans(text, separator) for text in responses]
         ends = [
             step_ends(model.tokenizer, group.responses[0], [end for _, end in found])
@@ -122,7 +128,7 @@ class LearnedRewards:
             return torch.sigmoid(model.step_scores(Batch.of(part.groups), wanted))
 
         for whole in data.split(TOKENS_PER_PASS):
-            for part, found_S in in_parts(data, whole, chances):
+            for part, found_S in run_with_oom_split(data, whole, chances):
                 numbers = iter(found_S.tolist())
                 for index in part:
                     values[index] = [next(numbers) for _ in ends[index]]
@@ -137,17 +143,17 @@ class LearnedRewards:
         responses: list[str],
         prompt_tokens: list[list[int]],
         response_tokens: list[list[int]],
-        ended: list[str],
+        finish_reasons: list[str],
     ) -> list[Group]:
         """Each response with its prompt, in the reward model's tokens."""
         if model.tokenizer.get_vocab() == self.vocabulary:
             pairs = zip(prompt_tokens, response_tokens, strict=True)
             return [Group(prompt, [response]) for prompt, response in pairs]
         encoder, groups = Encoder(model.tokenizer), []
-        for prompt, text, how in zip(prompts, responses, ended, strict=True):
+        for prompt, text, how in zip(prompts, responses, finish_reasons, strict=True):
             exchange = encoder.exchange(prompt, text)
-            cut_off = how == "length" and len(exchange.response) > 1
-            groups.append(Group(exchange.prompt, [exchange.response[: -1 if cut_off else None]]))
+            truncated = how == "length" and len(exchange.response) > 1
+            groups.append(Group(exchange.prompt, [exchange.response[: -1 if truncated else None]]))
         return groups
 
 

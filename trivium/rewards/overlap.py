@@ -26,14 +26,14 @@ if TYPE_CHECKING:
     from trivium.data.prompts import Prompt
     from trivium.rollout.engine import Response
 
-HELPINGS = 8
+CALLS_PER_BATCH = 8
 """How many calls a batch is cut into."""
 
-Helping = list[tuple[int, "list[Response]"]]
+ScoringBatch = list[tuple[int, "list[Response]"]]
 """Groups that are scored in one call: the places of their prompts, and their responses."""
 
 
-class EarlyScoring:
+class OverlappedScoring:
     """The scoring of one batch of groups while it is sampled.
 
     A context manager: left early, it begins no further call. A call that goes on cannot be ended;
@@ -47,18 +47,18 @@ class EarlyScoring:
     def __init__(self, components: Sequence[Component], prompts: Sequence[Prompt]) -> None:
         self._prompts = prompts
         self._columns = columns_of(prompts)
-        self._size = math.ceil(len(prompts) / HELPINGS)
-        self._waiting: Helping = []
+        self._size = math.ceil(len(prompts) / CALLS_PER_BATCH)
+        self._waiting: ScoringBatch = []
         self._told: set[int] = set()
         self._working = {component.name: component for component in components}
         self._found: dict[str, dict[int, list[Entry]]] = {name: {} for name in self._working}
         self._left = {c.name: c.config.timeout or 0.0 for c in components}
-        self._queue: SimpleQueue[Helping | None] = SimpleQueue()
+        self._queue: SimpleQueue[ScoringBatch | None] = SimpleQueue()
         self._given_up, self._done = threading.Event(), threading.Event()
         self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
-    def __enter__(self) -> EarlyScoring:
+    def __enter__(self) -> OverlappedScoring:
         return self
 
     def __exit__(
@@ -70,7 +70,7 @@ class EarlyScoring:
         self._given_up.set()
         self._queue.put(None)
 
-    def take(self, place: int, group: list[Response]) -> None:
+    def add(self, place: int, group: list[Response]) -> None:
         """Take a group that has ended, to score it once there are enough for a call."""
         if self._working:
             self._told.add(place)
@@ -87,7 +87,7 @@ class EarlyScoring:
             return {}
         for place, group in enumerate(responses):
             if place not in self._told:
-                self.take(place, group)
+                self.add(place, group)
         self._send()
         self._queue.put(None)
         self._done.wait()
@@ -119,7 +119,7 @@ class EarlyScoring:
         finally:
             self._done.set()
 
-    def _score(self, component: Component, helping: Helping) -> None:
+    def _score(self, component: Component, helping: ScoringBatch) -> None:
         """Call one reward; all its calls for a batch share one limit."""
         name = component.name
         prompts = [self._prompts[place] for place, group in helping for _ in group]
@@ -127,7 +127,7 @@ class EarlyScoring:
         began = time.monotonic()
         entries = None
         if self._left[name] > 0:
-            entries = component.some(prompts, flat, self._columns, self._left[name])
+            entries = component.score_subset(prompts, flat, self._columns, self._left[name])
         self._left[name] -= time.monotonic() - began
         if entries is None:
             del self._working[name]

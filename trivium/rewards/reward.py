@@ -30,7 +30,7 @@ from trivium.rewards.math import math as math_verified
 from trivium.rewards.reward_config import RewardConfig
 from trivium.rewards.server import server
 from trivium.rewards.steps import steps
-from trivium.serialization import packable
+from trivium.serialization import serializable
 
 if TYPE_CHECKING:
     from trivium.data.prompts import Prompt
@@ -47,7 +47,7 @@ BUILT_IN: dict[str, Function] = {
 }
 
 
-@packable
+@serializable
 @dataclass(frozen=True)
 class Scores:
     """The rewards of N responses.

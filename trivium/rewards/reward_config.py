@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, field_serializer
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 from trivium.config.paths import looked_up
 from trivium.config.secrets import secrets_in
 from trivium.rewards.functions import anchored, nearest
@@ -111,7 +111,7 @@ class RewardConfig(Configuration):
         """What the reward is called in metrics and messages."""
         return self.name or self.function.rpartition(":")[2]
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         for name in secrets_in(self.arguments):
             yield (
                 "arguments",
@@ -130,7 +130,7 @@ class RewardConfig(Configuration):
             yield from _unfit(self.function, self.arguments)
 
 
-def _unfit(function: str, arguments: dict[str, Any]) -> Iterator[Contradiction]:
+def _unfit(function: str, arguments: dict[str, Any]) -> Iterator[Conflict]:
     """Yield what is wrong with a learned reward's arguments."""
     kind = LEARNED[function]
     try:

@@ -168,7 +168,7 @@ def _verdicts(text: str, exact: bool) -> Iterator[bool]:
         chained = counted and not right_text.strip(_ARITHMETIC)
 
 
-def _normalised(text: str) -> str:
+def _normalized(text: str) -> str:
     text = _LATEX.sub(lambda sign: "/" if sign[1] == "div" else "*", text)
     text = text.translate(_SIGNS)
     text = _LETTER_TIMES.sub(r"\1*\2", text)
@@ -186,7 +186,7 @@ def equations_hold(step: str, exact: bool = False) -> bool | None:
     """
     texts = [*_ANNOTATION.findall(step), _BULLET.sub("", _ANNOTATION.sub("", step), count=1)]
     verdicts: list[bool] = []
-    for text in map(_normalised, texts):
+    for text in map(_normalized, texts):
         share = list(_verdicts(_PERCENT.sub(r"(\1/100)", text), exact))
         figure = list(_verdicts(text.replace("%", ""), exact)) if "%" in text else share
         verdicts += share if all(share) and share else figure

@@ -35,21 +35,23 @@ class _Stopped(Exception):
     """Sampling was given up."""
 
 
-class _Copy(LocalEngine):
+class _SnapshotEngine(LocalEngine):
     """An engine over a frozen copy of another's policy that can be stopped between two tokens."""
 
     def __init__(self, original: LocalEngine) -> None:
         policy = frozen_copy(original.policy)
         # Tokenizers are not made for two threads.
         policy.tokenizer = copy.deepcopy(policy.tokenizer)
-        policy.lean_pass()  # Finds out once, here, whether it may sample by a leaner pass.
+        policy.decode_model()  # Finds out once, here, whether it may sample by a leaner pass.
         super().__init__(policy, original.end_tokens, max_rows=original.max_rows)
         self.stopped = threading.Event()
 
-    def _extend(self, rows: list[Row], head: Head, hidden_RD: Tensor, sampling: Sampling) -> None:
+    def _sample_tokens(
+        self, rows: list[Row], head: Head, hidden_RD: Tensor, sampling: Sampling
+    ) -> None:
         if self.stopped.is_set():
             raise _Stopped
-        super()._extend(rows, head, hidden_RD, sampling)
+        super()._sample_tokens(rows, head, hidden_RD, sampling)
 
 
 @dataclass
@@ -61,7 +63,7 @@ class _Result:
     flops: float = 0.0
 
 
-class Ahead:
+class AsyncEngine:
     """An engine that samples what it is asked for now, or gives what it was asked for before.
 
     Args:
@@ -70,9 +72,9 @@ class Ahead:
 
     def __init__(self, engine: LocalEngine) -> None:
         self._engine = engine
-        self._copy = _Copy(engine)
+        self._copy = _SnapshotEngine(engine)
         parameters = dict(self._copy.policy.model.named_parameters())
-        self._weights = {name: parameters[name] for name in engine.policy.state()}
+        self._weights = {name: parameters[name] for name in engine.policy.state_dict()}
         self._step: int | None = None
         self._thread: threading.Thread | None = None
         self._ended: SimpleQueue[tuple[int, list[Response]] | None] = SimpleQueue()
@@ -85,7 +87,7 @@ class Ahead:
         before the run was stopped."""
         if self._step != step:
             self.close()
-            self._set(self._engine.policy.state())
+            self._set(self._engine.policy.state_dict())
             self._step = step
         if self._thread is None:
             self._start(prompts, samples, sampling, seed, step)
@@ -125,13 +127,13 @@ class Ahead:
             self._copy.stopped.clear()
             self._thread = None
 
-    def state(self) -> dict[str, Any] | None:
+    def state_dict(self) -> dict[str, Any] | None:
         """The step that was begun last, and the weights it is sampled from."""
         if self._step is None:
             return None
         return {"step": self._step, "weights": {n: p.detach() for n, p in self._weights.items()}}
 
-    def restore(self, state: dict[str, Any] | None) -> None:
+    def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """Have begun what ``state`` says."""
         if state is not None:
             self._set(state["weights"])

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from trivium.models import flops
-from trivium.models.equivalence import HALF, close, is_precise
+from trivium.models.equivalence import HALF_PRECISION_TOL, is_precise, states_match
 from trivium.models.policy import Policy
-from trivium.rollout.kv_cache import Grid, RowCache
+from trivium.rollout.kv_cache import Grid, KVCache
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,8 @@ Record = Callable[[Step], Step]
 """From a step to what repeats its operations on the same memory; both return the same tensor."""
 
 
-class GraphedRows(RowCache):
-    """A ``RowCache`` that records its steps and replays them.
+class GraphedCache(KVCache):
+    """A ``KVCache`` that records its steps and replays them.
 
     Args:
         policy, apart: as there.
@@ -40,16 +40,16 @@ class GraphedRows(RowCache):
     idle_share = 1 / 2
     """A recording costs several steps, an idle slot little: weights are read once for all."""
 
-    def __init__(self, policy: Policy, *, apart: bool = True, record: Record) -> None:
-        super().__init__(policy, apart=apart)
+    def __init__(self, policy: Policy, *, shared_prefix: bool = True, record: Record) -> None:
+        super().__init__(policy, shared_prefix=shared_prefix)
         self.record = record
         self._recorded: tuple[Grid, int] | None = None
 
-    def _step(self, tokens_S: Tensor, at_S: Tensor, used: int, level: bool) -> Tensor:
-        if self._recorded != (self.grid, self.capacity):
+    def _step(self, tokens_S: Tensor, at_S: Tensor, used: int, aligned: bool) -> Tensor:
+        if self._recorded != (self.grid, self.response_capacity):
             self._given = [x.to(self.device) for x in (tokens_S, at_S)]
             self._replay = self.record(self._whole_step)
-            self._recorded = self.grid, self.capacity
+            self._recorded = self.grid, self.response_capacity
         for held_S, x_S in zip(self._given, (tokens_S, at_S), strict=True):
             held_S.copy_(x_S)
         return self._replay()
@@ -57,7 +57,7 @@ class GraphedRows(RowCache):
     def _whole_step(self) -> Tensor:
         """One that looks at whole strips, wherever in them rows are."""
         tokens_S, at_S = self._given
-        return super()._step(tokens_S, at_S, self.capacity, level=False)
+        return super()._step(tokens_S, at_S, self.response_capacity, aligned=False)
 
 
 class CudaGraphs:
@@ -97,12 +97,12 @@ def graphs_work(policy: Policy, record: Callable[[torch.device], Record] = CudaG
     Only a lean pass is recorded; what the code of other families asks of the CPU is not known.
     """
     name = type(policy.model).__name__
-    if not policy.is_lean:
+    if not policy.has_decode_model:
         logger.warning("%s is sampled without CUDA graphs: it has no lean pass", name)
         return False
     try:
         with flops.apart():
-            works = _agree(RowCache(policy), GraphedRows(policy, record=record(policy.device)))
+            works = _agree(KVCache(policy), GraphedCache(policy, record=record(policy.device)))
         reason: object = "hidden states differ"
     except Exception as error:  # Recording fails in many ways, and none may end a run.
         works, reason = False, error.__context__ or error
@@ -111,11 +111,11 @@ def graphs_work(policy: Policy, record: Callable[[torch.device], Record] = CudaG
     return works
 
 
-def _agree(plain: RowCache, graphed: GraphedRows) -> bool:
+def _agree(plain: KVCache, graphed: GraphedCache) -> bool:
     for cache in (plain, graphed):
         cache.admit([[1, 0, 1], [0]], 2)
     for token in (0, 1, 0):
         expected, found = (cache.advance(torch.full((4,), token)) for cache in (plain, graphed))
-        if not close(found, expected, 1e-3 if is_precise(expected) else HALF):
+        if not states_match(found, expected, 1e-3 if is_precise(expected) else HALF_PRECISION_TOL):
             return False
     return True

@@ -18,14 +18,14 @@ from torch import Tensor
 
 from trivium.data.prompts import Prompt
 from trivium.rollout.sampling import Sampling
-from trivium.serialization import packable
+from trivium.serialization import serializable
 
-Ending = Literal["eos", "stop", "length"]
-OUTSIDE_TRAINING = -1
+FinishReason = Literal["eos", "stop", "length"]
+EVAL_STEP = -1
 """The step of what is sampled by no training step: its random numbers are its own."""
 
 
-@packable
+@serializable
 @dataclass(frozen=True)
 class Response:
     """One sampled response.
@@ -34,13 +34,13 @@ class Response:
         tokens: its token ids, the ending token included.
         logprobs: of each token under ``softmax(logits / temperature)`` (1 when greedy), before
             top-p, top-k and min-p cut the distribution.
-        ended: by its EOS (or a stop token), by a stop text, or cut off by the length limit.
+        finish_reason: by its EOS (or a stop token), by a stop text, or cut off by the length limit.
         text: the tokens decoded, without special tokens.
     """
 
     tokens: list[int]
     logprobs: list[float]
-    ended: Ending
+    finish_reason: FinishReason
     text: str
 
 
@@ -99,7 +99,7 @@ def draw(logits_RV: Tensor, uniforms_R: Tensor, sampling: Sampling) -> tuple[Ten
     if sampling.greedy:
         token_R = log_p_RV.argmax(-1)
     else:
-        kept_RV = restricted(log_p_RV.exp(), sampling)
+        kept_RV = filter_top_k_top_p(log_p_RV.exp(), sampling)
         total_RV = kept_RV.cumsum(-1, dtype=torch.float64)
         target_R1 = uniforms_R[:, None] * total_RV[:, -1:]
         token_R = torch.searchsorted(total_RV, target_R1, right=True)[:, 0]
@@ -110,8 +110,8 @@ def draw(logits_RV: Tensor, uniforms_R: Tensor, sampling: Sampling) -> tuple[Ten
     return token_R, log_p_RV.gather(1, token_R[:, None])[:, 0]
 
 
-def restricted(p_RV: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities with what top-k, min-p and top-p leave out set to 0, not renormalised."""
+def filter_top_k_top_p(p_RV: Tensor, sampling: Sampling) -> Tensor:
+    """Probabilities with what top-k, min-p and top-p leave out set to 0, not renormalized."""
     if sampling.top_k and sampling.top_k < p_RV.shape[1]:
         least_R1 = p_RV.topk(sampling.top_k, -1).values[:, -1:]
         p_RV = p_RV.where(p_RV >= least_R1, 0.0)

@@ -20,10 +20,10 @@ from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
-from trivium.rollout.cuda_graphs import CudaGraphs, GraphedRows, graphs_work
-from trivium.rollout.engine import Ending, Finished, Response, draw, row_key, uniforms
-from trivium.rollout.kv_cache import SHORT, RowCache
-from trivium.rollout.padded_cache import SeparateRows
+from trivium.rollout.cuda_graphs import CudaGraphs, GraphedCache, graphs_work
+from trivium.rollout.engine import Finished, FinishReason, Response, draw, row_key, uniforms
+from trivium.rollout.kv_cache import MAX_COPIED_PREFIX, KVCache
+from trivium.rollout.padded_cache import PaddedCache
 from trivium.rollout.sampling import Sampling
 
 AHEAD = 64
@@ -39,7 +39,7 @@ class Row:
         self.uniforms: list[float] = []
         self.tokens: list[int] = []
         self.logprobs: list[float] = []
-        self.ended: Ending | None = None
+        self.finish_reason: FinishReason | None = None
 
 
 class LocalEngine:
@@ -87,27 +87,29 @@ class LocalEngine:
             if admitted:
                 fresh = [row for i in admitted for row in rows[i]]
                 hidden_GD = cache.admit([prompts[i].tokens for i in admitted], samples)
-                self._extend(fresh, head, hidden_GD.repeat_interleave(samples, 0), sampling)
+                self._sample_tokens(fresh, head, hidden_GD.repeat_interleave(samples, 0), sampling)
                 active += fresh
-            growing = self._leave(active, cache)
+            growing = self._evict_finished(active, cache)
             for i in _ended(active, growing):
                 responses[i] = [self._response(row) for row in rows[i]]
                 if finished is not None:
-                    _tell(finished, i, responses[i])
+                    _notify(finished, i, responses[i])
             active = growing
             if active:
                 tokens_R = torch.tensor([row.tokens[-1] for row in active])
-                self._extend(active, head, cache.advance(tokens_R), sampling)
+                self._sample_tokens(active, head, cache.advance(tokens_R), sampling)
         return responses
 
-    def _cache(self, prompts: Sequence[Prompt], samples: int) -> RowCache | SeparateRows:
+    def _cache(self, prompts: Sequence[Prompt], samples: int) -> KVCache | PaddedCache:
         if not self.policy.shared:
-            return SeparateRows(self.policy)
+            return PaddedCache(self.policy)
         longest = max((len(prompt.tokens) for prompt in prompts), default=0)
-        apart = samples > 1 and longest > SHORT
+        shared_prefix = samples > 1 and longest > MAX_COPIED_PREFIX
         if self._graphed:
-            return GraphedRows(self.policy, apart=apart, record=CudaGraphs(self.policy.device))
-        return RowCache(self.policy, apart=apart)
+            return GraphedCache(
+                self.policy, shared_prefix=shared_prefix, record=CudaGraphs(self.policy.device)
+            )
+        return KVCache(self.policy, shared_prefix=shared_prefix)
 
     @cached_property
     def _graphed(self) -> bool:
@@ -121,7 +123,9 @@ class LocalEngine:
             return []
         return [waiting.popleft() for _ in range(min(room, len(waiting)))]
 
-    def _extend(self, rows: list[Row], head: Head, hidden_RD: Tensor, sampling: Sampling) -> None:
+    def _sample_tokens(
+        self, rows: list[Row], head: Head, hidden_RD: Tensor, sampling: Sampling
+    ) -> None:
         """Draw the next token of every row from its hidden state."""
         temperature = 1.0 if sampling.greedy else sampling.temperature
         flops.count_head(len(rows), head.weight_VD)
@@ -130,9 +134,9 @@ class LocalEngine:
         for row, token, logprob in zip(rows, token_R.tolist(), logprob_R.tolist(), strict=True):
             row.tokens.append(token)
             row.logprobs.append(logprob)
-            row.ended = self._ending(row, sampling)
+            row.finish_reason = self._ending(row, sampling)
 
-    def _ending(self, row: Row, sampling: Sampling) -> Ending | None:
+    def _ending(self, row: Row, sampling: Sampling) -> FinishReason | None:
         token = row.tokens[-1]
         if token in self.end_tokens or token in sampling.stop_tokens:
             return "eos"
@@ -146,17 +150,17 @@ class LocalEngine:
         tail = decode_response(self.policy.tokenizer, recent)
         return any(text in tail for text in sampling.stop)
 
-    def _leave(self, active: list[Row], cache: RowCache | SeparateRows) -> list[Row]:
+    def _evict_finished(self, active: list[Row], cache: KVCache | PaddedCache) -> list[Row]:
         """Drop finished rows."""
-        growing = [i for i, row in enumerate(active) if row.ended is None]
+        growing = [i for i, row in enumerate(active) if row.finish_reason is None]
         if len(growing) < len(active):
             cache.keep(growing)
         return [active[i] for i in growing]
 
     def _response(self, row: Row) -> Response:
-        assert row.ended is not None, "a row left the batch before it ended"
+        assert row.finish_reason is not None, "a row left the batch before it ended"
         text = decode_response(self.policy.tokenizer, row.tokens)
-        return Response(row.tokens, row.logprobs, row.ended, text)
+        return Response(row.tokens, row.logprobs, row.finish_reason, text)
 
     def _require_room(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         longest = max((len(p.tokens) for p in prompts), default=0)
@@ -180,7 +184,7 @@ def _uniforms(rows: Sequence[Row]) -> Tensor:
     return torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64)
 
 
-def _tell(finished: Finished, prompt: int, responses: list[Response]) -> None:
+def _notify(finished: Finished, prompt: int, responses: list[Response]) -> None:
     """Call back outside of inference mode: what is made there may be learned from."""
     with torch.inference_mode(False), torch.no_grad():
         finished(prompt, responses)

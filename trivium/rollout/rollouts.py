@@ -18,12 +18,12 @@ from transformers import PreTrainedTokenizerBase
 from trivium.data.chat import step_ends
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
-from trivium.maths.ragged import segment_starts, spread
-from trivium.rewards.overlap import EarlyScoring
+from trivium.maths.ragged import repeat_per_segment, segment_starts
+from trivium.rewards.overlap import OverlappedScoring
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.engine import Engine, Response
 from trivium.rollout.sampling import Sampling
-from trivium.serialization import packable
+from trivium.serialization import serializable
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Steps:
     counts_N: Tensor
 
 
-@packable
+@serializable
 @dataclass(frozen=True)
 class Rollouts:
     """G prompts, their responses, and the scores of the flattened N responses."""
@@ -80,9 +80,9 @@ class Rollouts:
         return torch.tensor([p for r in self.flat for p in r.logprobs])
 
     @cached_property
-    def cut_off_N(self) -> Tensor:
+    def truncated_N(self) -> Tensor:
         """Which responses ran into the length limit."""
-        return torch.tensor([r.ended == "length" for r in self.flat])
+        return torch.tensor([r.finish_reason == "length" for r in self.flat])
 
     def steps(self, tokenizer: PreTrainedTokenizerBase, *, closing: bool = True) -> Steps:
         """Process rewards at their tokens, outcome rewards left aside.
@@ -117,7 +117,7 @@ class Rollouts:
         if self.scores.steps is None:
             return None
         steps = self.steps(tokenizer)
-        token_S = spread(segment_starts(self.lengths_N), steps.counts_N) + steps.ends_S
+        token_S = repeat_per_segment(segment_starts(self.lengths_N), steps.counts_N) + steps.ends_S
         rewards_S = steps.rewards_S.to(like_T)
         return torch.zeros_like(like_T).index_add(0, token_S.to(like_T.device), rewards_S)
 
@@ -131,7 +131,7 @@ class Rollouts:
             "length/mean": float(lengths.mean()),
             "length/min": float(lengths.min()),
             "length/max": float(lengths.max()),
-            "length/cut_off": float(self.cut_off_N.float().mean()),
+            "length/truncated": float(self.truncated_N.float().mean()),
             "tokens/generated": float(lengths.sum()),
         }
         for name, values in self.scores.components.items():
@@ -181,9 +181,9 @@ def roll_out(
 ) -> Rollouts:
     """Sample ``samples`` responses per prompt and score them, some while others are sampled."""
     start = time.perf_counter()
-    with EarlyScoring(rewards.while_sampling, prompts) as early:
+    with OverlappedScoring(rewards.while_sampling, prompts) as early:
         responses = engine.generate(
-            prompts, samples, sampling, seed=seed, step=step, finished=early.take
+            prompts, samples, sampling, seed=seed, step=step, finished=early.add
         )
         sampled = time.perf_counter()
         repeated = [p for p, group in zip(prompts, responses, strict=True) for _ in group]

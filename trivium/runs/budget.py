@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from pydantic import Field
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 
 CURRENCIES = {
     "seconds": "time/total",
@@ -29,7 +29,7 @@ class BudgetConfig(Configuration):
     flops: float | None = Field(default=None, gt=0)
     """Floating-point operations of all models."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
+    def conflicts(self) -> Iterator[Conflict]:
         if all(getattr(self, currency) is None for currency in CURRENCIES):
             yield "", f"budget is empty: give one of {', '.join(CURRENCIES)}"
 

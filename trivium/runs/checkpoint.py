@@ -6,7 +6,7 @@
         manifest.json                what the two files are (size, SHA-256), of which run and step
 
 It is written under another name, flushed to the disk, and renamed; what is torn or altered is
-recognised before anything is read from it. Left out: what the state is (``training.run_loop``), and
+recognized before anything is read from it. Left out: what the state is (``training.run_loop``), and
 how values become trees (``trivium.serialization``).
 """
 
@@ -29,7 +29,7 @@ from torch import Tensor
 
 from trivium.errors import CheckpointError
 from trivium.runs.files import flush_to_disk, placing, remove_aside
-from trivium.serialization import Packer, unpack
+from trivium.serialization import Serializer, deserialize
 
 logger = logging.getLogger(__name__)
 
@@ -74,10 +74,10 @@ class Checkpoint:
     def __contains__(self, part: str) -> bool:
         return part in self._trees
 
-    def part(self, name: str, known: Sequence[object] = ()) -> Any:
+    def part(self, name: str, shared_objects: Sequence[object] = ()) -> Any:
         """One part of the state."""
         try:
-            return unpack(self._trees[name], self._tensor, known)
+            return deserialize(self._trees[name], self._tensor, shared_objects)
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise CheckpointError(
                 f"{self.path / STATE}: {name!r} cannot be read ({error}): it was written by "
@@ -103,14 +103,14 @@ class Checkpoints:
         self.identity = identity
 
     def write(
-        self, place: Place, parts: Mapping[str, Any], known: Sequence[object] = ()
+        self, place: Place, parts: Mapping[str, Any], shared_objects: Sequence[object] = ()
     ) -> Checkpoint:
         """Save a state; whole and on the disk when this returns.
 
         Raises:
             OSError: the disk is full, or cannot be written.
         """
-        packer = Packer(known)
+        packer = Serializer(shared_objects)
         trees = {name: packer.pack(value, name) for name, value in parts.items()}
         target = self.directory / place.name
         with placing(target) as partial:

@@ -1,7 +1,7 @@
 """When a run's state is saved, what it is made of, and what is kept of it.
 
-    state = the frame (``training.run_loop``: step, spending, monitors, what is done of a step)
-          + every object that a loop asked to keep (weights, optimiser, reference, …)
+    state = the loop_state (``training.run_loop``: step, spending, monitors, what is done of a step)
+          + every object that a loop asked to keep (weights, optimizer, reference, …)
 
 Left out: the files (``runs.checkpoint``).
 """
@@ -14,15 +14,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from trivium.config.renamed import RENAMED_METRICS
 from trivium.errors import ConfigurationError
-from trivium.models.cpu.linear import product
+from trivium.models.cpu.linear import matmul_backend
 from trivium.runs.checkpoint import Checkpoint, Checkpoints, Place
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.store import Run
 
 logger = logging.getLogger(__name__)
 
-FRAME, LOGS, PRODUCT = "frame", "logs", "product"
+LOOP_STATE, LOGS, NUMERICS = "loop_state", "logs", "matmul_backend"
 _SHARE = 25
 """Save no sooner than after so many times what the last save took."""
 
@@ -30,29 +31,29 @@ _SHARE = 25
 class Stateful(Protocol):
     """Something that changes while a run goes on."""
 
-    def state(self) -> Any:
+    def state_dict(self) -> Any:
         """All that its future depends on, as ``trivium.serialization`` takes it."""
         ...
 
-    def restore(self, state: Any) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Be as it was."""
         ...
 
 
 @runtime_checkable
-class Saves(Protocol):
+class Saveable(Protocol):
     """A model that can write itself."""
 
     def save(self, directory: Path) -> None: ...
 
 
-class Saver:
+class CheckpointManager:
     """Saves one run's state, and gives it back when the run goes on.
 
     Args:
         run: the run.
         config: when to save and what to keep.
-        known: objects that states may name by their places, such as the run's prompts.
+        shared_objects: objects that states may name by their places, such as the run's prompts.
         checkpoint: where the run goes on from; None where it begins.
 
     Attributes:
@@ -65,12 +66,12 @@ class Saver:
         self,
         run: Run,
         config: CheckpointsConfig,
-        known: Sequence[object],
+        shared_objects: Sequence[object],
         checkpoint: Checkpoint | None,
     ) -> None:
         self.config = config
         self._run = run
-        self._known = known
+        self._shared_objects = shared_objects
         self._checkpoint = checkpoint
         self._checkpoints = Checkpoints(run.path, run.identity)
         self._objects: dict[str, Stateful] = {}
@@ -85,18 +86,22 @@ class Saver:
         """The model that is trained: what the loop keeps first."""
         return next(iter(self._objects.values()), None)
 
-    def frame(self) -> Any:
-        """The frame that was saved; None where the run begins."""
-        return None if self._checkpoint is None else self._checkpoint.part(FRAME, self._known)
+    def loop_state(self) -> Any:
+        """The loop_state that was saved; None where the run begins."""
+        return (
+            None
+            if self._checkpoint is None
+            else self._checkpoint.part(LOOP_STATE, self._shared_objects)
+        )
 
-    def keep(self, objects: Mapping[str, Stateful]) -> None:
+    def track(self, objects: Mapping[str, Stateful]) -> None:
         """Make these part of the state; where the run goes on, they are at once as they were."""
         self._objects |= objects
         if self._checkpoint is None:
             return
         for name, thing in objects.items():
             if name in self._checkpoint:
-                thing.restore(self._checkpoint.part(name, self._known))
+                thing.load_state_dict(self._checkpoint.part(name, self._shared_objects))
 
     def has(self, place: Place) -> bool:
         """Whether the last state that was saved is of this place."""
@@ -111,7 +116,7 @@ class Saver:
         waited = time.monotonic() - self._at
         return waited >= max(self.config.seconds, _SHARE * self._took)
 
-    def save(self, place: Place, frame: Mapping[str, Any]) -> None:
+    def save(self, place: Place, loop_state: Mapping[str, Any]) -> None:
         """Save the state.
 
         Raises:
@@ -119,9 +124,9 @@ class Saver:
         """
         began = time.monotonic()
         try:
-            parts = {name: thing.state() for name, thing in self._objects.items()}
-            own = {LOGS: self._run.written(), PRODUCT: product.name, FRAME: frame}
-            self._checkpoints.write(place, own | parts, self._known)
+            parts = {name: thing.state_dict() for name, thing in self._objects.items()}
+            own = {LOGS: self._run.written(), NUMERICS: matmul_backend.name, LOOP_STATE: loop_state}
+            self._checkpoints.write(place, own | parts, self._shared_objects)
             self.saved = place
             self._checkpoints.prune(self.config.keep, self.best["name"] if self.best else None)
         finally:
@@ -130,10 +135,10 @@ class Saver:
             self.saves += 1
             self.seconds += self._took
 
-    def try_to_save(self, place: Place, frame: Mapping[str, Any]) -> bool:
+    def try_to_save(self, place: Place, loop_state: Mapping[str, Any]) -> bool:
         """Save the state, or say why it cannot be: a run goes on without."""
         try:
-            self.save(place, frame)
+            self.save(place, loop_state)
         except OSError as error:
             reason = f"the run's state cannot be saved: {error.strerror or error}"
             logger.warning("%s; the run goes on, and could go on from %s", reason, self.saved)
@@ -141,13 +146,18 @@ class Saver:
             return False
         return True
 
-    def judge(self, place: Place, record: Mapping[str, Any]) -> bool:
+    def is_best(self, place: Place, record: Mapping[str, Any]) -> bool:
         """Whether an evaluation is the best so far, by the number that the user chose."""
         name = self.config.best
         if name is None:
             return False
         value = record.get(name)
         if not isinstance(value, int | float):
+            if name in RENAMED_METRICS:
+                raise ConfigurationError(
+                    f"run.checkpoints.best = {name}: this metric is now "
+                    f"{RENAMED_METRICS[name]}: write that instead"
+                )
             numbers = [key for key, x in record.items() if isinstance(x, int | float)]
             raise ConfigurationError(
                 f"run.checkpoints.best = {name}: this run's evaluations measure "

@@ -5,7 +5,7 @@
       micro-batch-000.safetensors  its tensors: given.<name> and observed.<name>, flat
 
 A tensor's name ends in what its entries belong to: _T to response tokens, _N to responses, _P to
-pairs, _S to labelled steps, in the order of batch.json. Left out: weights and gradients.
+pairs, _S to labeled steps, in the order of batch.json. Left out: weights and gradients.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ _QUANTITIES = {
 
 
 @dataclass(frozen=True)
-class Seen:
+class MicroBatchRecord:
     """A micro-batch: its groups, the tensors it was given, what was observed, and its loss."""
 
     groups: list[Group]
@@ -87,7 +87,7 @@ class Seen:
     loss: float
 
     @classmethod
-    def of(cls, part: Grouped, observed: dict[str, Tensor], loss: float) -> Seen:
+    def of(cls, part: Grouped, observed: dict[str, Tensor], loss: float) -> MicroBatchRecord:
         """Of a part of the data and what its pass gave."""
         values = {f.name: getattr(part, f.name) for f in fields(part)}
         given = {name: value for name, value in values.items() if isinstance(value, Tensor)}
@@ -103,15 +103,15 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """An optimiser step that was not taken, with its gradient norms, one per set of parameters."""
+class NonFiniteReport:
+    """An optimizer step that was not taken, with its gradient norms, one per set of parameters."""
 
     optimizer_step: int
     gradient_norms: list[float]
-    micro_batches: list[Seen]
+    micro_batches: list[MicroBatchRecord]
 
 
-def first_fault(evidence: Evidence) -> str:
+def first_fault(evidence: NonFiniteReport) -> str:
     """The first quantity that is not finite, where it is, and what to change, in words."""
     for number, seen in enumerate(evidence.micro_batches):
         for name, (words, remedy) in _QUANTITIES.items():
@@ -129,11 +129,11 @@ def first_fault(evidence: Evidence) -> str:
     return f"{_GRADIENT}."
 
 
-def _place(seen: Seen, name: str, count: int, at: int) -> str:
+def _place(seen: MicroBatchRecord, name: str, count: int, at: int) -> str:
     """Which response and token (counted from 0) an entry of a flat tensor belongs to."""
     kind = name.rpartition("_")[2]
     if kind != "T":
-        return f"{'pair' if kind == 'P' else 'labelled step'} {at}"
+        return f"{'pair' if kind == 'P' else 'labeled step'} {at}"
     responses = [response for group in seen.groups for response in group.responses]
     lengths = torch.tensor([len(response) for response in responses])
     weights_T = seen.given.get("weights_T")
@@ -176,7 +176,7 @@ def _file(number: int) -> str:
     return f"micro-batch-{number:03d}.safetensors"
 
 
-def _tensors(seen: Seen) -> dict[str, Tensor]:
+def _tensors(seen: MicroBatchRecord) -> dict[str, Tensor]:
     named = [("given", seen.given), ("observed", seen.observed)]
     return {
         f"{kind}.{name}": value.detach().cpu().contiguous().clone()
@@ -186,7 +186,7 @@ def _tensors(seen: Seen) -> dict[str, Tensor]:
 
 
 def _record(
-    message: str, evidence: Evidence, tokenizer: PreTrainedTokenizerBase | None
+    message: str, evidence: NonFiniteReport, tokenizer: PreTrainedTokenizerBase | None
 ) -> dict[str, Any]:
     return {
         "message": message,

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from trivium.models.cpu.linear import FEWEST_ROWS, use_fast_linears
+from trivium.models.cpu.linear import MIN_ROWS, use_fast_linears
 
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
@@ -63,7 +63,7 @@ def load_libraries() -> None:
     model = AutoModelForCausalLM.from_config(config)
     use_fast_linears(model)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    tokens = torch.zeros(2, FEWEST_ROWS, dtype=torch.long)
+    tokens = torch.zeros(2, MIN_ROWS, dtype=torch.long)
     model(input_ids=tokens, labels=tokens).loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

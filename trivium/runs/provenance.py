@@ -31,7 +31,7 @@ _WHOLE, _SAMPLES, _SAMPLE = 1 << 26, 64, 1 << 16
 _ABSENT = "(not set)"
 
 
-def circumstances(config: Configuration) -> dict[str, Any]:
+def environment(config: Configuration) -> dict[str, Any]:
     """What a run depends on besides its configuration, as ``run.json`` keeps it."""
     return {
         "from": str(Path.cwd()),
@@ -52,7 +52,7 @@ def differences(saved: Mapping[str, Any], directory: Path, config: Configuration
         for name in dict.fromkeys([*settings, *now])
         if settings.get(name, _ABSENT) != now.get(name, _ABSENT)
     ]
-    about = circumstances(config)
+    about = environment(config)
     for name, digest_now in about["inputs"].items():
         if saved["inputs"].get(name, digest_now) != digest_now:
             found.append(f"{name}: its content changed")

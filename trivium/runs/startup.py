@@ -10,12 +10,12 @@ import torch
 from filelock import FileLock
 
 from trivium.config.base import Configuration
-from trivium.models.cpu.linear import product
+from trivium.models.cpu.linear import matmul_backend
 from trivium.models.loading import device_of
 from trivium.models.model_config import ModelConfig
 from trivium.runs import rng
 from trivium.runs.checkpoint import Checkpoint, Checkpoints
-from trivium.runs.checkpointing import LOGS, PRODUCT
+from trivium.runs.checkpointing import LOGS, NUMERICS
 from trivium.runs.files import tidy
 from trivium.runs.peak_memory import PeakMemory, load_libraries
 from trivium.runs.run_directory import Claim, claim, locked, new_directory
@@ -34,7 +34,7 @@ class TrainsAModel(Protocol):
 
 
 @dataclass(frozen=True)
-class Begun:
+class PreparedRun:
     """A run that may be written, or go on.
 
     Attributes:
@@ -50,7 +50,7 @@ class Begun:
     peak: PeakMemory | None = None
 
 
-def begin(kind: str, config: TrainsAModel) -> Begun:
+def prepare_run(kind: str, config: TrainsAModel) -> PreparedRun:
     """Before anything slow: raise where the run cannot be written; measure memory from here on.
 
     Raises:
@@ -69,40 +69,40 @@ def begin(kind: str, config: TrainsAModel) -> Begun:
         tidy(saved.directory)
         checkpoint = saved.latest()
         if checkpoint is not None:
-            product.use(checkpoint.part(PRODUCT))
+            matmul_backend.use(checkpoint.part(NUMERICS))
     rng.seed(config.run.seed)
     if not config.run.measure_memory:
-        return Begun(claimed, lock, checkpoint)
+        return PreparedRun(claimed, lock, checkpoint)
     with torch.random.fork_rng(devices=[]):
         load_libraries()
-    return Begun(claimed, lock, checkpoint, PeakMemory(device))
+    return PreparedRun(claimed, lock, checkpoint, PeakMemory(device))
 
 
-def open_run(begun: Begun) -> tuple[Run, FileLock]:
+def open_run(prepared: PreparedRun) -> tuple[Run, FileLock]:
     """The run itself, new or going on, and the lock on its directory."""
-    claimed = begun.claim
-    if begun.checkpoint is None:
-        if begun.lock is not None:
-            begun.lock.release()
+    claimed = prepared.claim
+    if prepared.checkpoint is None:
+        if prepared.lock is not None:
+            prepared.lock.release()
         path, lock = new_directory(claimed)
         return Run.create(path, claimed.kind, claimed.resolved), lock
-    assert claimed.resumes is not None and begun.lock is not None, "begin opened both"
-    run = Run.resume(claimed.resumes, begun.checkpoint.part(LOGS))
-    Checkpoints(run.path, run.identity).set_aside_after(begun.checkpoint.place)
-    return run, begun.lock
+    assert claimed.resumes is not None and prepared.lock is not None, "prepare_run opened both"
+    run = Run.resume(claimed.resumes, prepared.checkpoint.part(LOGS))
+    Checkpoints(run.path, run.identity).set_aside_after(prepared.checkpoint.place)
+    return run, prepared.lock
 
 
-def tell_of_resuming(begun: Begun, run: Run, done: int, threads: int) -> None:
+def tell_of_resuming(prepared: PreparedRun, run: Run, done: int, threads: int) -> None:
     """Say from where a run goes on, and what is not as it was when it was stopped."""
-    assert begun.checkpoint is not None, "a run goes on from a checkpoint"
-    place, changes = begun.checkpoint.place, list(begun.claim.changes)
+    assert prepared.checkpoint is not None, "a run goes on from a checkpoint"
+    place, changes = prepared.checkpoint.place, list(prepared.claim.changes)
     logger.info("going on with the run in %s from %s", run.path, place)
-    run.resumed(begun.checkpoint.part(LOGS), step=done, place=str(place), changes=changes)
+    run.resumed(prepared.checkpoint.part(LOGS), step=done, place=str(place), changes=changes)
     for change in changes:
         logger.warning("changed since the run was stopped: %s", change)
     if threads != torch.get_num_threads():
         logger.warning(
-            "the run was begun with %d threads and goes on with %d: the last bits of its sums "
+            "the run was prepared with %d threads and goes on with %d: the last bits of its sums "
             "may differ (OMP_NUM_THREADS=%d keeps them)",
             threads,
             torch.get_num_threads(),

@@ -39,7 +39,7 @@ from trivium.monitoring.monitor_config import MonitorsConfig
 from trivium.runs.budget import BudgetConfig
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.files import flush_to_disk, placing, write_text
-from trivium.runs.provenance import circumstances
+from trivium.runs.provenance import environment
 from trivium.runs.trackers import TrackerName
 
 LOGS = ("metrics", "evaluation", "samples", "outcomes", "events")
@@ -101,7 +101,7 @@ class Run:
             "kind": kind,
             "id": uuid.uuid4().hex,
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
-            **circumstances(resolved),
+            **environment(resolved),
         }
         write_text(path / "config.yaml", dump(resolved))
         write_text(path / "run.json", json.dumps(record, indent=2) + "\n")
@@ -204,7 +204,11 @@ class Run:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Return run.json: the run's kind, start and versions; DataError if the directory is no run."""
+    """Return run.json: the run's kind, start and versions.
+
+    Raises:
+        DataError: the directory is not one of a run, or a version before 0.2 wrote it.
+    """
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
     except OSError as error:
@@ -212,6 +216,12 @@ def read_run(path: Path) -> dict[str, Any]:
         raise DataError(reason) from None
     except ValueError as error:
         raise DataError(f"{path / 'run.json'}: is damaged: {error}") from None
+    written_by = str(record.get("packages", {}).get("trivium") or "") if "id" in record else ""
+    if written_by.startswith("0.1."):
+        raise DataError(
+            f"{path}: was written by Trivium {written_by}, whose settings and metrics had other "
+            f"names: read it with pip install 'trivium=={written_by}', or run it again"
+        )
     return record
 
 

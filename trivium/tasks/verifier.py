@@ -15,7 +15,7 @@ it, and what follows a mistake still teaches.
 Why it cannot be gamed. Spans follow one another without gaps from the response's start to its end,
 there are never more than K + 1 of them, and the last is lowered by 1 for each step that is missing.
 An extra or repeated line takes the place of the step due there and is wrong. Let m be the number of
-missing steps and μ <= 1 the mean by which rewards are centred: a response's centred sum is at most
+missing steps and μ <= 1 the mean by which rewards are centered: a response's centered sum is at most
 (K + 1 - 2m) - (K + 1 - m) μ, against (K + 1)(1 - μ) of the one correct text. So only that text
 attains the maximum, and ending early never beats writing the steps, even all of them wrongly. The
 exception is the empty response: it has no characters that could carry a value, so it has no steps
@@ -31,7 +31,7 @@ from typing import Any
 from trivium.errors import DataError
 from trivium.tasks.problems import compute
 
-Judgement = tuple[tuple[int, int], float]
+Judgment = tuple[tuple[int, int], float]
 
 LINE = re.compile(r"\n*[^\n]+")
 STEP = re.compile(r"([0-9]{1,9})([-+*])([0-9]{1,9})=[0-9]{1,9}")
@@ -56,7 +56,7 @@ def _final(response: str) -> str | None:
 
 def steps(
     prompts: Sequence[Any], responses: Sequence[str], steps: Sequence[Sequence[str]], **columns: Any
-) -> list[list[Judgement]]:
+) -> list[list[Judgment]]:
     """Per response its steps as ((start, end), value), in order; see the module for the rule.
 
     `steps` holds, per response, the correct step lines, such as ["31+9=40", "40+6=46"]. Raises
@@ -67,7 +67,7 @@ def steps(
 
 def labels(
     prompts: Sequence[Any], responses: Sequence[str], steps: Sequence[Sequence[str]], **columns: Any
-) -> list[list[Judgement]]:
+) -> list[list[Judgment]]:
     """As `steps`, but whether each step is right, 1 or 0: what a process reward model learns."""
     judged = (
         judge(response, expected) for response, expected in zip(responses, steps, strict=True)
@@ -75,10 +75,10 @@ def labels(
     return [[(span, max(0.0, value)) for span, value in each] for each in judged]
 
 
-def judge(response: str, expected: Sequence[str]) -> list[Judgement]:
-    """The judgement of one response against its correct step lines."""
+def judge(response: str, expected: Sequence[str]) -> list[Judgment]:
+    """The judgment of one response against its correct step lines."""
     reached, operations = _read(expected)
-    judged: list[Judgement] = []
+    judged: list[Judgment] = []
     end = 0
     for symbol, operand in operations:
         line = LINE.match(response, end)

@@ -113,9 +113,7 @@ def questions(problems: Sequence[Problem]) -> list[dict[str, Any]]:
     ]
 
 
-def labelled(
-    problems: Sequence[Problem], written: Sequence[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def labeled(problems: Sequence[Problem], written: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """One row {"prompt", "completions", "labels"} per demonstration: is each line right?"""
     rows = []
     for problem, row in zip(problems, written, strict=True):
@@ -140,7 +138,7 @@ def write_files(
     written = demonstrations(shown, seed, habits)
     rows = {
         "demonstrations": written,
-        "labels": labelled(shown[: sizes.labels], written[: sizes.labels]),
+        "labels": labeled(shown[: sizes.labels], written[: sizes.labels]),
         "problems": questions(asked),
         "heldout": questions(heldout),
     }

@@ -2,7 +2,7 @@
 
 Shared by the loops that reuse a rollout batch (PPO, GRPO). The cutting is planned before anything
 is scored, so that old log-probs are computed in the very micro-batches that will be trained on,
-where they are computed at all: the first optimiser step finds its own on the way, and for later
+where they are computed at all: the first optimizer step finds its own on the way, and for later
 minibatches the sampler's may do.
 """
 
@@ -30,7 +30,7 @@ MicroBatches = list[list[int]]
 
 @dataclass(frozen=True)
 class Minibatch:
-    """One optimiser step: the responses that its loss is an average over, and the micro-batches of
+    """One optimizer step: the responses that its loss is an average over, and the micro-batches of
     those that have a gradient."""
 
     responses: list[int]
@@ -38,17 +38,17 @@ class Minibatch:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Weighted(Grouped):
+class WeightedGroups(Grouped):
     """Groups whose tokens carry a weight in the loss.
 
-    ``trained_T`` marks the tokens that are learned from, ``weights_T`` their weight in the loss of
-    one optimiser step (set by ``for_step``).
+    ``loss_mask_T`` marks the tokens that are learned from, ``weights_T`` their weight in the loss of
+    one optimizer step (set by ``split_with_token_weights``).
     """
 
-    trained_T: Tensor
+    loss_mask_T: Tensor
     weights_T: Tensor | None = None
 
-    def for_step(
+    def split_with_token_weights(
         self,
         micro_batches: MicroBatches,
         aggregation: Aggregation,
@@ -56,7 +56,7 @@ class Weighted(Grouped):
         *,
         over: Sequence[int] | None = None,
     ) -> list[Self]:
-        """The micro-batches of one optimiser step, weighted by the step as a whole.
+        """The micro-batches of one optimizer step, weighted by the step as a whole.
 
         The step is made of the responses ``over``, by default those of the micro-batches.
         """
@@ -64,27 +64,30 @@ class Weighted(Grouped):
         chosen = chosen if over is None else list(over)
         minibatch = self.select(chosen)
         weights_T = token_weights(
-            minibatch.lengths_N, aggregation, trained_T=minibatch.trained_T, max_length=max_length
+            minibatch.lengths_N,
+            aggregation,
+            loss_mask_T=minibatch.loss_mask_T,
+            max_length=max_length,
         )
         minibatch = replace(minibatch, weights_T=weights_T)
         place = {response: i for i, response in enumerate(chosen)}
         return [minibatch.select([place[r] for r in part]) for part in micro_batches]
 
-    def learns(self, minibatch: Minibatch) -> bool:
-        """Whether any token of an optimiser step is learned from."""
-        return bool(self.trained_T[tokens_of(self, [minibatch.responses])].any())
+    def has_trained_tokens(self, minibatch: Minibatch) -> bool:
+        """Whether any token of an optimizer step is learned from."""
+        return bool(self.loss_mask_T[tokens_of(self, [minibatch.responses])].any())
 
     def weights(self, like_T: Tensor) -> Tensor:
         """The weights, on the device and in the type of a per-token loss."""
-        assert self.weights_T is not None, "a micro-batch needs the weights of its optimiser step"
+        assert self.weights_T is not None, "a micro-batch needs the weights of its optimizer step"
         return self.weights_T.to(like_T)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Experience(Weighted):
+class Experience(WeightedGroups):
     """What stays fixed while a rollout batch is reused.
 
-    ``old_logprobs_T`` are π_old's, as far as ``old_logprobs`` had to know them (``scored_T``: by a
+    ``old_logprobs_T`` are π_old's, as far as ``old_logprobs`` had to know them (``rescored_mask_T``: by a
     pass of its own, elsewhere they are the sampler's), or None where π_old is the policy that is
     being updated.
     """
@@ -92,16 +95,16 @@ class Experience(Weighted):
     advantages_T: Tensor
     ref_logprobs_T: Tensor | None = None
     old_logprobs_T: Tensor | None = None
-    scored_T: Tensor | None = None
+    rescored_mask_T: Tensor | None = None
 
     def without_gradient(self) -> list[int]:
         """The responses of which no token is learned from, or only tokens with Â = 0."""
-        signal_T = self.trained_T & (self.advantages_T != 0)
+        signal_T = self.loss_mask_T & (self.advantages_T != 0)
         signals_N = segment_sum(signal_T.float(), self.lengths_N)
         return torch.nonzero(signals_N == 0)[:, 0].tolist()
 
-    def after(self, updates: Updates[Minibatch]) -> Self:
-        """The experience as the optimiser steps that were taken leave it.
+    def with_first_step_logprobs(self, updates: Updates[Minibatch]) -> Self:
+        """The experience as the optimizer steps that were taken leave it.
 
         Before the first, the policy is π_old itself. So the log-probs that the first step saw are
         π_old's, for all steps to come.
@@ -110,7 +113,7 @@ class Experience(Weighted):
             return replace(self, old_logprobs_T=None)
         assert self.old_logprobs_T is not None, "an experience is prepared before it is updated on"
         seen_T = updates.results[0].observed["logprobs_T"]
-        first = next(step for step in updates.planned if self.learns(step))
+        first = next(step for step in updates.planned if self.has_trained_tokens(step))
         at = tokens_of(self, first.parts).to(seen_T.device)
         return replace(
             self, old_logprobs_T=self.old_logprobs_T.to(seen_T).index_copy(0, at, seen_T)
@@ -123,17 +126,17 @@ class Experience(Weighted):
         aggregation: Aggregation,
         max_length: int,
     ) -> list[Self]:
-        """The micro-batches of the optimiser step that comes after those that were taken."""
-        now, over = self.after(updates), minibatch.responses
-        return now.for_step(minibatch.parts, aggregation, max_length, over=over)
+        """The micro-batches of the optimizer step that comes after those that were taken."""
+        now, over = self.with_first_step_logprobs(updates), minibatch.responses
+        return now.split_with_token_weights(minibatch.parts, aggregation, max_length, over=over)
 
-    def old(self, logprobs_T: Tensor) -> Tensor:
+    def old_logprobs_or_current(self, logprobs_T: Tensor) -> Tensor:
         """π_old's log-probs, where the policy's are these."""
         return logprobs_T.detach() if self.old_logprobs_T is None else self.old_logprobs_T
 
 
 def old_logprobs(
-    data: Weighted,
+    data: WeightedGroups,
     steps: Sequence[Minibatch],
     sampler_T: Tensor,
     policy: Scores,
@@ -147,19 +150,19 @@ def old_logprobs(
     every token, they do for the others. A tolerance of 0 scores them all.
     """
     lengths = data.lengths_N.tolist()
-    first = next(step for step in steps if data.learns(step))
+    first = next(step for step in steps if data.has_trained_tokens(step))
     later = [part for part in first_epoch(steps, len(lengths)) if part not in first.parts]
     later.sort(key=lambda part: max(lengths[response] for response in part), reverse=True)
-    old_T, scored_T = sampler_T, torch.zeros(len(sampler_T), dtype=torch.bool)
+    old_T, rescored_mask_T = sampler_T, torch.zeros(len(sampler_T), dtype=torch.bool)
     for parts in filter(None, (later[:1], later[1:])):
         at = tokens_of(data, parts).sort().values
         found_T = score_logprobs(policy, data, parts)
         old_T = old_T.to(found_T).index_copy(0, at.to(found_T.device), found_T)
-        scored_T[at] = True
+        rescored_mask_T[at] = True
         difference = float((found_T.cpu() - sampler_T[at]).abs().max())
         if tolerance > 0 and difference <= tolerance:
             break
-    return old_T, scored_T
+    return old_T, rescored_mask_T
 
 
 def tokens_of(data: Grouped, micro_batches: MicroBatches) -> Tensor:
@@ -178,7 +181,7 @@ def plan_updates(
     step: int,
     left_out: Collection[int] = (),
 ) -> list[Minibatch]:
-    """The optimiser steps over one rollout batch: epochs of minibatches, groups reshuffled in each.
+    """The optimizer steps over one rollout batch: epochs of minibatches, groups reshuffled in each.
 
     Responses that are ``left_out`` count in their minibatch and are in none of its micro-batches;
     where that leaves none, the cheapest stays, so that moments and weights decay as they would.
@@ -201,15 +204,15 @@ def plan_updates(
 def first_epoch(steps: Sequence[Minibatch], responses: int) -> MicroBatches:
     """All micro-batches of the first epoch over so many responses.
 
-    An epoch has fewer optimiser steps than were asked for where there are fewer groups.
+    An epoch has fewer optimizer steps than were asked for where there are fewer groups.
     """
     ends = accumulate(len(step.responses) for step in steps)
     pairs = zip(steps, ends, strict=True)
     return [part for step, end in pairs if end <= responses for part in step.parts]
 
 
-def steps_of(epochs: float, count: int, size: int) -> int:
-    """Optimiser steps in so many passes over ``count`` items, ``size`` of them at a time."""
+def num_steps(epochs: float, count: int, size: int) -> int:
+    """Optimizer steps in so many passes over ``count`` items, ``size`` of them at a time."""
     return math.ceil(epochs * count / min(size, count))
 
 

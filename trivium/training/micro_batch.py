@@ -1,9 +1,9 @@
 """Micro-batches: the unit of forward and backward passes, and how their gradients are added up.
 
 A micro-batch whose passes do not fit the memory is done in halves. Weights are given to tokens for
-the whole optimiser step before it is cut (``maths.aggregation``), so the halves' losses and gradients
+the whole optimizer step before it is cut (``maths.aggregation``), so the halves' losses and gradients
 add up to the same. A backward pass that fails may have added a part of its gradient already: the
-step is then begun anew, which costs the time of what was done but, unlike a copy of the gradients
+step is then prepared anew, which costs the time of what was done but, unlike a copy of the gradients
 kept for the case, no memory.
 
 What did not fit is not tried again in the same step, nor is what is as large; the next step starts
@@ -22,23 +22,23 @@ from torch import Tensor
 
 from trivium.data.batch import Grouped
 from trivium.models import flops
-from trivium.models.oom import NoRoom, in_parts, make_room
+from trivium.models.oom import OutOfMemory, free_memory, run_with_oom_split
 
-Learning = tuple[Tensor, dict[str, Tensor]]
+LossOutput = tuple[Tensor, dict[str, Tensor]]
 """The loss of a part, and what was observed on the way (flat tensors, detached)."""
-Loss = Callable[[Any], Learning]
+Loss = Callable[[Any], LossOutput]
 """Computes that of a part."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A part of an optimiser step, the loss that is taken of it, and whether groups stay whole."""
+    """A part of an optimizer step, the loss that is taken of it, and whether groups stay whole."""
 
     part: Grouped
     loss: Loss
     whole_groups: bool = False
 
-    def __call__(self) -> Learning:
+    def __call__(self) -> LossOutput:
         return self.loss(self.part)
 
     def halves(self) -> list[MicroBatch]:
@@ -48,7 +48,7 @@ class MicroBatch:
 
 
 @dataclass(frozen=True)
-class Learned:
+class MicroBatchResult:
     """A micro-batch whose gradient was added, its loss, and what was observed."""
 
     micro_batch: MicroBatch
@@ -56,17 +56,19 @@ class Learned:
     observed: dict[str, Tensor]
 
 
-def accumulate(work: Sequence[MicroBatch], forget: Callable[[], None]) -> tuple[list[Learned], int]:
+def accumulate(
+    work: Sequence[MicroBatch], zero_grad: Callable[[], None]
+) -> tuple[list[MicroBatchResult], int]:
     """Add up the gradients of all micro-batches; return what they saw, and how many were divided.
 
-    ``forget`` drops all gradients.
+    ``zero_grad`` drops all gradients.
 
     Raises:
         TrainingError: memory runs out on a micro-batch that cannot be divided.
     """
-    forget()
+    zero_grad()
     counted = flops.total()
-    waiting, done = list(reversed(work)), list[Learned]()
+    waiting, done = list(reversed(work)), list[MicroBatchResult]()
     splits, limit = 0, math.inf
     while waiting:
         micro_batch, before = waiting.pop(), flops.total()
@@ -75,30 +77,30 @@ def accumulate(work: Sequence[MicroBatch], forget: Callable[[], None]) -> tuple[
             splits += 1
             continue
         found = _learn(micro_batch)
-        if isinstance(found, Learned):
+        if isinstance(found, MicroBatchResult):
             done.append(found)
             continue
-        again: list[Learned] = []
-        if found.harmed:
-            forget()
+        again: list[MicroBatchResult] = []
+        if found.grads_corrupted:
+            zero_grad()
             before, again, done = counted, done, []
         flops.add(before - flops.total())
-        make_room(micro_batch.part, found, whole_groups=micro_batch.whole_groups)
+        free_memory(micro_batch.part, found, whole_groups=micro_batch.whole_groups)
         limit = micro_batch.part.tokens
         waiting += [micro_batch, *(learned.micro_batch for learned in reversed(again))]
     return done, splits
 
 
-def _learn(micro_batch: MicroBatch) -> Learned | NoRoom:
+def _learn(micro_batch: MicroBatch) -> MicroBatchResult | OutOfMemory:
     """One forward and backward pass; returning drops its graph and, if it failed, its tensors."""
     began = False
     try:
         loss, observed = micro_batch()
         began = True
         loss.backward()
-        return Learned(micro_batch, float(loss.detach()), observed)
+        return MicroBatchResult(micro_batch, float(loss.detach()), observed)
     except (RuntimeError, MemoryError) as error:
-        return NoRoom.of(error, harmed=began)
+        return OutOfMemory.of(error, grads_corrupted=began)
 
 
 @torch.no_grad()
@@ -106,7 +108,7 @@ def measure(work: Sequence[MicroBatch]) -> Iterator[tuple[float, dict[str, Tenso
     """Losses and observations without gradients, of micro-batches or what they had to be cut to."""
     for micro_batch in work:
         everything = range(len(micro_batch.part.lengths_N))
-        for _, (loss, observed) in in_parts(
+        for _, (loss, observed) in run_with_oom_split(
             micro_batch.part, everything, micro_batch.loss, whole_groups=micro_batch.whole_groups
         ):
             yield float(loss), observed

@@ -1,4 +1,4 @@
-"""One optimiser step: micro-batches, accumulated gradients, clipping, schedule.
+"""One optimizer step: micro-batches, accumulated gradients, clipping, schedule.
 
 The loss of a micro-batch is a plain sum, weighted by the step-wide weights of ``maths.aggregation``,
 so adding up the micro-batches' gradients gives the gradient of the whole step.
@@ -15,17 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from trivium.errors import NonFiniteError, TrainingError
-from trivium.models.oom import out_of_memory
-from trivium.runs.nonfinite import Evidence, Seen, first_fault
-from trivium.serialization import packable
-from trivium.training.micro_batch import Learned, MicroBatch, accumulate
+from trivium.models.oom import is_out_of_memory
+from trivium.runs.nonfinite import MicroBatchRecord, NonFiniteReport, first_fault
+from trivium.serialization import serializable
+from trivium.training.micro_batch import MicroBatch, MicroBatchResult, accumulate
 from trivium.training.optimizer_config import OptimizerConfig
 
 
-@packable
+@serializable
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimiser step saw: loss, gradient norm before clipping, learning rate, and the
+    """What one optimizer step saw: loss, gradient norm before clipping, learning rate, and the
     per-token or per-response observations of all micro-batches, concatenated; and how many
     micro-batches were halved because they did not fit the memory."""
 
@@ -36,10 +36,10 @@ class StepResult:
     splits: int = 0
 
 
-def rate_share(
+def lr_multiplier(
     config: OptimizerConfig, step: int, total_steps: int, budget_spent: float = 0.0
 ) -> float:
-    """Share of the peak learning rate at optimiser step ``step`` (from 0) of ``total_steps``.
+    """Share of the peak learning rate at optimizer step ``step`` (from 0) of ``total_steps``.
 
     ``budget_spent`` is the share of the run's budget that is: it may end the run before its steps.
     """
@@ -50,7 +50,7 @@ def rate_share(
     done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
     done = min(max(done, budget_spent), 1.0)
     fall = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return config.final_share + (1 - config.final_share) * fall
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * fall
 
 
 class Optimizer:
@@ -79,7 +79,7 @@ class Optimizer:
             TrainingError: there is no micro-batch, or memory is too small for a single response.
         """
         if not work:
-            raise TrainingError("an optimiser step got no micro-batch: there is nothing to learn")
+            raise TrainingError("an optimizer step got no micro-batch: there is nothing to learn")
         done, splits = accumulate(work, lambda: self.adamw.zero_grad(set_to_none=True))
         total = sum(learned.loss for learned in done)
         norms = [self._clip(config, parameters) for config, parameters in self.sets]
@@ -97,32 +97,32 @@ class Optimizer:
         try:
             self.adamw.step()
         except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             raise TrainingError(
-                f"memory ran out while the optimiser moved the weights at its step {self.steps} "
+                f"memory ran out while the optimizer moved the weights at its step {self.steps} "
                 f"({str(error).strip().splitlines()[0]:.200}), so some of them may have moved: go "
                 "on from the last checkpoint with less memory in use (model.lora, "
                 "model.dtype: bfloat16, a separate critic left out)"
             ) from None
 
     def _not_finite(
-        self, total: float, norms: list[float], done: Sequence[Learned]
+        self, total: float, norms: list[float], done: Sequence[MicroBatchResult]
     ) -> NonFiniteError:
-        seen = [Seen.of(x.micro_batch.part, x.observed, x.loss) for x in done]
-        evidence = Evidence(self.steps, norms, seen)
+        seen = [MicroBatchRecord.of(x.micro_batch.part, x.observed, x.loss) for x in done]
+        evidence = NonFiniteReport(self.steps, norms, seen)
         of_sets = " and ".join(map(str, norms))
         return NonFiniteError(
-            f"at optimiser step {self.steps} the loss is {total} and the gradient norm {of_sets}; "
+            f"at optimizer step {self.steps} the loss is {total} and the gradient norm {of_sets}; "
             f"no weight was moved. {first_fault(evidence)}",
             evidence,
         )
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """AdamW's moments, and how many steps were taken."""
         return {"steps": self.steps, "moments": self.adamw.state_dict()["state"]}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state."""
         self.steps = state["steps"]
         self.adamw.load_state_dict(self.adamw.state_dict() | {"state": state["moments"]})
@@ -134,7 +134,7 @@ class Optimizer:
         done = self.budget_spent()
         for group in self.adamw.param_groups:
             config = group["config"]
-            share = rate_share(config, self.steps, self.total_steps, done)
+            share = lr_multiplier(config, self.steps, self.total_steps, done)
             group["lr"] = config.learning_rate * share
         return float(self.adamw.param_groups[0]["lr"])
 

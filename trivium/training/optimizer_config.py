@@ -1,4 +1,4 @@
-"""The optimiser's settings, which ``update`` follows."""
+"""The optimizer's settings, which ``update`` follows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trivium.config.base import Configuration, Contradiction
+from trivium.config.base import Configuration, Conflict
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
@@ -18,10 +18,10 @@ class OptimizerConfig(Configuration):
     learning_rate: float = Field(default=1e-5, gt=0, le=1000)
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls after warm-up, down to final_share of the peak."""
+    """How the rate falls after warm-up, down to min_lr_ratio of the peak."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Optimiser steps over which the rate rises linearly from 0."""
-    final_share: float = Field(default=0.0, ge=0, le=1)
+    """Optimizer steps over which the rate rises linearly from 0."""
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
     """Share of the peak rate that linear and cosine end at."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
@@ -32,6 +32,6 @@ class OptimizerConfig(Configuration):
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Gradients with a larger global norm are scaled down to it."""
 
-    def contradictions(self) -> Iterator[Contradiction]:
-        if self.final_share and self.schedule == "constant":
-            yield "final_share", "a constant rate does not fall: set schedule to linear or cosine"
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.min_lr_ratio and self.schedule == "constant":
+            yield "min_lr_ratio", "a constant rate does not fall: set schedule to linear or cosine"

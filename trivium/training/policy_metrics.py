@@ -13,10 +13,10 @@ from trivium.rollout.rollouts import Rollouts
 from trivium.training.experience import Experience, Minibatch
 from trivium.training.optimizer import StepResult
 from trivium.training.protocols import Updates
-from trivium.training.setup import OnPolicyParts
+from trivium.training.setup import OnPolicyComponents
 
 
-def first_group(parts: OnPolicyParts, rollouts: Rollouts, experience: Experience) -> Rows:
+def first_group(parts: OnPolicyComponents, rollouts: Rollouts, experience: Experience) -> Rows:
     """The step's first group for ``samples.jsonl``, with advantages and log-ratios per token."""
     ref_T = experience.ref_logprobs_T
     ratio_T = None if ref_T is None else rollouts.sampler_logprobs_T - ref_T.cpu()
@@ -24,13 +24,13 @@ def first_group(parts: OnPolicyParts, rollouts: Rollouts, experience: Experience
 
 
 def join_observed(results: list[StepResult]) -> dict[str, Tensor]:
-    """The observations of several optimiser steps, one after the other."""
+    """The observations of several optimizer steps, one after the other."""
     names = results[0].observed
     return {name: torch.cat([r.observed[name] for r in results]) for name in names}
 
 
 def update_metrics(results: list[StepResult]) -> dict[str, float]:
-    """Means over the optimiser steps that reused one rollout batch; splits where there were any."""
+    """Means over the optimizer steps that reused one rollout batch; splits where there were any."""
     count, splits = len(results), sum(r.splits for r in results)
     return {
         **({"memory/splits": float(splits)} if splits else {}),
@@ -84,12 +84,17 @@ def old_policy_metrics(
     experience: Experience, rollouts: Rollouts, updates: Updates[Minibatch]
 ) -> dict[str, float]:
     """π_old beside the sampler and, where there is one, the reference; after the updates."""
-    old_T, scored_T = experience.after(updates).old_logprobs_T, experience.scored_T
-    assert old_T is not None and scored_T is not None, "known once an optimiser step was taken"
+    old_T, rescored_mask_T = (
+        experience.with_first_step_logprobs(updates).old_logprobs_T,
+        experience.rescored_mask_T,
+    )
+    assert old_T is not None and rescored_mask_T is not None, (
+        "known once an optimizer step was taken"
+    )
     ref_T = experience.ref_logprobs_T
     return {
         **({} if ref_T is None else reference_metrics(old_T, ref_T, len(rollouts.flat))),
-        "policy/old_scored": float(scored_T.float().mean()),
+        "policy/old_scored": float(rescored_mask_T.float().mean()),
         "policy/sampler_difference": float((old_T.cpu() - rollouts.sampler_logprobs_T).abs().max()),
     }
 

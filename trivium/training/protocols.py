@@ -62,7 +62,7 @@ class Stopwatch:
 
 
 class Updates(Generic[T]):
-    """Optimiser steps one after the other, and what those that were taken gave.
+    """Optimizer steps one after the other, and what those that were taken gave.
 
     Attributes:
         planned: all of them, also those that were taken before a run went on.

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from trivium.config.paths import cache_directory
 from trivium.data.batch import Grouped
-from trivium.models.cpu.linear import product
-from trivium.models.loading import base_of, is_adapted
+from trivium.models.cpu.linear import matmul_backend
+from trivium.models.loading import has_lora, unwrap_peft
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.runs.files import is_left_over, write_bytes
@@ -43,14 +43,14 @@ _LEFT_OVER_AFTER = 3600.0
 """Seconds after which a file that is still being written belongs to a process that was killed."""
 
 
-def kept_logprobs(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> Tensor:
+def cached_logprobs(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> Tensor:
     """``score_logprobs`` of a policy that is still as it was loaded; from disk where it is there.
 
     A model whose code came with its checkpoint is always asked: nothing says when that changes.
     """
-    if not type(base_of(policy.model)).__module__.startswith("transformers."):
+    if not type(unwrap_peft(policy.model)).__module__.startswith("transformers."):
         return score_logprobs(policy, data, parts)
-    key = key_of(policy, data, parts)
+    key = cache_key(policy, data, parts)
     try:
         path = cache_directory() / "reference" / f"{key}.safetensors"
     except RuntimeError as error:
@@ -64,11 +64,11 @@ def kept_logprobs(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]])
     return logprobs_T
 
 
-def key_of(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> str:
+def cache_key(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> str:
     """One number for all that the log-probs depend on, to the last bit."""
-    model = base_of(policy.model)
+    model = unwrap_peft(policy.model)
     about = model.config.to_dict()
-    circumstances = {
+    environment = {
         "class": type(model).__name__,
         "config": {k: v for k, v in about.items() if k not in ("_name_or_path", "name_or_path")},
         "attention": [policy.shared, model.config._attn_implementation],
@@ -77,9 +77,9 @@ def key_of(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> str
         "source": source_digest(),
         "processor": _processor(policy.device),
         "threads": torch.get_num_threads(),
-        "products": [product.name, torch.get_float32_matmul_precision()],
+        "products": [matmul_backend.name, torch.get_float32_matmul_precision()],
     }
-    total = hashlib.sha256(json.dumps(circumstances, sort_keys=True, default=str).encode())
+    total = hashlib.sha256(json.dumps(environment, sort_keys=True, default=str).encode())
     for numbers in (*(s for g in data.groups for s in (g.prompt, *g.responses, ())), *parts):
         total.update(array("q", [len(numbers), *numbers]).tobytes())
     for name, tensor in _weights(policy):
@@ -90,7 +90,7 @@ def key_of(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> str
 
 def _weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
     """The reference's weights and buffers: adapters that are not trained yet change nothing."""
-    adapted = is_adapted(policy.model)
+    adapted = has_lora(policy.model)
     for name, parameter in policy.model.named_parameters():
         if not (adapted and parameter.requires_grad):
             yield name, parameter.detach()

@@ -1,4 +1,4 @@
-"""Losses of reward models over groups: pairs (Bradley-Terry) and labelled steps.
+"""Losses of reward models over groups: pairs (Bradley-Terry) and labeled steps.
 
 Shared by ``reward_model`` (a run of its own) and ``reward_update`` (inside PPO and GRPO).
 """
@@ -27,8 +27,8 @@ class Pairs(Grouped):
 
 
 @dataclass(frozen=True)
-class LabelledSteps(Grouped):
-    """Responses whose steps are labelled: ``labels_T`` holds each step's label in [0, 1] at its
+class LabeledSteps(Grouped):
+    """Responses whose steps are labeled: ``labels_T`` holds each step's label in [0, 1] at its
     last token and NaN at every other token."""
 
     labels_T: Tensor
@@ -36,7 +36,7 @@ class LabelledSteps(Grouped):
     @classmethod
     def of(
         cls, groups: Sequence[Group], ends: Sequence[list[int]], labels: Sequence[list[float]]
-    ) -> LabelledSteps:
+    ) -> LabeledSteps:
         """From the token index and label of each response's steps, one response per group."""
         rows = []
         for group, at, values in zip(groups, ends, labels, strict=True):
@@ -47,17 +47,17 @@ class LabelledSteps(Grouped):
 
     @property
     def count(self) -> int:
-        """The number of labelled steps."""
+        """The number of labeled steps."""
         return int((~self.labels_T.isnan()).sum())
 
 
 def pair_loss(
-    model: RewardModel, pairs: Pairs, total: int, centre: float
+    model: RewardModel, pairs: Pairs, total: int, center: float
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """``1/total Σ_p {−log σ(s_w − s_l) + centre·(s_w + s_l)²}`` of one micro-batch of pairs."""
+    """``1/total Σ_p {−log σ(s_w − s_l) + center·(s_w + s_l)²}`` of one micro-batch of pairs."""
     scores_P2 = model.scores(Batch.of(pairs.groups)).view(-1, 2)
     chosen_P, rejected_P = scores_P2.unbind(1)
-    loss_P = bradley_terry_loss(chosen_P, rejected_P) + centre * scores_P2.sum(1).square()
+    loss_P = bradley_terry_loss(chosen_P, rejected_P) + center * scores_P2.sum(1).square()
     observed = {
         "margin_P": (chosen_P - rejected_P).detach(),
         "score_P": scores_P2.detach().mean(1),
@@ -65,13 +65,13 @@ def pair_loss(
     return loss_P.sum() / total, observed
 
 
-def labelled_step_loss(
-    model: RewardModel, steps: LabelledSteps, total: int
+def labeled_step_loss(
+    model: RewardModel, steps: LabeledSteps, total: int
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """``1/total Σ_s BCE(logit_s, label_s)`` of one micro-batch of labelled responses."""
+    """``1/total Σ_s BCE(logit_s, label_s)`` of one micro-batch of labeled responses."""
     batch = Batch.of(steps.groups)
     is_end_T = ~steps.labels_T.isnan()
-    logits_S = model.scores_at(batch, batch.tokens_at_T[is_end_T])
+    logits_S = model.scores_at(batch, batch.token_positions_T[is_end_T])
     labels_S = steps.labels_T[is_end_T].to(logits_S)
     observed = {"logit_S": logits_S.detach(), "label_S": labels_S}
     return step_loss(logits_S, labels_S).sum() / total, observed

@@ -5,9 +5,9 @@ mirrored to trackers, watched by monitors, and shown; held-out evaluation is mad
 the run ends early when its budget is spent or a monitor says so; and its state is saved, so that
 one that was stopped goes on as if it had not been.
 
-    begun = begin("ppo", config)
-    with Training(begun, config.steps, evaluator=parts.evaluator, known=parts.prompts) as training:
-        training.keep(policy=policy, optimizer=optimizer)
+    prepared = prepare_run("ppo", config)
+    with Training(prepared, config.steps, evaluator=parts.evaluator, shared_objects=parts.prompts) as training:
+        training.track_state(policy=policy, optimizer=optimizer)
         for step in training.steps():
             rollouts = training.rollouts(partial(sample, step))
             updates = training.updates(plan(rollouts))
@@ -41,10 +41,10 @@ from trivium.monitoring.progress import Progress, printable
 from trivium.runs import rng
 from trivium.runs.budget import Spending
 from trivium.runs.checkpoint import Place
-from trivium.runs.checkpointing import Saver, Saves, Stateful
+from trivium.runs.checkpointing import CheckpointManager, Saveable, Stateful
 from trivium.runs.nonfinite import save_for_study
 from trivium.runs.signals import GivenUp, Interrupted, Stopping, name_of
-from trivium.runs.startup import Begun, open_run, tell_of_resuming
+from trivium.runs.startup import PreparedRun, open_run, tell_of_resuming
 from trivium.runs.trackers import open_trackers
 from trivium.training.protocols import Evaluator, Stopwatch, Updates
 
@@ -57,10 +57,10 @@ class Training:
     """A run that is being trained; a context manager whose end is the last evaluation.
 
     Args:
-        begun: what ``begin`` returned.
+        prepared: what ``begin`` returned.
         total: how many steps there are.
         evaluator: what measures the model on held-out data.
-        known: objects that a saved state names by their places, such as the prompts.
+        shared_objects: objects that a saved state names by their places, such as the prompts.
 
     Attributes:
         step: the number of the step that goes on, or was the last.
@@ -70,13 +70,13 @@ class Training:
 
     def __init__(
         self,
-        begun: Begun,
+        prepared: PreparedRun,
         total: int,
         *,
         evaluator: Evaluator | None = None,
-        known: Sequence[object] = (),
+        shared_objects: Sequence[object] = (),
     ) -> None:
-        config, resolved = begun.claim.config, begun.claim.resolved
+        config, resolved = prepared.claim.config, prepared.claim.resolved
         self.total = total
         self.step = self.done = 0
         self.over = False
@@ -86,7 +86,7 @@ class Training:
         self._monitors = Monitors(config.monitors)
         self._config = config
         self._evaluator = evaluator
-        self._peak = begun.peak
+        self._peak = prepared.peak
         self._evaluated: int | None = None
         self._since = (0.0, 0.0)
         self._inside: dict[str, Any] = {}
@@ -98,22 +98,26 @@ class Training:
                 f"run.checkpoints.best = {config.checkpoints.best}: this run evaluates nothing; "
                 "leave it out, or give held-out data"
             )
-        self.run, self._lock = open_run(begun)
-        self._saver = Saver(self.run, config.checkpoints, known, begun.checkpoint)
-        self._restore(begun)
+        self.run, self._lock = open_run(prepared)
+        self._checkpoints = CheckpointManager(
+            self.run, config.checkpoints, shared_objects, prepared.checkpoint
+        )
+        self._restore(prepared)
         self._trackers = open_trackers(config.trackers, self.run, resolved, self.done)
-        self._progress = Progress(begun.claim.kind, total, done=self.done)
+        self._progress = Progress(prepared.claim.kind, total, done=self.done)
 
     @property
     def path(self) -> Path:
         return self.run.path
 
-    def keep(self, **objects: Stateful | None) -> None:
+    def track_state(self, **objects: Stateful | None) -> None:
         """Make these part of the run's state, the model that is trained first.
 
         Where the run goes on they are, from here on, as they were when it was stopped.
         """
-        self._saver.keep({name: thing for name, thing in objects.items() if thing is not None})
+        self._checkpoints.track(
+            {name: thing for name, thing in objects.items() if thing is not None}
+        )
 
     # --- Steps ------------------------------------------------------------------------------------
 
@@ -135,7 +139,7 @@ class Training:
                 self._finish()
             elif isinstance(error, TriviumError):
                 if isinstance(error, NonFiniteError):
-                    tokenizer = getattr(self._saver.model, "tokenizer", None)
+                    tokenizer = getattr(self._checkpoints.model, "tokenizer", None)
                     save_for_study(error, self.path, tokenizer)
                 self.run.event("failed", printable(str(error)), step=self.step)
         finally:
@@ -162,7 +166,7 @@ class Training:
             self._results = []
             self._between()
 
-    def rounds(self, steps: int) -> Iterator[int]:
+    def iterations(self, steps: int) -> Iterator[int]:
         """The rounds of so many steps that are left, numbered from 0; none once the run is over."""
         for number in range(self.done // steps, -(-self.total // steps)):
             if self.over:
@@ -183,14 +187,14 @@ class Training:
             self._pass("rollouts", made)
         return self._inside["rollouts"]
 
-    def once(self, name: str, make: Callable[[], T]) -> T:
+    def memoize(self, name: str, make: Callable[[], T]) -> T:
         """Something else that is made, or done, once in a step or before it, and stays."""
         if name not in self._inside:
             self._pass(name, make())
         return self._inside[name]
 
     def updates(self, steps: Sequence[T]) -> Updates[T]:
-        """The optimiser steps that are left of a training step's."""
+        """The optimizer steps that are left of a training step's."""
         return Updates(steps, self._results, self._left(steps))
 
     def _left(self, steps: Sequence[T]) -> Iterator[T]:
@@ -233,7 +237,7 @@ class Training:
         """Note something that happened."""
         self.run.event(kind, step=self.step, **fields)
 
-    def save(self, name: str, model: Saves) -> None:
+    def save(self, name: str, model: Saveable) -> None:
         """Write a model under the run's directory, whole or not at all.
 
         Raises:
@@ -246,12 +250,12 @@ class Training:
             reason = getattr(error, "strerror", None) or error
             raise TrainingError(
                 f"{self.path / name}: cannot be written: {reason}; make room, and go on from "
-                f"{self._saver.saved}: trivium resume {self.path}"
+                f"{self._checkpoints.saved}: trivium resume {self.path}"
             ) from error
 
     def _save_best(self) -> None:
-        model = self._saver.model
-        assert isinstance(model, Saves), "the first object that a loop keeps is its model"
+        model = self._checkpoints.model
+        assert isinstance(model, Saveable), "the first object that a loop keeps is its model"
         self.save("best", model)
 
     def _mark(self) -> None:
@@ -293,18 +297,21 @@ class Training:
         for tracker in self._trackers:
             tracker.log(self.done, {f"evaluation/{k}": float(v) for k, v in numbers.items()})
         self._mark()
-        return self._saver.judge(Place(self.done), record)
+        return self._checkpoints.is_best(Place(self.done), record)
 
     def _finish(self) -> None:
         evaluated = self._evaluated
         if self._evaluate(last=True):
             self._save_best()
         self._random = rng.state()
-        if self._evaluated != evaluated or not self._saver.has(Place(self.done)):
-            self._saver.try_to_save(Place(self.done), self._frame())
+        if self._evaluated != evaluated or not self._checkpoints.has(Place(self.done)):
+            self._checkpoints.try_to_save(Place(self.done), self._loop_state())
         if self._peak is not None:
             self.run.event("memory", measured_bytes=self._peak.bytes())
-        spent = {"saves": self._saver.saves, "saving_seconds": round(self._saver.seconds, 3)}
+        spent = {
+            "saves": self._checkpoints.saves,
+            "saving_seconds": round(self._checkpoints.seconds, 3),
+        }
         self.run.event("finished", step=self.step, **spent)
 
     # --- State ------------------------------------------------------------------------------------
@@ -333,10 +340,10 @@ class Training:
     def _pause_at(self, place: Place, *, due: bool = False) -> None:
         if self._stopping.asked is not None:
             self._stop_here()
-        if due or self._saver.due(place):
-            before = self._saver.seconds
-            self._saver.try_to_save(place, self._frame())
-            self._leave_out(self._saver.seconds - before)
+        if due or self._checkpoints.due(place):
+            before = self._checkpoints.seconds
+            self._checkpoints.try_to_save(place, self._loop_state())
+            self._leave_out(self._checkpoints.seconds - before)
 
     def _leave_out(self, seconds: float) -> None:
         """Let a time not count as the step's, which a budget may limit."""
@@ -347,15 +354,17 @@ class Training:
         """Save, and end the run with the signal that asked for it."""
         asked = self._stopping.asked
         assert asked is not None, "a run stops here because a signal asked it to"
-        saved = self._saver.try_to_save(Place(self.done, self._pauses), self._frame())
+        saved = self._checkpoints.try_to_save(Place(self.done, self._pauses), self._loop_state())
         if saved:
-            message = f"stopped by {name_of(asked)}, saved at {self._saver.saved}"
+            message = f"stopped by {name_of(asked)}, saved at {self._checkpoints.saved}"
         else:
-            message = f"stopped by {name_of(asked)}; the last saved state is {self._saver.saved}"
+            message = (
+                f"stopped by {name_of(asked)}; the last saved state is {self._checkpoints.saved}"
+            )
         self.run.event("interrupted", message, step=self.done)
         raise Interrupted(f"{message}; to go on: trivium resume {self.path}", asked)
 
-    def _frame(self) -> dict[str, Any]:
+    def _loop_state(self) -> dict[str, Any]:
         """What the run's future depends on, besides the objects that the loop keeps."""
         return {
             "done": self.done,
@@ -368,32 +377,32 @@ class Training:
             "seconds": time.perf_counter() - self._since[0],
             "flops": (flops.total(), self._since[1]),
             "spent": self.spending.spent,
-            "monitors": self._monitors.state(),
+            "monitors": self._monitors.state_dict(),
             "evaluated": self._evaluated,
-            "evaluator": None if self._evaluator is None else self._evaluator.state(),
-            "best": self._saver.best,
+            "evaluator": None if self._evaluator is None else self._evaluator.state_dict(),
+            "best": self._checkpoints.best,
             "random": self._random,
             "threads": torch.get_num_threads(),
         }
 
-    def _restore(self, begun: Begun) -> None:
+    def _restore(self, prepared: PreparedRun) -> None:
         """Be as the run was when it was saved, if it goes on."""
-        if begun.checkpoint is None:
+        if prepared.checkpoint is None:
             return
-        frame = self._saver.frame()
-        self.step = self.done = frame["done"]
-        self.over = frame["over"]
-        self._inside, self._position = frame["inside"], frame["position"]
-        self._pauses, self._results = frame["pauses"], frame["results"]
-        self.stages.seconds = frame["stages"]
-        flops.go_on_from(frame["flops"][0])
-        self._since = (time.perf_counter() - frame["seconds"], frame["flops"][1])
-        self.spending.spent = frame["spent"]
-        self._monitors.restore(frame["monitors"])
-        self._evaluated = frame["evaluated"]
+        loop_state = self._checkpoints.loop_state()
+        self.step = self.done = loop_state["done"]
+        self.over = loop_state["over"]
+        self._inside, self._position = loop_state["inside"], loop_state["position"]
+        self._pauses, self._results = loop_state["pauses"], loop_state["results"]
+        self.stages.seconds = loop_state["stages"]
+        flops.go_on_from(loop_state["flops"][0])
+        self._since = (time.perf_counter() - loop_state["seconds"], loop_state["flops"][1])
+        self.spending.spent = loop_state["spent"]
+        self._monitors.load_state_dict(loop_state["monitors"])
+        self._evaluated = loop_state["evaluated"]
         if self._evaluator is not None:
-            self._evaluator.restore(frame["evaluator"])
-        self._saver.best = frame["best"]
-        self._random = frame["random"]
+            self._evaluator.load_state_dict(loop_state["evaluator"])
+        self._checkpoints.best = loop_state["best"]
+        self._random = loop_state["random"]
         rng.restore(self._random)
-        tell_of_resuming(begun, self.run, self.done, frame["threads"])
+        tell_of_resuming(prepared, self.run, self.done, loop_state["threads"])

@@ -15,20 +15,20 @@ from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.errors import ConfigurationError
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.evaluation.evaluator import Evaluator
-from trivium.models.loading import base_of, context_length, load_tokenizer
+from trivium.models.loading import context_length, load_tokenizer, unwrap_peft
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.learned import LearnedRewards
 from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.rollout.async_engine import Ahead
+from trivium.rollout.async_engine import AsyncEngine
 from trivium.rollout.engine import Engine
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
 
 
 @dataclass(frozen=True)
-class OnPolicyParts:
+class OnPolicyComponents:
     """The policy, what it is held to, and where its experience comes from."""
 
     prompts: list[Prompt]
@@ -40,9 +40,9 @@ class OnPolicyParts:
     learned: LearnedRewards
 
     @property
-    def ahead(self) -> Ahead | None:
+    def ahead(self) -> AsyncEngine | None:
         """The engine, if it can sample ahead."""
-        return self.engine if isinstance(self.engine, Ahead) else None
+        return self.engine if isinstance(self.engine, AsyncEngine) else None
 
     def close(self) -> None:
         """Let nothing go on."""
@@ -50,7 +50,7 @@ class OnPolicyParts:
             self.ahead.close()
 
 
-def assemble(
+def build_components(
     model: ModelConfig,
     data: PromptsConfig,
     rewards: Sequence[RewardConfig],
@@ -59,7 +59,7 @@ def assemble(
     *,
     compared: bool = True,
     asynchronous: bool = False,
-) -> OnPolicyParts:
+) -> OnPolicyComponents:
     """Load everything a loop over rollouts needs.
 
     The reference holds a model only where the loop (``compared``) or an evaluation asks for it.
@@ -69,11 +69,11 @@ def assemble(
         raise ConfigurationError("rewards is empty: name at least one, as file.py:function")
     tokenizer = load_tokenizer(model)
     context = context_length(model)
-    prompts = load_prompts(data, tokenizer, room_for(context, sampling.max_tokens))
+    prompts = load_prompts(data, tokenizer, max_prompt_length(context, sampling.max_tokens))
     scorers, learned = load_rewards(rewards, prompts, tokenizer)
     held_out = None
     if evaluation is not None:
-        room = room_for(context, evaluation.sampling(sampling).max_tokens)
+        room = max_prompt_length(context, evaluation.sampling(sampling).max_tokens)
         held_out = load_prompts(evaluation.data, tokenizer, room)
     policy = Policy.load(model, tokenizer, temperature=sampling.temperature)
     reference = Reference(policy, asked=compared or evaluation is not None)
@@ -86,11 +86,11 @@ def assemble(
         evaluator = Evaluator(
             evaluation, held_out, quality, engine, policy, reference, training=sampling
         )
-    sampler = Ahead(engine) if asynchronous else engine
-    return OnPolicyParts(prompts, scorers, policy, reference, sampler, evaluator, learned)
+    sampler = AsyncEngine(engine) if asynchronous else engine
+    return OnPolicyComponents(prompts, scorers, policy, reference, sampler, evaluator, learned)
 
 
-def room_for(context: int | None, max_tokens: int) -> int | None:
+def max_prompt_length(context: int | None, max_tokens: int) -> int | None:
     """How many tokens of the model's context are left for a prompt."""
     return None if context is None else context - max_tokens
 
@@ -109,5 +109,5 @@ def load_rewards(
 
 def local_engine(policy: Policy) -> LocalEngine:
     """The engine in this process, which ends responses at any of the checkpoint's end tokens."""
-    generation = getattr(base_of(policy.model), "generation_config", None)
+    generation = getattr(unwrap_peft(policy.model), "generation_config", None)
     return LocalEngine(policy, end_tokens(policy.tokenizer, generation))

@@ -3,8 +3,8 @@
 A token of a small batch costs more in calls than in arithmetic. Here projections of the same input
 are one product, weights lie in the order that the product wants them in, and rotations are
 computed once for all layers. It serves decoders that are built like Llama (Qwen, Mistral and
-others), recognised by their parts and then compared with the backbone itself; all others use the
-backbone. No gradient flows, and weights are as they were when ``LeanPass`` was made.
+others), recognized by their parts and then compared with the backbone itself; all others use the
+backbone. No gradient flows, and weights are as they were when ``DecodeModel`` was made.
 """
 
 from __future__ import annotations
@@ -18,12 +18,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trivium.models import flops
-from trivium.models.attention import GroupLayout, Layout, Rule
+from trivium.models.attention import AttentionSpec, GroupLayout, Layout
 from trivium.models.cpu import heads
 from trivium.models.cpu.layers import GATED, inverse_rms
 from trivium.models.cpu.linear import Layer, Linear, Packed, reordered
-from trivium.models.cpu.rotary import Rotation, Rotations, by_planes
-from trivium.models.equivalence import HALF, close, is_precise, probe
+from trivium.models.cpu.rotary import RotaryEmbedding, RotaryTable, interleave_pairs
+from trivium.models.equivalence import (
+    HALF_PRECISION_TOL,
+    is_precise,
+    probe_hidden_states,
+    states_match,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +39,7 @@ ATTENTION = {*heads.PROJECTIONS, "o_proj"}
 
 
 class Norm:
-    """Root-mean-square normalisation (Zhang and Sennrich 2019)."""
+    """Root-mean-square normalization (Zhang and Sennrich 2019)."""
 
     def __init__(self, module: Any, order_D: Tensor | None = None) -> None:
         weight_D: Tensor = module.weight
@@ -48,12 +53,12 @@ class Norm:
         return normed.mul_(self.weight_D) if wide is x else normed.to(x.dtype) * self.weight_D
 
 
-class LeanLayer:
+class DecodeLayer:
     """One decoder layer with packed weights."""
 
-    def __init__(self, layer: Any, index: int, rule: Rule) -> None:
+    def __init__(self, layer: Any, index: int, spec: AttentionSpec) -> None:
         attention, mlp = layer.self_attn, layer.mlp
-        self.index, self.rule = index, rule
+        self.index, self.spec = index, spec
         self.width: int = attention.head_dim
         self.heads = attention.q_proj.weight.shape[0] // self.width
         self.key_heads = attention.k_proj.weight.shape[0] // self.width
@@ -62,10 +67,10 @@ class LeanLayer:
         )
         self.head_norms = None
         if hasattr(attention, "q_norm"):
-            order = by_planes(self.width).to(attention.q_norm.weight.device)
+            order = interleave_pairs(self.width).to(attention.q_norm.weight.device)
             self.head_norms = Norm(attention.q_norm, order), Norm(attention.k_norm, order)
         self.into_heads = Packed(
-            *(self._by_planes(x) for x in (attention.q_proj, attention.k_proj)),
+            *(self._interleave_pairs(x) for x in (attention.q_proj, attention.k_proj)),
             (attention.v_proj.weight, attention.v_proj.bias),
         )
         self.out_of_heads = Packed.of(attention.o_proj)
@@ -74,45 +79,49 @@ class LeanLayer:
         self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
 
     def __call__(
-        self, x_LD: Tensor, rotation: Rotation, layout: Layout, read: Tensor | None
+        self,
+        x_LD: Tensor,
+        rotation: RotaryEmbedding,
+        layout: Layout,
+        output_positions: Tensor | None,
     ) -> Tensor:
-        """The states behind this layer, of positions that are ``read`` (None: of all)."""
+        """The states behind this layer, of positions that are ``output_positions`` (None: of all)."""
         heads_LHW = self.into_heads(self.before(x_LD)).view(len(x_LD), -1, self.width)
-        turned = self.heads + self.key_heads
-        queries_and_keys = heads_LHW.narrow(1, 0, turned)
+        rotated = self.heads + self.key_heads
+        queries_and_keys = heads_LHW.narrow(1, 0, rotated)
         if self.head_norms is not None:
             parts = queries_and_keys.split([self.heads, self.key_heads], 1)
             normed = [norm(part) for norm, part in zip(self.head_norms, parts, strict=True)]
             queries_and_keys = torch.cat(normed, 1)
-        rotation.turn_(queries_and_keys)
+        rotation.rotate_(queries_and_keys)
         query = queries_and_keys.narrow(1, 0, self.heads)
         key = queries_and_keys.narrow(1, self.heads, self.key_heads)
-        value = heads_LHW.narrow(1, turned, self.key_heads)
-        attended = layout.attend(self.index, query, key, value, self.rule)
-        if read is not None:
-            attended, x_LD = attended[read], x_LD[read]
+        value = heads_LHW.narrow(1, rotated, self.key_heads)
+        attended = layout.attend(self.index, query, key, value, self.spec)
+        if output_positions is not None:
+            attended, x_LD = attended[output_positions], x_LD[output_positions]
         x_LD = self.out_of_heads(attended.flatten(1)).add_(x_LD)
         gate, up = self.into_mlp(self.between(x_LD)).chunk(2, 1)
         return self.out_of_mlp(self.activation(gate).mul_(up)).add_(x_LD)
 
-    def _by_planes(self, projection: nn.Linear) -> Layer:
-        order = by_planes(self.width, len(projection.weight) // self.width)
+    def _interleave_pairs(self, projection: nn.Linear) -> Layer:
+        order = interleave_pairs(self.width, len(projection.weight) // self.width)
         return reordered((projection.weight, projection.bias), order.to(projection.weight.device))
 
 
-class LeanPass:
+class DecodeModel:
     """A backbone's forward pass with the weights that it has now.
 
     Args:
-        backbone: one that ``rules_of_lean`` knows.
-        rules: what that returned.
+        backbone: one that ``decode_specs`` knows.
+        specs: what that returned.
     """
 
-    def __init__(self, backbone: PreTrainedModel, rules: Mapping[int, Rule]) -> None:
+    def __init__(self, backbone: PreTrainedModel, specs: Mapping[int, AttentionSpec]) -> None:
         parts: Any = backbone
         self.embed, self.norm = parts.embed_tokens, Norm(parts.norm)
-        self.rotations = Rotations(parts.rotary_emb)
-        self.layers = [LeanLayer(layer, i, rules[i]) for i, layer in enumerate(parts.layers)]
+        self.rotations = RotaryTable(parts.rotary_emb)
+        self.layers = [DecodeLayer(layer, i, specs[i]) for i, layer in enumerate(parts.layers)]
 
     @torch.no_grad()
     def __call__(self, tokens_L: Tensor, position_L: Tensor, layout: Layout) -> Tensor:
@@ -121,13 +130,13 @@ class LeanPass:
         rotation = self.rotations(position_L, layout.longest, x_LD)
         for layer in self.layers[:-1]:
             x_LD = layer(x_LD, rotation, layout, None)
-        last = self.norm(self.layers[-1](x_LD, rotation, layout, layout.read))
-        if layout.read is None:
+        last = self.norm(self.layers[-1](x_LD, rotation, layout, layout.output_positions))
+        if layout.output_positions is None:
             return last
-        return torch.zeros_like(x_LD).index_copy_(0, layout.read, last)
+        return torch.zeros_like(x_LD).index_copy_(0, layout.output_positions, last)
 
 
-def rules_of_lean(backbone: PreTrainedModel) -> dict[int, Rule] | None:
+def decode_specs(backbone: PreTrainedModel) -> dict[int, AttentionSpec] | None:
     """The attention rule of each layer, if a lean pass computes what the backbone does.
 
     ``backbone`` has ragged attention. Costs two forward passes over a dozen tokens, which are not
@@ -136,15 +145,15 @@ def rules_of_lean(backbone: PreTrainedModel) -> dict[int, Rule] | None:
     if not _is_known(backbone):
         return None
     with flops.apart():
-        batch, expected, rules = probe(backbone)
+        batch, expected, specs = probe_hidden_states(backbone)
         try:
-            lean = LeanPass(backbone, rules)
+            lean = DecodeModel(backbone, specs)
             found = lean(batch.tokens_L, batch.positions_L, GroupLayout(batch))
         except (AttributeError, KeyError, TypeError, RuntimeError) as error:
             logger.warning(SLOWER, f"it failed: {error}"[:500])
             return None
-    if close(found, expected, 1e-3 if is_precise(found) else HALF):
-        return rules
+    if states_match(found, expected, 1e-3 if is_precise(found) else HALF_PRECISION_TOL):
+        return specs
     logger.warning(SLOWER, "its states differ from the model's")
     return None
 

@@ -2,7 +2,7 @@
 
 ``transformers`` computes three products of one input, and turns queries and keys in a dozen small
 operations of which each has its own in the backward pass. Here it is one function, in which their
-coordinates are ``rotary.by_planes``. A layer of a
+coordinates are ``rotary.interleave_pairs``. A layer of a
 class that is ``KNOWN`` gets it, and all of a backbone lose it if hidden states then differ.
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from trivium.models.attention import Layout, Rule
+from trivium.models.attention import AttentionSpec, Layout
 from trivium.models.cpu.layers import RMSNorm
 from trivium.models.cpu.linear import (
     Layer,
@@ -27,8 +27,13 @@ from trivium.models.cpu.linear import (
     pairs,
     reordered,
 )
-from trivium.models.cpu.rotary import Rotation, by_planes
-from trivium.models.equivalence import HALF, close, is_precise, probe
+from trivium.models.cpu.rotary import RotaryEmbedding, interleave_pairs
+from trivium.models.equivalence import (
+    HALF_PRECISION_TOL,
+    is_precise,
+    probe_hidden_states,
+    states_match,
+)
 
 KNOWN = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
 """Classes of ``transformers`` that were read: others look like these on a few tokens, and turn,
@@ -50,12 +55,12 @@ def use_joined_heads(backbone: PreTrainedModel) -> None:
         return
     kinds = [type(layer) for layer in layers]
     with torch.no_grad():
-        _, expected, rules = probe(backbone)
+        _, expected, specs = probe_hidden_states(backbone)
         for layer, kind in zip(layers, kinds, strict=True):
-            layer.rule = rules[int(layer.layer_idx)]  # type: ignore[assignment,arg-type]
+            layer.spec = specs[int(layer.layer_idx)]  # type: ignore[assignment,arg-type]
             layer.__class__ = type(kind.__name__, (JoinedHeads, kind), {})
-        _, found, _ = probe(backbone)
-    if not close(found, expected, 1e-3 if is_precise(found) else HALF):
+        _, found, _ = probe_hidden_states(backbone)
+    if not states_match(found, expected, 1e-3 if is_precise(found) else HALF_PRECISION_TOL):
         for layer, kind in zip(layers, kinds, strict=True):
             layer.__class__ = kind
 
@@ -68,7 +73,7 @@ def _kind(layer: nn.Module) -> type[nn.Module]:
 class JoinedHeads(nn.Module):
     """Goes before an attention class of ``transformers``, to which it leaves all other cases."""
 
-    rule: Rule
+    spec: AttentionSpec
     head_dim: int
     layer_idx: int
 
@@ -84,7 +89,7 @@ class JoinedHeads(nn.Module):
             return super().forward(
                 hidden_states, position_embeddings, *args, layout=layout, **kwargs
             )
-        rotation = Rotation.of(*(x[0] for x in position_embeddings))
+        rotation = RotaryEmbedding.of(*(x[0] for x in position_embeddings))
         norms: list[RMSNorm] = [getattr(self, n) for n in HEAD_NORMS if hasattr(self, n)]
         parts = [getattr(self, name) for name in PROJECTIONS]
         query, key, value = _Heads.apply(
@@ -95,10 +100,10 @@ class JoinedHeads(nn.Module):
         )
         if norms:
             query, key = (
-                _Turned.apply(norm(heads, by_planes(self.head_dim)), rotation)
+                _Turned.apply(norm(heads, interleave_pairs(self.head_dim)), rotation)
                 for norm, heads in zip(norms, (query, key), strict=True)
             )
-        attended = layout.attend(self.layer_idx, query, key, value, rule=self.rule)
+        attended = layout.attend(self.layer_idx, query, key, value, spec=self.spec)
         return self.o_proj(attended.flatten(1))[None], None  # type: ignore[operator]
 
     def _is_plain(self, hidden_states: Tensor) -> bool:
@@ -116,14 +121,14 @@ class _Heads(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x_LD: Tensor, rotation: Rotation | None, width: int, *layers: Tensor | None
+        ctx: Any, x_LD: Tensor, rotation: RotaryEmbedding | None, width: int, *layers: Tensor | None
     ) -> Any:
         ctx.save_for_backward(x_LD, *layers)
         heads = [len(weight) // width for weight, _ in pairs(layers)]
-        ctx.rotation, ctx.order = rotation, by_planes(width, heads[0] + heads[1], heads[2])
-        heads_LHW = linear(x_LD, *_by_planes(layers, ctx.order)).view(len(x_LD), -1, width)
+        ctx.rotation, ctx.order = rotation, interleave_pairs(width, heads[0] + heads[1], heads[2])
+        heads_LHW = linear(x_LD, *_interleave_pairs(layers, ctx.order)).view(len(x_LD), -1, width)
         if rotation is not None:
-            rotation.turn_(heads_LHW.narrow(1, 0, heads[0] + heads[1]))
+            rotation.rotate_(heads_LHW.narrow(1, 0, heads[0] + heads[1]))
         return heads_LHW.split(heads, 1)
 
     @staticmethod
@@ -132,21 +137,21 @@ class _Heads(torch.autograd.Function):
         of_x, _, _, *of_layers = ctx.needs_input_grad
         grad_LHW = torch.cat(grads, 1)
         if ctx.rotation is not None:
-            turned = grads[0].shape[1] + grads[1].shape[1]
-            ctx.rotation.transposed().turn_(grad_LHW.narrow(1, 0, turned))
+            rotated = grads[0].shape[1] + grads[1].shape[1]
+            ctx.rotation.transposed().rotate_(grad_LHW.narrow(1, 0, rotated))
         grad_LE = grad_LHW.flatten(1)
-        grad_x = multiply(grad_LE, _by_planes(layers, ctx.order)[0].t()) if of_x else None
+        grad_x = multiply(grad_LE, _interleave_pairs(layers, ctx.order)[0].t()) if of_x else None
         found = layer_gradients(grad_LE, x_LD, layers, of_layers, ctx.order)
         return grad_x, None, None, *found
 
 
-def _by_planes(layers: Sequence[Tensor | None], order: Tensor) -> Layer:
+def _interleave_pairs(layers: Sequence[Tensor | None], order: Tensor) -> Layer:
     return reordered(joined(*pairs(layers)), order)
 
 
 class _Turned(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x_LHW: Tensor, rotation: Rotation) -> Tensor:
+    def forward(ctx: Any, x_LHW: Tensor, rotation: RotaryEmbedding) -> Tensor:
         ctx.rotation = rotation
         return rotation(x_LHW)
 

@@ -18,15 +18,15 @@ from torch.nn import functional as F
 from trivium.models.cpu.linear import (
     Linear,
     add_product,
-    filler,
     layer_gradients,
     linear,
     multiply,
+    pad_rows,
     pairs,
 )
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-MOST = 0.8
+DENSE_THRESHOLD = 0.8
 """Where more than this share is read, all is computed: other shapes cost kernels of their own."""
 GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
@@ -59,7 +59,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight_D, scale = ctx.saved_tensors
         wide, grad, weight = (t.to(scale.dtype) for t in (x, grad, weight_D))
-        # PyTorch's kernel of layer normalisation, with a mean of zero, is one pass over its input;
+        # PyTorch's kernel of layer normalization, with a mean of zero, is one pass over its input;
         # it takes away what would flow through the mean, which is given back.
         of_x, of_weight, _ = torch.ops.aten.native_layer_norm_backward(
             grad, wide, weight.shape, torch.zeros_like(scale), scale, weight, None,
@@ -90,10 +90,10 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         read = _read.get() if self.last else None
-        if read is None or len(read) > MOST * x.shape[1]:
+        if read is None or len(read) > DENSE_THRESHOLD * x.shape[1]:
             return self._of(x)
         rows = x.index_select(1, read)
-        more = filler(len(read), rows)
+        more = pad_rows(len(read), rows)
         filled = F.pad(rows, (0, 0, 0, more)) if more else rows
         return torch.zeros_like(x).index_copy(1, read, self._of(filled).narrow(1, 0, len(read)))
 
@@ -142,10 +142,10 @@ class _Gated(torch.autograd.Function):
         return grad_x, None, *of_gate, *of_up, *of_down
 
 
-def use_lean_layers(model: nn.Module, backbone: nn.Module) -> None:
+def swap_norms_and_mlps(model: nn.Module, backbone: nn.Module) -> None:
     """Exchange the norms and gated MLPs of ``model`` that compute what these here do.
 
-    The last of ``backbone`` computes what the pass's layout says is read (``layout.read``).
+    The last of ``backbone`` computes what the pass's layout says is read (``layout.output_positions``).
     """
     for module in model.modules():
         if isinstance(module, RMSNorm | GatedMLP):
@@ -164,7 +164,7 @@ def use_lean_layers(model: nn.Module, backbone: nn.Module) -> None:
 
 def _note_read(layer: nn.Module, arguments: Any, keywords: dict[str, Any]) -> None:
     layout = keywords.get("layout")
-    _read.set(None if layout is None else layout.read)
+    _read.set(None if layout is None else layout.output_positions)
 
 
 @torch.no_grad()

@@ -2,7 +2,7 @@
 
 PyTorch's own product of float32 matrices uses half the width of some CPUs' vector units; oneDNN,
 which comes with PyTorch, uses all of it. Which one is faster is measured once per process
-(``Product``). Both are float32 throughout, and every other device or type is left to PyTorch.
+(``MatmulBackend``). Both are float32 throughout, and every other device or type is left to PyTorch.
 """
 
 from __future__ import annotations
@@ -16,53 +16,53 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-FEWEST_ROWS = 128
+MIN_ROWS = 128
 """Below this many rows, bringing the weights into oneDNN's order costs more than it gains."""
 PACKED_FOR = 128
 """The number of rows that weights are packed for; any other number is served, too."""
 ROUND = 16
 """Numbers of rows are filled up to a multiple of this, or of a power of two that is between a 64th
 and a 32nd of them: oneDNN makes and keeps a kernel for every number that it meets."""
-LEAST_WORK = 1 << 19
+MIN_FLOPS = 1 << 19
 """Products of fewer multiplications are faster as PyTorch does them."""
-PROBE, PROBES, WORTH = 256, 40, 1.5
+PROBE, NUM_PROBES, MIN_SPEEDUP = 256, 40, 1.5
 """The measured product's size, how often it is measured, and what oneDNN must gain to be used."""
 
-Name = Literal["torch", "onednn"]
+Backend = Literal["torch", "onednn"]
 
 
-class Product:
+class MatmulBackend:
     """Which implementation multiplies float32 matrices on the CPU in this process."""
 
     def __init__(self) -> None:
-        self._name: Name | None = None
+        self._name: Backend | None = None
 
     @property
-    def name(self) -> Name:
+    def name(self) -> Backend:
         if self._name is None:
             self._name = _faster()
         return self._name
 
-    def use(self, name: Name) -> None:
+    def use(self, name: Backend) -> None:
         """Use this one from now on, as where a run goes on that began with it."""
         self._name = name
 
-    def serves(self, rows: int, *tensors: Tensor) -> bool:
+    def supports(self, rows: int, *tensors: Tensor) -> bool:
         """Whether oneDNN is to multiply these."""
         plain = all(x.dtype == torch.float32 and x.device.type == "cpu" for x in tensors)
-        return plain and rows >= FEWEST_ROWS and self.name == "onednn"
+        return plain and rows >= MIN_ROWS and self.name == "onednn"
 
 
-product = Product()
+matmul_backend = MatmulBackend()
 
 
-def filler(rows: int, *tensors: Tensor) -> int:
+def pad_rows(rows: int, *tensors: Tensor) -> int:
     """How many rows to add to so many, where these are multiplied and kernels are kept.
 
     PyTorch itself leaves products in bfloat16 to oneDNN, which keeps kernels of those, too.
     """
     half = all(x.dtype == torch.bfloat16 and x.device.type == "cpu" for x in tensors)
-    kept = rows >= FEWEST_ROWS if half else product.serves(rows, *tensors)
+    kept = rows >= MIN_ROWS if half else matmul_backend.supports(rows, *tensors)
     return -rows % _step(rows) if kept else 0
 
 
@@ -73,28 +73,28 @@ def _step(rows: int) -> int:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x Wᵀ + b`` as ``torch.nn.functional.linear`` computes it, but for the last bits."""
     rows = x.numel() // max(1, x.shape[-1])
-    if not product.serves(rows, x, weight) or torch.is_autocast_enabled("cpu"):
+    if not matmul_backend.supports(rows, x, weight) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     return _Linear.apply(x.reshape(rows, -1), weight, bias).view(*x.shape[:-1], len(weight))
 
 
 def multiply(a_LD: Tensor, b_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
     """``a bᵀ + bias`` of matrices, for use inside a backward pass: no gradient flows."""
-    if product.serves(min(len(a_LD), len(b_ED)), a_LD, b_ED):
+    if matmul_backend.supports(min(len(a_LD), len(b_ED)), a_LD, b_ED):
         return _onednn(a_LD, b_ED, bias_E)
     return F.linear(a_LD, b_ED, bias_E)
 
 
 def add_product(total_LE: Tensor, a_LD: Tensor, b_ED: Tensor) -> Tensor:
     """``total += a bᵀ`` inside a backward pass."""
-    if product.serves(min(len(a_LD), len(b_ED)), a_LD, b_ED):
+    if matmul_backend.supports(min(len(a_LD), len(b_ED)), a_LD, b_ED):
         return total_LE.add_(_onednn(a_LD, b_ED))
     return total_LE.addmm_(a_LD, b_ED.t())
 
 
 def outer(a_LD: Tensor, b_LE: Tensor) -> Tensor:
     """``aᵀ b`` for use inside a backward pass: no gradient flows."""
-    if not product.serves(len(a_LD), a_LD, b_LE):
+    if not matmul_backend.supports(len(a_LD), a_LD, b_LE):
         return a_LD.t() @ b_LE
     # Of the two the narrower is the one that oneDNN copies.
     if a_LD.shape[1] <= b_LE.shape[1]:
@@ -167,8 +167,8 @@ def use_fast_linears(model: nn.Module) -> None:
 
 def _can_be_packed(*weights: Tensor) -> bool:
     if all(w.dtype == torch.bfloat16 and w.device.type == "cpu" for w in weights):
-        return product.name == "onednn" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return product.serves(PACKED_FOR, *weights)
+        return matmul_backend.name == "onednn" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return matmul_backend.supports(PACKED_FOR, *weights)
 
 
 def _can_be_turned(*weights: Tensor) -> bool:
@@ -206,7 +206,7 @@ class Packed:
                 return x_LD @ self.turned_DE
             return torch.addmm(self.bias, x_LD, self.turned_DE)
         rows = len(x_LD)
-        if self.weights is not None and rows * self.size >= LEAST_WORK:
+        if self.weights is not None and rows * self.size >= MIN_FLOPS:
             if more := -rows % _step(rows):
                 x_LD = F.pad(x_LD, (0, 0, 0, more))
             return _onednn(x_LD, self.weights, self.bias)[:rows]
@@ -232,19 +232,19 @@ def _onednn(a_LD: Tensor, b_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(a_LD, b_ED, bias_E, "none", [], "")
 
 
-def _faster() -> Name:
+def _faster() -> Backend:
     if not torch.backends.mkldnn.is_available():
         return "torch"
     with torch.no_grad():
         a, b = torch.ones(2 * PROBE, PROBE), torch.ones(PROBE, PROBE)
         torchs, onednns = _seconds(lambda: F.linear(a, b), lambda: _onednn(a, b))
-    return "onednn" if torchs > WORTH * onednns else "torch"
+    return "onednn" if torchs > MIN_SPEEDUP * onednns else "torch"
 
 
 def _seconds(*works: Callable[[], object]) -> list[float]:
     """The least time that each of these took, done in turn: what disturbs one disturbs all."""
     least = [math.inf] * len(works)
-    for _ in range(PROBES):
+    for _ in range(NUM_PROBES):
         for i, work in enumerate(works):
             start = time.perf_counter()
             work()

@@ -1,7 +1,7 @@
 """Attention of groups on a line, exact and without a copy of the prompt's keys per response.
 
 Softmax over the keys of a prompt and of a response is computed as two attentions, whose outputs
-``o_1, o_2`` and log-normalisers ``z_1, z_2`` are merged:
+``o_1, o_2`` and log-normalizers ``z_1, z_2`` are merged:
 
     z = log(exp z_1 + exp z_2),      o = exp(z_1 − z) o_1 + exp(z_2 − z) o_2
 
@@ -23,17 +23,17 @@ import torch
 from torch import Tensor
 
 from trivium.data.batch import Batch
-from trivium.maths.ragged import segment_ids, segment_starts, spread
-from trivium.models.segments import Parts, Rows
+from trivium.maths.ragged import repeat_per_segment, segment_ids, segment_starts
+from trivium.models.segments import PaddedSegments, SegmentViews
 
-WASTE = 1.1
+MAX_PADDING = 1.1
 """A dense attention may be so much larger than the rows in it."""
-SMALL = 1 << 15
+MIN_SPLIT_PAIRS = 1 << 15
 """Query-key pairs that are cheaper to compute in vain than another call is."""
-ALONE = 1 << 10
+MIN_UNBATCHED_PAIRS = 1 << 10
 """A row of so many pairs has a call of its own, which costs less than copying the row."""
 
-Two = tuple[Tensor, Tensor]
+OutputAndLse = tuple[Tensor, Tensor]
 Saved = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 
 _attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
@@ -48,14 +48,14 @@ class Block:
     in two causal blocks. Otherwise the queries see all their keys, besides those of other blocks.
     """
 
-    queries: Rows | Parts
-    keys: Rows | Parts
+    queries: PaddedSegments | SegmentViews
+    keys: PaddedSegments | SegmentViews
     causal: bool
 
     def attend(
         self, query_LHW: Tensor, key_LHW: Tensor, value_LHW: Tensor, scaling: float
-    ) -> list[Two]:
-        """Outputs and log-normalisers, ``[rows, heads, longest, width]`` and less, densely."""
+    ) -> list[OutputAndLse]:
+        """Outputs and log-normalizers, ``[rows, heads, longest, width]`` and less, densely."""
         mask = self._mask(query_LHW.dtype)
         lines = self.queries.dense(query_LHW), self.keys.dense(key_LHW), self.keys.dense(value_LHW)
         return [
@@ -65,20 +65,20 @@ class Block:
 
     def gradients(self, grad_LHW: Tensor, saved: Saved, scaling: float) -> list[Sequence[Tensor]]:
         """Gradients of queries, of keys and of values, as dense rows."""
-        query_LHW, key_LHW, value_LHW, out_LHW, normaliser_LH = saved
+        query_LHW, key_LHW, value_LHW, out_LHW, lse_LH = saved
         mask = self._mask(query_LHW.dtype)
-        normalisers = self.queries.dense(normaliser_LH)
-        if isinstance(self.queries, Rows) and not self.queries.equal:
+        lse_rows = self.queries.dense(lse_LH)
+        if isinstance(self.queries, PaddedSegments) and not self.queries.equal:
             # What is no query of the row has weights of exactly zero and teaches the keys nothing.
             hidden = ~self.queries.held[:, None]
-            normalisers = [x.masked_fill(hidden, torch.inf) for x in normalisers]
+            lse_rows = [x.masked_fill(hidden, torch.inf) for x in lse_rows]
         lines = (
             self.queries.dense(grad_LHW),
             self.queries.dense(query_LHW),
             self.keys.dense(key_LHW),
             self.keys.dense(value_LHW),
             self.queries.dense(out_LHW),
-            normalisers,
+            lse_rows,
         )
         found = [
             _backward(*rows, 0.0, self.causal, attn_mask=mask, scale=scaling)
@@ -88,22 +88,22 @@ class Block:
 
     def _mask(self, dtype: torch.dtype) -> Tensor | None:
         """What is added to the scores, so that a key that is no key of the row is not seen."""
-        if self.causal or not isinstance(self.keys, Rows) or self.keys.equal:
+        if self.causal or not isinstance(self.keys, PaddedSegments) or self.keys.equal:
             return None
         held = self.keys.held
         mask = torch.zeros(held.shape, dtype=dtype, device=held.device)
         return mask.masked_fill(~held, -torch.inf)[:, None, None]
 
 
-def plan(batch: Batch, read: Tensor | None = None) -> list[Block]:
-    """The dense attentions of a batch, for positions that are ``read`` at least (None: for all).
+def plan(batch: Batch, output_positions: Tensor | None = None) -> list[Block]:
+    """The dense attentions of a batch, for positions that are ``output_positions`` at least (None: for all).
 
     A prompt with one response is a causal row, and so is, of other groups, the prompt and each
     response, which then attend to the prompt together.
     """
     first_N = segment_starts(batch.sizes_G)
     several_G = batch.sizes_G > 1
-    apart_N = spread(several_G, batch.sizes_G)
+    apart_N = repeat_per_segment(several_G, batch.sizes_G)
     tokens_G = batch.lengths_N.new_zeros(len(batch.sizes_G)).index_add(
         0, segment_ids(batch.sizes_G), batch.lengths_N
     )
@@ -111,7 +111,7 @@ def plan(batch: Batch, read: Tensor | None = None) -> list[Block]:
     rows_G = torch.where(several_G, batch.prompt_lengths_G, batch.prompt_lengths_G + tokens_G)
     lengths = torch.cat([rows_G, batch.lengths_N[apart_N]])
     # A group's responses lie end to end behind its prompt.
-    return plan_rows(starts, lengths, read) + _dense(
+    return plan_rows(starts, lengths, output_positions) + _dense(
         batch.starts_N[first_N][several_G],
         tokens_G[several_G],
         batch.prompt_starts_G[several_G],
@@ -119,23 +119,25 @@ def plan(batch: Batch, read: Tensor | None = None) -> list[Block]:
     )
 
 
-def plan_rows(starts: Tensor, lengths: Tensor, read: Tensor | None = None) -> list[Block]:
+def plan_rows(
+    starts: Tensor, lengths: Tensor, output_positions: Tensor | None = None
+) -> list[Block]:
     """The dense attentions of causal rows.
 
-    What lies before the first position of a row that is ``read`` (ascending) is seen and does not
+    What lies before the first position of a row that is ``output_positions`` (ascending) is seen and does not
     look.
     """
     order = starts.argsort()
     starts, lengths, blocks = starts[order], lengths[order], []
-    if read is not None:
-        at = torch.searchsorted(read, starts)
-        firsts, ends = read[at.clamp(max=len(read) - 1)], starts + lengths
-        looking = (at < len(read)) & (firsts < ends)
+    if output_positions is not None:
+        at = torch.searchsorted(output_positions, starts)
+        firsts, ends = output_positions[at.clamp(max=len(output_positions) - 1)], starts + lengths
+        looking = (at < len(output_positions)) & (firsts < ends)
         starts, firsts, ends = starts[looking], firsts[looking], ends[looking]
         late = firsts > starts
         blocks += _dense(firsts[late], (ends - firsts)[late], starts[late], (firsts - starts)[late])
         starts, lengths = firsts, ends - firsts
-    rows = [kind(starts[lot], lengths[lot]) for lot, kind in _lots(lengths, lengths)]
+    rows = [kind(starts[lot], lengths[lot]) for lot, kind in _buckets(lengths, lengths)]
     return [Block(row, row, causal=True) for row in rows] + blocks
 
 
@@ -149,21 +151,23 @@ def _dense(
             kind(key_starts[lot], key_lengths[lot]),
             causal=False,
         )
-        for lot, kind in _lots(key_lengths, query_lengths)
+        for lot, kind in _buckets(key_lengths, query_lengths)
     ]
 
 
-def _lots(widths: Tensor, heights: Tensor) -> Iterator[tuple[Tensor, type[Rows | Parts]]]:
+def _buckets(
+    widths: Tensor, heights: Tensor
+) -> Iterator[tuple[Tensor, type[PaddedSegments | SegmentViews]]]:
     """Which rectangles are computed together, and whether they are copied for it."""
-    large = widths * heights >= ALONE
+    large = widths * heights >= MIN_UNBATCHED_PAIRS
     if large.any():
-        yield torch.nonzero(large)[:, 0], Parts
+        yield torch.nonzero(large)[:, 0], SegmentViews
     small = torch.nonzero(~large)[:, 0]
-    for lot in alike(widths[small], heights[small]):
-        yield small[lot], Rows
+    for lot in bucket_by_size(widths[small], heights[small]):
+        yield small[lot], PaddedSegments
 
 
-def alike(widths: Tensor, heights: Tensor) -> list[Tensor]:
+def bucket_by_size(widths: Tensor, heights: Tensor) -> list[Tensor]:
     """Rectangles put together so that the box around each lot wastes little: indices of each."""
     sizes = list(zip(widths.tolist(), heights.tolist(), range(len(widths)), strict=True))
     lots: list[list[int]] = []
@@ -171,7 +175,7 @@ def alike(widths: Tensor, heights: Tensor) -> list[Tensor]:
     for w, h, i in sorted(sizes, reverse=True):
         row = max(width, w) * max(height, h)
         box = row * (len(lots[-1]) + 1 if lots else 1)
-        if not lots or box > max(WASTE * (used + w * h), SMALL):
+        if not lots or box > max(MAX_PADDING * (used + w * h), MIN_SPLIT_PAIRS):
             lots.append([])
             used = width = height = 0
         lots[-1].append(i)
@@ -193,16 +197,16 @@ class SharedAttention(torch.autograd.Function):
     ) -> Tensor:
         wide = torch.promote_types(query_LHW.dtype, torch.float32)
         out_LHW = _blank(query_LHW, blocks)
-        normaliser_LH = query_LHW.new_full(query_LHW.shape[:2], -torch.inf, dtype=wide)
+        lse_LH = query_LHW.new_full(query_LHW.shape[:2], -torch.inf, dtype=wide)
         for block in blocks:
             found = block.attend(query_LHW, key_LHW, value_LHW, scaling)
             queries = block.queries
             if not block.causal:
-                before = zip(queries.dense(out_LHW), queries.dense(normaliser_LH), strict=True)
+                before = zip(queries.dense(out_LHW), queries.dense(lse_LH), strict=True)
                 found = [_merged(*both) for both in zip(before, found, strict=True)]
-            queries.put(out_LHW, [out for out, _ in found])
-            queries.put(normaliser_LH, [normaliser for _, normaliser in found])
-        ctx.save_for_backward(query_LHW, key_LHW, value_LHW, out_LHW, normaliser_LH)
+            queries.scatter(out_LHW, [out for out, _ in found])
+            queries.scatter(lse_LH, [lse for _, lse in found])
+        ctx.save_for_backward(query_LHW, key_LHW, value_LHW, out_LHW, lse_LH)
         ctx.blocks, ctx.scaling = blocks, scaling
         return out_LHW
 
@@ -215,7 +219,7 @@ class SharedAttention(torch.autograd.Function):
             for total, rows, x in zip(
                 totals, (block.queries, block.keys, block.keys), found, strict=True
             ):
-                (rows.put if block.causal else rows.add)(total, x)
+                (rows.scatter if block.causal else rows.add)(total, x)
         return *totals, None, None
 
 
@@ -226,9 +230,9 @@ def _blank(like_LHW: Tensor, blocks: Sequence[Block]) -> Tensor:
     return make(like_LHW, memory_format=torch.contiguous_format)
 
 
-def _merged(first: Two, second: Two) -> Two:
-    """Outputs and log-normalisers of the same queries over two sets of keys, as over both."""
-    (out, normaliser), (other_out, other) = first, second
-    both = torch.logaddexp(normaliser, other)
-    share, other_share = ((x - both).exp().to(out.dtype)[..., None] for x in (normaliser, other))
+def _merged(first: OutputAndLse, second: OutputAndLse) -> OutputAndLse:
+    """Outputs and log-normalizers of the same queries over two sets of keys, as over both."""
+    (out, lse), (other_out, other) = first, second
+    both = torch.logaddexp(lse, other)
+    share, other_share = ((x - both).exp().to(out.dtype)[..., None] for x in (lse, other))
     return (out * share).add_(other_out * other_share), both

@@ -1,7 +1,7 @@
 // One chart: curves over a common x, their bands, alarms on the axis, and a reader's hair line.
 "use strict";
 
-const COLOURS = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)"];
+const COLORS = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)"];
 const HEIGHT = 190;
 const MANY_POINTS = 60;
 const SMOOTHED = 30; // points from which on a moving average is drawn
@@ -18,7 +18,7 @@ function along(xs, ys, x) {
     : ys[right - 1] + ((x - x0) / (x1 - x0)) * (ys[right] - ys[right - 1]);
 }
 
-/** A centred moving average over `width` points, of the finite ones among them. */
+/** A centered moving average over `width` points, of the finite ones among them. */
 function movingAverage(values, width) {
   const half = Math.floor(width / 2);
   return values.map((value, i) => {
@@ -65,7 +65,7 @@ function xAxis(kind, most) {
  *
  * options: {
  *   title, unit,
- *   series: [{title, name, meaning, source, unit, x: [...], y: [...], low?, high?, colour?, quiet?}],
+ *   series: [{title, name, meaning, source, unit, x: [...], y: [...], low?, high?, color?, quiet?}],
  *   axis: as xAxis returns it, domain: [from, to],
  *   marks: [{x, text, strong}],     alarms on the axis; a strong one has a line through the chart
  *   rule: number or null,           a level to compare with
@@ -75,7 +75,7 @@ function xAxis(kind, most) {
 function curvePanel(options) {
   const series = options.series.map((curve, i) => ({
     ...curve,
-    colour: curve.colour ?? COLOURS[i % COLOURS.length],
+    color: curve.color ?? COLORS[i % COLORS.length],
     y: curve.y.map(numeric),
     points: readPoints(curve),
   }));
@@ -130,7 +130,7 @@ function headingOf({ title, meaning: known }) {
 
 function legend(series) {
   const entry = (curve) => {
-    const sample = el("i", { class: "line", style: { "--colour": curve.colour } });
+    const sample = el("i", { class: "line", style: { "--color": curve.color } });
     const button = el(
       "button",
       { type: "button", class: "term" },
@@ -195,7 +195,7 @@ function curves(options, width) {
 
 /** The marks of one curve: its band, its line, and dots where there are few. */
 function lines(curve, smooth, scale) {
-  const at = { x: "x", y: (p) => (Number.isFinite(p.y) ? p.y * scale : NaN), stroke: curve.colour };
+  const at = { x: "x", y: (p) => (Number.isFinite(p.y) ? p.y * scale : NaN), stroke: curve.color };
   const banded = curve.points.filter((p) => p.low !== null && p.high !== null);
   const ends = { x: "x", y1: (p) => p.low * scale, y2: (p) => p.high * scale };
   const averaged = smooth && curve.points.length >= SMOOTHED;
@@ -209,10 +209,10 @@ function lines(curve, smooth, scale) {
   const few = curve.points.length <= MANY_POINTS;
   return [
     banded.length > 1
-      ? Plot.areaY(banded, { ...ends, fill: curve.colour, fillOpacity: 0.13 })
+      ? Plot.areaY(banded, { ...ends, fill: curve.color, fillOpacity: 0.13 })
       : null,
     banded.length === 1
-      ? Plot.ruleX(banded, { ...ends, stroke: curve.colour, strokeWidth: 2, strokeOpacity: 0.45 })
+      ? Plot.ruleX(banded, { ...ends, stroke: curve.color, strokeWidth: 2, strokeOpacity: 0.45 })
       : null,
     Plot.line(curve.points, {
       ...at,
@@ -225,7 +225,7 @@ function lines(curve, smooth, scale) {
       ? Plot.dot(curve.points, {
           ...at,
           r: curve.points.length === 1 ? 3.5 : 1.8,
-          fill: curve.colour,
+          fill: curve.color,
           stroke: null,
         })
       : null,
@@ -237,7 +237,7 @@ function brokenPoints(series, y) {
   return series.map((curve) => {
     const broken = curve.points.filter((p) => p.y !== null && !Number.isFinite(p.y));
     return broken.length
-      ? Plot.dot(broken, { x: "x", y: y[1], symbol: "times", r: 3.5, stroke: curve.colour, dy: 4 })
+      ? Plot.dot(broken, { x: "x", y: y[1], symbol: "times", r: 3.5, stroke: curve.color, dy: 4 })
       : null;
   });
 }
@@ -299,7 +299,7 @@ function reader(plot, options, scale) {
   const line = layer.append("line").attr("stroke", "var(--muted)");
   line.attr("y1", 8).attr("y2", HEIGHT - 26);
   const dots = series.map((curve) =>
-    layer.append("circle").attr("r", 3.5).attr("fill", curve.colour).attr("stroke", "var(--panel)"),
+    layer.append("circle").attr("r", 3.5).attr("fill", curve.color).attr("stroke", "var(--panel)"),
   );
   const read = (curve, i, place, pixel) => {
     const point = curve.points[d3.bisectCenter(curve.x, place)];
@@ -337,7 +337,7 @@ function valueRow(curve, point, unit) {
     el(
       "td",
       {},
-      el("i", { class: "line", style: { "--colour": curve.colour } }),
+      el("i", { class: "line", style: { "--color": curve.color } }),
       oneLine(curve.title, 40),
     ),
     el("td", { class: "number" }, value),

@@ -17,15 +17,15 @@ const verdictPart = {
   data: ({ title, verdict, base, budget, seeds, n }) => ({ title, verdict, base, budget, seeds, n }),
   build: ({ title, verdict, base, budget, seeds, n }) => {
     const equal = budget
-      ? `${plain(budget.amount)} ${CURRENCIES[budget.currency]} for each road`
-      : "each road with its own number of steps";
+      ? `${plain(budget.amount)} ${CURRENCIES[budget.currency]} for each method`
+      : "each method with its own number of steps";
     const list = (items) => el("ul", { class: "words" }, items.map((s) => el("li", {}, oneLine(s, 600))));
     return el(
       "section",
       { id: "verdict", "aria-labelledby": "verdict-title" },
       el("p", { class: "kicker" }, `${oneLine(title, 120)} · from ${oneLine(base, 160)}`),
       el("h1", { id: "verdict-title" },
-        verdict.recommended === null ? "No road is recommended" : oneLine(verdict.recommended, 80)),
+        verdict.recommended === null ? "No method is recommended" : oneLine(verdict.recommended, 80)),
       el("p", { class: "note" }, `${equal} · ${count(n, "held-out prompt")} · ${count(seeds.length, "seed")}`),
       el("div", { class: "lead" }, verdict.sentences.map((s) => el("p", {}, oneLine(s, 600)))),
       verdict.would_change.length
@@ -41,15 +41,15 @@ const verdictPart = {
 const qualityPart = {
   id: "quality",
   title: "Quality",
-  data: ({ roads, bases, unit }) => ({ roads, bases, unit }),
-  build: ({ roads, bases, unit }, page, redraw) =>
+  data: ({ methods, bases, unit }) => ({ methods, bases, unit }),
+  build: ({ methods, bases, unit }, page, redraw) =>
     section(
       "quality",
       "Held-out quality",
       "with 95 % intervals; small dots are single seeds, the line is the base",
       drawnChoice(redraw),
-      el("figure", { class: "panel" }, sized(() => 40 + 34 * roads.length, (width, height) =>
-        qualityChart(roads, bases, unit, width, height))),
+      el("figure", { class: "panel" }, sized(() => 40 + 34 * methods.length, (width, height) =>
+        qualityChart(methods, bases, unit, width, height))),
     ),
 };
 
@@ -64,30 +64,30 @@ function drawnChoice(redraw) {
 const frontierPart = {
   id: "frontier",
   title: "Frontier",
-  data: ({ roads, bases, unit }) =>
-    roads.some((r) => r.runs.some((run) => run.final.kl !== null)) ? { roads, bases, unit } : null,
-  build: ({ roads, bases, unit }) =>
+  data: ({ methods, bases, unit }) =>
+    methods.some((r) => r.runs.some((run) => run.final.kl !== null)) ? { methods, bases, unit } : null,
+  build: ({ methods, bases, unit }) =>
     section(
       "frontier",
       "Reward–KL frontier",
       "sampled quality against the distance from the base; faint trails are the runs' own ways there",
       el("figure", { class: "panel" },
-        roadLegend(roads),
+        methodLegend(methods),
         sized((width) => (width < 500 ? 300 : 380), (width, height) =>
-          frontierChart(roads, bases, unit, width, height))),
-      roads.some((r) => r.varied.length) ? variedTable(roads, unit) : null,
-      roads.some((r) => r.best_of)
+          frontierChart(methods, bases, unit, width, height))),
+      methods.some((r) => r.varied.length) ? variedTable(methods, unit) : null,
+      methods.some((r) => r.best_of)
         ? el("p", { class: "note" }, "Best of n trains nothing; its KL is the bound log n − (n − 1)/n.")
         : null,
     ),
 };
 
-function variedTable(roads, unit) {
-  const rows = roads.flatMap((road) => road.varied.map((run) => ({ road, run })));
+function variedTable(methods, unit) {
+  const rows = methods.flatMap((method) => method.varied.map((run) => ({ method, run })));
   return folded(state, "varied", `${rows.length} runs with varied settings`, table(
     "Varied settings",
     [
-      { title: "road", text: true, cell: ({ road }) => oneLine(road.name, 60) },
+      { title: "method", text: true, cell: ({ method }) => oneLine(method.name, 60) },
       { title: "setting", text: true, cell: ({ run }) => oneLine(`${run.setting} = ${JSON.stringify(run.value)}`, 60) },
       { title: "sampled", cell: ({ run }) => interval(measureOf(run.final, "sampled"), unit) },
       { title: "greedy", cell: ({ run }) => interval(measureOf(run.final, "greedy"), unit) },
@@ -101,41 +101,41 @@ function variedTable(roads, unit) {
 const costPart = {
   id: "cost",
   title: "By cost",
-  data: ({ roads, unit, budget }) =>
-    roads.some((r) => r.runs.some((run) => run.curve.length)) ? { roads, unit, budget } : null,
-  build: ({ roads, unit, budget }, page, redraw) => {
-    const spent = (c) => roads.some((r) => r.runs.some((run) => run.curve.some((p) => p[c] > 0)));
+  data: ({ methods, unit, budget }) =>
+    methods.some((r) => r.runs.some((run) => run.curve.length)) ? { methods, unit, budget } : null,
+  build: ({ methods, unit, budget }, page, redraw) => {
+    const spent = (c) => methods.some((r) => r.runs.some((run) => run.curve.some((p) => p[c] > 0)));
     const kinds = Object.entries(CURRENCIES).filter(([c]) => spent(c));
     state.currency ??= budget ? budget.currency : "seconds";
     const choose = (currency) => ((state.currency = currency), redraw());
     return section(
       "cost",
       "Quality by what it cost",
-      "mean over seeds, bands from the lowest to the highest; flat where a road prepares its data",
+      "mean over seeds, bands from the lowest to the highest; flat where a method prepares its data",
       drawnChoice(redraw),
       el("div", { class: "controls" }, choice("currency", "Currency", kinds, state.currency, choose)),
-      costChart(roads, unit, state.currency, CURRENCIES[state.currency]),
-      spentTable(roads, budget),
+      costChart(methods, unit, state.currency, CURRENCIES[state.currency]),
+      spentTable(methods, budget),
     );
   },
 };
 
-function spentTable(roads, budget) {
-  const mean = (road, c) => d3.mean(road.runs, (run) => run.spent[c]);
+function spentTable(methods, budget) {
+  const mean = (method, c) => d3.mean(method.runs, (run) => run.spent[c]);
   const against = budget
-    ? [{ title: "of the budget", cell: (road) => (road.best_of ? "–" : withUnit(mean(road, budget.currency) / budget.amount, "share")) }]
+    ? [{ title: "of the budget", cell: (method) => (method.best_of ? "–" : withUnit(mean(method, budget.currency) / budget.amount, "share")) }]
     : [];
   return table(
-    "What each road spent, mean over seeds",
+    "What each method spent, mean over seeds",
     [
-      { title: "road", text: true, cell: (road) => oneLine(road.name, 60) },
+      { title: "method", text: true, cell: (method) => oneLine(method.name, 60) },
       ...against,
-      { title: "training", cell: (road) => duration(mean(road, "seconds")) },
-      { title: "generated tokens", cell: (road) => plain(mean(road, "generated_tokens")) },
-      { title: "trained tokens", cell: (road) => plain(mean(road, "trained_tokens")) },
-      { title: "FLOPs", cell: (road) => plain(mean(road, "flops")) },
+      { title: "training", cell: (method) => duration(mean(method, "seconds")) },
+      { title: "generated tokens", cell: (method) => plain(mean(method, "generated_tokens")) },
+      { title: "trained tokens", cell: (method) => plain(mean(method, "trained_tokens")) },
+      { title: "FLOPs", cell: (method) => plain(mean(method, "flops")) },
     ],
-    roads,
+    methods,
   );
 }
 
@@ -144,19 +144,19 @@ function spentTable(roads, budget) {
 const creditPart = {
   id: "credit",
   title: "Credit",
-  data: ({ credit, roads }) => (credit && credit.length ? { credit, roads } : null),
-  build: ({ credit, roads }) => {
+  data: ({ credit, methods }) => (credit && credit.length ? { credit, methods } : null),
+  build: ({ credit, methods }) => {
     const best = d3.max(credit, (c) => c.snr);
     return section(
       "credit",
       "Credit assignment",
-      "signal-to-noise of each road's first gradient, on the same responses of the base",
+      "signal-to-noise of each method's first gradient, on the same responses of the base",
       el("figure", { class: "panel" }, sized(() => 40 + 34 * credit.length, (width, height) =>
-        creditChart(credit, roads, width, height))),
+        creditChart(credit, methods, width, height))),
       table(
         "Signal-to-noise of gradients",
         [
-          { title: "road", text: true, cell: (c) => oneLine(c.road, 60) },
+          { title: "method", text: true, cell: (c) => oneLine(c.method, 60) },
           { title: "SNR of a batch", cell: (c) => interval({ value: c.snr, low: c.snr_low, high: c.snr_high }) },
           { title: "cosine of two batches", cell: (c) => plain(c.cosine) },
           { title: "responses for the certainty of the best", cell: (c) => (c.snr > 0 ? `${plain(best / c.snr)} ×` : "–") },
@@ -176,21 +176,21 @@ const creditPart = {
 const riskPart = {
   id: "risk",
   title: "Risk",
-  data: ({ roads, risk, meanings, unit }) => ({ roads, risk: risk ?? null, meanings, unit }),
-  build: ({ roads, risk, meanings }) =>
+  data: ({ methods, risk, meanings, unit }) => ({ methods, risk: risk ?? null, meanings, unit }),
+  build: ({ methods, risk, meanings }) =>
     section(
       "risk",
       "Risk",
       null,
       el("h3", { class: "group" }, "Alarms"),
-      alarmTable(roads),
+      alarmTable(methods),
       el("h3", { class: "group" }, "Telling numbers, in the first and the last tenth of training"),
-      trainingTable(roads, meanings),
+      trainingTable(methods, meanings),
       risk && risk.coverage.length
         ? [
             el("h3", { class: "group" }, "Preference coverage: how near responses are to the nearest response of the pairs (1: the same)"),
             table("Preference coverage", [
-              { title: "road", text: true, cell: (c) => oneLine(c.road, 60) },
+              { title: "method", text: true, cell: (c) => oneLine(c.method, 60) },
               { title: "the base's responses", cell: (c) => plain(c.base) },
               { title: "the trained policy's", cell: (c) => plain(c.final) },
               { title: "responses", cell: (c) => String(c.responses) },
@@ -201,7 +201,7 @@ const riskPart = {
         ? [
             el("h3", { class: "group" }, "Learned rewards: how often two responses of the policy are ranked as quality ranks them"),
             table("Learned rewards", [
-              { title: "road", text: true, cell: (r) => oneLine(r.road, 60) },
+              { title: "method", text: true, cell: (r) => oneLine(r.method, 60) },
               { title: "on the base", cell: (r) => interval(accuracyOf(r.points[0]), "share") },
               { title: "on the trained policy", cell: (r) => interval(accuracyOf(r.points.at(-1)), "share") },
               { title: "had it stayed as it was", cell: (r) => interval(accuracyOf(r.fixed), "share") },
@@ -214,14 +214,14 @@ const riskPart = {
 
 const accuracyOf = (point) => ({ value: point.accuracy, low: point.low, high: point.high });
 
-function alarmTable(roads) {
-  const rows = roads.flatMap((road) =>
-    road.runs.flatMap((run) => run.alarms.map((alarm) => ({ road, run, alarm }))));
+function alarmTable(methods) {
+  const rows = methods.flatMap((method) =>
+    method.runs.flatMap((run) => run.alarms.map((alarm) => ({ method, run, alarm }))));
   if (!rows.length) return el("p", { class: "note" }, "No alarm was raised.");
   return table(
     "Alarms",
     [
-      { title: "road", text: true, cell: ({ road }) => oneLine(road.name, 60) },
+      { title: "method", text: true, cell: ({ method }) => oneLine(method.name, 60) },
       { title: "seed", cell: ({ run }) => String(run.seed) },
       { title: "monitor", text: true, cell: ({ alarm }) => oneLine(alarm.monitor, 40) },
       { title: "step", cell: ({ alarm }) => String(alarm.step) },
@@ -231,24 +231,24 @@ function alarmTable(roads) {
   );
 }
 
-function trainingTable(roads, meanings) {
-  const names = Object.keys(meanings).filter((name) => roads.some((r) => r.runs.some((run) => run.training[name])));
-  const cell = (name) => (road) => {
-    const known = road.runs.map((run) => run.training[name]).filter(Boolean);
+function trainingTable(methods, meanings) {
+  const names = Object.keys(meanings).filter((name) => methods.some((r) => r.runs.some((run) => run.training[name])));
+  const cell = (name) => (method) => {
+    const known = method.runs.map((run) => run.training[name]).filter(Boolean);
     if (!known.length) return "–";
     return `${plain(d3.mean(known, (k) => k.first))} → ${plain(d3.mean(known, (k) => k.last))}`;
   };
   return table(
     "Telling numbers",
     [
-      { title: "road", text: true, cell: (road) => oneLine(road.name, 60) },
+      { title: "method", text: true, cell: (method) => oneLine(method.name, 60) },
       ...names.map((name) => ({
         title: oneLine(meanings[name].title, 40),
         hint: () => meaning({ ...meanings[name], name }),
         cell: cell(name),
       })),
     ],
-    roads.filter((road) => !road.best_of),
+    methods.filter((method) => !method.best_of),
   );
 }
 

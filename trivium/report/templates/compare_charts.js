@@ -1,10 +1,10 @@
 // The charts of a comparison: quality, the reward-KL frontier, quality by cost, credit.
 "use strict";
 
-const ROAD_COLOURS = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)", "var(--ink)", "var(--muted)"];
+const ROAD_COLORS = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)", "var(--ink)", "var(--muted)"];
 const SYMBOLS = ["circle", "square", "triangle", "diamond", "star", "cross", "wye", "asterisk"];
-const colourOf = (roads, name) => ROAD_COLOURS[roads.findIndex((r) => r.name === name) % ROAD_COLOURS.length];
-const symbolOf = (roads, name) => SYMBOLS[roads.findIndex((r) => r.name === name) % SYMBOLS.length];
+const colorOf = (methods, name) => ROAD_COLORS[methods.findIndex((r) => r.name === name) % ROAD_COLORS.length];
+const symbolOf = (methods, name) => SYMBOLS[methods.findIndex((r) => r.name === name) % SYMBOLS.length];
 const measureOf = (record, name) => ({ value: record[name], low: record[`${name}_low`], high: record[`${name}_high`] });
 const PLAIN_STYLE = { background: "none", color: "var(--muted)", fontSize: "12px", overflow: "visible" };
 
@@ -21,14 +21,14 @@ function sized(heightOf, draw) {
   return target;
 }
 
-function roadLegend(roads) {
-  return el("ul", { class: "legend" }, roads.map((road) =>
+function methodLegend(methods) {
+  return el("ul", { class: "legend" }, methods.map((method) =>
     el("li", {},
-      el("i", { class: "swatch", style: { "--colour": colourOf(roads, road.name) } }),
-      oneLine(road.name, 60))));
+      el("i", { class: "swatch", style: { "--color": colorOf(methods, method.name) } }),
+      oneLine(method.name, 60))));
 }
 
-/** Short names for an axis of roads, kept apart. */
+/** Short names for an axis of methods, kept apart. */
 function shortNames(names, width) {
   const most = width < 500 ? 16 : 34;
   const seen = new Map();
@@ -40,12 +40,12 @@ function shortNames(names, width) {
   }));
 }
 
-function qualityChart(roads, bases, unit, width, height) {
+function qualityChart(methods, bases, unit, width, height) {
   const scale = unit === "share" ? 100 : 1;
   const drawn = state.drawn;
-  const sorted = d3.sort(roads, (r) => -r[drawn].mean);
+  const sorted = d3.sort(methods, (r) => -r[drawn].mean);
   const short = shortNames(sorted.map((r) => r.name), width);
-  const seeds = sorted.flatMap((r) => (r.runs.length > 1 ? r.runs.map((run) => ({ road: r, value: run.final[drawn] })) : []));
+  const seeds = sorted.flatMap((r) => (r.runs.length > 1 ? r.runs.map((run) => ({ method: r, value: run.final[drawn] })) : []));
   const base = d3.mean(Object.values(bases), (b) => b[drawn]);
   const left = width < 500 ? 118 : 230;
   const plot = Plot.plot({
@@ -58,9 +58,9 @@ function qualityChart(roads, bases, unit, width, height) {
       Plot.axisX({ ticks: width < 500 ? 4 : 6, tickSize: 0, tickFormat: (v) => `${plain(v)}${unit === "share" ? " %" : ""}`, color: "var(--muted)" }),
       Plot.axisY({ tickSize: 0, color: "var(--ink)" }),
       Plot.ruleX([base * scale], { stroke: "var(--muted)", strokeDasharray: "3,3" }),
-      Plot.ruleY(sorted, { y: (r) => short.get(r.name), x1: (r) => r[drawn].low * scale, x2: (r) => r[drawn].high * scale, stroke: (r) => colourOf(roads, r.name), strokeWidth: 2.5, strokeOpacity: 0.45 }),
-      Plot.dot(seeds, { x: (d) => d.value * scale, y: (d) => short.get(d.road.name), r: 2.5, fill: (d) => colourOf(roads, d.road.name), fillOpacity: 0.45 }),
-      Plot.dot(sorted, { x: (r) => r[drawn].mean * scale, y: (r) => short.get(r.name), r: 5, symbol: (r) => symbolOf(roads, r.name), fill: (r) => colourOf(roads, r.name) }),
+      Plot.ruleY(sorted, { y: (r) => short.get(r.name), x1: (r) => r[drawn].low * scale, x2: (r) => r[drawn].high * scale, stroke: (r) => colorOf(methods, r.name), strokeWidth: 2.5, strokeOpacity: 0.45 }),
+      Plot.dot(seeds, { x: (d) => d.value * scale, y: (d) => short.get(d.method.name), r: 2.5, fill: (d) => colorOf(methods, d.method.name), fillOpacity: 0.45 }),
+      Plot.dot(sorted, { x: (r) => r[drawn].mean * scale, y: (r) => short.get(r.name), r: 5, symbol: (r) => symbolOf(methods, r.name), fill: (r) => colorOf(methods, r.name) }),
       width < 500 ? null : Plot.text(sorted, { x: (r) => r[drawn].high * scale, y: (r) => short.get(r.name), text: (r) => percent(r[drawn].mean, unit), dx: 8, textAnchor: "start", fill: "var(--ink)" }),
     ],
     color: { type: "identity" },
@@ -71,26 +71,26 @@ function qualityChart(roads, bases, unit, width, height) {
 
 // --- Frontier -----------------------------------------------------------------------------------
 
-/** Where a road's runs ended: the main runs' mean, and one point for each varied value. */
-function endsOfRoad(road) {
-  const main = road.runs.filter((run) => run.final.kl !== null);
-  const point = (final, text) => ({ road: road.name, kl: final.kl, y: final.sampled, low: final.sampled_low, high: final.sampled_high, text });
-  const found = road.varied.filter((run) => run.final.kl !== null).map((run) => point(run.final, `${run.setting.split(".").at(-1)} ${JSON.stringify(run.value)}`));
+/** Where a method's runs ended: the main runs' mean, and one point for each varied value. */
+function endsOfMethod(method) {
+  const main = method.runs.filter((run) => run.final.kl !== null);
+  const point = (final, text) => ({ method: method.name, kl: final.kl, y: final.sampled, low: final.sampled_low, high: final.sampled_high, text });
+  const found = method.varied.filter((run) => run.final.kl !== null).map((run) => point(run.final, `${run.setting.split(".").at(-1)} ${JSON.stringify(run.value)}`));
   if (main.length) {
     const mean = (name) => d3.mean(main, (run) => run.final[name]);
-    found.push({ ...point({ kl: mean("kl"), sampled: mean("sampled"), sampled_low: null, sampled_high: null }, road.best_of ? `best of ${road.best_of}` : "as configured"), main: true, bound: Boolean(road.best_of) });
+    found.push({ ...point({ kl: mean("kl"), sampled: mean("sampled"), sampled_low: null, sampled_high: null }, method.best_of ? `best of ${method.best_of}` : "as configured"), main: true, bound: Boolean(method.best_of) });
   }
   return d3.sort(found, (p) => p.kl);
 }
 
-function frontierChart(roads, bases, unit, width, height) {
+function frontierChart(methods, bases, unit, width, height) {
   const scale = unit === "share" ? 100 : 1;
-  const ends = roads.flatMap(endsOfRoad);
-  const base = { road: null, kl: 0, y: d3.mean(Object.values(bases), (b) => b.sampled), text: "the base" };
-  const trails = roads.flatMap((road) => road.runs.flatMap((run) =>
-    run.curve.filter((p) => p.kl !== null).map((p) => ({ road: road.name, run: `${road.name} ${run.seed}`, kl: p.kl, y: p.sampled }))));
-  const curves = ends.filter((p) => roads.find((r) => r.name === p.road).varied.length);
-  const stroke = (p) => colourOf(roads, p.road);
+  const ends = methods.flatMap(endsOfMethod);
+  const base = { method: null, kl: 0, y: d3.mean(Object.values(bases), (b) => b.sampled), text: "the base" };
+  const trails = methods.flatMap((method) => method.runs.flatMap((run) =>
+    run.curve.filter((p) => p.kl !== null).map((p) => ({ method: method.name, run: `${method.name} ${run.seed}`, kl: p.kl, y: p.sampled }))));
+  const curves = ends.filter((p) => methods.find((r) => r.name === p.method).varied.length);
+  const stroke = (p) => colorOf(methods, p.method);
   const plot = Plot.plot({
     width, height, marginLeft: 52, marginRight: 24, marginTop: 14, marginBottom: 40,
     style: PLAIN_STYLE,
@@ -101,44 +101,44 @@ function frontierChart(roads, bases, unit, width, height) {
       Plot.axisX({ ticks: width < 500 ? 4 : 8, tickSize: 0, color: "var(--muted)", label: "KL to the base (nats per response)", labelAnchor: "center", labelArrow: "none" }),
       Plot.axisY({ ticks: 5, tickSize: 0, tickFormat: (v) => `${plain(v)}${unit === "share" ? " %" : ""}`, color: "var(--muted)", label: null }),
       Plot.line(trails, { x: "kl", y: (p) => p.y * scale, z: "run", stroke, strokeOpacity: 0.25, strokeWidth: 1.2 }),
-      Plot.line(curves, { x: "kl", y: (p) => p.y * scale, z: "road", stroke, strokeWidth: 1.6 }),
+      Plot.line(curves, { x: "kl", y: (p) => p.y * scale, z: "method", stroke, strokeWidth: 1.6 }),
       Plot.ruleX(ends.filter((p) => p.low !== null), { x: "kl", y1: (p) => p.low * scale, y2: (p) => p.high * scale, stroke, strokeOpacity: 0.3 }),
       Plot.dot([base], { x: "kl", y: (p) => p.y * scale, r: 4, fill: "var(--muted)" }),
-      Plot.dot(ends.filter((p) => !p.bound), { x: "kl", y: (p) => p.y * scale, r: (p) => (p.main ? 5.5 : 3.5), symbol: (p) => symbolOf(roads, p.road), fill: stroke }),
-      Plot.dot(ends.filter((p) => p.bound), { x: "kl", y: (p) => p.y * scale, r: 5.5, symbol: (p) => symbolOf(roads, p.road), stroke, strokeWidth: 1.8 }),
+      Plot.dot(ends.filter((p) => !p.bound), { x: "kl", y: (p) => p.y * scale, r: (p) => (p.main ? 5.5 : 3.5), symbol: (p) => symbolOf(methods, p.method), fill: stroke }),
+      Plot.dot(ends.filter((p) => p.bound), { x: "kl", y: (p) => p.y * scale, r: 5.5, symbol: (p) => symbolOf(methods, p.method), stroke, strokeWidth: 1.8 }),
     ],
     r: { type: "identity" },
     color: { type: "identity" },
     symbol: { type: "identity" },
   });
   return readable(plot, [base, ...ends], (p) => p.kl, (p) => p.y * scale, (p) => [
-    el("strong", {}, p.road === null ? p.text : `${oneLine(p.road, 60)}: ${oneLine(p.text, 60)}`),
+    el("strong", {}, p.method === null ? p.text : `${oneLine(p.method, 60)}: ${oneLine(p.text, 60)}`),
     el("p", {}, `KL ${plain(p.kl)}${p.bound ? " (bound)" : ""}, sampled quality ${withUnit(p.y, unit)}`),
   ], "Sampled quality against KL to the base");
 }
 
 // --- Cost ---------------------------------------------------------------------------------------
 
-/** A road's curve over a currency: seeds averaged evaluation by evaluation. */
-function costSeries(road, currency, drawn) {
-  const length = d3.min(road.runs, (run) => run.curve.length) ?? 0;
+/** A method's curve over a currency: seeds averaged evaluation by evaluation. */
+function costSeries(method, currency, drawn) {
+  const length = d3.min(method.runs, (run) => run.curve.length) ?? 0;
   const x = [], y = [], low = [], high = [];
   for (let i = 0; i < length; i++) {
-    const points = road.runs.map((run) => run.curve[i]);
+    const points = method.runs.map((run) => run.curve[i]);
     const values = points.map((p) => p[drawn]).filter((v) => v !== null);
     if (!values.length) continue;
     x.push(d3.mean(points, (p) => p[currency]));
     y.push(d3.mean(values));
-    low.push(road.runs.length > 1 ? d3.min(values) : points[0][`${drawn}_low`]);
-    high.push(road.runs.length > 1 ? d3.max(values) : points[0][`${drawn}_high`]);
+    low.push(method.runs.length > 1 ? d3.min(values) : points[0][`${drawn}_low`]);
+    high.push(method.runs.length > 1 ? d3.max(values) : points[0][`${drawn}_high`]);
   }
   return { x, y, low, high };
 }
 
-function costChart(roads, unit, currency, words) {
-  const series = roads.filter((road) => road.runs.some((run) => run.curve.length)).map((road) => ({
-    title: road.name, name: road.name, meaning: `${oneLine(road.name)}, ${state.drawn}`, source: "", unit,
-    colour: colourOf(roads, road.name), ...costSeries(road, currency, state.drawn),
+function costChart(methods, unit, currency, words) {
+  const series = methods.filter((method) => method.runs.some((run) => run.curve.length)).map((method) => ({
+    title: method.name, name: method.name, meaning: `${oneLine(method.name)}, ${state.drawn}`, source: "", unit,
+    color: colorOf(methods, method.name), ...costSeries(method, currency, state.drawn),
   }));
   const most = d3.max(series, (s) => d3.max(s.x)) || 1;
   const ticks = (n) => d3.ticks(0, most, n);
@@ -155,27 +155,27 @@ function costChart(roads, unit, currency, words) {
 
 // --- Credit -------------------------------------------------------------------------------------
 
-function creditChart(credit, roads, width, height) {
+function creditChart(credit, methods, width, height) {
   const sorted = d3.sort(credit, (c) => -c.snr);
-  const short = shortNames(sorted.map((c) => c.road), width);
+  const short = shortNames(sorted.map((c) => c.method), width);
   const left = width < 500 ? 118 : 230;
   const plot = Plot.plot({
     width, height, marginLeft: left, marginRight: 30, marginTop: 10, marginBottom: 30,
     style: PLAIN_STYLE,
     x: { label: null, nice: true, zero: true },
-    y: { label: null, domain: sorted.map((c) => short.get(c.road)) },
+    y: { label: null, domain: sorted.map((c) => short.get(c.method)) },
     marks: [
       Plot.gridX({ ticks: 5, stroke: "var(--line)", strokeOpacity: 1 }),
       Plot.axisX({ ticks: width < 500 ? 4 : 6, tickSize: 0, color: "var(--muted)" }),
       Plot.axisY({ tickSize: 0, color: "var(--ink)" }),
       Plot.ruleX([0], { stroke: "var(--muted)" }),
-      Plot.ruleY(sorted, { y: (c) => short.get(c.road), x1: "snr_low", x2: "snr_high", stroke: (c) => colourOf(roads, c.road), strokeWidth: 2.5, strokeOpacity: 0.45 }),
-      Plot.dot(sorted, { x: "snr", y: (c) => short.get(c.road), r: 5, symbol: (c) => symbolOf(roads, c.road), fill: (c) => colourOf(roads, c.road) }),
+      Plot.ruleY(sorted, { y: (c) => short.get(c.method), x1: "snr_low", x2: "snr_high", stroke: (c) => colorOf(methods, c.method), strokeWidth: 2.5, strokeOpacity: 0.45 }),
+      Plot.dot(sorted, { x: "snr", y: (c) => short.get(c.method), r: 5, symbol: (c) => symbolOf(methods, c.method), fill: (c) => colorOf(methods, c.method) }),
     ],
     color: { type: "identity" },
     symbol: { type: "identity" },
   });
-  return described(plot, `Signal-to-noise: ${sorted.map((c) => `${oneLine(c.road)} ${plain(c.snr)}`).join("; ")}`);
+  return described(plot, `Signal-to-noise: ${sorted.map((c) => `${oneLine(c.method)} ${plain(c.snr)}`).join("; ")}`);
 }
 
 // --- Reading ------------------------------------------------------------------------------------

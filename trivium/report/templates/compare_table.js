@@ -1,18 +1,18 @@
-// The comparison table: one column per road, from its pipeline to its failures.
+// The comparison table: one column per method, from its pipeline to its failures.
 "use strict";
 
 const tablePart = {
   id: "table",
   title: "Table",
-  data: ({ roads, unit, bases }) => ({ roads, unit, bases }),
-  build: ({ roads, unit, bases }) =>
-    section("table", "The roads side by side", "all of it measured, or read from the configurations",
-      sideBySide(roads, unit, bases)),
+  data: ({ methods, unit, bases }) => ({ methods, unit, bases }),
+  build: ({ methods, unit, bases }) =>
+    section("table", "The methods side by side", "all of it measured, or read from the configurations",
+      sideBySide(methods, unit, bases)),
 };
 
-function sideBySide(roads, unit, bases) {
+function sideBySide(methods, unit, bases) {
   const baseLength = d3.mean(Object.values(bases), (b) => b.length);
-  const over = (road, value) => d3.mean(road.runs, value);
+  const over = (method, value) => d3.mean(method.runs, value);
   const rows = [
     ["Pipeline", (r) => (r.best_of ? `best of ${r.best_of} of the base` : steps(r.stages, (s) => oneLine(s.name, 40)))],
     ["Signal", (r) => (r.best_of ? "the training reward, when answering" : steps(r.stages, (s) => oneLine(s.signal, 160)))],
@@ -35,19 +35,19 @@ function sideBySide(roads, unit, bases) {
   ];
   const columns = [
     { title: "", text: true, cell: ([name]) => el("strong", {}, name) },
-    ...roads.map((road) => ({ title: oneLine(road.name, 60), text: true, cell: ([, value]) => value(road) })),
+    ...methods.map((method) => ({ title: oneLine(method.name, 60), text: true, cell: ([, value]) => value(method) })),
   ];
-  const grid = table("The roads side by side", columns, rows);
+  const grid = table("The methods side by side", columns, rows);
   grid.classList.add("wide");
   return grid;
 }
 
 const spanOf = ({ mean, low, high }) => ({ value: mean, low, high });
 const steps = (stages, text) => stages.map((stage) => el("div", {}, text(stage)));
-const lastOf = (road, text) => (road.stages.length ? text(road.stages.at(-1)) : "–");
+const lastOf = (method, text) => (method.stages.length ? text(method.stages.at(-1)) : "–");
 
-function spread(road) {
-  const known = road.runs.map((run) => run.training["advantage/std"]).filter(Boolean);
+function spread(method) {
+  const known = method.runs.map((run) => run.training["advantage/std"]).filter(Boolean);
   if (!known.length) return "–";
   return `${plain(d3.mean(known, (k) => k.first))} → ${plain(d3.mean(known, (k) => k.last))}`;
 }
@@ -58,15 +58,15 @@ function settings(stage) {
   return `${oneLine(stage.name, 40)}: ${oneLine(words.join(", ") || "as by default", 400)}`;
 }
 
-function winRate(road) {
-  const mean = d3.mean(road.runs, (run) => run.win_rate.mean);
-  if (road.runs.length > 1) return withUnit(mean, "share");
-  const { low, high } = road.runs[0].win_rate;
+function winRate(method) {
+  const mean = d3.mean(method.runs, (run) => run.win_rate.mean);
+  if (method.runs.length > 1) return withUnit(mean, "share");
+  const { low, high } = method.runs[0].win_rate;
   return interval({ value: mean, low, high }, "share");
 }
 
-function alarms(road) {
-  const raised = road.runs.flatMap((run) => run.alarms.map((alarm) => oneLine(alarm.monitor, 40)));
+function alarms(method) {
+  const raised = method.runs.flatMap((run) => run.alarms.map((alarm) => oneLine(alarm.monitor, 40)));
   if (!raised.length) return "none";
   const counted = d3.rollups(raised, (all) => all.length, (name) => name);
   return counted.map(([name, times]) => el("div", { class: "alarm-text" }, `${name}${times > 1 ? ` × ${times}` : ""}`));
@@ -77,9 +77,9 @@ function alarms(road) {
 const KINDS = ["parameters", "gradients", "optimizer", "activations", "cache"];
 
 /** Of every stage: models at the moment of the predicted peak, and the peak, predicted, measured. */
-function memory(road) {
-  const known = road.stages.filter((stage) => stage.memory);
-  if (!known.length) return road.best_of ? "the base" : "not measured";
+function memory(method) {
+  const known = method.stages.filter((stage) => stage.memory);
+  if (!known.length) return method.best_of ? "the base" : "not measured";
   return known.map((stage) => {
     const { predicted, predicted_bytes, measured_bytes, reason } = stage.memory;
     const lines = [el("div", {}, `${oneLine(stage.name, 40)}: ${bytes(measured_bytes)} measured` +

@@ -17,7 +17,7 @@ const costPart = {
     const stages = cost.stages.map((stage) => ({
       ...stage,
       share: total ? stage.seconds / total : 0,
-      colour: STAGES[stage.name] ?? "var(--rest)",
+      color: STAGES[stage.name] ?? "var(--rest)",
     }));
     const flops = cost.flops
       ? ` · ${plain(cost.flops)} FLOPs, ${plain(cost.flops / total)} a second`
@@ -38,7 +38,7 @@ const costPart = {
 
 function shareBar(stages) {
   const part = (stage) =>
-    el("i", { style: { "flex-grow": String(stage.share), background: stage.colour } });
+    el("i", { style: { "flex-grow": String(stage.share), background: stage.color } });
   return el(
     "div",
     {
@@ -52,7 +52,7 @@ function shareBar(stages) {
 
 function stageTable(stages, total, cost) {
   const named = (stage) => [
-    el("i", { class: "swatch", style: { "--colour": stage.colour } }),
+    el("i", { class: "swatch", style: { "--color": stage.color } }),
     hint(el("button", { type: "button", class: "term" }, stage.name), () => [
       el("strong", {}, stage.name),
       el("p", {}, stage.meaning),
@@ -85,7 +85,7 @@ function stackedPanel(cost, stages) {
     let from = 0;
     return bin.seconds.map((seconds, i) => ({
       bin,
-      colour: stages[i].colour,
+      color: stages[i].color,
       y1: from,
       y2: (from += (100 * seconds) / sum),
     }));
@@ -130,7 +130,7 @@ function stacked(bars, stages, width) {
         x2: (b) => b.bin.last,
         y1: "y1",
         y2: "y2",
-        fill: "colour",
+        fill: "color",
         fillOpacity: 0.85,
         shapeRendering: "crispEdges",
       }),
@@ -154,7 +154,7 @@ function stacked(bars, stages, width) {
       el(
         "tr",
         {},
-        el("td", {}, el("i", { class: "swatch", style: { "--colour": stage.colour } }), stage.name),
+        el("td", {}, el("i", { class: "swatch", style: { "--color": stage.color } }), stage.name),
         el("td", { class: "number" }, withUnit(bin.seconds[i] / sum, "share", 2)),
         el("td", { class: "number" }, duration(bin.seconds[i])),
       );

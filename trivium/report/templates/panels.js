@@ -77,7 +77,7 @@ function heldOut({ held_out: charts, curves }) {
           ...chart,
           series: [
             ...chart.series,
-            { ...reward, title: "training reward", quiet: true, colour: "var(--muted)" },
+            { ...reward, title: "training reward", quiet: true, color: "var(--muted)" },
           ],
         }
       : chart,

@@ -9,12 +9,12 @@ const browsing = {
   prompt: null,
   search: "",
   sort: "step",
-  colour: "none",
+  color: "none",
   most: ROWS_AT_ONCE,
 };
 
 const DRAWN = { greedy: "greedy", sampled: "sampled", training: "training" };
-const ENDED = {
+const FINISH_REASONS = {
   eos: ["ended by itself", "The model wrote its end-of-sequence token."],
   stop: ["ended at a stop text", "A stop text or token of the configuration was reached."],
   length: ["cut off", "The response ran into the length limit."],
@@ -39,7 +39,7 @@ const samplesPart = {
       leftOut(samples),
       controls(samples, found, update),
       browsing.view === "all" ? null : prompts(samples, found, update),
-      browsing.colour === "none" ? null : colourLegend(samples),
+      browsing.color === "none" ? null : colorLegend(samples),
       shown,
     );
   },
@@ -79,7 +79,7 @@ function promptOf(found) {
 
 function controls(samples, found, update) {
   const kinds = Object.keys(DRAWN).filter((kind) => samples.rows.some((row) => row.drawn === kind));
-  const colourings = Object.entries(COLOURINGS).filter(([name]) =>
+  const colorings = Object.entries(COLORINGS).filter(([name]) =>
     samples.rows.some((row) => row[name]),
   );
   const set = (name) => (value) => update(() => (browsing[name] = value))();
@@ -101,13 +101,13 @@ function controls(samples, found, update) {
           set("drawn"),
         )
       : null,
-    colourings.length
+    colorings.length
       ? choice(
-          "colour",
-          "Colour tokens by",
-          [["none", "plain"], ...colourings.map(([name, [short]]) => [name, short])],
-          browsing.colour,
-          set("colour"),
+          "color",
+          "Color tokens by",
+          [["none", "plain"], ...colorings.map(([name, [short]]) => [name, short])],
+          browsing.color,
+          set("color"),
         )
       : null,
     browsing.view === "pair" ? null : sorter(samples, set("sort")),
@@ -262,7 +262,7 @@ function promptCard(prompt) {
 }
 
 function card(row, samples, withPrompt) {
-  const [ended, why] = ENDED[row.ended] ?? [oneLine(row.ended, 30), ""];
+  const [ended, why] = FINISH_REASONS[row.finish_reason] ?? [oneLine(row.finish_reason, 30), ""];
   const who = [
     row.step === null ? null : `step ${row.step}`,
     oneLine(row.drawn, 20),
@@ -282,7 +282,7 @@ function card(row, samples, withPrompt) {
     numeric(row.kl) === null ? null : fact("KL", plain(row.kl)),
     numeric(row.length) === null ? null : fact("tokens", plain(row.length, 6)),
     ended
-      ? el("span", { class: row.ended === "length" ? "fact cut" : "fact", title: why }, ended)
+      ? el("span", { class: row.finish_reason === "length" ? "fact cut" : "fact", title: why }, ended)
       : null,
   ];
   return el(
@@ -290,7 +290,7 @@ function card(row, samples, withPrompt) {
     { class: "card" },
     el("header", {}, el("strong", {}, who), facts),
     withPrompt ? el("p", { class: "asked" }, promptTitle(samples.prompts[row.prompt])) : null,
-    row[browsing.colour] ? tokens(row, samples) : passage(row.response),
+    row[browsing.color] ? tokens(row, samples) : passage(row.response),
     row.whole
       ? el(
           "p",
@@ -298,7 +298,7 @@ function card(row, samples, withPrompt) {
           `The page carries ${row.response.length.toLocaleString("en")} of ${row.whole.toLocaleString("en")} characters.`,
         )
       : null,
-    row.tokens_left_out && browsing.colour !== "none"
+    row.tokens_left_out && browsing.color !== "none"
       ? el("p", { class: "note" }, "Its tokens' numbers are not on the page.")
       : null,
   );

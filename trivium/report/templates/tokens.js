@@ -1,8 +1,8 @@
-// Tokens coloured by a number each, with a legend, and a way to read the numbers.
+// Tokens colored by a number each, with a legend, and a way to read the numbers.
 "use strict";
 
 const CLIPPED_TOKENS = 400;
-const COLOURINGS = {
+const COLORINGS = {
   log_ratio: [
     "log-ratio",
     "log π − log π_ref",
@@ -12,10 +12,10 @@ const COLOURINGS = {
   advantages: ["advantage", "advantage Â", "discouraged", "encouraged"],
 };
 
-/** The value beyond which colour does not deepen: nearly the largest of the page's. */
+/** The value beyond which color does not deepen: nearly the largest of the page's. */
 function reach(samples) {
   const sizes = samples.rows
-    .flatMap((row) => row[browsing.colour] ?? [])
+    .flatMap((row) => row[browsing.color] ?? [])
     .map((v) => Math.abs(numeric(v)))
     .filter(Number.isFinite);
   return d3.quantile(sizes, 0.98) || d3.max(sizes) || 1;
@@ -24,8 +24,8 @@ function reach(samples) {
 function tint(value, most) {
   if (value === null || Number.isNaN(value)) return null;
   const depth = Math.min(1, Math.abs(value) / most);
-  const colour = value < 0 ? "--negative" : "--positive";
-  return `color-mix(in srgb, var(${colour}) ${Math.round(70 * depth)}%, transparent)`;
+  const color = value < 0 ? "--negative" : "--positive";
+  return `color-mix(in srgb, var(${color}) ${Math.round(70 * depth)}%, transparent)`;
 }
 
 function pieces(row) {
@@ -43,7 +43,7 @@ function tokens(row, samples) {
       "span",
       {
         "data-token": i,
-        style: { "background-color": tint(numeric(row[browsing.colour][i]), most) },
+        style: { "background-color": tint(numeric(row[browsing.color][i]), most) },
       },
       text ? visible(text) : "·",
     );
@@ -86,7 +86,7 @@ function readTokens(block, row, texts) {
           token,
           el("span", { class: "faint" }, ` token ${place + 1} of ${texts.length}`),
         ),
-        el("table", {}, el("tbody", {}, Object.entries(COLOURINGS).map(line))),
+        el("table", {}, el("tbody", {}, Object.entries(COLORINGS).map(line))),
       ],
       x,
       y,
@@ -109,12 +109,12 @@ function readTokens(block, row, texts) {
     block.addEventListener(name, () => (mark(-1), hideTip()));
 }
 
-function colourLegend(samples) {
-  const [, words, low, high] = COLOURINGS[browsing.colour];
+function colorLegend(samples) {
+  const [, words, low, high] = COLORINGS[browsing.color];
   const most = plain(reach(samples), 2);
   return el(
     "div",
-    { class: "colour-legend" },
+    { class: "color-legend" },
     el("span", {}, `${words} per token`),
     el(
       "span",

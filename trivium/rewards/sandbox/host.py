@@ -25,7 +25,7 @@ from typing import Any, Self
 
 from trivium.errors import ConfigurationError
 
-WALLS = ("landlock", "seccomp", "namespaces")
+LAYERS = ("landlock", "seccomp", "namespaces")
 ISOLATION = ("files", "network", "processes")
 _START = (
     "import sys; sys.path.append(sys.argv[1]); import sandbox.supervisor as s; sys.path.pop(); "
@@ -129,7 +129,7 @@ class Sandbox:
     `walls` are those to build where the machine permits them; fewer than all are for tests.
     """
 
-    def __init__(self, walls: Sequence[str] = WALLS) -> None:
+    def __init__(self, walls: Sequence[str] = LAYERS) -> None:
         self._folder = tempfile.TemporaryDirectory(
             prefix="trivium-sealed-", ignore_cleanup_errors=True
         )
@@ -332,7 +332,7 @@ _NEEDS = {
 
 
 @functools.cache
-def open_ways(walls: tuple[str, ...] = WALLS) -> tuple[str, ...]:
+def isolation_gaps(walls: tuple[str, ...] = LAYERS) -> tuple[str, ...]:
     """Return which of ``ISOLATION`` does not hold here, tried with a program that breaks out.
 
     It tries to read a file of this process's, to reach a port of this process's by TCP and by UDP,
@@ -358,9 +358,9 @@ def open_ways(walls: tuple[str, ...] = WALLS) -> tuple[str, ...]:
     return tuple(way for way in ISOLATION if found[way])
 
 
-def require_isolation(accept_missing: Sequence[str] = (), walls: tuple[str, ...] = WALLS) -> None:
+def require_isolation(accept_missing: Sequence[str] = (), walls: tuple[str, ...] = LAYERS) -> None:
     """Raise ConfigurationError where a program could break out in a way that is not accepted."""
-    missing = [way for way in open_ways(walls) if way not in accept_missing]
+    missing = [way for way in isolation_gaps(walls) if way not in accept_missing]
     if not missing:
         return
     needs = "; ".join(f"isolation of {way} needs {_NEEDS[way]}" for way in missing)

@@ -1,0 +1,258 @@
+"""The commands that write responses and measure: what their output says is so."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.tiny_models import World, checkpoint, letters_tokenizer
+
+from trivium.cli import main
+from trivium.commands import sample
+from trivium.commands.evaluate import Measured
+from trivium.commands.evaluate import run as evaluate
+from trivium.commands.evaluate_config import EvaluateConfig
+from trivium.commands.sample_config import SampleConfig
+from trivium.errors import ConfigurationError, DataError, ModelError, RewardError
+from trivium.evaluation.statistics import mean_interval, wilson
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def letters(text: str) -> float:
+    """The reward `letters` of the world, written again."""
+    return text.count("a") - text.count("b") + 0.25 * text.count("c")
+
+
+# --- sample ---------------------------------------------------------------------------------------
+
+
+def sampling(world: World, **options: Any) -> SampleConfig:
+    settings = {
+        "model": {"path": world.path},
+        "data": world.prompts,
+        "output": "responses.jsonl",
+        "sampling": {"max_tokens": 6},
+        **options,
+    }
+    return SampleConfig.model_validate(settings)
+
+
+def test_every_prompt_has_its_responses_in_order_with_columns_and_rewards(world: World) -> None:
+    prompts = [{"prompt": p, "answer": n} for n, p in enumerate(("a", "bcd", "ef.gh"))]
+    data = world.rows("answers.jsonl", prompts)
+    rewards = [{**world.reward("letters")[0], "weight": 2.0, "name": "score"}]
+    found = lines(sample.run(sampling(world, data=data, samples=3, rewards=rewards)))
+    assert [(row["prompt"], row["answer"]) for row in found] == [
+        (row["prompt"], row["answer"]) for row in prompts for _ in range(3)
+    ]
+    tokenizer = letters_tokenizer()
+    for row in found:
+        assert row["components"] == {"score": letters(row["response"])}
+        assert row["reward"] == 2 * letters(row["response"])
+        spoken = len(tokenizer.encode(row["response"], add_special_tokens=False))
+        assert row["tokens"] == spoken + (row["finish_reason"] == "eos")
+        assert row["finish_reason"] == "eos" or row["tokens"] == 6
+
+
+def test_step_rewards_are_written_and_counted_in_the_reward(world: World) -> None:
+    rewards = world.reward("letters", "pairs")
+    for row in lines(sample.run(sampling(world, rewards=rewards))):
+        text = row["response"]
+        ends = [min(i + 2, len(text)) for i in range(0, len(text), 2)]
+        assert [end for end, _ in row["step_rewards"]] == ends
+        whole = letters(text) + sum(value for _, value in row["step_rewards"])
+        assert row["reward"] == pytest.approx(whole, abs=1e-12)
+
+
+def test_responses_without_rewards_have_none(
+    world: World, capsys: pytest.CaptureFixture[str]
+) -> None:
+    [first, *_] = lines(sample.run(sampling(world)))
+    assert list(first) == ["prompt", "response", "tokens", "finish_reason"]
+    assert "reward" not in capsys.readouterr().out
+
+
+def test_a_file_of_responses_depends_on_the_seed_and_not_on_batches(
+    world: World, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = sample.run(sampling(world, samples=2)).read_bytes()
+    monkeypatch.setattr(sample, "RESPONSES_PER_BATCH", 2)
+    assert sample.run(sampling(world, samples=2, overwrite=True)).read_bytes() == first
+    assert sample.run(sampling(world, samples=2, overwrite=True, seed=1)).read_bytes() != first
+    names = sorted(path.name for path in here.iterdir())
+    assert names == ["responses.counts.json", "responses.jsonl"]
+
+
+def test_a_budget_ends_sampling_and_what_was_spent_is_counted(
+    world: World, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "RESPONSES_PER_BATCH", 2)
+    rows = lines(sample.run(sampling(world, samples=2, budget={"generated_tokens": 13})))
+    counts = json.loads((here / "responses.counts.json").read_text())
+    assert counts["prompts"] == 2 and counts["responses"] == len(rows) == 4
+    assert counts["generated_tokens"] == sum(row["tokens"] for row in rows) >= 13
+    assert counts["seconds"] > 0 and counts["flops"] > 0
+
+
+def test_only_responses_with_the_minimum_reward_are_written(world: World, here: Path) -> None:
+    settings = {"samples": 6, "rewards": world.reward("letters")}
+    everything = lines(sample.run(sampling(world, **settings)))
+    kept = lines(sample.run(sampling(world, **settings, minimum_reward=0.5, overwrite=True)))
+    assert kept == [row for row in everything if row["reward"] >= 0.5]
+    assert 0 < len(kept) < len(everything)
+    with pytest.raises(DataError, match="none of 24 responses has a reward of at least 99"):
+        sample.run(sampling(world, **settings, minimum_reward=99.0, overwrite=True))
+
+
+def test_a_file_that_is_there_is_refused_before_a_model_is_loaded(world: World, here: Path) -> None:
+    (here / "responses.jsonl").write_text("mine")
+    with pytest.raises(ConfigurationError, match=r"is there already; .* overwrite=true"):
+        sample.run(sampling(world, model={"path": "./nowhere"}))
+    assert (here / "responses.jsonl").read_text() == "mine"
+    (here / "folder.jsonl").mkdir()
+    with pytest.raises(ConfigurationError, match=r"is a directory; name another file$"):
+        sample.run(sampling(world, output="folder.jsonl", overwrite=True))
+
+
+def test_what_was_written_before_a_failure_is_kept_apart(
+    world: World, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sample, "RESPONSES_PER_BATCH", 1)
+    (here / "second.py").write_text(
+        "calls = []\n"
+        "def fails(responses):\n"
+        "    calls.append(1)\n"
+        "    return [1.0] if len(calls) == 1 else [float('nan')]\n"
+    )
+    with pytest.raises(RewardError, match="not a finite number"):
+        sample.run(sampling(world, rewards=[{"function": "second.py:fails"}]))
+    assert not (here / "responses.jsonl").exists()
+    assert len(lines(here / "responses.jsonl.partial")) == 1
+
+
+def test_columns_that_the_rows_would_overwrite_are_refused(world: World) -> None:
+    data = world.rows("taken.jsonl", [{"prompt": "a", "reward": 1, "tokens": [2]}])
+    with pytest.raises(DataError, match="the columns tokens, reward, which"):
+        sample.run(sampling(world, data=data))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"output": "responses.txt"}, "ends in .jsonl"),
+        ({"samples": 2, "sampling": {"temperature": 0}}, "all samples of a prompt"),
+        ({"minimum_reward": 1.0}, "needs rewards: name what scores"),
+    ],
+)
+def test_senseless_settings_of_sample_are_refused(
+    world: World, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        sampling(world, **options)
+
+
+# --- evaluate -------------------------------------------------------------------------------------
+
+
+def evaluation(world: World, **options: Any) -> EvaluateConfig:
+    settings = {
+        "model": {"path": world.path},
+        "data": world.prompts,
+        "rewards": world.reward("letters", "pairs"),
+        "max_tokens": 6,
+        **options,
+    }
+    return EvaluateConfig.model_validate(settings)
+
+
+def rewards_of(world: World, temperature: float, samples: int, seed: int) -> list[float]:
+    """The reward `letters` of what `sample` draws, averaged over each prompt's samples."""
+    settings = {"temperature": temperature, "max_tokens": 6}
+    config = sampling(world, sampling=settings, samples=samples, seed=seed, overwrite=True)
+    values = [letters(row["response"]) for row in lines(sample.run(config))]
+    return [sum(values[i : i + samples]) / samples for i in range(0, len(values), samples)]
+
+
+def test_an_evaluation_measures_what_sample_draws_with_prompts_as_observations(
+    world: World,
+) -> None:
+    measured = evaluate(evaluation(world, samples=4, temperature=1.5, seed=3))
+    greedy = mean_interval(rewards_of(world, 0.0, 1, seed=3))
+    drawn = mean_interval(rewards_of(world, 1.5, 4, seed=3))
+    assert measured.evaluation.record()["n"] == 4
+    assert measured.greedy_rewards["letters"] == greedy
+    assert measured.sampled_rewards["letters"] == drawn
+    assert measured.evaluation.kl is None
+
+
+def test_kl_is_zero_to_the_model_itself_and_not_to_another(
+    world: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = checkpoint(tmp_path_factory.mktemp("other"), seed=1, spread=0.2)
+    to_itself = evaluate(evaluation(world, reference={"path": world.path})).evaluation
+    to_other = evaluate(evaluation(world, reference={"path": other})).evaluation
+    assert to_itself.kl is not None and to_itself.kl.mean == 0.0
+    assert to_other.kl is not None and to_other.kl.mean != 0.0
+
+
+def test_a_reference_with_another_vocabulary_is_refused(
+    world: World, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    other = checkpoint(tmp_path_factory.mktemp("strange"), letters="jihgfedcba.\n")
+    with pytest.raises(ModelError, match="its tokenizer is not that of"):
+        evaluate(evaluation(world, reference={"path": other}))
+
+
+def test_the_file_and_the_table_say_the_same(
+    world: World, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
+    settings = evaluation(world, output="e.json").model_dump(mode="json")
+    (here / "e.yaml").write_text(json.dumps(settings))
+    assert main(["evaluate", "e.yaml"]) == 0
+    out = capsys.readouterr().out
+    record = json.loads((here / "e.json").read_text())
+    table = {
+        line.split("  ")[1].strip(): line.split()
+        for line in out.splitlines()
+        if line.startswith("  ") and line.strip()
+    }
+    row = table["letters, greedy"]
+    greedy = record["rewards"]["letters"]["greedy"]
+    assert row[-4:] == [f"{greedy[k]:.3f}" if k else "–" for k in ("mean", "low", None, "high")]
+    low, high = record["sampled_low"], record["sampled_high"]
+    assert table["reward, sampled"][-4:] == [
+        f"{record['sampled']:.3f}",
+        f"{low:.3f}",
+        "–",
+        f"{high:.3f}",
+    ]
+    assert record["n"] == 4
+    assert record["config"]["max_tokens"] == 6
+    assert main(["evaluate", "e.yaml"]) == 2
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_right_and_wrong_answers_get_a_wilson_interval(world: World, here: Path) -> None:
+    (here / "first.py").write_text(
+        "def one(prompts, responses): return [float(p == 'a') for p in prompts]"
+    )
+    measured = evaluate(evaluation(world, rewards=[{"function": "first.py:one"}]))
+    assert measured.evaluation.greedy_reward == wilson(1, 4)
+    assert isinstance(measured, Measured)

@@ -1,0 +1,520 @@
+"""Comparisons: what is planned, what is kept, what follows from the numbers."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from helpers.tiny_models import World, source
+
+from trivium.compare.config import CompareConfig
+from trivium.compare.gradient_snr import signal_to_noise
+from trivium.compare.plan import MANY_STEPS, Job, make_plan, with_budget
+from trivium.compare.result import _best_of_record, _differences, _over_seeds
+from trivium.compare.risk import ranked_right, similarity
+from trivium.compare.run import check, compare, run
+from trivium.compare.scheduler import _can_go_on, spent
+from trivium.compare.verdict import judge, quality_at
+from trivium.config.base import load_configuration
+from trivium.errors import ConfigurationError, DataError, TrainingError
+from trivium.evaluation.statistics import t_interval
+from trivium.runs.provenance import source_digest
+
+SHARED = {
+    "model": {"path": "base-${seed}"},
+    "data": {"path": "prompts.jsonl"},
+    "rewards": [{"function": "gsm8k"}],
+    "sampling": {"max_tokens": 12, "stop": ["\n"]},
+    "evaluation": {"data": {"path": "test.jsonl"}, "prompts": 7, "samples": 2},
+    "directory": "out",
+}
+GRPO = {"name": "GRPO", "stages": [{"command": "grpo"}]}
+DPO = {"name": "DPO", "stages": [{"command": "pairs"}, {"command": "dpo"}]}
+RLHF = {
+    "name": "PPO, learned",
+    "stages": [{"command": "pairs"}, {"command": "reward-model"}, {"command": "ppo"}],
+}
+
+
+def config_of(*methods: dict[str, Any], **options: Any) -> CompareConfig:
+    return CompareConfig.model_validate({**SHARED, "methods": list(methods), **options})
+
+
+# --- The plan -------------------------------------------------------------------------------------
+
+
+def test_what_is_shared_is_said_to_every_stage_in_its_own_words() -> None:
+    plan = make_plan(config_of(GRPO, RLHF, seeds=[3]))
+    check(plan)
+    grpo = plan.jobs["grpo/seed-3/grpo"].settings
+    assert grpo["model"] == {"path": "base-3"}
+    assert grpo["sampling"] == {"max_tokens": 12, "stop": ["\n"]}
+    assert grpo["run"] == {"directory": "out/runs/grpo/seed-3/grpo", "seed": 3, "overwrite": True}
+    held_out = grpo["evaluation"]
+    assert held_out["rewards"] == [{"function": "gsm8k"}] and held_out["max_tokens"] == 12
+    assert held_out["stop"] == ["\n"] and not held_out["at_start"]
+    pairs, model, ppo = (plan.jobs[f"ppo-learned/seed-3/{s}"] for s in
+                         ("pairs", "reward-model", "ppo"))  # fmt: skip
+    assert pairs.settings["output"] == "out/runs/ppo-learned/seed-3/pairs/rows.jsonl"
+    assert model.settings["pairs"] == {"path": pairs.settings["output"]}
+    assert "evaluation" not in model.settings
+    learned = {"path": "out/runs/ppo-learned/seed-3/reward-model/final"}
+    assert ppo.settings["rewards"] == [{"function": "reward_model", "arguments": learned}]
+    assert ppo.settings["evaluation"]["rewards"] == [{"function": "gsm8k"}], "not the learned one"
+    assert ppo.settings["model"] == {"path": "base-3"}
+    assert ppo.after == (pairs.name, model.name)
+
+
+def test_a_process_reward_model_gives_the_product_of_its_steps() -> None:
+    steps = {"command": "reward-model", "name": "judge", "settings": {"steps": {"path": "s.jsonl"}}}
+    plan = make_plan(config_of({"name": "p", "stages": [steps, {"command": "ppo"}]}))
+    (reward,) = plan.jobs["p/seed-0/ppo"].settings["rewards"]
+    assert reward["function"] == "process_reward_model"
+    assert reward["arguments"] == {"path": "out/runs/p/seed-0/judge/final", "aggregate": "product"}
+
+
+def test_a_stage_starts_from_the_policy_that_the_method_trained_before() -> None:
+    best = {"command": "sample", "settings": {"samples": 4, "minimum_reward": 1.0}}
+    method = {"name": "r", "stages": [best, {"command": "sft"}, {"command": "grpo"}]}
+    plan = make_plan(config_of(method))
+    check(plan)
+    rows = {"path": "out/runs/r/seed-0/sample/rows.jsonl", "columns": {"completion": "response"}}
+    assert plan.jobs["r/seed-0/sft"].settings["data"] == rows
+    assert plan.jobs["r/seed-0/grpo"].settings["model"] == {"path": "out/runs/r/seed-0/sft/final"}
+
+
+def test_own_settings_hold_and_names_stand_for_directories() -> None:
+    stages = [
+        {"command": "pairs", "name": "mine", "settings": {"samples": 3}},
+        {"command": "dpo", "settings": {"data": {"path": "${mine}/rows.jsonl"}, "beta": 0.3}},
+    ]
+    plan = make_plan(config_of({"name": "d", "stages": stages}))
+    assert plan.jobs["d/seed-0/mine"].settings["samples"] == 3
+    dpo = plan.jobs["d/seed-0/dpo"].settings
+    assert dpo["data"]["path"] == "out/runs/d/seed-0/mine/rows.jsonl" and dpo["beta"] == 0.3
+
+
+def test_a_name_that_stands_for_nothing_is_told_with_those_that_do() -> None:
+    stages = [{"command": "dpo", "settings": {"data": {"path": "${pears}/rows.jsonl"}}}]
+    with pytest.raises(ConfigurationError, match=r"method d: \$\{pears\} .* use one of \$\{seed\}"):
+        make_plan(config_of({"name": "d", "stages": stages}))
+
+
+def test_equal_stages_of_several_methods_are_one_job() -> None:
+    plan = make_plan(config_of(DPO, RLHF, seeds=[0, 1]))
+    assert [name for name in plan.jobs if name.endswith("pairs")] == [
+        "dpo/seed-0/pairs",
+        "dpo/seed-1/pairs",
+    ]
+    model = plan.jobs["ppo-learned/seed-1/reward-model"]
+    assert model.settings["pairs"] == {"path": "out/runs/dpo/seed-1/pairs/rows.jsonl"}
+    assert plan.routes[3].jobs[0] == "dpo/seed-1/pairs"
+
+
+def test_a_base_that_all_seeds_share_is_measured_once() -> None:
+    fixed = make_plan(config_of(GRPO, seeds=[0, 1], model={"path": "base"}))
+    assert fixed.bases == {0: "base/base-seed-0", 1: "base/base-seed-0"}
+    own = make_plan(config_of(GRPO, seeds=[0, 1]))
+    assert len(set(own.bases.values())) == 2
+    settings = own.jobs["base/base-seed-1"].settings
+    assert settings["model"] == {"path": "base-1"} and settings["data"]["limit"] == 7
+
+
+def test_varied_values_are_run_with_the_first_seed() -> None:
+    method = {**GRPO, "vary": {"optimizer.learning_rate": [0.1, 0.2]}}
+    plan = make_plan(config_of(method, seeds=[5, 6]))
+    assert len(plan.routes) == 4
+    varied = [r for r in plan.routes if r.varied is not None]
+    rates = [plan.jobs[r.jobs[0]].settings["optimizer"]["learning_rate"] for r in varied]
+    assert rates == [0.1, 0.2] and {r.seed for r in varied} == {5}
+    assert len({plan.jobs[r.jobs[0]].directory for r in plan.routes}) == 4
+
+
+def test_best_of_measures_quality_and_reward_of_the_same_responses() -> None:
+    plan = make_plan(config_of({"name": "best", "best_of": 4}))
+    (first,) = {plan.jobs[name].name for name in plan.routes[0].jobs}
+    assert plan.jobs[first].settings["samples"] == 4, "equal rewards: one job"
+    other = {**SHARED["evaluation"], "rewards": [{"function": "length"}]}
+    apart = make_plan(config_of({"name": "best", "best_of": 4}, evaluation=other))
+    quality, reward = (apart.jobs[name].settings for name in apart.routes[0].jobs)
+    assert quality["rewards"] == [{"function": "length"}]
+    assert reward["rewards"] == [{"function": "gsm8k"}]
+    assert quality["seed"] == reward["seed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"methods": [{"name": "x"}]}, "give either stages or best_of"),
+        ({"methods": [{"name": "x", "stages": [{"command": "pairs"}]}]}, "trains no policy"),
+        ({"methods": [GRPO, GRPO]}, "two methods are called GRPO"),
+        ({"methods": [GRPO, {**GRPO, "name": "grpo!"}]}, "become directories"),
+        ({"methods": [GRPO], "seeds": [1, 1]}, "one is there twice"),
+        ({"methods": [GRPO], "credit": 1}, "between at least two"),
+        ({"methods": [GRPO], "rewards": []}, "should have at least 1 item"),
+        ({"methods": [{"name": "x", "best_of": 2, "vary": {"beta": [1]}}]}, "there is none"),
+        ({"methods": [{**GRPO, "vary": {"beta": []}}]}, "at least one value"),
+        (
+            {"methods": [{"name": "x", "stages": [{"command": "dpo"}, {"command": "dpo"}]}]},
+            "two stages called dpo",
+        ),
+        (
+            {"methods": [{"name": "x", "stages": [{"command": "dpo", "name": "../y"}]}]},
+            "becomes a directory",
+        ),
+    ],
+)
+def test_senseless_comparisons_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        CompareConfig.model_validate({**SHARED, **options})
+
+
+def test_faults_of_all_stages_are_found_before_any_runs() -> None:
+    stages = [{"command": "grpo", "settings": {"betta": 1, "epochs": 0}}]
+    with pytest.raises(ConfigurationError) as caught:
+        check(make_plan(config_of({"name": "x", "stages": stages}, GRPO)))
+    assert "found 2 faults" in str(caught.value)
+    assert "x/seed-0/grpo: betta" in str(caught.value)
+    assert "x/seed-0/grpo: epochs" in str(caught.value)
+
+
+def test_rewards_beside_the_configuration_are_found_from_anywhere(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def good(prompts, responses): return [1.0 for _ in prompts]")
+    own = [{"function": "mine.py:good"}]
+    stages = [{"command": "grpo", "settings": {"rewards": own}}]
+    settings = {**SHARED, "rewards": own, "methods": [{"name": "x", "stages": stages}]}
+    (tmp_path / "c.yaml").write_text(yaml.safe_dump(settings))
+    plan = make_plan(load_configuration(CompareConfig, tmp_path / "c.yaml"))
+    anywhere = f"{tmp_path.resolve() / 'mine.py'}:good"
+    grpo = plan.jobs["x/seed-0/grpo"].settings
+    assert grpo["rewards"][0]["function"] == anywhere
+    assert grpo["evaluation"]["rewards"][0]["function"] == anywhere
+
+
+# --- Budgets --------------------------------------------------------------------------------------
+
+
+def budgeted(currency: str, *methods: dict[str, Any]) -> dict[str, Job]:
+    return make_plan(config_of(*methods, budget={"currency": currency, "amount": 1000})).jobs
+
+
+def test_stages_that_name_no_share_split_the_rest_and_the_last_gets_what_is_left() -> None:
+    stages = [{"command": "pairs", "share": 0.3}, {"command": "reward-model"}, {"command": "ppo"}]
+    jobs = budgeted("seconds", {"name": "r", "stages": stages})
+    pairs, model, ppo = (jobs[f"r/seed-0/{s}"] for s in ("pairs", "reward-model", "ppo"))
+    assert with_budget(pairs, 0).settings["budget"] == {"seconds": 300}
+    budget = with_budget(model, 300).settings["run"]["budget"]
+    assert budget["seconds"] == pytest.approx(350)
+    assert with_budget(ppo, 610.5).settings["run"]["budget"] == {"seconds": 389.5}
+    with pytest.raises(ConfigurationError, match="spent 1,001 of 1,000 seconds"):
+        with_budget(ppo, 1001)
+
+
+def test_a_currency_falls_to_the_stages_that_spend_it() -> None:
+    jobs = budgeted("generated_tokens", DPO)
+    assert with_budget(jobs["dpo/seed-0/pairs"], 0).settings["budget"] == {"generated_tokens": 1000}
+    assert jobs["dpo/seed-0/dpo"].budget is None
+    jobs = budgeted("trained_tokens", DPO)
+    assert jobs["dpo/seed-0/pairs"].budget is None
+    assert with_budget(jobs["dpo/seed-0/dpo"], 0).settings["run"]["budget"] == {
+        "trained_tokens": 1000
+    }
+
+
+def test_only_the_budget_ends_a_loop_over_rollouts() -> None:
+    jobs = budgeted("flops", GRPO, RLHF)
+    assert jobs["grpo/seed-0/grpo"].settings["steps_per_iteration"] == MANY_STEPS
+    assert jobs["ppo-learned/seed-0/ppo"].settings["steps"] == MANY_STEPS
+    own = {"name": "own", "stages": [{"command": "ppo", "settings": {"steps": 9}}]}
+    assert budgeted("flops", own)["own/seed-0/ppo"].settings["steps"] == 9
+    assert "steps" not in make_plan(config_of(RLHF)).jobs["ppo-learned/seed-0/ppo"].settings
+
+
+# --- What follows from numbers --------------------------------------------------------------------
+
+
+def method(
+    name: str, greedy: list[list[float]], *, kl: float = 1.0, alarms: int = 0, **more: Any
+) -> dict[str, Any]:
+    """A method with the greedy quality of every prompt, per seed."""
+    runs = [
+        {
+            "outcomes": {"greedy": row, "sampled": [[q] for q in row]},
+            "final": {"greedy": sum(row) / len(row), "sampled": 0.0, "kl": kl,
+                      "greedy_low": 0.0, "greedy_high": 1.0,
+                      "sampled_low": 0.0, "sampled_high": 1.0},
+            "alarms": [{}] * alarms,
+            "spent": {"seconds": 10.0},
+            "curve": [],
+        }
+        for row in greedy
+    ]  # fmt: skip
+    made = {"name": name, "runs": runs, "stages": [{"sampling": "while training"}], **more}
+    return made | _over_seeds(runs)
+
+
+def result_of(*methods: dict[str, Any], base: float = 0.1, **options: Any) -> dict[str, Any]:
+    return {
+        "methods": list(methods),
+        "bases": {"0": {"greedy": base}},
+        "differences": _differences(methods),
+        "seeds": list(range(len(methods[0]["runs"]))),
+        "budget": None,
+        "n": len(methods[0]["runs"][0]["outcomes"]["greedy"]),
+        **options,
+    }
+
+
+def test_differences_are_paired_over_prompts_and_averaged_over_seeds() -> None:
+    (difference,) = _differences(
+        [method("a", [[1, 0, 1], [1, 1, 1]]), method("b", [[0, 0, 1]] * 2)]
+    )
+    by_prompt = [1.0, 0.5, 0.0]
+    error = 1.959963984540054 * math.sqrt(0.25 / 3)
+    assert difference["mean"] == pytest.approx(sum(by_prompt) / 3)
+    assert difference["high"] - difference["mean"] == pytest.approx(error)
+
+
+def test_interval_over_seeds_is_students_and_keeps_to_shares() -> None:
+    three = method("a", [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])["greedy"]
+    assert three == {"mean": 0.5, "low": 0.0, "high": 1.0}
+    interval = t_interval([0.5, 1.0, 0.0])
+    assert interval.high - 0.5 == pytest.approx(4.303 * 0.5 / math.sqrt(3))
+    assert t_interval(list(range(11))).high - 5 == pytest.approx(2.2281, rel=2e-3)
+    same = method("a", [[1.0, 0.0]] * 3)["greedy"]
+    assert (same["mean"], same["low"], same["high"]) == (0.5, 0.0, 1.0), "the one's own"
+
+
+def clear(n: int, right: int) -> list[float]:
+    return [1.0] * right + [0.0] * (n - right)
+
+
+def test_best_method_is_recommended_and_those_behind_are_named_with_their_gap() -> None:
+    verdict = judge(result_of(method("weak", [clear(100, 30)]), method("strong", [clear(100, 80)])))
+    assert verdict["recommended"] == verdict["best"] == "strong"
+    assert verdict["level"] == ["strong"]
+    assert any("weak is 0.500 lower (0.402 – 0.598)" in s for s in verdict["sentences"])
+
+
+def test_a_small_difference_that_is_sure_is_not_level() -> None:
+    verdict = judge(result_of(method("a", [clear(100, 70)], kl=0.1), method("b", [clear(100, 80)])))
+    assert verdict["level"] == ["b"] and verdict["recommended"] == "b"
+    near = judge(result_of(method("a", [clear(100, 79)], kl=0.1), method("b", [clear(100, 80)])))
+    assert near["level"] == ["b", "a"]
+
+
+def test_level_methods_are_told_apart_by_alarms_then_kl() -> None:
+    best, near = clear(100, 80), clear(100, 79)
+    quiet = judge(result_of(method("loud", [best], alarms=2), method("quiet", [near], kl=9.0)))
+    assert quiet["recommended"] == "quiet" and quiet["best"] == "loud"
+    closer = judge(result_of(method("far", [best], kl=3.0), method("close", [near], kl=2.0)))
+    assert closer["recommended"] == "close"
+    assert set(closer["level"]) == {"far", "close"}
+
+
+def test_no_method_is_recommended_that_does_not_exceed_its_base() -> None:
+    verdict = judge(result_of(method("a", [clear(10, 3)]), base=0.3))
+    assert verdict["recommended"] is None
+    assert "No method exceeded the base" in verdict["sentences"][-1]
+
+
+def point(seconds: float, greedy: float) -> dict[str, Any]:
+    return {"seconds": seconds, "greedy": greedy}
+
+
+def test_quality_between_points_is_linear_and_flat_after_the_last() -> None:
+    one = {"runs": [{"curve": [point(0, 0.2), point(10, 0.4), point(20, 0.8)]}]}
+    assert quality_at(one, "seconds", 5) == pytest.approx(0.3)
+    assert quality_at(one, "seconds", 15) == pytest.approx(0.6)
+    assert quality_at(one, "seconds", 99) == pytest.approx(0.8)
+
+
+def test_a_method_that_led_at_half_the_budget_is_told() -> None:
+    fast, slow = method("fast", [clear(100, 50)]), method("slow", [clear(100, 90)])
+    fast["runs"][0]["curve"] = [point(0, 0.1), point(5, 0.5), point(10, 0.5)]
+    slow["runs"][0]["curve"] = [point(0, 0.1), point(5, 0.1), point(10, 0.9)]
+    told = judge(result_of(fast, slow))["would_change"]
+    assert any("after 5 seconds of training" in s and "fast led with 0.500" in s for s in told)
+
+
+def test_offline_methods_and_nearer_methods_are_named_as_alternatives() -> None:
+    offline = method("DPO", [clear(100, 40)], kl=0.2)
+    offline["stages"] = [{"sampling": "none"}]
+    told = judge(result_of(offline, method("GRPO", [clear(100, 90)], kl=2.0)))["would_change"]
+    assert any(s.startswith("No sampling") and "DPO, at 0.400" in s for s in told)
+    assert any(s.startswith("A limit on KL below 2.00") and "DPO" in s for s in told)
+    assert any(s.startswith("More seeds") for s in told)
+
+
+def test_best_of_takes_the_response_with_the_highest_training_reward(tmp_path: Path) -> None:
+    def job(name: str, sampled: list[list[float]]) -> Job:
+        place = tmp_path / name
+        place.mkdir()
+        record = {"outcomes": {"index": [0, 1], "sampled": sampled}, "length": 5.0, "n": 2}
+        (place / "evaluation.json").write_text(json.dumps(record))
+        return Job(name, "evaluate", place, {})
+
+    plan = make_plan(config_of({"name": "best", "best_of": 2}))
+    quality = job("quality", [[0.0, 1.0], [0.5, 0.25]])
+    reward = job("reward", [[3.0, 2.0], [7.0, 7.0]])
+    jobs = {"quality": quality, "reward": reward}
+    plan = type(plan)(jobs, [], {})
+    route = make_plan(config_of({"name": "best", "best_of": 2})).routes[0]
+    route = type(route)(route.method, 0, ("quality", "reward"))
+    base = {"outcomes": {"index": [0, 1], "sampled": [[0.0], [0.0]]}}
+    found = _best_of_record(plan, route, base)
+    assert found["outcomes"]["greedy"] == [0.0, 0.375], "a tie is averaged"
+    assert found["final"]["kl"] == pytest.approx(math.log(2) - 0.5)
+    assert found["win_rate"]["mean"] == pytest.approx(0.75)
+
+
+# --- Credit ---------------------------------------------------------------------------------------
+
+
+def test_snr_is_that_of_the_distribution_the_gradients_come_from() -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.zeros(50, dtype=torch.float64)
+    mean[0] = 3.0
+    found = []
+    for _ in range(200):
+        noise = torch.randn(8, 50, generator=generator, dtype=torch.float64)
+        found.append(signal_to_noise(list(mean + noise))["snr"])
+    assert sum(found) / len(found) == pytest.approx(9 / 50, rel=0.1)
+
+
+def test_snr_does_not_depend_on_scale_and_counts_empty_batches() -> None:
+    rng = random.Random(0)
+    rows = [torch.tensor([1.0 + rng.gauss(0, 1) for _ in range(5)]) for _ in range(4)]
+    one, other = signal_to_noise(rows), signal_to_noise([7 * row for row in rows])
+    assert one["snr"] == pytest.approx(other["snr"])
+    assert one["cosine"] == pytest.approx(other["cosine"])
+    assert signal_to_noise([*rows, None])["empty"] == 1
+    same = signal_to_noise([torch.ones(3), torch.ones(3)])
+    assert same["cosine"] == pytest.approx(1.0)
+
+
+# --- Risk -----------------------------------------------------------------------------------------
+
+
+def test_ranking_is_counted_over_pairs_of_unequal_quality() -> None:
+    assert ranked_right([1, 0, 1], [5, 3, 3]) == [1.0, 0.5]
+    assert ranked_right([1, 0], [0, 1]) == [0.0]
+    assert ranked_right([1, 1], [0, 1]) == []
+
+
+def test_similarity_is_of_words_in_order() -> None:
+    assert similarity("a b c", "a b c") == 1.0
+    assert similarity("a b", "b a") == 0.5
+    assert similarity("x", "y") == 0.0
+
+
+# --- End to end -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def small(world: World, **options: Any) -> CompareConfig:
+    rate = {"optimizer": {"learning_rate": 0.01}}
+    settings = {
+        "model": {"path": world.path},
+        "data": world.prompts,
+        "rewards": world.reward("letters"),
+        "sampling": {"max_tokens": 6},
+        "evaluation": {"data": world.prompts, "every": 1},
+        "budget": {"currency": "generated_tokens", "amount": 300},
+        "parallel": 2,
+        "credit": 2,
+        "risk": True,
+        "memory": True,
+        "directory": str(world.directory / "compare"),
+        "methods": [
+            {"name": "GRPO", "stages": [{"command": "grpo", "settings": rate}]},
+            {
+                "name": "DPO",
+                "stages": [
+                    {"command": "pairs", "settings": {"samples": 4, "keep_truncated": True}},
+                    {"command": "dpo", "settings": rate},
+                ],
+            },
+        ],
+        **options,
+    }
+    return CompareConfig.model_validate(settings)
+
+
+def test_comparison_runs_judges_and_goes_on_where_it_stopped(world: World, capsys: Any) -> None:
+    config = small(world)
+    assert run(config) == config.directory
+    out = capsys.readouterr().out
+    assert "GRPO" in out and "Quality on 4 held-out prompts" in out
+    result = json.loads((config.directory / "comparison.json").read_text())
+    grpo, dpo = result["methods"]
+    cost = grpo["runs"][0]["spent"]["generated_tokens"]
+    assert 300 <= cost < 300 + 16 * 8 * 6
+    lines = grpo["runs"][0]["curve"]
+    assert lines[0]["generated_tokens"] == 0 and lines[-1]["generated_tokens"] == cost
+    assert lines[-1]["greedy"] == grpo["runs"][0]["final"]["greedy"]
+    assert dpo["stages"][0]["spent"]["generated_tokens"] > 0
+    assert dpo["runs"][0]["curve"][1]["generated_tokens"] > 0, "pairs come before the first step"
+    assert {record["method"] for record in result["credit"]} == {"GRPO", "DPO"}
+    (coverage,) = result["risk"]["coverage"]
+    assert coverage["method"] == "DPO" and coverage["responses"] == 16
+    assert 0 <= coverage["final"] <= 1
+    models = {"policy", "reference"}, {"policy"}
+    for stage, roles in zip((grpo["stages"][0], dpo["stages"][1]), models, strict=True):
+        assert stage["memory"]["measured_bytes"] > 0
+        (update,) = [s for s in stage["memory"]["predicted"]["stages"] if s["name"] == "update"]
+        assert {m["role"] for m in update["models"]} == roles
+    again = compare(config)
+    kept = capsys.readouterr().out
+    assert kept.count("kept from an earlier run") == 6
+    assert again["methods"] == result["methods"] and again["credit"] == result["credit"]
+
+
+def test_a_job_that_fails_is_told_with_its_log(world: World) -> None:
+    reward = source(world.directory / "broken.py", "def score(responses): raise OSError('gone')\n")
+    settings = {"rewards": [{"function": f"{reward}:score"}]}
+    broken = {"name": "x", "stages": [{"command": "grpo", "settings": settings}]}
+    with pytest.raises(TrainingError, match=r"x/seed-0/grpo failed; .*grpo.log ends with"):
+        compare(small(world, methods=[broken], credit=0))
+
+
+def test_data_that_a_stage_names_is_looked_at_before_any_job_is_run(world: World) -> None:
+    pairs = {"command": "dpo", "settings": {"data": {"path": "no.jsonl"}}}
+    config = small(world, methods=[{"name": "x", "stages": [pairs]}], credit=0)
+    with pytest.raises(DataError, match=r"no\.jsonl: there is no such file"):
+        compare(config)
+    assert not config.directory.exists()
+
+
+def test_jobs_without_a_run_spent_nothing(tmp_path: Path) -> None:
+    assert set(spent(Job("x", "evaluate", tmp_path, {})).values()) == {0.0}
+
+
+# --- Going on -------------------------------------------------------------------------------------
+
+
+def test_stage_that_was_stopped_goes_on_and_any_other_begins_anew(tmp_path: Path) -> None:
+    job = Job("method/seed-0/sft", "sft", tmp_path / "run", {"steps": 3})
+    text = "steps: 3\n"
+    assert not _can_go_on(job, text)
+    record = {"kind": "sft", "source": source_digest()}
+    job.directory.mkdir()
+    (job.directory / "run.json").write_text(json.dumps(record))
+    job.config.write_text(text)
+    assert _can_go_on(job, text)
+    assert not _can_go_on(job, "steps: 4\n")
+    (job.directory / "run.json").write_text(json.dumps({**record, "source": "older"}))
+    assert not _can_go_on(job, text)
+    (job.directory / "run.json").write_text(json.dumps(record))
+    (job.directory / "events.jsonl").write_text('{"kind": "finished"}\n')
+    assert not _can_go_on(job, text)

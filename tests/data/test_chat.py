@@ -1,0 +1,308 @@
+"""Text to tokens and back: templates, ends of responses, and where characters fall."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from helpers.data_tokenizers import CHATML, chatml_tokenizer
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken
+from transformers import AutoTokenizer
+
+from trivium.data.chat import (
+    Encoder,
+    checked_messages,
+    decode_response,
+    encode,
+    end_tokens,
+    leading_tokens,
+    render,
+    step_ends,
+)
+from trivium.errors import DataError, ModelError
+
+CHAT: list[dict[str, Any]] = [
+    {"role": "user", "content": "how many eggs?"},
+    {"role": "assistant", "content": "31 eggs"},
+    {"role": "user", "content": "and then?"},
+    {"role": "assistant", "content": "46 eggs"},
+]
+BYTES: Any = chatml_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def stories(shared_dir):
+    return AutoTokenizer.from_pretrained(shared_dir / "checkpoints" / "stories260k")
+
+
+def shown(tokens, kept):
+    """The text of the kept tokens, with | at each gap."""
+    parts, text = [], ""
+    for token, keep in zip(tokens, kept, strict=True):
+        if keep:
+            text += BYTES.decode([token])
+        elif text:
+            parts.append(text)
+            text = ""
+    return "|".join([*parts, text] if text else parts)
+
+
+# --- where responses end --------------------------------------------------------------------------
+
+
+def test_plain_response_is_the_prompts_continuation_and_ends_in_one_eos():
+    made = Encoder(BYTES).exchange("Question: eggs?\nAnswer:", " 31 eggs")
+    joint = encode(BYTES, "Question: eggs?\nAnswer: 31 eggs")
+    assert made.prompt + made.response == [*joint, BYTES.eos_token_id]
+    assert made.trained == [True] * len(made.response)
+    assert not made.straddled
+
+
+@pytest.mark.parametrize("tail", ["<|endoftext|>", "<|im_end|>", "<|im_end|>\n<|endoftext|>\n"])
+def test_response_that_already_ends_is_not_ended_again(tail):
+    response = Encoder(BYTES).exchange("Answer:", f" 4.\n{tail}").response
+    assert BYTES.decode(response) == f" 4.\n{tail.split('>')[0]}>"
+
+
+@pytest.mark.parametrize("text", [" 4<|endoftext|>5", " 4<|endoftext|><|im_start|>"])
+def test_end_token_inside_a_response_does_not_end_it(text):
+    response = Encoder(BYTES).exchange("Answer:", text).response
+    assert BYTES.decode(response) == f"{text}<|endoftext|>"
+
+
+def test_rendered_response_ends_at_the_end_of_turn_and_not_at_its_line_break():
+    made = Encoder(BYTES).exchange(CHAT[:1], "31 eggs")
+    assert BYTES.decode(made.prompt) == render(BYTES, CHAT[:1], open_turn=True)
+    assert BYTES.decode(made.response) == "31 eggs<|im_end|>"
+
+
+def test_template_without_an_end_of_turn_gets_the_eos():
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    made = Encoder(chatml_tokenizer(template)).exchange(CHAT[:1], "31 eggs")
+    assert BYTES.decode(made.response) == "31 eggs\n<|endoftext|>"
+
+
+def test_tokenizer_without_an_eos_is_refused():
+    tokenizer = chatml_tokenizer(None)
+    tokenizer.eos_token = None
+    with pytest.raises(ModelError, match="no EOS token"):
+        Encoder(tokenizer).exchange("Answer:", " 4")
+
+
+def test_end_tokens_are_the_tokenizers_the_generation_configs_and_the_templates():
+    eos, start, end = (BYTES.convert_tokens_to_ids(f"<|{n}|>") for n in
+                       ("endoftext", "im_start", "im_end"))  # fmt: skip
+    assert end_tokens(BYTES) == {eos, end}
+    assert end_tokens(chatml_tokenizer(None)) == {eos}
+    one: Any = SimpleNamespace(eos_token_id=start)
+    several: Any = SimpleNamespace(eos_token_id=[7, 8])
+    assert end_tokens(BYTES, one) == {eos, end, start}
+    assert end_tokens(BYTES, several) == {eos, end, 7, 8}
+
+
+def test_special_token_of_the_next_turn_is_not_an_end_of_turn():
+    template = CHATML.replace("'<|im_end|>\n'", "'\nuser: <|im_start|>'")
+    assert end_tokens(chatml_tokenizer(template)) == {BYTES.eos_token_id}
+
+
+# --- prompts --------------------------------------------------------------------------------------
+
+
+def test_bos_is_there_once_whether_or_not_the_text_writes_it(stories):
+    assert leading_tokens(stories) == [stories.bos_token_id]
+    assert leading_tokens(BYTES) == []
+    plain = Encoder(stories).prompt("Once upon a time")
+    assert plain == stories.encode("Once upon a time")
+    assert Encoder(stories).prompt("<s>Once upon").count(stories.bos_token_id) == 1
+
+
+def test_tokenizer_that_adds_an_eos_does_not_end_prompts(stories):
+    from tokenizers.processors import TemplateProcessing
+
+    changed = AutoTokenizer.from_pretrained(stories.name_or_path)
+    changed.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    made = Encoder(changed).exchange("Once upon", " a time")
+    assert made.prompt == [1, *encode(stories, "Once upon")]
+    assert made.response == [*encode(stories, "Once upon a time")[len(made.prompt) - 1 :], 2]
+
+
+def test_passage_is_predicted_from_its_bos_or_its_first_token(stories):
+    led = Encoder(stories).passage("Once upon a time")
+    assert led.prompt == [1]
+    assert led.response == [*encode(stories, "Once upon a time"), 2]
+    bare = Encoder(BYTES).passage("two and two")
+    assert [*bare.prompt, *bare.response] == [*encode(BYTES, "two and two"), BYTES.eos_token_id]
+    assert len(bare.prompt) == 1
+
+
+def test_text_that_would_share_a_token_with_the_prompt_is_encoded_apart(stories):
+    for tokenizer in (BYTES, stories):
+        encoder = Encoder(tokenizer)
+        made = encoder.exchange("the answer is ", "the answer")
+        assert made.straddled
+        assert made.prompt == encoder.prompt("the answer is ")
+        assert decode_response(tokenizer, made.response) == "the answer"
+
+
+def test_text_encoded_apart_gains_no_space_whatever_it_begins_with(stories):
+    tokenizer = AutoTokenizer.from_pretrained(stories.name_or_path)
+    tokenizer.add_tokens([AddedToken("\n\n", normalized=False)])
+    made = Encoder(tokenizer).exchange("Once\n", "\nupon")
+    assert made.straddled
+    assert decode_response(tokenizer, made.response) == "\nupon"
+
+
+def test_messages_need_a_template_and_the_error_says_what_to_do():
+    with pytest.raises(ModelError, match=r"no chat template.*chat_template.jinja"):
+        Encoder(chatml_tokenizer(None)).prompt(CHAT[:1])
+
+
+def test_template_that_refuses_the_messages_is_quoted():
+    refusing = chatml_tokenizer("{{ raise_exception('no system role here') }}")
+    with pytest.raises(DataError, match="no system role here"):
+        Encoder(refusing).prompt(CHAT[:1])
+
+
+# --- chats of several turns -----------------------------------------------------------------------
+
+
+def test_only_the_assistants_tokens_of_a_chat_are_trained():
+    made = Encoder(BYTES).dialogue(CHAT, 1)
+    assert BYTES.decode(made.prompt + made.response) == render(BYTES, CHAT).removesuffix("\n")
+    assert BYTES.decode(made.prompt) == render(BYTES, CHAT[:1], open_turn=True)
+    assert shown(made.response, made.trained) == "31 eggs<|im_end|>|46 eggs<|im_end|>"
+
+
+def test_earlier_assistant_turns_may_belong_to_the_prompt():
+    made = Encoder(BYTES).dialogue(CHAT, 3)
+    assert BYTES.decode(made.prompt) == render(BYTES, CHAT[:3], open_turn=True)
+    assert shown(made.response, made.trained) == "46 eggs<|im_end|>"
+
+
+def test_turns_without_a_special_end_are_told_apart_by_their_rendering():
+    template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
+    template += "{% if add_generation_prompt %}assistant: {% endif %}"
+    made = Encoder(chatml_tokenizer(template)).dialogue(CHAT, 1)
+    assert shown(made.response, made.trained) == "31 eggs\n|46 eggs\n<|endoftext|>"
+
+
+def test_second_end_token_after_a_turn_is_left_out():
+    closing = "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"
+    made = Encoder(chatml_tokenizer(CHATML + closing)).dialogue(CHAT, 1)
+    assert shown(made.response, made.trained) == "31 eggs<|im_end|>|46 eggs<|im_end|>"
+
+
+def test_template_that_rewrites_the_prompt_is_named_with_both_texts():
+    thinking = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
+    with pytest.raises(DataError, match=r"(?s)does not keep a prompt.*message 2.*<think>"):
+        Encoder(chatml_tokenizer(thinking)).dialogue(CHAT, 1)
+
+
+def test_chat_with_a_line_break_first_keeps_the_prompts_tokens():
+    tokenizer = chatml_tokenizer()
+    tokenizer.add_tokens(["\n\n"])
+    encoder = Encoder(tokenizer)
+    made = encoder.exchange(CHAT[:1], "\n\n31 eggs")
+    assert made.straddled
+    assert made.prompt == encoder.prompt(CHAT[:1])
+    assert decode_response(tokenizer, made.response) == "\n\n31 eggs"
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("text", "not messages"),
+        ([], "not messages"),
+        ([3], "message 1 of `m` is 3"),
+        ([{"from": "user", "value": "x"}], r"has no `role`; it has from, value"),
+        ([{"role": "user", "content": None}], "has no `content`"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "`content` of message 1 of `m`"),
+        ([{"role": "user", "content": "\ud800"}], "surrogate"),
+    ],
+)
+def test_what_is_no_chat_is_refused_by_name(value, reason):
+    with pytest.raises(DataError, match=reason):
+        checked_messages(value, "`m`")
+
+
+def test_null_entries_of_messages_are_removed_and_tool_calls_need_no_content():
+    call = {"role": "assistant", "content": None, "tool_calls": [{"name": "add"}]}
+    assert checked_messages([call], "m") == [{"role": "assistant", "tool_calls": [{"name": "add"}]}]
+
+
+# --- characters and tokens ------------------------------------------------------------------------
+
+
+def ends_by_definition(tokenizer, tokens, char_ends):
+    """The first prefix of tokens whose text has the characters: the slow way, without caches."""
+    text = decode_response(tokenizer, tokens)
+    return [
+        next(i for i in range(len(tokens))
+             if decode_response(tokenizer, tokens[: i + 1])[:end] == text[:end])
+        for end in char_ends
+    ]  # fmt: skip
+
+
+def test_response_keeps_the_space_that_begins_it(stories):
+    tokens = encode(stories, "Once upon a time")
+    assert decode_response(stories, tokens[2:]) == stories.decode(tokens)[len("Once upon") :]
+    assert decode_response(stories, [*tokens[2:], 2]).startswith(" ")
+
+
+def test_step_ends_are_the_tokens_that_hold_the_last_characters():
+    text = "31+9=40.\n40+6=46."
+    tokens = [*encode(BYTES, text), BYTES.eos_token_id]
+    (first, last) = step_ends(BYTES, tokens, [8, len(text)])
+    assert BYTES.decode(tokens[: first + 1]).startswith("31+9=40.")
+    assert not BYTES.decode(tokens[:first]).startswith("31+9=40.")
+    assert last == len(tokens) - 2
+
+
+def test_character_of_several_tokens_ends_at_its_last_token():
+    tokens = encode(BYTES, "é✓x")
+    assert [len(encode(BYTES, c)) for c in "é✓x"] == [2, 3, 1]
+    assert step_ends(BYTES, tokens, [1, 2, 3]) == [1, 4, 5]
+
+
+def test_character_of_byte_fallback_tokens_ends_at_its_last_byte(stories):
+    tokens = encode(stories, "a ✓ test")[1:]
+    text = decode_response(stories, tokens)
+    end = text.index("✓") + 1
+    assert stories.convert_ids_to_tokens(tokens)[step_ends(stories, tokens, [end])[0]] == "<0x93>"
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(st.sampled_from("aé✓ \n.4🙂"), min_size=1, max_size=12), st.data())
+def test_step_ends_agree_with_their_definition(text, data):
+    tokens = encode(BYTES, text)
+    ends = data.draw(st.lists(st.integers(1, len(text)), min_size=1, max_size=4))
+    assert step_ends(BYTES, tokens, ends) == ends_by_definition(BYTES, tokens, ends)
+
+
+def test_step_ends_of_a_sentencepiece_tokenizer_agree_with_their_definition(stories):
+    for text in (" Lily has 31 eggs.\nShe finds 9.", "  two  spaces é and ✓."):
+        tokens = encode(stories, f"a{text}")[1:]
+        ends = list(range(1, len(decode_response(stories, tokens)) + 1))
+        assert step_ends(stories, tokens, ends) == ends_by_definition(stories, tokens, ends)
+
+
+def test_step_ends_of_plain_characters_take_one_decoding(stories, monkeypatch):
+    tokens = encode(stories, "a Lily has 31 eggs.\nShe finds 9.")[1:]
+    step_ends(stories, tokens, [1])
+    calls = []
+    plain = stories.decode
+    monkeypatch.setattr(stories, "decode", lambda *a, **k: calls.append(a) or plain(*a, **k))
+    step_ends(stories, tokens, range(1, 20))
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("end", [0, 4, -1])
+def test_step_end_outside_the_text_is_refused(end):
+    with pytest.raises(ValueError, match="of a text of 3"):
+        step_ends(BYTES, encode(BYTES, "4.\n"), [end])

@@ -1,0 +1,219 @@
+"""What a held-out evaluation measures, by hand and by enumeration."""
+
+from __future__ import annotations
+
+import random
+from itertools import combinations
+from pathlib import Path
+
+import pytest
+import torch
+from helpers.tiny_models import World, letters_tokenizer
+
+from trivium.algorithms import dpo, grpo
+from trivium.algorithms.dpo_config import DPOConfig
+from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.data.batch import Batch
+from trivium.data.chat import token_pieces
+from trivium.data.prompts import PromptsConfig
+from trivium.evaluation.evaluation_config import EvaluationConfig
+from trivium.evaluation.evaluator import Evaluator
+from trivium.evaluation.statistics import (
+    distinct_words,
+    mean_interval,
+    pass_at_k,
+    repetition,
+    wilson,
+    wins,
+)
+from trivium.models.model_config import ModelConfig
+from trivium.models.policy import Policy
+from trivium.rollout.sampling import Sampling
+from trivium.runs.store import read_evaluations, read_outcomes, read_samples
+
+# --- Statistics -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("n", "passed"), [(4, 0), (4, 1), (5, 2), (6, 6), (7, 3)])
+def test_pass_at_k_is_the_share_of_subsets_with_a_pass(n: int, passed: int) -> None:
+    results = [True] * passed + [False] * (n - passed)
+    for k in range(1, n + 1):
+        subsets = list(combinations(results, k))
+        assert pass_at_k(n, passed, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
+
+
+def test_pass_at_more_than_was_drawn_is_refused() -> None:
+    with pytest.raises(ValueError, match="pass@3 of 2 responses"):
+        pass_at_k(2, 1, 3)
+
+
+def test_win_is_counted_over_all_pairs_of_a_prompt_and_ties_are_half() -> None:
+    assert wins([[1.0, 0.0], [2.0]], [[0.0, 0.5], [2.0]]) == [(1 + 1 + 0.5 + 0) / 4, 0.5]
+
+
+def test_repetition_counts_word_grams_that_came_before() -> None:
+    # a b c | b c a | c a b | a b c | b c d: one of five was there before.
+    assert repetition(["a b c a b c d"]) == pytest.approx(1 / 5)
+    assert repetition(["Happy, happy happy happy happy"]) == pytest.approx(2 / 3)
+    assert repetition(["a b", "", "a b c"]) == 0.0
+    assert repetition([]) == 0.0
+
+
+def test_distinct_words_ignore_case_and_texts_without_words() -> None:
+    assert distinct_words(["a A b", "!!", "c"]) == pytest.approx((2 / 3 + 1) / 2)
+    assert distinct_words(["..."]) == 1.0
+
+
+@pytest.mark.parametrize("draw", ["coin", "normal"])
+def test_intervals_hold_the_truth_about_95_times_in_100(draw: str) -> None:
+    rng = random.Random(1)
+    inside = 0
+    for _ in range(2000):
+        if draw == "coin":
+            interval = wilson(sum(rng.random() < 0.3 for _ in range(60)), 60)
+            inside += interval.low <= 0.3 <= interval.high
+        else:
+            interval = mean_interval([rng.gauss(2.0, 3.0) for _ in range(60)])
+            inside += interval.low <= 2.0 <= interval.high
+    assert 0.93 <= inside / 2000 <= 0.97
+
+
+# --- In runs --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def evaluated(world: World, training: dict[str, object], **options: object) -> Path:
+    evaluation = {"data": world.prompts, **options}
+    settings = world.on_policy() | {"steps_per_iteration": 2, "beta": 0.1} | training
+    return grpo.train(GRPOConfig(**(settings | {"evaluation": evaluation})))
+
+
+MOVING = {"optimizer": {"learning_rate": 0.05, "max_grad_norm": 1e6}}
+
+
+def test_measures_follow_from_the_kept_responses(world: World) -> None:
+    path = evaluated(world, MOVING | {"run": world.run(samples=9)}, samples=3, max_tokens=5)
+    first, last = read_evaluations(path)
+    rows = [r for r in read_samples(path) if r["drawn"] == "sampled" and r["step"] == 2]
+    assert [(r["index"], r["sample"]) for r in rows] == [(i, j) for i in range(4) for j in range(3)]
+    by_prompt = [rows[i : i + 3] for i in range(0, 12, 3)]
+    means = [sum(r["reward"] for r in group) / 3 for group in by_prompt]
+    assert last["sampled"] == pytest.approx(mean_interval(means).mean)
+    assert last["sampled_low"] == pytest.approx(mean_interval(means).low)
+    kl = mean_interval([sum(r["kl"] for r in group) / 3 for group in by_prompt])
+    assert last["kl"] == pytest.approx(kl.mean, abs=1e-3)
+    assert last["kl_high"] == pytest.approx(kl.high, abs=1e-3)
+    assert last["length"] == pytest.approx(sum(r["length"] for r in rows) / 12)
+    assert last["truncated"] == pytest.approx(
+        sum(r["finish_reason"] == "length" for r in rows) / 12
+    )
+    assert last["distinct"] == pytest.approx(distinct_words([r["response"] for r in rows]))
+    assert first["kl"] == 0.0 and first["win_rate"] is None
+    (before, after) = read_outcomes(path)
+    beats = wins(after["sampled"], before["sampled"])
+    assert last["win_rate"] == pytest.approx(sum(beats) / 4)
+    assert after["index"] == [0, 1, 2, 3]
+    assert [sum(group) / 3 for group in after["sampled"]] == pytest.approx(means)
+    assert last["pass_at"] == {}
+
+
+def test_reference_logprob_is_the_base_models_own_opinion(world: World) -> None:
+    path = evaluated(world, MOVING | {"run": world.run(samples=9)}, max_tokens=5)
+    base = Policy.load(ModelConfig(path=world.path))
+    rows = [r for r in read_samples(path) if r["drawn"] == "sampled" and r["step"] == 2]
+    trained = Policy.load(ModelConfig(path=str(path / "final")))
+    tokenizer = letters_tokenizer()
+    logprobs, ratios = [], []
+    for row in rows:
+        tokens = tokenizer.encode(row["response"]) + [0] * (row["finish_reason"] == "eos")
+        from trivium.data.group import Group
+
+        batch = Batch.of([Group(tokenizer.encode(row["prompt"]), [tokens])])
+        with torch.no_grad():
+            mine, ref = trained.score(batch).logprobs_T, base.score(batch).logprobs_T
+        logprobs += ref.tolist()
+        ratios.append((mine - ref).tolist())
+    last = read_evaluations(path)[-1]
+    assert last["reference_logprob"] == pytest.approx(sum(logprobs) / len(logprobs), abs=1e-4)
+    assert [r["log_ratio"] for r in rows] == [pytest.approx(r, abs=2e-4) for r in ratios]
+
+
+def test_log_ratios_stay_with_their_responses_however_passes_are_cut(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = []
+    for most in (16384, 20):
+        monkeypatch.setitem(Evaluator.__init__.__kwdefaults__, "tokens_per_micro_batch", most)
+        path = evaluated(world, MOVING | {"run": world.run(samples=9)}, samples=3, max_tokens=5)
+        rows = [r for r in read_samples(path) if r["drawn"] == "sampled" and r["step"] == 2]
+        kept.append(([r["log_ratio"] for r in rows], read_evaluations(path)[-1]["kl_low"]))
+    (whole, low), (cut, low_cut) = kept
+    assert [pytest.approx(ratios, abs=2e-4) for ratios in whole] == cut
+    assert low_cut == pytest.approx(low, abs=1e-4)
+
+
+def test_passes_are_counted_where_rewards_are_right_or_wrong(world: World) -> None:
+    (world.directory / "right.py").write_text(
+        "def right(prompts, responses): return [float('a' in r) for r in responses]"
+    )
+    right = [{"function": f"{world.directory / 'right.py'}:right", "timeout": None}]
+    path = evaluated(world, {}, samples=5, rewards=right)
+    totals = read_outcomes(path)[-1]["sampled"]
+    expected = {
+        str(k): pytest.approx(sum(pass_at_k(5, int(sum(t)), k) for t in totals) / 4)
+        for k in (1, 2, 4)
+    }
+    assert read_evaluations(path)[-1]["pass_at"] == expected
+
+
+def test_a_threshold_makes_any_reward_pass_or_fail(world: World) -> None:
+    path = evaluated(world, {}, samples=2, pass_threshold=0.5)
+    totals = read_outcomes(path)[-1]["sampled"]
+    passed = [sum(t >= 0.5 for t in group) for group in totals]
+    expected = sum(pass_at_k(2, c, 2) for c in passed) / 4
+    assert read_evaluations(path)[-1]["pass_at"]["2"] == pytest.approx(expected)
+
+
+def test_held_out_responses_end_as_training_responses_do(world: World) -> None:
+    sampling = {"max_tokens": 30, "stop": ["a"], "stop_tokens": [2]}
+    path = evaluated(world, {"sampling": sampling, "run": world.run(samples=9)}, samples=4)
+    rows = [r for r in read_samples(path) if r["drawn"] != "training"]
+    assert all("a" not in r["response"][:-1] and "b" not in r["response"][:-1] for r in rows)
+    assert {r["finish_reason"] for r in rows} >= {"stop"}
+    own = evaluated(world, {"sampling": sampling, "run": world.run(samples=9)}, samples=4, stop=())
+    ended = {r["finish_reason"] for r in read_samples(own) if r["drawn"] != "training"}
+    assert "stop" not in ended
+
+
+def test_online_dpo_is_evaluated_as_it_samples(world: World) -> None:
+    online = {
+        "data": world.prompts, "rewards": world.reward("letters"), "steps": 1,
+        "sampling": {"max_tokens": 30, "stop": ["a"]},
+    }  # fmt: skip
+    config = DPOConfig(
+        model={"path": world.path},
+        online=online,
+        run=world.run(samples=9),
+        evaluation={"data": world.prompts, "samples": 4},
+    )
+    rows = read_samples(dpo.train(config))
+    assert rows and all("a" not in r["response"][:-1] for r in rows)
+
+
+def test_settings_of_an_evaluation_come_from_it_then_from_training() -> None:
+    data = PromptsConfig(path="p.jsonl")
+    training = Sampling(temperature=0.5, top_k=3, max_tokens=7, stop=("x",), stop_tokens=(4,))
+    inherited = EvaluationConfig(data=data).sampling(training)
+    assert (inherited.max_tokens, inherited.stop, inherited.stop_tokens) == (7, ("x",), (4,))
+    assert inherited.top_k == 0, "the policy is measured as it is"
+    own = EvaluationConfig(data=data, max_tokens=9, stop=(), stop_tokens=(1,)).sampling(training)
+    assert (own.max_tokens, own.stop, own.stop_tokens) == (9, (), (1,))
+    assert EvaluationConfig(data=data).sampling(None).max_tokens == 256
+
+
+def test_pieces_join_to_the_text_with_special_tokens_as_written() -> None:
+    assert token_pieces(letters_tokenizer(), [1, 11, 0]) == ["a", ".", "<eos>"]

@@ -1,0 +1,159 @@
+"""Counted FLOPs against torch's own count of what was executed, and by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny_models import LETTERS, family, letters_tokenizer, random_groups, random_lm
+from torch.utils.flop_counter import FlopCounterMode
+
+from trivium.data.batch import Batch
+from trivium.models import flops
+from trivium.models.cpu.layers import GatedMLP
+from trivium.models.model_config import LoraConfig, ModelConfig
+from trivium.models.policy import Policy
+from trivium.models.reference import frozen_copy
+from trivium.rollout.local_engine import LocalEngine
+from trivium.rollout.sampling import Sampling
+
+VOCABULARY = len(LETTERS) + 1
+PRODUCTS = ("aten.mm", "aten.addmm", "aten._grouped_mm")
+
+
+def policy(name: str = "llama") -> Policy:
+    return Policy(random_lm(family(name, VOCABULARY)), letters_tokenizer())
+
+
+def executed(counter: FlopCounterMode) -> float:
+    """FLOPs of matrix products that torch saw, attention left aside."""
+    counts = counter.get_flop_counts()["Global"]
+    return float(sum(n for op, n in counts.items() if str(op) in PRODUCTS))
+
+
+def width(policy: Policy) -> int:
+    config = policy.backbone.config
+    heads = config.num_attention_heads
+    each = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return config.num_hidden_layers * heads * each
+
+
+def left_out(model: Policy) -> int:
+    """Weights of the last layer that only tokens that are read pass."""
+    layers: Any = getattr(model.backbone, "layers", [None])
+    mlp = getattr(layers[-1], "mlp", None)
+    return sum(p.numel() for p in mlp.parameters()) if isinstance(mlp, GatedMLP) else 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "qwen3", "opt", "phi", "gptj"])
+def test_a_scoring_pass_costs_the_products_that_torch_executes_and_its_attention(name: str) -> None:
+    model = policy(name)
+    groups = random_groups(VOCABULARY, [4, 3], [[2, 3], [5]])
+    batch = Batch.of(groups)
+    before = flops.total()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.score(batch)
+    counted = flops.total() - before
+    # Prompts 4·5/2 + 3·4/2, responses (5+6) + (5+6+7) + (4+5+6+7+8); a family that computes
+    # separate rows reads its prompt once for each response.
+    pairs = 10 + 6 + 11 + 18 + 30 if model.shared else 2 * 10 + 6 + 11 + 18 + 30
+    attention = 4 * pairs * width(model)
+    if model.shared:
+        # The model's cost is counted, whatever of its last layer no one reads and is left out.
+        unread = len(batch.tokens_L) - len(batch.logit_positions_T.unique())
+        assert counted - attention == executed(counter) + 2 * unread * left_out(model)
+    else:
+        assert 0 < counted - attention < executed(counter), "padding is executed, not counted"
+
+
+def test_a_training_pass_costs_about_three_scoring_passes() -> None:
+    model = policy()
+    batch = Batch.of(random_groups(VOCABULARY, [6], [[5, 5]]))
+    before = flops.total()
+    with torch.no_grad():
+        model.score(batch)
+    scoring = flops.total() - before
+    before = flops.total()
+    model.score(batch).logprobs_T.sum().backward()
+    assert flops.total() - before == 3 * scoring
+
+
+def test_frozen_weights_cost_no_weight_gradient(tmp_path: Path) -> None:
+    model = policy()
+    batch = Batch.of(random_groups(VOCABULARY, [6], [[5, 5]]))
+    for parameter in model.model.parameters():
+        parameter.requires_grad_(False)
+    model.model.model.layers[0].mlp.up_proj.weight.requires_grad_(True)
+    trained = model.model.model.layers[0].mlp.up_proj.weight.numel()
+    with torch.no_grad():
+        before = flops.total()
+        model.score(batch)
+        scoring = flops.total() - before
+    before = flops.total()
+    model.score(batch)
+    tokens = 6 + 5 + 5
+    attention = 4 * (21 + 2 * (7 + 8 + 9 + 10 + 11)) * width(model)
+    assert flops.total() - before == 2 * scoring + attention + 2 * tokens * trained
+
+
+def test_a_copy_is_counted_once() -> None:
+    model = policy()
+    copied = frozen_copy(model)
+    batch = Batch.of(random_groups(VOCABULARY, [6], [[5]]))
+    costs = []
+    for each in (model, copied):
+        before = flops.total()
+        with torch.no_grad():
+            each.score(batch)
+        costs.append(flops.total() - before)
+    assert costs[0] == costs[1] > 0
+
+
+@pytest.mark.parametrize("name", ["llama", "gptj"])
+def test_a_rollout_reads_each_prompt_once_and_each_token_once(name: str) -> None:
+    from trivium.data.prompts import Prompt
+
+    model = policy(name)
+    engine = LocalEngine(model, end_tokens=())
+    before = flops.total()
+    engine.generate([Prompt([1, 2, 3], "abc", {}, 0)], 4, Sampling(max_tokens=3), seed=0, step=1)
+    tables = {id(m.weight) for m in model.backbone.modules() if isinstance(m, torch.nn.Embedding)}
+    matrices = sum(
+        p.numel() for p in model.backbone.parameters() if p.dim() == 2 and id(p) not in tables
+    )
+    tokens, pairs = 3 + 4 * 2, 6 + 4 * (4 + 5)
+    head = 2 * (4 + 4 + 4) * model.head.weight_VD.numel()
+    assert flops.total() - before == 2 * tokens * matrices + 4 * pairs * width(model) + head
+
+
+def test_adapters_are_counted_beside_the_weights_they_adapt(tmp_path: Path) -> None:
+    from helpers.tiny_models import checkpoint
+
+    path = checkpoint(tmp_path / "model")
+    plain = Policy.load(ModelConfig(path=path))
+    adapted = Policy.load(ModelConfig(path=path, lora=LoraConfig(rank=2)))
+    batch = Batch.of(random_groups(VOCABULARY, [6], [[5]]))
+    costs = []
+    for each in (plain, adapted):
+        before = flops.total()
+        with torch.no_grad():
+            each.score(batch)
+        costs.append(flops.total() - before)
+    adapters = sum(p.numel() for n, p in adapted.model.named_parameters() if "lora_" in n)
+    assert costs[1] - costs[0] == 2 * 11 * adapters
+
+
+def test_what_is_counted_apart_inside_what_is_counted_apart_is_neither_lost_nor_counted_twice() -> (
+    None
+):
+    before = flops.total()
+    with flops.apart() as outer:
+        flops.add(1)
+        with flops.apart() as inner:
+            flops.add(10)
+        flops.add(100)
+    flops.add(1000)
+    assert (inner.flops, outer.flops) == (10, 101)
+    assert flops.total() == before + 1000

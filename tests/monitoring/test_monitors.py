@@ -1,0 +1,583 @@
+"""Each monitor speaks on a stream made to provoke it, once, and is silent on a healthy one."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trivium.config.base import dump, load_configuration
+from trivium.errors import ConfigurationError
+from trivium.monitoring.metrics import metric
+from trivium.monitoring.monitor_config import MonitorsConfig
+from trivium.monitoring.monitors import MONITORS, Alarm, Monitors, table
+
+Numbers = Mapping[str, float]
+
+
+def run(
+    steps: Iterable[Numbers],
+    evaluations: Mapping[int, Mapping[str, Any]] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> list[Alarm]:
+    """The alarms of a run: steps from 1 on, evaluations after the steps they are given for."""
+    monitors = Monitors(MonitorsConfig.model_validate(config or {}))
+    held_out = dict(evaluations or {})
+    alarms = monitors.evaluated(0, held_out[0]) if 0 in held_out else []
+    for step, numbers in enumerate(steps, start=1):
+        alarms += monitors.observe(step, numbers)
+        alarms += monitors.evaluated(step, held_out[step]) if step in held_out else []
+    return alarms
+
+
+def names(alarms: Iterable[Alarm]) -> list[tuple[str, int]]:
+    return [(alarm.monitor, alarm.step) for alarm in alarms]
+
+
+def stream(**series: Iterable[float]) -> list[dict[str, float]]:
+    """One mapping per step; `__` in a name stands for `/`."""
+    columns = [[(key.replace("__", "/"), x) for x in xs] for key, xs in series.items()]
+    return [dict(row) for row in zip(*columns, strict=True)]
+
+
+def kl(nats: Iterable[float], length: int) -> list[dict[str, float]]:
+    return [{"kl/response": x, "kl/k1": x / length} for x in nats]
+
+
+def preferences(chosen: Iterable[float], margin: Iterable[float]) -> list[dict[str, float]]:
+    return stream(implicit_reward__chosen=chosen, implicit_reward__margin=margin)
+
+
+def learned(accuracy: float, weight: float) -> list[dict[str, float]]:
+    one = {"implicit_reward/accuracy": accuracy, "implicit_reward/gradient_weight": weight}
+    return [one] * 12
+
+
+# Of each: a stream on which the monitor speaks, the step at which, and one on which it does not.
+STREAMS: dict[str, tuple[list[dict[str, float]], int, list[dict[str, float]]]] = {
+    "non_finite": (
+        stream(loss=[0.1, 0.2, math.nan, 0.1]),
+        3,
+        stream(loss=[0.1, 0.2, 1e30, -5.0]),
+    ),
+    # The median of three passes 10 at the second of the last two; 8 nats on 8 tokens do not.
+    "kl": (kl([2, 9, 30, 8, 9, 12, 12], 20), 7, kl([2, 8, 8, 8, 8, 30, 8], 8)),
+    "kl_old": (stream(policy__kl_old=[0.02, 0.11]), 2, stream(policy__kl_old=[0.02, 0.09])),
+    # Start 1.0, so the limit is 0.1; the third low value turns the median of five.
+    "entropy": (
+        stream(policy__entropy=[1, 0.5, 0.5, 0.5, 0.5, 0.09, 0.09, 0.09]),
+        8,
+        stream(policy__entropy=[1, 1, 1, 1, 1, 0.09, 0.2, 0.09, 0.2, 0.2, 0.2, 0.19]),
+    ),
+    "length_growth": (
+        stream(length__mean=[20, 20, 22, 18, 21, 31, 31, 31]),
+        8,
+        stream(length__mean=[20, 20, 22, 18, 20, 29, 29, 29, 29, 29, 90]),
+    ),
+    "length_collapse": (
+        stream(length__mean=[20, 20, 22, 18, 20, 9, 9, 9]),
+        8,
+        stream(length__mean=[20, 20, 22, 18, 20, 11, 11, 11, 11, 11, 1]),
+    ),
+    "truncated": (
+        stream(length__truncated=[0, 0, 0.9, 0.9, 0.9]),
+        5,
+        stream(length__truncated=[0, 0, 0.4, 1, 1, 0, 0]),
+    ),
+    "empty": (
+        stream(length__empty=[0.1, 0.4, 0.5, 0.9]),
+        3,
+        stream(length__empty=[0.0, 0.49, 0.2]),
+    ),
+    "equal_rewards": (
+        stream(group__equal_rewards=[0.1, 0.1, 1, 0.95, 0.9]),
+        5,
+        stream(group__equal_rewards=[0.1, 0.1, 1, 1, 0.8, 0.8]),
+    ),
+    # Ten steps of grace, whatever the critic says in them.
+    "critic": (
+        stream(value__explained_variance=[-1.0] * 9 + [0.5] * 2),
+        11,
+        stream(value__explained_variance=[-1.0] * 6 + [-0.04] * 9),
+    ),
+    "clip_fraction": (
+        [{"policy/clip_low": 0.2, "policy/clip_high": 0.1}] * 5,
+        5,
+        [{"policy/clip_low": 0.2, "policy/clip_high": 0.09}] * 9,
+    ),
+    "ratio": (
+        stream(policy__ratio_max=[1, 1, 101, 101, 101]),
+        5,
+        stream(policy__ratio_max=[900, 5, 99, 700, 3, 4, 99]),
+    ),
+    "sampler_difference": (
+        stream(policy__sampler_difference=[0.1, 0.3, 0.3]),
+        3,
+        stream(policy__sampler_difference=[0.1, 0.3, 0.1, 0.1, 5, 0.1]),
+    ),
+    # Fell by 1.2, and the margin grew by 1.0; then by 1.2 with a margin that grew by 2.
+    "chosen_logprob": (
+        preferences([0.0] * 5 + [-1.2] * 3, [0.0] * 5 + [1.0] * 3),
+        8,
+        preferences([0.0] * 5 + [-1.2] * 9, [0.0] * 5 + [2.0] * 9),
+    ),
+    "preferences_learned": (learned(1.0, 0.04), 10, learned(0.98, 0.04)),
+    "gradient_norm": (
+        stream(gradient_norm=[1, 2, 1, 2, 1, 1, 1, 1, 11, 12]),
+        10,
+        stream(gradient_norm=[1, 2, 1, 2, 1, 1, 1, 1, 11, 1, 1, 50, 1, 9, 9]),
+    ),
+    "fallbacks": (
+        stream(rewards__a__fallbacks=[0, 0, 2], rewards__b__fallbacks=[0, 0, 1]),
+        3,
+        stream(rewards__a__fallbacks=[0, 0, 0], rewards__a__mean=[1, 1, 1]),
+    ),
+    # Steps in which everything fitted log nothing.
+    "out_of_memory": ([{"loss": 1.0}, {"memory/splits": 1.0}, {"memory/splits": 2.0}], 2, [{}] * 3),
+}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_monitor_speaks_when_provoked_and_only_once(name: str) -> None:
+    provoking, step, _ = STREAMS[name]
+    lasting = [*provoking, *provoking[-1:] * 30]
+    assert names(run(lasting)) == [(name, step)]
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_monitor_is_silent_on_a_healthy_stream(name: str) -> None:
+    assert run(STREAMS[name][2]) == []
+
+
+def test_every_monitor_has_a_provoking_and_a_healthy_stream() -> None:
+    assert {*STREAMS, "reward_hacking"} == set(MONITORS)
+    assert list(MONITORS) == [n for n in MonitorsConfig.model_fields if n != "again_after"]
+
+
+def test_streams_use_names_that_runs_log() -> None:
+    logged = {key for stream, _, _ in STREAMS.values() for row in stream for key in row}
+    assert [key for key in logged if metric(key) is None] == []
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_monitor_that_is_off_is_silent(name: str) -> None:
+    assert run(STREAMS[name][0], config={name: {"action": "off"}}) == []
+
+
+def test_stopping_is_asked_for_by_the_monitor_that_was_told_to() -> None:
+    rows = [a | b for a, b in zip(kl([12] * 6, 20), [{"policy/kl_old": 1.0}] * 6, strict=True)]
+    alarms = run(rows, config={"kl": {"action": "stop"}})
+    assert [(alarm.monitor, alarm.stops) for alarm in alarms] == [("kl_old", False), ("kl", True)]
+
+
+# --- What an alarm says ---------------------------------------------------------------------------
+
+
+def test_alarm_says_what_was_seen_why_it_matters_and_what_to_try() -> None:
+    (alarm,) = run(kl([2, 9, 30, 8, 9, 12, 12], 20))
+    assert (alarm.metric, alarm.value, alarm.limit) == ("kl/response", 12, 10)
+    assert alarm.seen == (
+        "KL to the reference is 12 nats per response, 0.6 per token (median of steps 5–7); the "
+        "limits are 10 and 0.1"
+    )
+    assert alarm.message == f"kl, step 7: {alarm.seen}. {alarm.remedy}"
+    assert "beta" in alarm.remedy
+    assert list(alarm.fields()) == [
+        *("monitor", "step", "metric", "value", "limit", "seen", "why", "remedy", "stops")
+    ]
+    assert json.loads(json.dumps(alarm.fields(), allow_nan=False)) == alarm.fields()
+
+
+def test_alarm_on_nan_is_itself_finite_and_names_the_metrics() -> None:
+    (alarm,) = run([{"loss": math.nan, "reward/mean": 1.0, "gradient_norm": math.inf}])
+    assert alarm.seen == "not finite: loss = nan, gradient_norm = inf"
+    assert (alarm.value, alarm.limit) == (2.0, 0.0)
+
+
+def test_numbers_in_an_alarm_go_from_start_to_now() -> None:
+    (alarm,) = run(STREAMS["length_growth"][0])
+    assert alarm.seen == (
+        "responses grew from 20 (step 1) to 31 tokens (steps 4–8), 1.55 times; the limit is 1.5 "
+        "times"
+    )
+    (alarm,) = run(STREAMS["truncated"][0])
+    assert alarm.seen == "the length limit cut off 54% of responses (steps 1–5)"
+    (alarm,) = run(STREAMS["fallbacks"][0])
+    assert alarm.seen.startswith("the reward a failed on 2 responses")
+
+
+# --- Single rules ---------------------------------------------------------------------------------
+
+
+def test_long_answers_may_be_far_from_the_reference_in_total() -> None:
+    assert run(kl([90] * 5, 1000)) == []
+    assert names(run(kl([110] * 5, 1000))) == [("kl", 3)]
+
+
+def test_kl_without_a_rate_per_token_is_judged_per_response() -> None:
+    assert names(run([{"kl/response": 11.0}] * 3)) == [("kl", 3)]
+
+
+def test_held_out_kl_counts_where_training_measures_none() -> None:
+    far = {"kl": 12.0, "length": 20.0}
+    assert names(run([{"loss": 0.5}] * 2, {2: far})) == [("kl", 2)]
+    assert run([{"loss": 0.5}] * 2, {2: {"kl": 12.0, "length": 200.0}}) == []
+    assert run([{"loss": 0.5}] * 2, {2: {"kl": None, "length": 20.0}}) == []
+    assert run(kl([2.0] * 4, 20), {4: far}) == []
+
+
+def test_held_out_length_counts_where_training_samples_nothing() -> None:
+    grown = {0: {"length": 20.0}, 1: {"length": 31.0}}
+    assert names(run([{"loss": 0.5}], grown)) == [("length_growth", 1)]
+    assert names(run([{"loss": 0.5}], {0: {"length": 20.0}, 1: {"length": 9.0}})) == [
+        ("length_collapse", 1)
+    ]
+    assert run([{"length/mean": 20.0}], grown) == []
+
+
+def test_share_of_all_responses_can_be_reached() -> None:
+    rows = [{"length/truncated": 1.0, "group/equal_rewards": 1.0}] * 5
+    config = {"truncated": {"share": 1}, "equal_rewards": {"share": 1}}
+    assert names(run(rows, config=config)) == [("truncated", 5), ("equal_rewards", 5)]
+
+
+def test_low_entropy_from_the_start_is_no_collapse() -> None:
+    assert run([{"policy/entropy": 0.015}] * 5 + [{"policy/entropy": 0.009}] * 9) == []
+    assert names(run([{"policy/entropy": 0.02}] * 5 + [{"policy/entropy": 0.009}] * 9)) == [
+        ("entropy", 8)
+    ]
+
+
+def test_huge_gradient_needs_one_step_and_small_ones_never_count() -> None:
+    usual = [1.0] * 7
+    assert names(run(stream(gradient_norm=[*usual, 101.0, 1.0]))) == [("gradient_norm", 8)]
+    assert run(stream(gradient_norm=[*usual, 99.0, 1.0, 1.0])) == []
+    assert run(stream(gradient_norm=[0.001] * 8 + [0.9] * 5)) == []
+
+
+def test_steps_without_a_gradient_do_not_make_the_first_ones_explode() -> None:
+    assert run(stream(gradient_norm=[0.0] * 12 + [15.0] * 9)) == []
+
+
+def test_clip_fraction_adds_both_sides_and_names_the_larger() -> None:
+    (alarm,) = run(STREAMS["clip_fraction"][0])
+    assert alarm.metric == "policy/clip_low"
+    assert alarm.value == pytest.approx(0.3)
+
+
+def test_chosen_responses_that_fall_with_the_margin_shrinking_alarm() -> None:
+    assert names(run(preferences([0.0] * 5 + [-1.1] * 5, [1.0] * 5 + [0.2] * 5))) == [
+        ("chosen_logprob", 8)
+    ]
+    assert run(preferences([0.0] * 5 + [-0.9] * 5, [0.0] * 10)) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "limit"),
+    [
+        ("kl_old", 0.11, 0.1),
+        ("entropy", 0.09, 0.1),
+        ("length_growth", 31, 30),
+        ("length_collapse", 9, 10),
+        ("truncated", 0.54, 0.5),
+        ("equal_rewards", 0.9, 0.9),
+        ("critic", -1, -0.05),
+        ("ratio", 101, 100),
+        ("sampler_difference", 0.3, 0.2),
+        ("chosen_logprob", -1.2, -1),
+        ("preferences_learned", 0.04, 0.05),
+        ("gradient_norm", 11, 10),
+        ("fallbacks", 2, 1),
+    ],
+)
+def test_value_is_what_was_compared_with_the_limit(name: str, value: float, limit: float) -> None:
+    (alarm,) = run(STREAMS[name][0])
+    assert (alarm.value, alarm.limit) == (pytest.approx(value), pytest.approx(limit))
+
+
+@pytest.mark.parametrize("name", ["clip_fraction", "chosen_logprob", "preferences_learned"])
+def test_rule_of_two_metrics_is_silent_with_one_of_them(name: str) -> None:
+    rows = STREAMS[name][0]
+    for only in rows[0]:
+        assert run([{only: row[only]} for row in rows]) == []
+
+
+def test_only_rewards_that_failed_are_counted() -> None:
+    rows = [{"rewards/a/fallbacks": 0.0, "rewards/b/fallbacks": 3.0, "rewards/a/mean": 9.0}]
+    (alarm,) = run(rows)
+    assert (alarm.metric, alarm.value) == ("rewards/b/fallbacks", 3.0)
+
+
+# --- Reward hacking -------------------------------------------------------------------------------
+
+
+def held_out(**numbers: float | None) -> dict[str, float | None]:
+    whole = {"n": 100, "greedy": 0.5, "sampled": 0.5, "length": 50.0, "truncated": 0.0, "kl": 1.0}
+    whole |= {"distinct": 0.8, "repetition": 0.02, "reference_logprob": -1.5}
+    whole |= numbers
+    for name in ("greedy", "sampled"):
+        whole |= {f"{name}_low": whole[name] - 0.05, f"{name}_high": whole[name] + 0.05}
+    return whole
+
+
+RISING = stream(reward__mean=[0.1 * k for k in range(8)], reward__std=[0.5] * 8)
+FLAT = stream(reward__mean=[0.4, 0.5, 0.4, 0.5, 0.4, 0.5, 0.4, 0.5], reward__std=[0.5] * 8)
+WORSE = {
+    "distinct": {"distinct": 0.76, "repetition": 0.04},
+    "repetition": {"distinct": None, "repetition": 0.08},
+    "reference_logprob": {"reference_logprob": -1.81},
+    "sampled": {"sampled": 0.35},
+    "greedy": {"greedy": 0.35},
+}
+ALIKE = {
+    "distinct": {"distinct": 0.77, "repetition": 0.03},
+    "repetition": {"distinct": None, "repetition": 0.06},
+    "reference_logprob": {"reference_logprob": -1.79},
+    "sampled": {"sampled": 0.41},
+    "greedy": {"greedy": 0.41},
+}
+
+
+@pytest.mark.parametrize("what", WORSE)
+def test_rising_reward_with_falling_quality_is_hacking(what: str) -> None:
+    base = held_out() if what != "repetition" else held_out(distinct=None)
+    alarms = run(RISING, {0: base, 4: base, 8: held_out(**WORSE[what])})
+    assert names(alarms) == [("reward_hacking", 8)]
+    assert alarms[0].metric == what
+
+
+@pytest.mark.parametrize("what", WORSE)
+def test_falling_quality_without_a_rising_reward_is_not_hacking(what: str) -> None:
+    assert run(FLAT, {0: held_out(), 4: held_out(), 8: held_out(**WORSE[what])}) == []
+
+
+@pytest.mark.parametrize("what", ALIKE)
+def test_rising_reward_with_steady_quality_is_healthy(what: str) -> None:
+    base = held_out() if what != "repetition" else held_out(distinct=None)
+    assert run(RISING, {0: base, 4: base, 8: held_out(**ALIKE[what])}) == []
+
+
+def test_hacking_says_from_and_to_of_reward_and_quality() -> None:
+    (alarm,) = run(RISING, {0: held_out(), 8: held_out(distinct=0.7)})
+    assert alarm.seen == (
+        "reward/mean rose from 0.1 (steps 1–3) to 0.6 (steps 6–8), while distinct words − repeated "
+        "3-grams on held-out prompts fell from 0.78 (step 0) to 0.68 (step 8)"
+    )
+    assert (alarm.value, alarm.limit) == (pytest.approx(0.68), pytest.approx(0.73))
+
+
+def test_quality_is_compared_with_its_best_evaluation() -> None:
+    better = held_out(greedy=0.7)
+    assert run(RISING, {0: held_out(), 8: held_out(greedy=0.45)}) == []
+    alarms = run(RISING, {0: held_out(), 4: better, 8: held_out(greedy=0.45)})
+    assert names(alarms) == [("reward_hacking", 8)]
+    assert "from 0.2 (steps 2–4) to 0.6 (steps 6–8)" in alarms[0].seen
+    assert "the greedy reward on held-out prompts fell from 0.7 (step 4) to 0.45" in alarms[0].seen
+
+
+def test_share_of_phrases_that_are_not_repeated_is_said_where_it_is_judged() -> None:
+    longer = held_out(length=90.0, repetition=0.09)
+    alarms = run(RISING, {0: held_out(), 8: longer}, {"length_growth": {"action": "off"}})
+    assert "not repeated on held-out prompts fell from 0.98 (step 0) to 0.91" in alarms[0].seen
+
+
+@pytest.mark.parametrize("absent", ["distinct", "repetition", "reference_logprob", "length", "n"])
+def test_quality_that_only_one_evaluation_measured_is_not_compared(absent: str) -> None:
+    without = held_out() | {absent: None}
+    assert run(RISING, {0: without, 8: held_out()}) == []
+    assert run(RISING, {0: held_out(), 8: without}) == []
+    assert run(RISING, {0: without, 8: without}) == []
+
+
+@pytest.mark.parametrize("absent", ["greedy", "greedy_low", "greedy_high"])
+def test_held_out_reward_without_its_interval_is_not_compared(absent: str) -> None:
+    fall = {0: held_out() | {absent: None}, 8: held_out(greedy=0.2) | {absent: None}}
+    assert run(RISING, fall) == []
+
+
+def test_first_evaluation_after_some_steps_is_compared_with_the_reward_of_then() -> None:
+    reward = stream(reward__mean=[0.0, 0.0, 0.0, 1, 1, 1, 1, 1, 1, 1], reward__std=[0.5] * 10)
+    worse = held_out(distinct=0.6)
+    assert run(reward, {6: held_out(), 10: worse}) == []
+    assert names(run(reward, {3: held_out(), 10: worse})) == [("reward_hacking", 10)]
+
+
+def test_reward_must_rise_since_the_best_evaluation_not_only_since_the_first() -> None:
+    reward = stream(reward__mean=[0.0, 0.0, 0.0, 1, 1, 1, 1, 1, 1, 1], reward__std=[0.5] * 10)
+    best = held_out(greedy=0.9)
+    assert run(reward, {0: held_out(), 6: best, 10: held_out(greedy=0.6)}) == []
+
+
+def test_narrow_interval_does_not_make_a_small_fall_a_loss() -> None:
+    sure = held_out(greedy=0.99) | {"greedy_low": 0.99, "greedy_high": 0.99}
+    fell = held_out(greedy=0.97) | {"greedy_low": 0.97, "greedy_high": 0.97}
+    assert run(RISING, {0: held_out(), 4: sure, 8: fell}) == []
+
+
+def test_long_answers_may_repeat_words_but_not_phrases() -> None:
+    longer = held_out(distinct=0.6, length=64.0)
+    assert run(RISING, {0: held_out(), 8: longer}, {"length_growth": {"action": "off"}}) == []
+    assert names(run(RISING, {0: held_out(), 8: longer | {"repetition": 0.08}})) == [
+        ("reward_hacking", 8)
+    ]
+
+
+def test_few_held_out_prompts_must_show_a_larger_fall() -> None:
+    few = {0: held_out(n=16), 8: held_out(n=16, distinct=0.7)}
+    assert run(RISING, few) == []
+    assert names(run(RISING, few | {8: held_out(n=16, distinct=0.66)})) == [("reward_hacking", 8)]
+
+
+def test_margin_stands_for_the_reward_where_there_is_none() -> None:
+    rows = stream(implicit_reward__margin=[0.1 * k for k in range(8)])
+    fall = {0: held_out(), 8: held_out(greedy=0.35)}
+    alarms = run(rows, fall)
+    assert names(alarms) == [("reward_hacking", 8)]
+    assert alarms[0].seen.startswith("implicit_reward/margin rose from 0.1")
+
+
+# --- When it is said again ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("gone", "again"), [(10, True), (9, False)])
+def test_alarm_comes_again_only_after_its_condition_was_gone(gone: int, again: bool) -> None:
+    values = [0.2] * 4 + [0.0] * gone + [0.2] * 4
+    alarms = names(run(stream(policy__kl_old=values)))
+    assert alarms == [("kl_old", 1), *([("kl_old", 5 + gone)] if again else [])]
+
+
+def test_a_flicker_starts_the_wait_anew() -> None:
+    values = [0.2, *[0.0] * 6, 0.2, *[0.0] * 6, 0.2, *[0.0] * 10, 0.2]
+    assert names(run(stream(policy__kl_old=values))) == [("kl_old", 1), ("kl_old", 26)]
+
+
+def test_steps_without_the_metric_neither_end_nor_begin_a_condition() -> None:
+    rows = [{"policy/kl_old": 0.2}, *[{}] * 30, {"policy/kl_old": 0.2}]
+    assert names(run(rows)) == [("kl_old", 1)]
+
+
+def test_waiting_time_can_be_changed() -> None:
+    rows = stream(policy__kl_old=[0.2, 0.0, 0.2, 0.0, 0.0, 0.2])
+    alarms = names(run(rows, config={"again_after": 2}))
+    assert alarms == [("kl_old", 1), ("kl_old", 6)]
+
+
+# --- Absent metrics, and going on -----------------------------------------------------------------
+
+
+def test_runs_without_the_watched_metrics_are_silent() -> None:
+    assert run([{"step": k, "elapsed": 1.0, "loss": 2.0} for k in range(50)], {20: {"n": 9}}) == []
+    assert run([{}] * 50, {20: {}}) == []
+
+
+def test_what_is_no_number_in_an_evaluation_is_passed_over() -> None:
+    record = {"kl": None, "pass_at": {"1": 0.5}, "greedy": True, "note": "x", "length": 10}
+    assert run([{}] * 3, {0: record, 3: record}) == []
+
+
+NAMES = sorted({key for rows, _, _ in STREAMS.values() for row in rows for key in row})
+VALUES = st.sampled_from([0.0, 0.01, 0.3, 0.95, 1.0, 12.0, 150.0, -2.0, math.nan, math.inf])
+STEPS = st.lists(st.dictionaries(st.sampled_from([*NAMES, "reward/mean"]), VALUES), max_size=30)
+RECORDS = st.dictionaries(
+    st.sampled_from(
+        [*("n", "distinct", "repetition", "reference_logprob", "length", "kl")]
+        + [f"{name}{end}" for name in ("greedy", "sampled") for end in ("", "_low", "_high")]
+    ),
+    st.sampled_from([None, 0.0, 0.2, 0.5, 1.0, 60.0, math.nan]),
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(steps=STEPS, records=st.lists(RECORDS, min_size=31, max_size=31), cut=st.integers(0, 30))
+def test_resumed_run_raises_the_same_alarms(
+    steps: list[dict[str, float]], records: list[dict[str, float | None]], cut: int
+) -> None:
+    config = MonitorsConfig.model_validate(
+        {"again_after": 2, "critic": {"grace": 2}, "length_growth": {"window": 1}}
+    )
+
+    def go(stops_at: int | None) -> tuple[list[Alarm], str]:
+        monitors, alarms = Monitors(config), []
+        for step, numbers in enumerate(steps, start=1):
+            alarms += monitors.observe(step, numbers)
+            if step % 3 == 0:
+                alarms += monitors.evaluated(step, records[step])
+            if step == stops_at:
+                text = json.dumps(monitors.state_dict(), allow_nan=False)
+                monitors = Monitors(config)
+                monitors.load_state_dict(json.loads(text))
+                assert json.dumps(monitors.state_dict()) == text
+        return alarms, json.dumps(monitors.state_dict())
+
+    assert go(cut) == go(None)
+
+
+def test_state_is_a_copy() -> None:
+    monitors = Monitors(MonitorsConfig())
+    monitors.evaluated(0, held_out())
+    state = monitors.state_dict()
+    text = json.dumps(state)
+    for step, numbers in enumerate(RISING, start=1):
+        monitors.observe(step, numbers)
+    assert json.dumps(state) == text
+    other = Monitors(MonitorsConfig())
+    other.load_state_dict(state)
+    other.observe(1, RISING[0])
+    other.evaluated(1, held_out(greedy=0.9))
+    assert json.dumps(state) == text
+
+
+def test_monitor_that_was_off_before_begins_afresh() -> None:
+    before = Monitors(MonitorsConfig.model_validate({"kl": {"action": "off"}}))
+    assert "kl" not in before.state_dict()
+    after = Monitors(MonitorsConfig())
+    after.load_state_dict(before.state_dict())
+    assert [len(after.observe(step, {"kl/response": 50.0})) for step in (1, 2, 3)] == [0, 0, 1]
+
+
+# --- Configuration --------------------------------------------------------------------------------
+
+
+def load(tmp_path: Path, text: str) -> MonitorsConfig:
+    path = tmp_path / "monitors.yaml"
+    path.write_text(text, encoding="utf-8")
+    return load_configuration(MonitorsConfig, path)
+
+
+def test_limits_and_actions_are_read_as_users_write_them(tmp_path: Path) -> None:
+    config = load(tmp_path, "kl: {limit: 20, action: stop}\nentropy: {action: off}\n")
+    assert (config.kl.limit, config.kl.action, config.kl.window) == (20.0, "stop", 3)
+    assert (config.entropy.action, config.ratio.action) == ("off", "warn")
+    assert load(tmp_path, dump(config)) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("kl: {limit: 0}", "kl.limit = 0: must be greater than 0"),
+        ("truncated: {share: 1.5}", "truncated.share = 1.5: must be less than or equal to 1"),
+        ("entropy: {share: -0.1}", "entropy.share = -0.1: must be greater than 0"),
+        ("kl: {window: 0}", "kl.window = 0: must be greater than or equal to 1"),
+        ("length_growth: {factor: 1}", "length_growth.factor = 1: must be greater than 1"),
+        ("kl: {action: halt}", "kl.action"),
+        ("kl: {limt: 3}", "did you mean `kl.limit`?"),
+        ("entrpy: {floor: 3}", "did you mean `entropy`?"),
+        ("gradient_norm: {factor: 200}", "jump = 100.0: below factor, which is 200"),
+        ("critic: {limit: 1}", "critic.limit = 1: must be less than 1"),
+    ],
+)
+def test_impossible_limits_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        load(tmp_path, text)
+    assert message in str(error.value)
+
+
+def test_docs_show_the_defaults_that_hold() -> None:
+    docs = Path(__file__).parents[2] / "docs" / "monitors.md"
+    assert table() in docs.read_text(encoding="utf-8")

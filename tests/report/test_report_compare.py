@@ -1,0 +1,181 @@
+"""The page of a comparison: its numbers, what is absent, hostile words, size, a real browser."""
+
+from __future__ import annotations
+
+import json
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers.browser import browser, chromium
+
+from trivium.cli import main
+from trivium.compare.verdict import judge
+from trivium.errors import DataError
+from trivium.report.compare import collect, rewrite, write
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\x1b[31m\u202eevil"
+
+
+def final(rng: random.Random, quality: float, kl: float | None) -> dict[str, Any]:
+    record: dict[str, Any] = {"n": 50, "length": 20 + rng.random(), "kl": kl}
+    for name, shift in (("greedy", 0.0), ("sampled", -0.1)):
+        record |= {name: quality + shift, f"{name}_low": quality + shift - 0.05,
+                   f"{name}_high": quality + shift + 0.05}  # fmt: skip
+    return record
+
+
+def made_run(rng: random.Random, seed: int, quality: float, points: int) -> dict[str, Any]:
+    costs = ("seconds", "generated_tokens", "trained_tokens", "flops")
+    curve = [
+        {"step": i, **dict.fromkeys(costs, 100.0 * i), "reward": 0.1}
+        | final(rng, 0.2 + (quality - 0.2) * i / points, i / points)
+        for i in range(points + 1)
+    ]
+    return {
+        "seed": seed,
+        "path": f"runs/x/seed-{seed}",
+        "final": final(rng, quality, 1.0),
+        "win_rate": {"mean": 0.7, "low": 0.6, "high": 0.8},
+        "outcomes": {"index": [0, 1], "greedy": [0.0, 1.0], "sampled": [[0.0], [1.0]]},
+        "spent": dict.fromkeys(costs, 100.0 * points),
+        "curve": curve,
+        "alarms": [{"monitor": "kl", "step": 3, "seen": "KL rose to 12"}] if seed == 1 else [],
+        "training": {"steps": points, "advantage/std": {"first": 1.0, "last": 0.5}},
+    }
+
+
+def memory() -> dict[str, Any]:
+    model = {"role": "policy", "parameters": 1 << 20, "gradients": 1 << 20, "optimizer": 2 << 20,
+             "activations": 3 << 20, "cache": 0}  # fmt: skip
+    stages = [{"name": "update", "models": [model]}]
+    return {"measured_bytes": 8 << 20, "predicted_bytes": 7 << 20, "predicted": {"stages": stages}}
+
+
+def comparison(
+    names: list[str], seeds: int = 3, points: int = 6, *, rich: bool = True
+) -> dict[str, Any]:
+    """A comparison such as ``trivium compare`` writes."""
+    rng = random.Random(0)
+    methods = []
+    for i, name in enumerate(names):
+        quality = 0.3 + 0.5 * i / len(names)
+        runs = [made_run(rng, seed, quality + 0.01 * seed, points) for seed in range(seeds)]
+        varied = [
+            {"setting": "beta", "value": 10.0**-k, **made_run(rng, 0, quality - 0.02 * k, 2)}
+            for k in range(5 if rich and i < 3 else 0)
+        ]
+        stage = {
+            "name": "grpo", "job": f"{i}/grpo", "command": "grpo", "config": "c.yaml",
+            "signal": "reward: correct", "advantage": "reward less the mean", "steps": points,
+            "sampling": "while training, 8 per prompt", "spent": runs[0]["spent"],
+            "hyperparameters": {"beta": 0.1, "learning_rate": 1e-3},
+        }  # fmt: skip
+        if rich:
+            stage["memory"] = memory()
+        mean = {"mean": quality, "low": quality - 0.05, "high": quality + 0.05}
+        methods.append(
+            {"name": name, "command": "grpo", "best_of": None, "stages": [stage], "runs": runs,
+             "varied": varied, "greedy": mean, "sampled": mean}
+        )  # fmt: skip
+    pairs = [[a, b] for i, a in enumerate(names) for b in names[i + 1 :]]
+    result: dict[str, Any] = {
+        "title": "A comparison",
+        "base": "runs/sft/final",
+        "budget": {"currency": "generated_tokens", "amount": 600.0},
+        "seeds": list(range(seeds)),
+        "n": 50,
+        "bases": {"0": {**final(rng, 0.25, None)}},
+        "methods": methods,
+        "differences": [{"methods": p, "mean": -0.2, "low": -0.3, "high": -0.1} for p in pairs],
+    }
+    if rich:
+        result["credit"] = [
+            {"method": n, "snr": 1.0 + i, "snr_low": 0.5 + i, "snr_high": 1.5 + i, "cosine": 0.5,
+             "batches": 8, "empty": 0}
+            for i, n in enumerate(names)
+        ]  # fmt: skip
+        point = {"accuracy": 0.8, "low": 0.7, "high": 0.9, "pairs": 30}
+        ranked = {"points": [{"step": 0, **point}, {"step": 9, **point}], "fixed": point}
+        result["risk"] = {
+            "coverage": [{"method": names[0], "base": 0.9, "final": 0.4, "responses": 256}],
+            "reward_model": [{"method": names[-1], **ranked, "updates": []}],
+        }
+    result["verdict"] = judge(result)
+    return result
+
+
+NAMES = ["GRPO, outcome", "PPO, verifier", "DPO", "SFT on the best samples"]
+
+
+def test_page_holds_every_number_but_single_prompts() -> None:
+    made = comparison(NAMES)
+    data = collect(made)
+    assert data["unit"] == "share"
+    assert data["verdict"] == made["verdict"]
+    for shown, method in zip(data["methods"], made["methods"], strict=True):
+        assert shown["greedy"] == method["greedy"]
+        assert [r["final"] for r in shown["runs"]] == [r["final"] for r in method["runs"]]
+        assert not any("outcomes" in r for r in [*shown["runs"], *shown["varied"]])
+
+
+def test_rewards_that_are_no_shares_are_no_per_cents() -> None:
+    made = comparison(NAMES)
+    made["methods"][0]["runs"][0]["outcomes"]["sampled"] = [[-0.5], [1.0]]
+    assert collect(made)["unit"] == ""
+
+
+def test_report_of_a_directory_with_a_comparison_is_its_page(tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text(json.dumps(comparison(NAMES)))
+    assert main(["report", str(tmp_path)]) == 0
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "SFT on the best samples" in text
+    assert main(["report", str(tmp_path), "--output", str(tmp_path / "report.html")]) == 2
+    (tmp_path / "comparison.json").write_text("{")
+    with pytest.raises(DataError, match="cannot be read as a comparison"):
+        rewrite(tmp_path)
+
+
+def test_hostile_names_stay_text(tmp_path: Path) -> None:
+    made = comparison([HOSTILE, "DPO"])
+    made["title"] = HOSTILE
+    text = write(tmp_path, made).read_text(encoding="utf-8")
+    assert "<script>alert(1)" not in text and "<img" not in text
+    assert "\x1b" not in text and "\u202e" not in text
+
+
+def test_page_of_many_methods_and_seeds_is_below_6_mb(tmp_path: Path) -> None:
+    made = comparison([f"method {i}" for i in range(12)], seeds=5, points=200)
+    assert write(tmp_path, made).stat().st_size < 6_000_000
+
+
+def test_neither_torch_nor_a_network_is_needed(tmp_path: Path) -> None:
+    code = "import sys, trivium.report.compare; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    text = write(tmp_path, comparison(NAMES)).read_text(encoding="utf-8")
+    assert "default-src 'none'" in text.replace("&#x27;", "'")
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
+@pytest.mark.parametrize("rich", [True, False])
+def test_a_browser_draws_every_panel_and_asks_for_nothing(tmp_path: Path, rich: bool) -> None:
+    hostile = write(tmp_path, comparison([HOSTILE, *NAMES], rich=rich, seeds=3 if rich else 1))
+    with browser() as page:
+        for width in (1280, 390):
+            page.resize(width, 900)
+            page.open(hostile.as_uri())
+            assert page.run("document.documentElement.scrollWidth") <= width
+            shown = page.run("[...document.querySelectorAll('main > section')].map((s) => s.id)")
+            optional = ["credit"] if rich else []
+            expected = ["verdict", "quality", "table", "frontier", "cost", *optional, "risk"]
+            assert shown == expected
+            assert page.run("document.querySelectorAll('svg[role=img]').length") >= 3
+            page.run("document.querySelector('[data-key=\"drawn:sampled\"]').click()")
+            page.run("document.querySelector('[data-key=\"currency:flops\"]').click()")
+            page.wait(0.3)
+            assert page.run("document.body.innerText").count("alert(1)") > 0, "shown, not run"
+        assert page.messages == []
+        assert {r for r in page.requests if not r.startswith("data:")} == {hostile.as_uri()}

@@ -1,0 +1,516 @@
+"""The border of rewards: what a function may return, and what stops the run or falls back."""
+
+from __future__ import annotations
+
+import math
+import time
+from decimal import Decimal
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trivium.data.prompts import Prompt
+from trivium.errors import RewardError
+from trivium.rewards.reward import RewardConfig, Rewards
+from trivium.rollout.engine import Response
+
+TEXTS = ["aaaa", "bb\x1b[31mbb", "cccc", "dddd"]
+
+
+def prompt(index=0, text="p", **columns):
+    return Prompt(tokens=[1], text=text, columns=columns, index=index)
+
+
+def response(text, tokens=(1,), finish_reason="eos"):
+    return Response(
+        tokens=list(tokens), logprobs=[0.0] * len(tokens), finish_reason=finish_reason, text=text
+    )
+
+
+PROMPTS = [prompt(10 + i) for i in range(4)]
+RESPONSES = [response(text) for text in TEXTS]
+
+
+def rewards(*functions, **settings):
+    names = [f"f{i}" for i in range(len(functions))]
+    configs = [RewardConfig(function=name, **settings) for name in names]
+    return Rewards(configs, functions=dict(zip(names, functions, strict=True)))
+
+
+def score(function, **settings):
+    return rewards(function, **settings).score(PROMPTS, RESPONSES)
+
+
+def returning(result):
+    return lambda responses: result
+
+
+def per_response(values):
+    """A reward that gives each response the value of its text."""
+    table = dict(zip(TEXTS, values, strict=True))
+    return lambda responses: [table[text] for text in responses]
+
+
+# --- Values --------------------------------------------------------------------------------------
+
+GOOD = [True, np.float32(0.5), np.int64(2), np.bool_(False), torch.tensor(1.5), Fraction(1, 4)]
+
+
+@pytest.mark.parametrize("value", [*GOOD, Decimal("0.25"), np.array(3.0), 7])
+def test_scalars_of_every_kind_count_as_numbers(value):
+    got = score(per_response([0, 0, value, 0])).outcomes
+    assert got == [0.0, 0.0, float(value), 0.0]
+    assert all(type(number) is float for number in got)
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        (1.0, 2.0, 3.0, 4.0),
+        np.array([1, 2, 3, 4]),
+        torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True).detach(),
+    ],
+)
+def test_sequences_of_every_kind_count_as_lists(result):
+    assert score(returning(result)).outcomes == [1.0, 2.0, 3.0, 4.0]
+
+
+def test_a_generator_function_is_a_reward():
+    def reward(responses):
+        for text in responses:
+            yield len(text)
+
+    assert score(reward).outcomes == [4.0, 9.0, 4.0, 4.0]
+
+
+BAD = [None, math.nan, math.inf, -math.inf, "1.0", np.nan, 1j, {}, 10**400, np.zeros(2)]
+
+
+@pytest.mark.parametrize("value", BAD, ids=repr)
+def test_a_value_that_is_no_finite_number_names_function_and_sample(value):
+    with pytest.raises(RewardError) as caught:
+        score(per_response([0, value, 0, 0]))
+    message = str(caught.value)
+    assert "reward 'f0'" in message
+    assert "response 1 of 4 (prompt row 11)" in message
+    assert r"'bb\x1b[31mbb'" in message and "\x1b" not in message
+    assert "fallback" in message
+
+
+@pytest.mark.parametrize("value", BAD, ids=repr)
+def test_a_fallback_takes_the_place_of_a_bad_value_and_is_counted(value):
+    scores = score(per_response([1, value, 2, value]), fallback=-0.5, weight=2)
+    assert scores.outcomes == [2.0, -1.0, 4.0, -1.0]
+    assert scores.components == {"f0": [1.0, -0.5, 2.0, -0.5]}
+    assert scores.fallbacks == {"f0": 2}
+
+
+SPANS = {
+    "outside": ([((0, 5), 1.0)], "outside the response's 4 characters"),
+    "before the beginning": ([((-1, 2), 1.0)], "outside the response's 4 characters"),
+    "overlapping": ([((0, 3), 1.0), ((2, 4), 1.0)], "must be in order and must not overlap"),
+    "unordered": ([((2, 4), 1.0), ((0, 2), 1.0)], "must be in order and must not overlap"),
+    "empty": ([((2, 2), 1.0)], "end must be after start"),
+    "backwards": ([((3, 1), 1.0)], "end must be after start"),
+    "not a pair": ([((0, 1, 2), 1.0)], "not ((start, end), number)"),
+    "not spans": ([0.5, 0.5], "not ((start, end), number)"),
+    "a float position": ([((0, 1.0), 1.0)], "not ((start, end), number)"),
+    "a boolean position": ([((False, True), 1.0)], "not ((start, end), number)"),
+    "a NaN": ([((0, 1), math.nan)], "is nan, not a finite number"),
+    "no value": ([((0, 1), None)], "is NoneType None, not a number"),
+}
+
+
+@pytest.mark.parametrize(("steps", "reason"), SPANS.values(), ids=SPANS)
+def test_wrong_steps_name_the_sample_and_give_way_to_a_fallback(steps, reason):
+    good = [((0, 4), 1.0)]
+    with pytest.raises(RewardError) as caught:
+        score(per_response([good, good, steps, good]))
+    message = str(caught.value)
+    assert "response 2 of 4 (prompt row 12), 'cccc': step " in message
+    assert reason in message
+    scores = score(per_response([good, good, steps, good]), fallback=0.25, weight=2)
+    assert scores.steps == [[(4, 2.0)], [(4, 2.0)], [(4, 0.5)], [(4, 2.0)]]
+    assert scores.components["f0"] == [1.0, 1.0, 0.25, 1.0]
+    assert scores.fallbacks == {"f0": 1}
+
+
+@given(st.lists(st.tuples(st.integers(-2, 7), st.integers(-2, 7)), max_size=4))
+def test_spans_pass_exactly_when_ordered_disjoint_nonempty_and_inside(spans):
+    covered = [position for start, end in spans for position in range(start, end)]
+    proper = all(s < e for s, e in spans) and covered == sorted(set(covered))
+    proper = proper and all(0 <= position < 4 for position in covered)
+    scorer = rewards(lambda responses: [[(span, 1.0) for span in spans]], timeout=None)
+    if proper:
+        got = scorer.score(PROMPTS[:1], RESPONSES[:1]).steps
+        assert got == [[(end, 1.0) for _, end in spans]]
+    else:
+        with pytest.raises(RewardError):
+            scorer.score(PROMPTS[:1], RESPONSES[:1])
+
+
+@given(st.lists(st.one_of(st.floats(), st.none(), st.booleans(), st.text(max_size=2)), max_size=6))
+def test_scores_are_finite_floats_whatever_comes_back(values):
+    responses = [response(str(i)) for i in range(3)]
+    scorer = rewards(lambda responses: values, fallback=0.125, timeout=None)
+    scores = scorer.score(PROMPTS[:3], responses)
+    assert all(type(x) is float and math.isfinite(x) for x in scores.outcomes)
+    if len(values) != 3:
+        assert scores.fallbacks == {"f0": 3}
+    else:
+        kept = [isinstance(v, bool | float) and math.isfinite(v) for v in values]
+        assert scores.fallbacks == {"f0": kept.count(False)}
+        wanted = [float(v) if k else 0.125 for v, k in zip(values, kept, strict=True)]
+        assert scores.outcomes == wanted
+
+
+def test_numbers_and_steps_may_not_be_mixed():
+    mixed = per_response([1.0, 0.0, [((0, 1), 1.0)], 1.0])
+    with pytest.raises(RewardError, match=r"response 2 of 4.*a list of steps.*got a number"):
+        score(mixed)
+    assert score(mixed, fallback=7.0).outcomes == [1.0, 0.0, 7.0, 1.0]
+
+
+def test_a_reward_may_not_change_its_form_between_batches():
+    results = iter([[[((0, 1), 1.0)]] * 4, [1.0] * 4])
+    scorer = rewards(lambda responses: next(results))
+    scorer.score(PROMPTS, RESPONSES)
+    with pytest.raises(RewardError, match=r"its value is a number, .* got a list of steps"):
+        scorer.score(PROMPTS, RESPONSES)
+
+
+def test_a_fallback_of_a_process_reward_falls_on_the_response_s_end():
+    scorer = rewards(per_response([[((0, 2), 1.0)], None, None, []]), fallback=0.5)
+    assert scorer.score(PROMPTS, RESPONSES).steps == [[(2, 1.0)], [(9, 0.5)], [(4, 0.5)], []]
+    empty = rewards(lambda responses: [[((0, 1), 1.0)], None], fallback=0.5)
+    got = empty.score(PROMPTS[:2], [response("a"), response("")])
+    assert (got.steps, got.fallbacks) == ([[(1, 1.0)], []], {"f0": 1})
+
+
+# --- Calls that fail -----------------------------------------------------------------------------
+
+
+def fails_on_c(responses):
+    if "cccc" in responses:
+        raise KeyError("no \x1b[31m such thing")
+    return [1.0] * len(responses)
+
+
+def test_a_call_that_raises_names_the_culprit_its_error_and_its_line():
+    with pytest.raises(RewardError) as caught:
+        score(fails_on_c)
+    message = str(caught.value)
+    assert "response 2 of 4 (prompt row 12), 'cccc': raised" in message
+    assert "test_rewards_border.py:" in message and "KeyError" in message
+    assert "\x1b" not in message
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_without_a_fallback_the_first_culprit_ends_the_search():
+    calls = []
+
+    def reward(responses):
+        calls.append(responses)
+        return fails_on_c(responses)
+
+    with pytest.raises(RewardError):
+        score(reward)
+    assert calls == [TEXTS, TEXTS[:1], TEXTS[1:2], TEXTS[2:3]]
+
+
+def test_a_fallback_takes_only_the_culprit_of_a_call_that_raises():
+    scores = score(fails_on_c, fallback=0.0)
+    assert scores.outcomes == [1.0, 1.0, 0.0, 1.0]
+    assert scores.fallbacks == {"f0": 1}
+
+
+def only_together(responses):
+    if len(responses) > 1:
+        raise ValueError("too many")
+    return [1.0]
+
+
+def test_a_batch_that_raises_without_a_culprit_is_at_fault_as_a_whole():
+    with pytest.raises(
+        RewardError, match=r"a batch of 4 responses.*too many.*scored without error"
+    ):
+        score(only_together)
+    assert score(only_together, fallback=0.5).fallbacks == {"f0": 4}
+
+
+def test_a_wrong_count_names_the_response_that_causes_it():
+    def skips(responses):
+        return [1.0 for text in responses if text != "cccc"]
+
+    with pytest.raises(RewardError, match=r"response 2 of 4.*returned 0 values for 1"):
+        score(skips)
+    assert score(skips, fallback=0.0).outcomes == [1.0, 1.0, 0.0, 1.0]
+    with pytest.raises(RewardError, match=r"a batch of 4 .*returned 1 value for 4"):
+        score(returning([1.0]))
+
+
+@pytest.mark.parametrize("result", [None, 1.0, "1234", {"a": 1}, np.float64(1.0)], ids=repr)
+def test_a_result_that_is_no_list_is_an_error_of_the_whole_batch(result):
+    with pytest.raises(RewardError, match=r"a batch of 4 responses.*not a list of 4 values"):
+        score(returning(result))
+    assert score(returning(result), fallback=1.0).fallbacks == {"f0": 4}
+
+
+def test_leaving_the_program_inside_a_reward_is_an_error_of_that_reward():
+    def reward(responses):
+        raise SystemExit(3)
+
+    with pytest.raises(RewardError, match="SystemExit: 3"):
+        score(reward)
+
+
+def test_a_hang_is_given_up_at_its_limit():
+    def hangs(responses):
+        time.sleep(5)
+
+    started = time.monotonic()
+    with pytest.raises(RewardError, match=r"'f0', on a batch of 4.*ran past its limit of 0.1 s"):
+        score(hangs, timeout=0.1)
+    assert score(hangs, timeout=0.1, fallback=2.0).outcomes == [2.0] * 4
+    assert time.monotonic() - started < 2
+
+
+def test_the_search_for_the_culprit_shares_one_limit():
+    def slow_failure(responses):
+        time.sleep(0.05)
+        raise ValueError("down")
+
+    started = time.monotonic()
+    many = [response(str(i)) for i in range(50)]
+    got = rewards(slow_failure, timeout=0.2, fallback=0.0).score([prompt()] * 50, many)
+    assert got.fallbacks == {"f0": 50}
+    assert time.monotonic() - started < 1.5
+
+
+def test_without_a_limit_the_function_runs_in_the_caller_s_thread():
+    import threading
+
+    def reward(responses):
+        return [float(threading.current_thread() is threading.main_thread())] * len(responses)
+
+    assert score(reward, timeout=None).outcomes == [1.0] * 4
+    assert score(reward).outcomes == [0.0] * 4
+
+
+def test_a_function_that_needs_the_main_thread_is_told_how():
+    import signal
+
+    def reward(responses):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        return [1.0] * len(responses)
+
+    with pytest.raises(RewardError, match="'timeout: null' calls it there"):
+        score(reward)
+    assert score(reward, timeout=None).outcomes == [1.0] * 4
+
+
+def test_an_interrupt_by_the_user_passes_through():
+    def reward(responses):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score(reward, timeout=None, fallback=0.0)
+
+
+# --- Asynchronous functions ----------------------------------------------------------------------
+
+
+def test_an_asynchronous_reward_is_awaited():
+    import asyncio
+
+    async def one(text):
+        await asyncio.sleep(0.05)
+        return float(len(text))
+
+    async def reward(responses):
+        return await asyncio.gather(*map(one, responses))
+
+    started = time.monotonic()
+    assert score(reward).outcomes == [4.0, 9.0, 4.0, 4.0]
+    assert time.monotonic() - started < 0.15
+    assert score(reward, timeout=None).outcomes == [4.0, 9.0, 4.0, 4.0]
+
+
+def test_an_asynchronous_hang_is_canceled_at_its_limit():
+    import asyncio
+
+    canceled = []
+
+    async def reward(responses):
+        try:
+            await asyncio.sleep(5)
+        except asyncio.CanceledError:
+            canceled.append(True)
+            raise
+
+    with pytest.raises(RewardError, match=r"ran past its limit of 0\.1 s"):
+        score(reward, timeout=0.1)
+    time.sleep(0.1)
+    assert canceled == [True]
+
+
+def test_a_timeout_of_the_function_s_own_is_an_error_it_raised():
+    async def reward(responses):
+        raise TimeoutError("server is silent")
+
+    with pytest.raises(RewardError, match=r"raised .*TimeoutError: server is silent"):
+        score(reward)
+
+
+def test_an_asynchronous_hang_that_refuses_to_be_canceled_is_given_up():
+    import asyncio
+
+    async def reward(responses):
+        deadline = time.monotonic() + 2
+        while time.monotonic() < deadline:
+            try:
+                await asyncio.sleep(2)
+            except asyncio.CanceledError:
+                continue
+
+    started = time.monotonic()
+    with pytest.raises(RewardError, match=r"ran past its limit of 0\.1 s"):
+        score(reward, timeout=0.1)
+    assert time.monotonic() - started < 1.5
+
+
+# --- Functions that mean harm, or act as if they did ---------------------------------------------
+
+
+class Hostile(Exception):
+    """Neither its message nor its repr can be had."""
+
+    def __str__(self):
+        raise ValueError("no")
+
+    __repr__ = __str__
+
+
+class Unreadable:
+    """Looks like a tensor of one number, and raises."""
+
+    ndim = 0
+
+    def __init__(self, kind=RuntimeError):
+        self.kind = kind
+
+    def tolist(self):
+        raise self.kind("device lost")
+
+    def __repr__(self):
+        raise self.kind("device lost")
+
+
+class Odd(Fraction):
+    """A number that cannot be made a float."""
+
+    def __float__(self):
+        raise RuntimeError("no")
+
+
+UNREADABLE = [Unreadable(), Odd(1, 2), np.ma.masked, Hostile]
+
+
+@pytest.mark.parametrize("value", UNREADABLE, ids=lambda v: type(v).__name__)
+def test_a_value_that_cannot_be_read_is_a_fault_of_its_response(value):
+    with pytest.raises(RewardError, match=r"response 1 of 4 \(prompt row 11\)"):
+        score(per_response([0, value, 0, 0]))
+    assert score(per_response([1, value, 2, 3]), fallback=9.0).outcomes == [1.0, 9.0, 2.0, 3.0]
+
+
+RAISED = [Hostile(), MemoryError(), RecursionError(), StopIteration(), GeneratorExit()]
+
+
+@pytest.mark.parametrize("error", RAISED, ids=lambda e: type(e).__name__)
+def test_an_error_of_any_kind_is_that_of_the_reward(error):
+    def reward(responses):
+        raise error
+
+    with pytest.raises(RewardError, match=rf"raised .*{type(error).__name__}"):
+        score(reward)
+    assert score(reward, fallback=0.5).fallbacks == {"f0": 4}
+
+
+def test_an_interrupt_raised_by_the_function_in_its_thread_is_not_the_users():
+    def reward(responses):
+        raise KeyboardInterrupt
+
+    with pytest.raises(RewardError, match="raised KeyboardInterrupt itself"):
+        score(reward)
+
+
+@pytest.mark.parametrize("steps_before", [0, 2])
+def test_a_generator_that_raises_is_an_error_of_the_reward(steps_before):
+    def reward(responses):
+        yield from [1.0] * min(steps_before, len(responses) - 1)
+        raise KeyError("halfway")
+
+    with pytest.raises(RewardError, match=r"response 0 of 4.*KeyError: 'halfway'"):
+        score(reward)
+
+
+SHAPES = {
+    "a column": (np.zeros((4, 1)), r"ndarray of the shape \(4, 1\)"),
+    "a matrix": (torch.zeros(2, 2), r"Tensor of the shape \(2, 2\)"),
+    "nothing": (np.zeros((4, 0)), r"ndarray of the shape \(4, 0\)"),
+    "too long": (np.zeros(5), r"returned 5 values for 1"),
+    "an array of texts": (np.array(["1"] * 4), r"is str '1', not a number"),
+    "complex": (np.zeros(4, dtype=complex), r"is complex 0j, not a number"),
+    "nested lists": ([[1.0]] * 4, r"step 0 is float 1.0, not \(\(start, end\), number\)"),
+    "an array that raises": (Unreadable(), r"returned Unreadable .*, which raises RuntimeError"),
+}
+
+
+@pytest.mark.parametrize(("result", "reason"), SHAPES.values(), ids=SHAPES)
+def test_a_result_of_the_wrong_shape_says_which(result, reason):
+    with pytest.raises(RewardError, match=reason):
+        score(returning(result))
+    assert score(returning(result), fallback=0.5).fallbacks == {"f0": 4}
+
+
+def test_an_exception_in_a_values_place_says_why_it_has_none():
+    values = [1.0, RewardError("the judge is asleep"), 2.0, ValueError()]
+    with pytest.raises(RewardError, match=r"response 1 of 4 .*: the judge is asleep \(1 more fail"):
+        score(per_response(values))
+    found = score(per_response(values), fallback=-1.0)
+    assert (found.outcomes, found.fallbacks) == ([1.0, -1.0, 2.0, -1.0], {"f0": 2})
+
+
+def test_a_reward_error_of_the_functions_own_ends_the_search_for_a_culprit():
+    calls = []
+
+    def reward(responses):
+        calls.append(len(responses))
+        raise RewardError("the judge is asleep")
+
+    with pytest.raises(RewardError, match=r"on a batch of 4 responses .*: the judge is asleep\."):
+        score(reward)
+    assert calls == [4]
+
+
+def test_what_a_reward_prints_does_no_harm(capsys):
+    def reward(responses):
+        print("thinking about", len(responses))
+        return [1.0] * len(responses)
+
+    assert score(reward).outcomes == [1.0] * 4
+    assert capsys.readouterr().out == "thinking about 4\n"
+
+
+def test_a_function_can_ask_how_much_time_is_left():
+    from trivium.rewards.functions import time_left
+
+    def reward(responses):
+        return [time_left() or 0.0] * len(responses)
+
+    assert all(9.0 < left <= 10.0 for left in score(reward, timeout=10.0).outcomes)
+    assert score(reward, timeout=None).outcomes == [0.0] * 4

@@ -1,0 +1,44 @@
+"""Rewards for a response's form."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from trivium.data.prompts import Prompt
+from trivium.errors import RewardError
+from trivium.rewards.format import format, length
+from trivium.rewards.reward import RewardConfig, Rewards
+from trivium.rollout.engine import Response
+
+
+def test_the_whole_response_must_match_unless_a_part_may():
+    responses = ["ab", "xab", "abx", "a\nb", ""]
+    assert format(responses, "ab") == [1.0, 0.0, 0.0, 0.0, 0.0]
+    assert format(responses, "ab", whole=False) == [1.0, 1.0, 1.0, 0.0, 0.0]
+    assert format(responses, "a|ab") == [1.0, 0.0, 0.0, 0.0, 0.0]
+
+
+def test_a_dot_matches_line_breaks_and_anchors_match_the_ends():
+    assert format(["<think>\na\n</think>\n5"], "<think>.*</think>.*") == [1.0]
+    assert format(["a\nb"], "^b", whole=False) == [0.0]
+    assert format(["a\nb"], "(?m)^b", whole=False) == [1.0]
+
+
+def test_catastrophic_backtracking_stops_at_its_limit_and_names_the_response():
+    slow = {"pattern": "(a|aa)+", "seconds": 0.2}
+    config = RewardConfig(function="format", arguments=slow)
+    prompts = [Prompt(tokens=[1], text="p", columns={}, index=i) for i in range(2)]
+    texts = ("aa", "a" * 200 + "b")
+    responses = [Response(tokens=[1], logprobs=[0.0], finish_reason="eos", text=t) for t in texts]
+    started = time.monotonic()
+    with pytest.raises(RewardError, match=r"response 1 of 2.*takes more than 0.2 s"):
+        Rewards([config]).score(prompts, responses)
+    assert time.monotonic() - started < 2
+
+
+def test_soft_overlong_punishment_falls_linearly_over_its_buffer():
+    lengths = [0, 5, 6, 7, 8, 9, 10, 11, 100]
+    values = length([[0] * n for n in lengths], limit=10, buffer=4)
+    assert values == [0, 0, 0, -0.25, -0.5, -0.75, -1, -1, -1]

@@ -1,0 +1,223 @@
+"""Verifiers of final answers: what they read, what they refuse, and real labels."""
+
+from __future__ import annotations
+
+import runpy
+import time
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from trivium.data.prompts import Prompt
+from trivium.errors import RewardError
+from trivium.rewards import math as module
+from trivium.rewards.math import final_number, gsm8k, math, read_number
+from trivium.rewards.math_worker import as_boxed
+from trivium.rewards.reward import RewardConfig, Rewards
+from trivium.rollout.engine import Response
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gsm8k_verifier.py"
+
+# --- GSM8K ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("18", 18),
+        (" 1,450,000 ", 1450000),
+        ("$1,234.50", Fraction(2469, 2)),
+        ("-$5", -5),
+        ("$-5", -5),
+        ("−7", -7),
+        ("+7", 7),
+        (".5", Fraction(1, 2)),
+        ("18.", 18),
+        ("18.00", 18),
+        ("0018", 18),
+        ("50%", 50),
+        ("**18** eggs", 18),
+        ("\\$18", 18),
+        ("€ 20", 20),
+        ("18 eggs, not 19", 18),
+        ("18-year-old", 18),
+        ("9" * 60, int("9" * 60)),
+    ],
+)
+def test_a_number_is_read_exactly_whatever_is_around_it(text, value):
+    assert read_number(text) == value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "eggs 18",
+        "1,23",
+        "1,2345",
+        "12,345,67",
+        "1/5",
+        "18 + 2",
+        "18 - 2",
+        "5*3=15",
+        "10+John's age",
+        "10:30",
+        "1.2.3",
+        "3 x 4",
+        "--",
+        "--5",
+        "-$-5",
+        "$",
+        "٣",
+        "9" * 300,
+        "." * 5,
+    ],
+)
+def test_a_number_is_never_read_in_part(text):
+    assert read_number(text) is None
+
+
+@given(st.decimals(-(10**9), 10**9, places=3), st.booleans(), st.sampled_from(["", "$", "€"]))
+def test_every_way_of_writing_a_number_reads_as_that_number(number, commas, currency):
+    sign, digits = ("-", -number) if number < 0 else ("", number)
+    text = f"{sign}{currency}{digits:,}" if commas else f"{sign}{currency}{digits}"
+    assert read_number(text) == Fraction(number)
+
+
+def test_a_long_run_of_blanks_takes_no_time():
+    started = time.monotonic()
+    assert final_number("A:" + " " * 200_000 + "x") is None
+    assert final_number("A: $" + " " * 200_000 + "5") is None
+    assert final_number("A: -\t" * 50_000) is None
+    assert time.monotonic() - started < 1
+
+
+def test_the_last_marker_on_its_own_line_counts():
+    assert final_number("#### 1\n#### 2") == 2
+    assert final_number("A: 1\nso #### 2") == 2
+    assert final_number("#### 2\nA: 3") == 3
+    assert final_number("#### 2\nand more 5") == 2
+    assert final_number("#### \n5") is None
+    assert final_number("DNA: 5, 46####46") is None
+    assert final_number("the answer is 18") is None
+    assert final_number("Answer: 4", ["Answer:"]) == 4
+
+
+def test_gsm8k_compares_numbers_not_texts():
+    responses = ["#### 3,000", "A: $18.00", "#### 17", "eighteen", "#### 0.5", "A: 2,125"]
+    answers = ["3000", "so <<9*2=18>>18\n#### 18", "18", "18", 0.5, 2125]
+    assert gsm8k(responses, answers) == [1.0, 1.0, 0.0, 0.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize("answer", ["no number", None, True, [18]])
+def test_an_answer_without_a_number_is_an_error_of_the_data(answer):
+    with pytest.raises(ValueError, match="holds no final number"):
+        gsm8k(["#### 18"], [answer])
+
+
+def test_an_unreadable_answer_is_traced_to_its_row():
+    prompts = [Prompt(tokens=[1], text="p", columns={"answer": a}, index=7) for a in ("5", "?")]
+    response = Response(tokens=[1], logprobs=[0.0], finish_reason="eos", text="#### 5")
+    for name in ("gsm8k", "math"):
+        with pytest.raises(RewardError, match=r"response 1 of 2 \(prompt row 7\)"):
+            answers = prompts if name == "gsm8k" else [prompts[0], _with_answer("")]
+            Rewards([RewardConfig(function=name)]).score(answers, [response] * 2)
+
+
+def _with_answer(answer):
+    return Prompt(tokens=[1], text="p", columns={"answer": answer}, index=7)
+
+
+@pytest.mark.parametrize(("reward", "count"), [("gsm8k", 5276), ("math", 400)])
+def test_verifiers_agree_with_the_labels_of_real_solutions(shared_dir, reward, count):
+    benchmark = runpy.run_path(str(SCRIPT))
+    path = shared_dir / "datasets" / "gsm8k" / "example_model_solutions.jsonl.gz"
+    solutions = list(benchmark["read_solutions"](path))
+    assert len(solutions) == 5276
+    found = benchmark["verdicts"](solutions[:count], reward)
+    agreed = sum(s.label == verdict for s, verdict in zip(solutions, found, strict=False))
+    assert agreed / count >= 0.995
+    assert 0.2 < sum(found) / count < 0.5
+
+
+# --- Mathematics in general ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "right", "wrong"),
+    [
+        ("18", "The answer is 18.", "The answer is 81."),
+        ("\\frac{1}{2}", "\\boxed{0.5}", "\\boxed{2}"),
+        ("$x^2+1$", "thus $1+x^2$", "thus $x^2$"),
+        ("10,000", "It makes 10,000.", "It makes 10."),
+        ("so #### 18", "\\boxed{18}", "\\boxed{-18}"),
+        ("then \\boxed{1} and \\boxed{3}", "3", "1"),
+        ("50%", "\\boxed{50\\%}", "\\boxed{51}"),
+        ("\\(\\sqrt{8}\\)", "$2\\sqrt{2}$", "$4\\sqrt{2}$"),
+        ("(1,2)", "$(1,2)$", "$(2,1)$"),
+        (18, "A: 18", "A: 19"),
+        (0.5, "\\boxed{\\frac12}", "\\boxed{5}"),
+    ],
+)
+def test_math_accepts_equal_answers_and_no_others(answer, right, wrong):
+    assert math([right, wrong, "no idea", ""], [answer] * 4) == [1.0, 0.0, 0.0, 0.0]
+
+
+def test_math_with_boxed_accepts_only_a_boxed_answer():
+    responses = ["The final answer is $18$.", "so \\boxed{18}", "\\boxed{18", "18 \\boxed{17}"]
+    assert math(responses, ["18"] * 4, boxed=True) == [0.0, 1.0, 0.0, 0.0]
+
+
+def test_math_refuses_an_answer_that_it_cannot_read():
+    for answer in ("", None, True):
+        with pytest.raises(ValueError, match="answer"):
+            math(["18"], [answer])
+
+
+def test_answers_are_put_into_one_form():
+    for text in ("18", " $18$ ", "\\(18\\)", "\\[18\\]", "$$18$$", "x = 1\n#### 18"):
+        assert as_boxed(text) == "\\boxed{18}"
+    assert as_boxed("a \\boxed{1} b \\boxed{2}") == "\\boxed{2}"
+    assert as_boxed("5%") == "\\boxed{5\\%}"
+    assert as_boxed("\\$5") == "\\boxed{\\$5}"
+
+
+def test_a_response_that_takes_too_long_is_not_verified_and_the_next_one_is(caplog):
+    started = time.monotonic()
+    assert math(["9^9^9^9", "The answer is 5"], ["5", "5"], seconds=1) == [0.0, 1.0]
+    assert time.monotonic() - started < 8
+    assert "9^9^9^9" in caplog.text
+    assert len(caplog.records) == 1
+
+
+def test_a_worker_that_cannot_be_interrupted_is_ended_and_replaced(monkeypatch):
+    worker = module._Worker()
+    slow = {"answer": "5", "response": "9^9^9^9", "boxed": False, "seconds": 60}
+    started = time.monotonic()
+    assert worker.ask(slow, 0.3) is None
+    assert time.monotonic() - started < 3
+    assert worker.ask(slow, 0.3) is None
+    monkeypatch.setattr(module, "_idle", [worker])
+    assert math(["5", "5"], ["5", "5"]) == [0.0, 1.0]
+    assert module._idle != [worker]
+    module._close_idle()
+
+
+def test_math_verifies_off_the_main_thread():
+    prompts = [_with_answer("1/2")] * 2
+    responses = [
+        Response(tokens=[1], logprobs=[0.0], finish_reason="eos", text=t) for t in ("0.5", "2")
+    ]
+    assert Rewards([RewardConfig(function="math")]).score(prompts, responses).outcomes == [1, 0]
+
+
+def test_a_verifier_that_cannot_start_says_why(monkeypatch):
+    monkeypatch.setattr(module, "_idle", [])
+    monkeypatch.setattr(module.sys, "executable", "/bin/false")
+    with pytest.raises(
+        RuntimeError, match="the verifier process could not start: it ended at once"
+    ):
+        math(["5"], ["5"])

@@ -1,0 +1,211 @@
+"""Rewards together: what each function is given, and the weighted sum."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from trivium.data.prompts import Prompt
+from trivium.errors import ConfigurationError, RewardError
+from trivium.rewards.reward import RewardConfig, Rewards
+from trivium.rollout.engine import Response
+
+TEXTS = ["aaaa", "bb\x1b[31mbb", "cccc", "dddd"]
+
+
+def prompt(index=0, text="p", **columns):
+    return Prompt(tokens=[1], text=text, columns=columns, index=index)
+
+
+def response(text, tokens=(1,), finish_reason="eos"):
+    return Response(
+        tokens=list(tokens), logprobs=[0.0] * len(tokens), finish_reason=finish_reason, text=text
+    )
+
+
+PROMPTS = [prompt(10 + i) for i in range(4)]
+RESPONSES = [response(text) for text in TEXTS]
+
+
+def rewards(*functions, **settings):
+    names = [f"f{i}" for i in range(len(functions))]
+    configs = [RewardConfig(function=name, **settings) for name in names]
+    return Rewards(configs, functions=dict(zip(names, functions, strict=True)))
+
+
+def score(function, **settings):
+    return rewards(function, **settings).score(PROMPTS, RESPONSES)
+
+
+def returning(result):
+    return lambda responses: result
+
+
+def per_response(values):
+    """A reward that gives each response the value of its text."""
+    table = dict(zip(TEXTS, values, strict=True))
+    return lambda responses: [table[text] for text in responses]
+
+
+# --- Sums ----------------------------------------------------------------------------------------
+
+
+def test_outcomes_are_the_weighted_sum_and_components_stay_unweighted():
+    both = Rewards(
+        [
+            RewardConfig(function="a", weight=2.0),
+            RewardConfig(function="b", weight=-0.5),
+            RewardConfig(function="c", weight=0),
+        ],
+        functions={
+            "a": returning([1.0, 0.0, 3.0, 4.0]),
+            "b": returning([4.0, 2.0, 0.0, 0.0]),
+            "c": returning([9.0, 9.0, 9.0, 9.0]),
+        },
+    )
+    scores = both.score(PROMPTS, RESPONSES)
+    assert scores.outcomes == [0.0, -1.0, 6.0, 8.0]
+    assert scores.components["b"] == [4.0, 2.0, 0.0, 0.0]
+    assert scores.components["c"] == [9.0] * 4
+    assert scores.steps is None
+    assert scores.fallbacks == {"a": 0, "b": 0, "c": 0}
+
+
+def test_process_rewards_merge_by_position_and_add_where_steps_end_together():
+    both = Rewards(
+        [RewardConfig(function="a", weight=2.0), RewardConfig(function="b", weight=10.0)],
+        functions={
+            "a": returning([[((0, 2), 1.0), ((2, 4), 0.5)], [], [], []]),
+            "b": returning([[((0, 1), 1.0), ((2, 4), 0.25)], [], [((1, 3), 2)], []]),
+        },
+    )
+    scores = both.score(PROMPTS, RESPONSES)
+    assert scores.steps == [[(1, 10.0), (2, 2.0), (4, 3.5)], [], [(3, 20.0)], []]
+    assert scores.outcomes == [0.0] * 4
+    assert scores.components == {"a": [0.75, 0, 0, 0], "b": [0.625, 0, 2.0, 0]}
+
+
+def test_outcome_and_process_rewards_stand_side_by_side():
+    both = Rewards(
+        [RewardConfig(function="a"), RewardConfig(function="b")],
+        functions={"a": returning([1.0] * 4), "b": returning([[((0, 4), 0.5)]] * 4)},
+    )
+    scores = both.score(PROMPTS, RESPONSES)
+    assert scores.outcomes == [1.0] * 4
+    assert scores.steps == [[(4, 0.5)]] * 4
+
+
+def test_no_responses_call_nothing():
+    empty = rewards(lambda responses: [1 / 0]).score([], [])
+    assert (empty.outcomes, empty.steps, empty.components) == ([], None, {"f0": []})
+
+
+def test_sum_that_overflows_is_an_error():
+    with pytest.raises(RewardError, match=r"response 1: the weighted sum .* not finite"):
+        score(per_response([0, 1e308, 0, 0]), weight=10.0)
+
+
+def test_prompts_and_responses_must_be_of_one_length():
+    with pytest.raises(ValueError, match="3 prompts for 4 responses"):
+        rewards(returning([1.0])).score(PROMPTS[:3], RESPONSES)
+
+
+# --- What a function is given --------------------------------------------------------------------
+
+
+def test_a_function_is_given_only_what_it_names():
+    seen = {}
+
+    def reward(responses, answer, finish_reasons, scale=1.0, hint="none"):
+        seen.update(
+            responses=responses,
+            answer=answer,
+            finish_reasons=finish_reasons,
+            scale=scale,
+            hint=hint,
+        )
+        return [0.0] * len(responses)
+
+    scorer = rewards(reward, arguments={"scale": 3.0})
+    scorer.score(
+        [prompt(answer="x", other=1)] * 2, [response("a"), response("b", finish_reason="length")]
+    )
+    assert seen == {
+        "responses": ["a", "b"],
+        "answer": ["x", "x"],
+        "finish_reasons": ["eos", "length"],
+        "scale": 3.0,
+        "hint": "none",
+    }
+
+
+def test_keyword_arguments_take_prompts_responses_and_every_column():
+    seen = {}
+
+    def reward(**everything):
+        seen.update(everything)
+        return [0.0] * 2
+
+    messages = [{"role": "user", "content": "hi"}]
+    prompts = [prompt(text=messages, a=1), prompt(text="plain", a=2, responses="hidden")]
+    rewards(reward, arguments={"b": 5}).score(prompts, [response("x"), response("y")])
+    assert seen == {"prompts": [messages, "plain"], "responses": ["x", "y"], "a": [1, 2], "b": 5}
+
+
+def test_tokens_are_given_to_a_function_that_names_them():
+    def reward(prompt_tokens, response_tokens):
+        return [
+            float(len(p) + 10 * len(r)) for p, r in zip(prompt_tokens, response_tokens, strict=True)
+        ]
+
+    assert rewards(reward).score([prompt()], [response("a", (4, 5))]).outcomes == [21.0]
+
+
+def test_columns_can_be_renamed():
+    scorer = rewards(lambda responses, answer: answer, columns={"answer": "truth"})
+    assert scorer.score([prompt(truth=4.0)], [response("a")]).outcomes == [4.0]
+
+
+def test_a_column_that_one_row_lacks_is_none_there():
+    scorer = rewards(lambda responses, bonus: [b or 0 for b in bonus])
+    assert scorer.score([prompt(bonus=2), prompt()], RESPONSES[:2]).outcomes == [2.0, 0.0]
+
+
+def test_check_lists_every_missing_column_and_the_available_ones():
+    scorer = rewards(lambda responses, answr: [], lambda responses, level: [])
+    with pytest.raises(ConfigurationError) as caught:
+        scorer.check(["answer", "question"])
+    first, second = str(caught.value).splitlines()
+    assert "'answr'" in first and "did you mean 'answer'?" in first
+    assert "'answer', 'question'" in first
+    assert "'level'" in second
+    rewards(lambda responses, answer, other=1: []).check({"answer"})
+
+
+def test_a_missing_column_stops_the_scoring_too():
+    with pytest.raises(ConfigurationError, match="data column 'answer'"):
+        score(lambda responses, answer: [])
+
+
+# --- Configuration -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"timeout": 0.0}, {"weight": math.nan}, {"fallback": math.inf}, {"name": ""}, {"extra": 1}],
+    ids=str,
+)
+def test_settings_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ValueError):
+        RewardConfig(function="f", **settings)
+
+
+def test_names_must_differ_and_a_reward_is_needed():
+    two = [RewardConfig(function="f"), RewardConfig(function="f", name="g")]
+    functions = {"f": returning([])}
+    assert Rewards(two, functions=functions).names == ["f", "g"]
+    with pytest.raises(ConfigurationError, match="2 rewards are called 'f'"):
+        Rewards([two[0], two[0]], functions=functions)
+    with pytest.raises(ConfigurationError, match="there is no reward"):
+        Rewards([])

@@ -1,0 +1,224 @@
+"""Growing rows by recorded steps, on a CPU: what a CUDA graph does is done there by repeating the
+operations that were noted, on the same memory. What no CPU can show is the recording on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.op_recorder import Noted
+from helpers.rollout_engines import (
+    FREE,
+    engine_of,
+    last_states,
+    policy_of,
+    prompts_of,
+    rows_see_what_is_theirs,
+    tokens_of,
+)
+from helpers.tiny_models import checkpoint
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from trivium.errors import ModelError
+from trivium.models import flops
+from trivium.models.cpu.linear import matmul_backend
+from trivium.models.model_config import ModelConfig
+from trivium.models.policy import Policy
+from trivium.models.reference import frozen_copy
+from trivium.rollout import local_engine
+from trivium.rollout.cuda_graphs import GraphedCache, Step, graphs_work
+from trivium.rollout.kv_cache import BLOCK_TOKENS, KVCache
+from trivium.rollout.sampling import Sampling
+
+
+class Recorder:
+    """Records a step as a CUDA graph does: operations on given memory, and nothing else."""
+
+    def __init__(self, device: torch.device | None = None) -> None:
+        self.recordings = 0
+
+    def __call__(self, step: Step) -> Step:
+        self.recordings += 1
+        step()
+        with Noted() as noted:
+            found = step()
+
+        def replay() -> Tensor:
+            noted.repeat()
+            return found.copy_(noted.made[id(found)])
+
+        return replay
+
+
+@pytest.fixture
+def recorders(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
+    """Those of all engines whose policy samples by graphs, in order."""
+    made: list[Recorder] = []
+
+    def recorder(device: torch.device) -> Recorder:
+        made.append(Recorder())
+        return made[-1]
+
+    monkeypatch.setattr(local_engine, "CudaGraphs", recorder)
+    monkeypatch.setattr(local_engine, "graphs_work", partial(graphs_work, record=recorder))
+    return made
+
+
+@pytest.mark.parametrize("max_rows", [512, 9])
+@pytest.mark.parametrize("lengths", [(3, 1, 7, 2, 5, 4), (70, 66, 3)])
+@pytest.mark.parametrize("name", ["llama", "mistral", "qwen2-window", "qwen3"])
+def test_recorded_steps_draw_the_same_tokens_at_the_same_flops(
+    name: str, lengths: Sequence[int], max_rows: int, recorders: list[Recorder]
+) -> None:
+    policy = policy_of(name, max_position_embeddings=128)
+    prompts, sampling = prompts_of(lengths), Sampling(max_tokens=40)
+    with flops.apart() as plain:
+        expected = engine_of(policy, max_rows).generate(prompts, 4, sampling, seed=0, step=0)
+    policy.cuda_graphs = True
+    engine = engine_of(policy, max_rows)
+    for _ in range(2):
+        with flops.apart() as counted:
+            found = engine.generate(prompts, 4, sampling, seed=0, step=0)
+        assert tokens_of(found) == tokens_of(expected)
+        assert counted.flops == plain.flops > 0
+        assert recorders[-1].recordings > 0
+        for group, others in zip(found, expected, strict=True):
+            for response, other in zip(group, others, strict=True):
+                assert response.logprobs == pytest.approx(other.logprobs, abs=1e-5)
+    # One that tries, once for an engine, and one for each generation.
+    assert len(recorders) == 3
+
+
+@pytest.mark.parametrize("shared_prefix", [False, True])
+@pytest.mark.parametrize("name", ["llama", "qwen2-window"])
+def test_recorded_rows_see_what_is_theirs_whoever_left_and_whoever_came(
+    name: str, shared_prefix: bool
+) -> None:
+    policy = policy_of(name)
+    rows_see_what_is_theirs(
+        policy, GraphedCache(policy, shared_prefix=shared_prefix, record=Recorder())
+    )
+
+
+@pytest.mark.parametrize("shared_prefix", [False, True])
+def test_a_step_is_recorded_anew_when_strips_grow_or_move_and_only_then(
+    shared_prefix: bool,
+) -> None:
+    policy, recorder = policy_of(max_position_embeddings=128), Recorder()
+    cache = GraphedCache(policy, shared_prefix=shared_prefix, record=recorder)
+    prompt = prompts_of((5,))[0].tokens
+    expected, rows = 0, 8
+    with torch.no_grad():
+        cache.admit([prompt], rows)
+        for fed in range(2 * BLOCK_TOKENS + 3):
+            expected += fed in (0, BLOCK_TOKENS, 2 * BLOCK_TOKENS)
+            if fed == 10:  # Half of the rows are idle, and stay where they are.
+                rows = 4
+                cache.keep([0, 2, 3, 5])
+            if fed == 20:
+                rows, expected = 3, expected + 1
+                cache.keep([0, 1, 3])
+            found = cache.advance(torch.full((rows,), 4))
+            assert recorder.recordings == expected
+    line = [*prompt, *[4] * (2 * BLOCK_TOKENS + 3)]
+    torch.testing.assert_close(found, last_states(policy, [line] * 3), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("shared_prefix", [False, True])
+@pytest.mark.parametrize("graphed", [False, True])
+@pytest.mark.parametrize("name", ["llama", "qwen2-window", "qwen3"])
+def test_rows_on_a_gpu_ask_nothing_of_it_and_have_nothing_elsewhere(
+    name: str, graphed: bool, shared_prefix: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matmul_backend, "_name", "torch")
+    policy = policy_of(name)
+    cache = KVCache(policy, shared_prefix=shared_prefix)
+    if graphed:
+        cache = GraphedCache(policy, shared_prefix=shared_prefix, record=lambda step: step)
+    with torch.no_grad():
+        cache.admit([p.tokens for p in prompts_of((7, 3))], 3)
+        cache.advance(torch.full((6,), 4))
+        cache.device = torch.device(ELSEWHERE)
+        cache._update_grid()
+        laid_out = [x for x in vars(cache.grid).values() if isinstance(x, Tensor)]
+        assert laid_out and all(x.device.type == ELSEWHERE for x in laid_out)
+        move(cache, FakeTensorMode(allow_non_fake_inputs=True))
+        for kept in ([0, 1, 3, 4, 5], [1, 3], [0, 1]):
+            cache.keep(kept)
+            assert cache.advance(torch.full((len(kept),), 4)).shape == (len(kept), 32)
+        cache.length_S[:] = BLOCK_TOKENS
+        assert cache.advance(torch.full((2,), 4)).device.type == ELSEWHERE
+
+
+ELSEWHERE = "meta"
+"""Stands for a GPU: tensors there have no data, and none may meet one of the CPU's."""
+HOSTS = {"prompt_lengths_G", "group_of_S", "length_S", "slot_of_R"}
+
+
+def move(thing: Any, gpu: FakeTensorMode) -> Any:
+    """Let all tensors be on a GPU, without data."""
+    if isinstance(thing, Tensor):
+        return gpu.from_tensor(thing.detach().to(ELSEWHERE))
+    if isinstance(thing, list | tuple):
+        return type(thing)(move(x, gpu) for x in thing)
+    if isinstance(thing, dict):
+        return {key: move(x, gpu) for key, x in thing.items()}
+    if isinstance(thing, nn.Module):
+        for module in thing.modules():
+            for name, parameter in list(module._parameters.items()):
+                if parameter is not None:
+                    del module._parameters[name]
+                    setattr(module, name, move(parameter, gpu))
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = move(buffer, gpu)
+    elif type(thing).__module__.startswith("trivium."):
+        for name, x in vars(thing).items():
+            if name not in HOSTS:
+                vars(thing)[name] = move(x, gpu)
+    return thing
+
+
+def test_policy_whose_recorded_steps_differ_is_sampled_without(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def forgetful(step: Step) -> Step:
+        found = step().clone()
+        return lambda: found
+
+    policy, prompts = policy_of(), prompts_of()
+    assert graphs_work(policy, record=lambda device: Recorder())
+    assert not caplog.records and not frozen_copy(policy).cuda_graphs
+    assert not graphs_work(policy, record=lambda device: forgetful)
+    assert "sampled without CUDA graphs: hidden states differ" in caplog.text
+    expected = engine_of(policy).generate(prompts, 2, FREE, seed=0, step=0)
+    policy.cuda_graphs = True
+    found = engine_of(frozen_copy(policy)).generate(prompts, 2, FREE, seed=0, step=0)
+    assert tokens_of(found) == tokens_of(expected)
+    assert "sampled without CUDA graphs: " in caplog.records[-1].getMessage()
+
+
+def test_a_failed_recording_ends_nothing_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
+    def failing(step: Step) -> Step:
+        try:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        finally:
+            raise ValueError("capture was invalidated")
+
+    assert not graphs_work(policy_of(), record=lambda device: failing)
+    assert "operation not permitted when stream is capturing" in caplog.text
+
+
+def test_families_without_a_lean_pass_are_not_recorded(caplog: pytest.LogCaptureFixture) -> None:
+    assert not graphs_work(policy_of("gemma2"), record=lambda device: Recorder())
+    assert "Gemma2ForCausalLM is sampled without CUDA graphs: it has no lean pass" in caplog.text
+
+
+def test_graphs_are_refused_where_auto_means_a_device_without_them(tmp_path: Path) -> None:
+    config = ModelConfig(path=str(checkpoint(tmp_path / "model")), cuda_graphs=True)
+    with pytest.raises(ModelError, match=r"cuda_graphs is true, and model.device 'auto' is cpu"):
+        Policy.load(config)

@@ -1,0 +1,279 @@
+"""One optimizer step, and the plan of the steps that reuse a rollout batch."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+
+import pytest
+import torch
+from helpers.tiny_models import random_groups
+from torch import Tensor, nn
+
+from trivium.data.batch import Grouped
+from trivium.data.group import Group
+from trivium.errors import TrainingError
+from trivium.models.oom import score_all
+from trivium.training.experience import (
+    Minibatch,
+    WeightedGroups,
+    epoch_batch,
+    first_epoch,
+    num_steps,
+    plan_updates,
+)
+from trivium.training.micro_batch import MicroBatch
+from trivium.training.optimizer import Optimizer, lr_multiplier
+from trivium.training.optimizer_config import OptimizerConfig
+
+SINGLE = Grouped([Group([1], [[1]])])
+
+
+def work_of(loss: Callable[[], Tensor], **observed: list[float]) -> MicroBatch:
+    seen = {name: torch.tensor(x) for name, x in observed.items()}
+    return MicroBatch(SINGLE, lambda part: (loss(), seen))
+
+
+def vector(*values: float) -> nn.Parameter:
+    return nn.Parameter(torch.tensor(values, dtype=torch.float64))
+
+
+# --- schedules ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {0: 1.0, 5: 1.0, 99: 1.0}),
+        ({"warmup_steps": 4}, {0: 0.25, 1: 0.5, 2: 0.75, 3: 1.0, 4: 1.0, 9: 1.0}),
+        ({"schedule": "linear"}, {0: 1.0, 1: 0.9, 5: 0.5, 9: 0.1, 10: 0.0, 12: 0.0}),
+        (
+            {"schedule": "linear", "warmup_steps": 2, "min_lr_ratio": 0.1},
+            {0: 0.5, 1: 1.0, 2: 1.0, 4: 0.775, 6: 0.55, 10: 0.1, 11: 0.1},
+        ),
+        (
+            {"schedule": "cosine", "warmup_steps": 2, "min_lr_ratio": 0.1},
+            {1: 1.0, 2: 1.0, 4: 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2, 6: 0.55, 10: 0.1, 20: 0.1},
+        ),
+        ({"schedule": "cosine", "warmup_steps": 10}, {4: 0.5, 9: 1.0, 10: 1.0}),
+    ],
+)
+def test_learning_rate_follows_its_schedule(options: dict, expected: dict[int, float]) -> None:
+    config = OptimizerConfig(**options)
+    found = {step: lr_multiplier(config, step, 10) for step in expected}
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_step_uses_and_reports_the_rate_of_its_number() -> None:
+    config = OptimizerConfig(learning_rate=0.1, schedule="linear", warmup_steps=2)
+    x = vector(1.0)
+    optimizer = Optimizer([(config, [x])], total_steps=4)
+    rates, moves = [], []
+    for _ in range(4):
+        before = float(x.detach())
+        rates.append(optimizer.step([work_of(lambda: 2.0 * x.sum())]).learning_rate)
+        moves.append(before - float(x.detach()))
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.05])
+    # With a constant gradient, Adam's move is the learning rate.
+    assert moves == pytest.approx(rates, rel=1e-6)
+
+
+# --- one step -----------------------------------------------------------------------------------
+
+
+def test_gradients_of_micro_batches_add_up_and_old_ones_are_forgotten() -> None:
+    x = vector(1.0, 2.0)
+    optimizer = Optimizer([(OptimizerConfig(max_grad_norm=100.0), [x])], 10)
+    for _ in range(2):
+        result = optimizer.step([work_of(lambda: 3 * x[0]), work_of(lambda: 4 * x[1] + 5 * x[0])])
+        assert x.grad is not None
+        torch.testing.assert_close(x.grad, torch.tensor([8.0, 4.0], dtype=torch.float64))
+        assert result.gradient_norm == pytest.approx(math.sqrt(80))
+
+
+def test_loss_and_observations_are_those_of_all_micro_batches() -> None:
+    x = vector(0.5)
+    optimizer = Optimizer([(OptimizerConfig(), [x])], 10)
+    result = optimizer.step(
+        [
+            work_of(lambda: x.sum(), seen=[1.0, 2.0]),
+            work_of(lambda: 2 * x.sum(), seen=[3.0], more=[4.0]),
+        ]
+    )
+    assert result.loss == pytest.approx(1.5)
+    assert {k: v.tolist() for k, v in result.observed.items()} == {
+        "seen": [1.0, 2.0, 3.0],
+        "more": [4.0],
+    }
+
+
+def test_large_gradients_are_scaled_to_the_norm_and_small_ones_left_alone() -> None:
+    x = vector(0.0, 0.0)
+    optimizer = Optimizer([(OptimizerConfig(max_grad_norm=1.0), [x])], 10)
+    result = optimizer.step([work_of(lambda: 3 * x[0] + 4 * x[1])])
+    assert result.gradient_norm == pytest.approx(5.0)
+    torch.testing.assert_close(
+        x.grad, torch.tensor([0.6, 0.8], dtype=torch.float64), rtol=1e-5, atol=0
+    )
+    optimizer.step([work_of(lambda: 0.3 * x[0] + 0.4 * x[1])])
+    torch.testing.assert_close(x.grad, torch.tensor([0.3, 0.4], dtype=torch.float64))
+
+
+def test_each_set_of_parameters_has_its_own_rate_and_clipping() -> None:
+    actor, critic = vector(0.0), vector(0.0)
+    sets = [
+        (OptimizerConfig(learning_rate=0.1, max_grad_norm=1.0), [actor]),
+        (OptimizerConfig(learning_rate=0.01, max_grad_norm=50.0), [critic]),
+    ]
+    result = Optimizer(sets, 10).step([work_of(lambda: 3 * actor.sum() - 40 * critic.sum())])
+    assert result.gradient_norm == pytest.approx(3.0)
+    assert float(actor.grad) == pytest.approx(1.0, rel=1e-5)
+    assert float(critic.grad) == pytest.approx(-40.0)
+    assert float(actor.detach()) == pytest.approx(-0.1, rel=1e-6)
+    assert float(critic.detach()) == pytest.approx(0.01, rel=1e-6)
+
+
+def test_weight_decay_shrinks_matrices_only() -> None:
+    matrix, bias = nn.Parameter(torch.full((2, 3), 2.0)), nn.Parameter(torch.full((3,), 2.0))
+    config = OptimizerConfig(learning_rate=0.1, weight_decay=0.5)
+    optimizer = Optimizer([(config, [matrix, bias])], 10)
+    optimizer.step([work_of(lambda: 0.0 * (matrix.sum() + bias.sum()))])
+    torch.testing.assert_close(matrix.detach(), torch.full((2, 3), 2.0 * (1 - 0.1 * 0.5)))
+    assert torch.equal(bias.detach(), torch.full((3,), 2.0))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda x, y: x.sum() * torch.nan,
+        lambda x, y: x.sum() * torch.inf,
+        lambda x, y: (x.sum() - 1.0).abs().sqrt() + y.sum(),
+        lambda x, y: x.sum() + (y.sum() - 1.0).abs().sqrt(),
+    ],
+    ids=["nan loss", "infinite loss", "infinite gradient", "infinite gradient of the second set"],
+)
+def test_step_that_is_not_finite_raises_and_moves_nothing(
+    loss: Callable[[Tensor, Tensor], Tensor],
+) -> None:
+    x, y = vector(1.0), vector(1.0)
+    config = OptimizerConfig(weight_decay=0.1)
+    optimizer = Optimizer([(config, [x]), (config, [y])], 10)
+    with pytest.raises(TrainingError, match="optimizer step 0 the loss is"):
+        optimizer.step([work_of(lambda: x.sum()), work_of(lambda: loss(x, y))])
+    assert (float(x.detach()), float(y.detach())) == (1.0, 1.0)
+    assert optimizer.steps == 0
+    assert not optimizer.adamw.state
+
+
+def test_step_without_micro_batches_is_an_error() -> None:
+    with pytest.raises(TrainingError, match="nothing to learn"):
+        Optimizer([(OptimizerConfig(), [vector(1.0)])], 10).step([])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"learning_rate": 0.0}, {"max_grad_norm": 0.0}, {"warmup_steps": -1}, {"min_lr_ratio": 1.5},
+     {"weight_decay": -0.1}],
+)  # fmt: skip
+def test_optimizer_settings_out_of_range_are_refused(options: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(options))):
+        OptimizerConfig(**options)
+
+
+# --- plans --------------------------------------------------------------------------------------
+
+DATA = Grouped(random_groups(9, [3, 1, 4, 2, 5], [[2, 9], [3], [1, 1, 6], [4, 4], [7]]))
+GROUP_OF = [0, 0, 1, 2, 2, 2, 3, 3, 4]
+
+
+def plan(**options: int) -> list[Minibatch]:
+    given = {"epochs": 3, "minibatches": 2, "max_tokens": 20, "seed": 0, "step": 0}
+    return plan_updates(DATA, **(given | options))
+
+
+def test_every_response_comes_once_per_epoch_and_groups_stay_in_one_minibatch() -> None:
+    steps = plan()
+    assert len(steps) == 6
+    for first in range(0, 6, 2):
+        epoch = [
+            sorted(r for part in step.parts for r in part) for step in steps[first : first + 2]
+        ]
+        assert sorted(epoch[0] + epoch[1]) == list(range(9))
+        assert not {GROUP_OF[r] for r in epoch[0]} & {GROUP_OF[r] for r in epoch[1]}
+
+
+def test_minibatches_are_reshuffled_in_each_epoch_by_seed_and_step_alone() -> None:
+    def groups(steps: list[Minibatch]) -> list[frozenset[int]]:
+        return [frozenset(GROUP_OF[r] for r in step.responses) for step in steps]
+
+    usual = plan(epochs=8)
+    assert usual == plan(epochs=8)
+    assert len(set(groups(usual)[::2])) > 2
+    assert groups(plan(epochs=8, max_tokens=1)) == groups(usual)
+    assert groups(plan(epochs=8, seed=1)) != groups(usual)
+    assert groups(plan(epochs=8, step=1)) != groups(usual)
+
+
+def test_micro_batches_keep_to_the_token_limit() -> None:
+    for limit in (1, 12, 20, 1000):
+        for step in plan(max_tokens=limit):
+            for part in step.parts:
+                cut = DATA.select(part)
+                tokens = sum(len(g.prompt) + sum(map(len, g.responses)) for g in cut.groups)
+                assert tokens <= limit or len(part) == 1
+    assert all(len(step.parts) == 1 for step in plan(max_tokens=1000))
+
+
+@pytest.mark.parametrize("minibatches", [1, 2, 4, 9])
+@pytest.mark.parametrize("epochs", [1, 3])
+def test_first_epoch_holds_every_response_once_even_with_fewer_groups_than_minibatches(
+    minibatches: int, epochs: int
+) -> None:
+    few = Grouped(DATA.groups[:3])
+    steps = plan_updates(few, epochs=epochs, minibatches=minibatches, max_tokens=10, seed=0, step=0)
+    parts = first_epoch(steps, 6)
+    assert sorted(r for part in parts for r in part) == list(range(6))
+    assert parts == [part for step in steps for part in step.parts][: len(parts)]
+
+
+def test_scores_come_back_in_the_order_of_the_data() -> None:
+    (targets_T,) = score_all(DATA, [[4, 8], [0], [1, 3, 5, 7], [2, 6]], lambda b: (b.targets_T,))
+    assert targets_T.tolist() == [t for g in DATA.groups for r in g.responses for t in r]
+
+
+def test_weights_are_those_of_the_whole_step_in_every_part() -> None:
+    total = int(DATA.lengths_N.sum())
+    loss_mask_T = torch.ones(total, dtype=torch.bool)
+    loss_mask_T[[0, 3, 12]] = False
+    data = WeightedGroups(DATA.groups, loss_mask_T=loss_mask_T)
+    chosen = [1, 2, 4, 5, 8]
+    parts = data.split_with_token_weights([[4, 8], [1], [2, 5]], "token_mean")
+    assert [len(p.lengths_N) for p in parts] == [2, 1, 2]
+    counted = int(data.select(chosen).loss_mask_T.sum())
+    for part in parts:
+        expected = part.loss_mask_T.float() / counted
+        torch.testing.assert_close(part.weights_T, expected)
+
+
+def test_epochs_of_items_visit_each_once_in_a_new_order() -> None:
+    seen = [i for step in range(10) for i in epoch_batch(5, 2, step, seed=3)]
+    epochs = [seen[i : i + 5] for i in range(0, 20, 5)]
+    assert all(sorted(epoch) == [0, 1, 2, 3, 4] for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    other = [i for step in range(10) for i in epoch_batch(5, 2, step, seed=4)]
+    assert other != seen
+    assert Counter(other) == Counter(seen)
+
+
+def test_batch_larger_than_the_data_is_the_data() -> None:
+    assert sorted(epoch_batch(3, 8, 0, seed=0)) == [0, 1, 2]
+    assert sorted(epoch_batch(3, 8, 1, seed=0)) == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "count", "size", "steps"),
+    [(1.0, 10, 4, 3), (2.0, 10, 4, 5), (0.5, 10, 4, 2), (3.0, 4, 100, 3), (1.0, 1, 1, 1)],
+)
+def test_steps_of_so_many_epochs(epochs: float, count: int, size: int, steps: int) -> None:
+    assert num_steps(epochs, count, size) == steps
