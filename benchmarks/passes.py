@@ -47,7 +47,7 @@ from trivium.models.policy import Policy
 from trivium.runs.peak_memory import PeakMemory, return_freed_memory
 from trivium.runs.store import read_metrics
 from trivium.training import run_loop
-from trivium.training.experience import Experience, first_epoch
+from trivium.training.experience import Experience, first_epoch_micro_batches
 
 REWARDS = """
 def mixed(prompts, responses):
@@ -164,7 +164,7 @@ def head(title: str) -> None:
 
 def score_all_of_it(data: Any, steps: Any, sampler_T: Tensor, policy: Any, **_: Any) -> Any:
     """π_old's log-probs from a pass over the whole batch."""
-    parts = first_epoch(steps, len(data.lengths_N))
+    parts = first_epoch_micro_batches(steps, len(data.lengths_N))
     return score_logprobs(policy, data, parts), torch.ones(len(sampler_T), dtype=torch.bool)
 
 

@@ -111,9 +111,9 @@ def _python(text: str) -> Iterator[tuple[int, str]]:
         elif comment and token.type not in (tokenize.NL, tokenize.NEWLINE):
             yield start, " ".join(comment)
             comment = []
-        if token.type == tokenize.STRING:
-            yield token.start[0], token.string
-        elif token.type == tokenize.NAME and BRITISH.fullmatch(token.string):
+        if token.type == tokenize.STRING or (
+            token.type == tokenize.NAME and BRITISH.fullmatch(token.string)
+        ):
             yield token.start[0], token.string
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.loops import grpo_learner
 from helpers.tiny_models import STILL, World, metrics_of, perturb, plain_logprobs
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,10 +23,13 @@ from trivium.algorithms import grpo, rollout_step
 from trivium.algorithms.grpo import GRPOExperience
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.reward_update import RewardUpdate, contrasts
+from trivium.algorithms.rollout_step import RolloutBatches
+from trivium.algorithms.supervision import Supervision
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
 from trivium.errors import ConfigurationError, TrainingError
+from trivium.maths.aggregation import sequence_mean
 from trivium.models.reward_model import RewardModel
 from trivium.rewards.reward import Scores
 from trivium.rollout.engine import Response
@@ -55,10 +59,12 @@ class Fixture:
             self.config.model, self.config.data, self.config.rewards, None, self.config.sampling
         )
         perturb(self.parts.policy.model, seed=21, spread=0.05)
-        self.rollouts = grpo.sample(self.config, self.parts, 0)
+        self.rollouts = RolloutBatches.of(self.config, self.parts).of_step(
+            0, self.config.dynamic_sampling
+        )
 
     def prepare(self) -> GRPOExperience:
-        return grpo.prepare(self.config, self.parts, self.rollouts, 0)
+        return grpo_learner(self.config, self.parts).prepare(self.rollouts, 0)
 
 
 def rollouts_of(
@@ -83,7 +89,7 @@ def rollouts_of(
         ({"scale": "population_std"}, lambda r, i: (r[i] - fmean(r)) / pstdev(r)),
         ({"scale": "none"}, lambda r, i: r[i] - fmean(r)),
         (
-            {"scale": "none", "baseline": "leave_one_out"},
+            {"scale": "none", "advantage": "leave_one_out"},
             lambda r, i: r[i] - fmean(r[:i] + r[i + 1 :]),
         ),
     ],
@@ -107,7 +113,7 @@ def test_process_advantages_are_suffix_sums_of_the_groups_normalized_steps(world
     values = [[2.0, 0.0, 1.0], [-1.0], [0.5], [0.5]]
     steps = [list(zip(e, v, strict=True)) for e, v in zip(ends, values, strict=True)]
     rollouts = rollouts_of(texts, [0.0] * 4, steps)
-    found = grpo.advantages(bench.config, bench.parts, rollouts).tolist()
+    found = Supervision.of(bench.config).advantages(rollouts, bench.parts.policy.tokenizer).tolist()
     pool = [2.0, 0.0, 1.0, -1.0]
     first, second, third, other = [(x - fmean(pool)) / stdev(pool) for x in pool]
     expected = [
@@ -123,7 +129,7 @@ def test_outcome_reward_beside_process_rewards_falls_on_the_last_step(world: Wor
     # The second response has no steps: it counts as one, at its last token.
     steps = [[(2, 1.0), (3, 0.0)], []]
     rollouts = rollouts_of([["abcd", "bc"]], [3.0, -2.0], steps)
-    found = grpo.advantages(bench.config, bench.parts, rollouts).tolist()
+    found = Supervision.of(bench.config).advantages(rollouts, bench.parts.policy.tokenizer).tolist()
     pool = [1.0, 0.0 + 3.0, -2.0]
     first, last, other = [(x - fmean(pool)) / stdev(pool) for x in pool]
     assert found == pytest.approx([first + last] * 2 + [last, 0.0] + [other] * 2, abs=1e-6)
@@ -166,7 +172,7 @@ def test_loss_is_the_one_written_out_by_hand(world: World, options: dict[str, An
     old_T = torch.tensor([x for r in bench.rollouts.flat for x in r.logprobs])
     perturb(bench.parts.policy.model, seed=5, spread=0.02)
     (part,) = experience.split_with_token_weights([list(range(12))], bench.config.aggregation, 8)
-    total, seen = grpo.loss(bench.config, bench.parts, part)
+    total, seen = grpo_learner(bench.config, bench.parts).loss(part)
     new_T = seen["logprobs_T"]
 
     ratio, a = (new_T - old_T).exp(), experience.advantages_T
@@ -226,14 +232,14 @@ def test_on_policy_update_makes_no_extra_forward_pass(
 def test_importance_weights_correct_a_sampler_that_differs(world: World) -> None:
     bench = Fixture(world, importance_sampling_cap=1.2, beta=0.0)
     experience = bench.prepare()
-    (part,) = experience.split_with_token_weights([list(range(12))], "sequence_mean")
+    (part,) = experience.split_with_token_weights([list(range(12))], sequence_mean)
     assert part.sampler_logprobs_T is not None
-    (plain, _) = grpo.loss(bench.config, bench.parts, part)
+    (plain, _) = grpo_learner(bench.config, bench.parts).loss(part)
     shifted = replace(part, sampler_logprobs_T=part.sampler_logprobs_T - 0.1)
-    (weighted, _) = grpo.loss(bench.config, bench.parts, shifted)
+    (weighted, _) = grpo_learner(bench.config, bench.parts).loss(shifted)
     torch.testing.assert_close(weighted, plain * 2.718281828**0.1, rtol=1e-4, atol=1e-6)
     far = replace(part, sampler_logprobs_T=part.sampler_logprobs_T - 1.0)
-    (limited, _) = grpo.loss(bench.config, bench.parts, far)
+    (limited, _) = grpo_learner(bench.config, bench.parts).loss(far)
     torch.testing.assert_close(limited, plain * 1.2, rtol=1e-4, atol=1e-6)
 
 
@@ -245,7 +251,7 @@ def test_truncated_responses_weigh_nothing_and_do_not_count(world: World) -> Non
     experience = bench.prepare()
     truncated = bench.rollouts.truncated_N
     assert 0 < int(truncated.sum()) < 12
-    (part,) = experience.split_with_token_weights([list(range(12))], "sequence_mean")
+    (part,) = experience.split_with_token_weights([list(range(12))], sequence_mean)
     assert part.weights_T is not None
     sums = [float(row.sum()) for row in part.weights_T.split(bench.rollouts.lengths_N.tolist())]
     kept = int((~truncated).sum())
@@ -267,8 +273,8 @@ def test_minibatch_of_truncated_responses_only_moves_nothing(
     optimizer = grpo.Optimizer(
         [(bench.config.optimizer, list(bench.parts.policy.model.parameters()))], 10
     )
-    updates = Updates(grpo.plan(bench.config, experience, 0))
-    results = grpo.update(bench.config, bench.parts, optimizer, experience, updates)
+    updates = Updates(grpo_learner(bench.config, bench.parts).plan(experience, 0))
+    results = grpo_learner(bench.config, bench.parts).update(optimizer, experience, updates)
     assert 0 < int(cut_G.sum()) < 4
     assert len(results) == 4 - int(cut_G.sum())
 
@@ -292,7 +298,9 @@ def test_dynamic_sampling_replaces_groups_of_equal_rewards(
 
     monkeypatch.setattr(rollout_step, "roll_out", counted)
     for step in range(4):
-        rollouts = grpo.sample(bench.config, bench.parts, step)
+        rollouts = RolloutBatches.of(bench.config, bench.parts).of_step(
+            step, bench.config.dynamic_sampling
+        )
         sizes.append(len(rollouts.prompts))
         assert all(p.text in ("a", "ij") for p in rollouts.prompts)
         assert len(rollouts.flat) == len(rollouts.scores.outcomes) == 3 * len(rollouts.prompts)
@@ -412,12 +420,12 @@ def test_reward_model_learns_to_rank_as_the_judge_does(world: World) -> None:
     assert config.reward_update is not None
     learner = RewardUpdate(config.reward_update, parts, seed=0)
     for step in range(4):
-        learner.collect(grpo.sample(config, parts, step))
+        learner.collect(RolloutBatches.of(config, parts).of_step(step, config.dynamic_sampling))
     pairs = len(learner.fresh)
     assert pairs > 8
     before = learner.train()
     for step in range(4):
-        learner.collect(grpo.sample(config, parts, step))
+        learner.collect(RolloutBatches.of(config, parts).of_step(step, config.dynamic_sampling))
     after = learner.train()
     assert before["accuracy"] < 0.9
     assert after["accuracy"] > before["accuracy"]
@@ -505,7 +513,7 @@ def test_run_with_a_family_that_cannot_share_prompts(tmp_path: Path) -> None:
         ({"kl": "k1"}, "does not pull towards the reference"),
         ({"kl": "k2", "kl_correction": True}, "does not pull towards the reference"),
         ({"dynamic_sampling": 1, "supervision": "process"}, "supervision: outcome"),
-        ({"baseline": "leave_one_out", "supervision": "process"}, "supervision: outcome"),
+        ({"advantage": "leave_one_out", "supervision": "process"}, "supervision: outcome"),
         ({"responses_per_prompt": 1}, "responses_per_prompt"),
     ],
 )
@@ -550,7 +558,7 @@ def test_process_reward_model_is_trained_where_it_is_read(
     monkeypatch.setattr(RewardModel, "step_scores", noted)
     assert config.reward_update is not None
     update = RewardUpdate(config.reward_update, parts, seed=0)
-    update.collect(grpo.sample(config, parts, 0))
+    update.collect(RolloutBatches.of(config, parts).of_step(0, config.dynamic_sampling))
     labeled = {tuple(e.group.responses[0]): list(e.ends) for e in update.fresh}
     assert any(len(ends) > 1 for ends in labeled.values())
     assert labeled == {row: ends for row, ends in read.items() if ends}

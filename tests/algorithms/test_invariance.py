@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.loops import grpo_learner, ppo_learner
 from helpers.tiny_models import STILL, Captured, World, assert_same_gradients, perturb
 from torch import Tensor
 
@@ -17,7 +18,9 @@ from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
+from trivium.algorithms.rollout_step import RolloutBatches
 from trivium.algorithms.sft_config import SFTConfig
+from trivium.data.batch import Grouped
 from trivium.models.critic import SharedCritic
 from trivium.models.loading import trained_parameters
 from trivium.training.experience import MicroBatches
@@ -220,13 +223,13 @@ def test_grpo_gradient_does_not_depend_on_packing(world: World, aggregation: str
         **world.on_policy("letters", "pairs", aggregation=aggregation, supervision="process")
     )
     parts = build_components(config.model, config.data, config.rewards, None, config.sampling)
-    rollouts = grpo.sample(config, parts, 0)
-    experience = grpo.prepare(config, parts, rollouts, 0)
+    rollouts = RolloutBatches.of(config, parts).of_step(0, config.dynamic_sampling)
+    experience = grpo_learner(config, parts).prepare(rollouts, 0)
     parameters = trained_parameters(parts.policy.model)
 
     def gradient(micro_batches: MicroBatches) -> list[list[Tensor]]:
         work = experience.split_with_token_weights(micro_batches, config.aggregation, 8)
-        losses = [lambda part=part: grpo.loss(config, parts, part) for part in work]
+        losses = [lambda part=part: grpo_learner(config, parts).loss(part) for part in work]
         return gradients(parameters, losses)
 
     whole = gradient([list(range(12))])
@@ -241,14 +244,17 @@ def test_ppo_gradient_does_not_depend_on_packing(world: World) -> None:
     )
     parts = build_components(config.model, config.data, config.rewards, None, config.sampling)
     critic = ppo.make_critic(config.critic, config.model, parts.policy)
-    rollouts = ppo.sample(config, parts, 1)
-    steps = ppo.plan(config, rollouts, 1)
-    experience = ppo.prepare(config, parts, critic, rollouts, steps, 0.1)
+    rollouts = RolloutBatches.of(config, parts).roll_out(1 - 1)
+    steps = ppo_learner(config, parts, critic).schedule.plan(Grouped(rollouts.groups), 1)
+    experience = ppo_learner(config, parts, critic).prepare(rollouts, steps, 0.1)
     parameters = [*trained_parameters(parts.policy.model), *critic.parameters()]
 
     def gradient(micro_batches: MicroBatches) -> list[list[Tensor]]:
         work = experience.split_with_token_weights(micro_batches, config.aggregation, 8)
-        losses = [lambda part=part: ppo.loss(config, parts, critic, part, True) for part in work]
+        losses = [
+            lambda part=part: ppo_learner(config, parts, critic).joint_loss(part, True)
+            for part in work
+        ]
         return gradients(parameters, losses)
 
     whole = gradient([list(range(12))])
@@ -298,6 +304,8 @@ def test_groups_may_be_divided_between_micro_batches(tmp_path: Path) -> None:
     world = World(tmp_path)
     config = GRPOConfig(**world.on_policy(tokens_per_micro_batch=1, steps_per_iteration=1))
     parts = build_components(config.model, config.data, config.rewards, None, config.sampling)
-    rollouts = grpo.sample(config, parts, 0)
-    (minibatch,) = grpo.plan(config, grpo.prepare(config, parts, rollouts, 0), 0)
-    assert [len(part) for part in minibatch.parts] == [1] * 12
+    rollouts = RolloutBatches.of(config, parts).of_step(0, config.dynamic_sampling)
+    (minibatch,) = grpo_learner(config, parts).plan(
+        grpo_learner(config, parts).prepare(rollouts, 0), 0
+    )
+    assert [len(part) for part in minibatch.micro_batches] == [1] * 12

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.loops import ppo_learner
 from helpers.tiny_models import (
     STILL,
     Captured,
@@ -25,8 +26,11 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trivium.algorithms import ppo
 from trivium.algorithms.ppo import PPOExperience
 from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.rollout_step import RolloutBatches
+from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError, TrainingError
+from trivium.maths.aggregation import sequence_mean
 from trivium.maths.kl import adapted_coefficient
 from trivium.models.loading import trained_parameters
 from trivium.models.policy import Policy
@@ -60,12 +64,14 @@ class Fixture:
         if moved:
             perturb(self.parts.policy.model, seed=21, spread=0.05)
         self.critic = ppo.make_critic(self.config.critic, self.config.model, self.parts.policy)
-        self.rollouts = ppo.sample(self.config, self.parts, 1)
-        self.steps = ppo.plan(self.config, self.rollouts, 1)
+        self.rollouts = RolloutBatches.of(self.config, self.parts).roll_out(1 - 1)
+        self.steps = ppo_learner(self.config, self.parts, self.critic).schedule.plan(
+            Grouped(self.rollouts.groups), 1
+        )
 
     def prepare(self) -> PPOExperience:
-        return ppo.prepare(
-            self.config, self.parts, self.critic, self.rollouts, self.steps, self.config.beta
+        return ppo_learner(self.config, self.parts, self.critic).prepare(
+            self.rollouts, self.steps, self.config.beta
         )
 
     def plain_values(self) -> list[list[float]]:
@@ -205,8 +211,8 @@ def test_loss_is_the_one_written_out_by_hand(world: World, clip: float | None) -
     experience = bench.prepare()
     perturb(bench.parts.policy.model, seed=5, spread=0.01)
     perturb(bench.critic.model.model, seed=6, spread=0.01)  # type: ignore[attr-defined]
-    (part,) = experience.split_with_token_weights([list(range(12))], "sequence_mean")
-    total, seen = ppo.loss(bench.config, bench.parts, bench.critic, part, True)
+    (part,) = experience.split_with_token_weights([list(range(12))], sequence_mean)
+    total, seen = ppo_learner(bench.config, bench.parts, bench.critic).joint_loss(part, True)
 
     values = torch.tensor([v for row in new_values(bench) for v in row])
     ratio = (seen["logprobs_T"] - experience.old_logprobs_T).exp()
@@ -229,8 +235,8 @@ def test_actor_and_critic_in_turn_are_the_loss_of_both(world: World, kind: str) 
     bench = Fixture(world, critic={**apart, "coefficient": 0.7}, entropy_coef=0.2)
     experience = bench.prepare()
     perturb(bench.parts.policy.model, seed=5, spread=0.01)
-    (part,) = experience.split_with_token_weights([list(range(12))], "sequence_mean")
-    learned = ppo.losses(bench.config, bench.parts, bench.critic, actor=True)
+    (part,) = experience.split_with_token_weights([list(range(12))], sequence_mean)
+    learned = ppo_learner(bench.config, bench.parts, bench.critic).losses(with_actor=True)
     assert len(learned) == (2 if kind == "separate" else 1)
     trained = trained_parameters(bench.parts.policy.model)
     parameters = {id(p): p for p in (*trained, *bench.critic.parameters())}
@@ -245,7 +251,7 @@ def test_actor_and_critic_in_turn_are_the_loss_of_both(world: World, kind: str) 
         return found  # type: ignore[return-value]
 
     in_turn = [of_part(part) for of_part in learned]
-    total, seen = ppo.loss(bench.config, bench.parts, bench.critic, part, True)
+    total, seen = ppo_learner(bench.config, bench.parts, bench.critic).joint_loss(part, True)
     torch.testing.assert_close(sum(x for x, _ in in_turn), total)
     observed = {name: tensor for _, x in in_turn for name, tensor in x.items()}
     assert observed.keys() == seen.keys()
@@ -256,8 +262,8 @@ def test_actor_and_critic_in_turn_are_the_loss_of_both(world: World, kind: str) 
 
 def test_while_the_actor_waits_its_loss_is_not_learned(world: World) -> None:
     bench = Fixture(world, critic={"model": {"path": world.reward_model()}})
-    (part,) = bench.prepare().split_with_token_weights([list(range(12))], "sequence_mean")
-    (of_both,) = ppo.losses(bench.config, bench.parts, bench.critic, actor=False)
+    (part,) = bench.prepare().split_with_token_weights([list(range(12))], sequence_mean)
+    (of_both,) = ppo_learner(bench.config, bench.parts, bench.critic).losses(with_actor=False)
     total, seen = of_both(part)
     total.backward()
     assert {"logprobs_T", "entropy_T", "value_loss_T"} <= seen.keys()

@@ -207,7 +207,7 @@ bad("process supervision by outcomes", "grpo",
     "grpo.yaml:1", "scores whole responses", "name one that scores steps")
 bad("dynamic sampling of steps", "grpo", "dynamic_sampling: 2\nsupervision: process\n",
     "dynamic_sampling = 2", "grpo.yaml:1", "compares outcomes", "use supervision: outcome")
-bad("leave-one-out of steps", "grpo", "baseline: leave_one_out\nsupervision: process\n",
+bad("leave-one-out of steps", "grpo", "advantage: leave_one_out\nsupervision: process\n",
     "leave_one_out", "grpo.yaml:1", "compares outcomes", "use supervision: outcome")
 bad("an update of no learned reward", "grpo",
     "iterations: 2\nreward_update: {labeler: {function: gsm8k}}\n", "reward_update", "grpo.yaml:2",

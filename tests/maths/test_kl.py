@@ -11,10 +11,10 @@ from itertools import product
 
 import pytest
 import torch
+from helpers.equations import KL_ESTIMATORS
 from torch import Tensor
 
 from trivium.maths import (
-    KL_ESTIMATORS,
     adapted_coefficient,
     clipped_surrogate,
     group_advantages,

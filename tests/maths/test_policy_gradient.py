@@ -11,12 +11,12 @@ from itertools import product
 
 import pytest
 import torch
+from helpers.equations import ADVANTAGES, AGGREGATIONS
 from torch import Tensor
 
 from trivium.maths import (
     clipped_surrogate,
     gae,
-    group_advantages,
     importance_ratio,
     k1,
     k2,
@@ -27,7 +27,6 @@ from trivium.maths import (
     token_weights,
     weighted_sum,
 )
-from trivium.maths.options import Aggregation, Baseline
 
 Members = tuple[int, ...]
 
@@ -74,7 +73,7 @@ class World:
         """The exact gradient of the expected reward."""
         return self.gradient((self.probability_N() * self.reward_N).sum())
 
-    def step_loss(self, members: Members, advantages_T: Tensor, aggregation: Aggregation) -> Tensor:
+    def step_loss(self, members: Members, advantages_T: Tensor, aggregation: str) -> Tensor:
         """One optimizer step's loss on a rollout batch of these responses."""
         spans_T = list(torch.arange(len(self.token_T)).split(self.lengths_N.tolist()))
         logprobs_T = self.logprobs_T()[torch.cat([spans_T[i] for i in members])]
@@ -84,7 +83,7 @@ class World:
         )
         weights_T = token_weights(
             lengths_N,
-            aggregation,
+            AGGREGATIONS[aggregation],
             max_length=self.longest if aggregation == "fixed_length" else None,
             dtype=torch.float64,
         )
@@ -97,7 +96,7 @@ class World:
         return torch.stack([probability_N[list(m)].prod() * loss(m) for m in batches]).sum()
 
     def ppo_loss(
-        self, rewards_T: Tensor, critic: Tensor, gae_lambda: float, aggregation: Aggregation
+        self, rewards_T: Tensor, critic: Tensor, gae_lambda: float, aggregation: str
     ) -> Tensor:
         """Expected PPO loss of a rollout batch of one response, γ = 1."""
         advantages_T = gae(
@@ -106,19 +105,12 @@ class World:
         own_T = advantages_T.detach().split(self.lengths_N.tolist())
         return self.expectation(1, lambda m: self.step_loss(m, own_T[m[0]], aggregation))
 
-    def grpo_loss(
-        self, size: int, aggregation: Aggregation, baseline: Baseline = "group_mean"
-    ) -> Tensor:
+    def grpo_loss(self, size: int, aggregation: str, advantage: str = "group_mean") -> Tensor:
         """Expected GRPO loss of one prompt's group, advantages not divided by a deviation."""
 
         def loss(members: Members) -> Tensor:
             rewards_N, lengths_N = self.reward_N[list(members)], self.lengths_N[list(members)]
-            advantages_N = group_advantages(
-                rewards_N,
-                torch.tensor([size]),
-                baseline=baseline,
-                scale="none",
-            )
+            advantages_N = ADVANTAGES[advantage](rewards_N, torch.tensor([size]), scale="none")
             return self.step_loss(members, repeat_per_segment(advantages_N, lengths_N), aggregation)
 
         return self.expectation(size, loss)
@@ -188,7 +180,7 @@ def test_group_of_three_needs_the_factor_three_halves() -> None:
 
 
 def test_leave_one_out_needs_no_factor(world: World) -> None:
-    loss = world.grpo_loss(2, "fixed_length", baseline="leave_one_out")
+    loss = world.grpo_loss(2, "fixed_length", advantage="leave_one_out")
     assert_exact(-world.longest * world.gradient(loss), world.reward_gradient())
 
 

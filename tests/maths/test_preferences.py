@@ -11,10 +11,10 @@ from itertools import product
 
 import pytest
 import torch
+from helpers.equations import PREFERENCE_LOSSES
 from torch import Tensor
 
 from trivium.maths import (
-    PREFERENCE_LOSSES,
     bradley_terry_loss,
     dpo_loss,
     hinge_loss,

@@ -12,6 +12,7 @@ from unittest import mock
 
 import pytest
 import torch
+from helpers.equations import AGGREGATIONS
 from helpers.tiny_models import family, letters_tokenizer, random_lm
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -26,7 +27,7 @@ from trivium.models.policy import Policy
 from trivium.training.experience import (
     Experience,
     epoch_batch,
-    first_epoch,
+    first_epoch_micro_batches,
     group_minibatches,
     num_steps,
     plan_updates,
@@ -38,7 +39,6 @@ EACH = settings(max_examples=40)
 TOKENS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 GROUP = st.builds(Group, TOKENS, st.lists(TOKENS, min_size=1, max_size=4))
 GROUPS = st.lists(GROUP, min_size=1, max_size=6)
-AGGREGATIONS = ["sequence_mean", "token_mean", "fixed_length"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,11 +199,11 @@ def weights_by_hand(
 @given(data=experiences(), longest=st.integers(6, 9))
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_weights_are_those_of_the_formula_and_sum_to_what_it_promises(
-    aggregation: Any, data: Data, longest: int
+    aggregation: str, data: Data, longest: int
 ) -> None:
     weights_T = token_weights(
         data.lengths_N,
-        aggregation,
+        AGGREGATIONS[aggregation],
         loss_mask_T=data.loss_mask_T,
         max_length=longest,
         dtype=torch.float64,
@@ -221,10 +221,10 @@ def test_weights_are_those_of_the_formula_and_sum_to_what_it_promises(
 @given(data=experiences(), max_tokens=st.integers(1, 60), draw=st.data())
 @pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_a_step_s_weights_and_loss_do_not_depend_on_the_cut(
-    aggregation: Any, data: Data, max_tokens: int, draw: Any
+    aggregation: str, data: Data, max_tokens: int, draw: Any
 ) -> None:
     parts = draw.draw(st.permutations(data.split(max_tokens)))
-    weighted = data.split_with_token_weights(parts, aggregation, 9)
+    weighted = data.split_with_token_weights(parts, AGGREGATIONS[aggregation], 9)
     loss = sum(weighted_sum(p.advantages_T, p.weights(p.advantages_T)) for p in weighted)
     expected = weights_by_hand(data.lengths_N.tolist(), data.loss_mask_T.tolist(), aggregation, 9)
     pairs = zip(expected, data.advantages_T.tolist(), strict=True)
@@ -234,7 +234,9 @@ def test_a_step_s_weights_and_loss_do_not_depend_on_the_cut(
         for indices, part in zip(parts, weighted, strict=True)
         for number, at in zip(indices, _slices(part.lengths_N), strict=True)
     }
-    whole = token_weights(data.lengths_N, aggregation, loss_mask_T=data.loss_mask_T, max_length=9)
+    whole = token_weights(
+        data.lengths_N, AGGREGATIONS[aggregation], loss_mask_T=data.loss_mask_T, max_length=9
+    )
     assert joined == {n: whole[at].tolist() for n, at in enumerate(_slices(data.lengths_N))}
 
 
@@ -266,15 +268,15 @@ def test_every_epoch_of_a_plan_holds_every_response_once(
     group_of = segment_ids(data.sizes_G).tolist()
     for epoch in range(epochs):
         of_epoch = steps[epoch * per_epoch : (epoch + 1) * per_epoch]
-        held = [i for step in of_epoch for part in step.parts for i in part]
+        held = [i for step in of_epoch for part in step.micro_batches for i in part]
         assert sorted(held) == sorted(i for step in of_epoch for i in step.responses) == everything
-        owners = [{group_of[i] for part in step.parts for i in part} for step in of_epoch]
+        owners = [{group_of[i] for part in step.micro_batches for i in part} for step in of_epoch]
         assert sum(map(len, owners)) == len(data.groups), "a group lies in one optimizer step"
         assert max(map(len, owners)) - min(map(len, owners)) <= 1
-    for part in (part for step in steps for part in step.parts):
+    for part in (part for step in steps for part in step.micro_batches):
         assert line_length(data, part) <= max_tokens or len(part) == 1
-    first = first_epoch(steps, len(everything))
-    assert first == [part for step in steps[:per_epoch] for part in step.parts]
+    first = first_epoch_micro_batches(steps, len(everything))
+    assert first == [part for step in steps[:per_epoch] for part in step.micro_batches]
     other = replace(data, groups=[Group([1] * len(g.prompt), g.responses) for g in data.groups])
     assert plan_updates(other, **options, seed=seed, step=step) == steps
 

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
+from helpers.equations import SURROGATES
 
 from trivium.maths import (
-    SURROGATES,
     cispo_surrogate,
     clipped_surrogate,
     gspo_surrogate,
@@ -141,14 +141,14 @@ def test_a_nan_stays_a_nan() -> None:
         assert function(one_T, one_T, nan_T, lengths_N, **CLIP).isnan().all()
 
 
-def test_truncated_importance_is_a_constant_ratio_up_to_its_limit() -> None:
+def test_truncated_importance_is_a_constant_ratio_up_to_its_cap() -> None:
     trainer_T = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
     sampler_T = -torch.tensor([0.5, 1.5, 4.0], dtype=torch.float64).log()
-    weights_T = truncated_importance(trainer_T, sampler_T, limit=2.0)
+    weights_T = truncated_importance(trainer_T, sampler_T, cap=2.0)
     assert weights_T.tolist() == pytest.approx([0.5, 1.5, 2.0], abs=1e-14)
     assert not weights_T.requires_grad
     with pytest.raises(ValueError, match="must be positive, got 0"):
-        truncated_importance(trainer_T, sampler_T, limit=0)
+        truncated_importance(trainer_T, sampler_T, cap=0)
 
 
 # value, loss, gradient: target 0, old value 1, clip 0.4, worked out by hand.

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
+from trivium.config.functions import printable
 from trivium.data.prompts import Prompt
 from trivium.errors import ConfigurationError
-from trivium.rewards.functions import printable
 from trivium.rewards.reward import RewardConfig, Rewards
 from trivium.rollout.engine import Response
 

@@ -10,13 +10,15 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.loops import grpo_learner, ppo_learner
 from helpers.tiny_models import EOS, World, family, letters_tokenizer, perturb, random_lm
 from safetensors.torch import load_file
 
 from trivium.algorithms import grpo, ppo
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.ppo_config import PPOConfig
-from trivium.data.batch import Batch
+from trivium.algorithms.rollout_step import RolloutBatches
+from trivium.data.batch import Batch, Grouped
 from trivium.data.prompts import Prompt
 from trivium.errors import ModelError
 from trivium.models import flops
@@ -162,16 +164,16 @@ def test_grpo_is_the_loop_written_out_by_hand(world: World) -> None:
     parts = build_components(config.model, config.data, config.rewards, None, config.sampling)
     trained = [(config.optimizer, trained_parameters(parts.policy.model))]
     optimizer = Optimizer(trained, 6 * 2 * 2)
-    rollouts = grpo.sample(config, parts, 1)
+    rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
     for step in range(1, 7):
         # The next responses, from the policy as it is before this step's updates.
-        ahead = grpo.sample(config, parts, step + 1)
-        experience = grpo.prepare(config, parts, rollouts, step)
-        steps = grpo.plan(config, experience, step)
-        grpo.update(config, parts, optimizer, experience, Updates(steps))
+        ahead = RolloutBatches.of(config, parts).of_step(step + 1, config.dynamic_sampling)
+        experience = grpo_learner(config, parts).prepare(rollouts, step)
+        steps = grpo_learner(config, parts).plan(experience, step)
+        grpo_learner(config, parts).update(optimizer, experience, Updates(steps))
         if step == 3:
             parts.reference.refresh()
-            ahead = grpo.sample(config, parts, 4)
+            ahead = RolloutBatches.of(config, parts).of_step(4, config.dynamic_sampling)
         rollouts = ahead
     assert_same(parts.policy, run)
     assert threads() == []
@@ -192,13 +194,13 @@ def test_ppo_is_the_loop_written_out_by_hand(world: World) -> None:
     critic = ppo.make_critic(config.critic, config.model, parts.policy)
     actor = (config.optimizer, trained_parameters(parts.policy.model))
     optimizer = Optimizer([actor, (config.critic.optimizer, critic.parameters())], 4 * 2 * 2)
-    rollouts = ppo.sample(config, parts, 1)
+    rollouts = RolloutBatches.of(config, parts).roll_out(1 - 1)
     for step in range(1, 5):
-        ahead = ppo.sample(config, parts, step + 1)
-        steps = ppo.plan(config, rollouts, step)
-        experience = ppo.prepare(config, parts, critic, rollouts, steps, config.beta)
-        ppo.update(
-            config, parts, critic, optimizer, experience, Updates(steps), actor=True, mix=None
+        ahead = RolloutBatches.of(config, parts).roll_out(step + 1 - 1)
+        steps = ppo_learner(config, parts, critic).schedule.plan(Grouped(rollouts.groups), step)
+        experience = ppo_learner(config, parts, critic).prepare(rollouts, steps, config.beta)
+        ppo_learner(config, parts, critic).update(
+            optimizer, experience, Updates(steps), actor=True, mix=None
         )
         rollouts = ahead
     assert_same(parts.policy, run)
@@ -271,9 +273,9 @@ def test_surrogate_of_ppo_is_weighted_by_the_truncated_ratio_to_the_sampler(worl
     config = PPOConfig(**world.on_policy(steps=1, whiten_advantages=False))
     parts = build_components(config.model, config.data, config.rewards, None, config.sampling)
     critic = ppo.make_critic(config.critic, config.model, parts.policy)
-    rollouts: Rollouts = ppo.sample(config, parts, 1)
-    steps = ppo.plan(config, rollouts, 1)
-    experience = ppo.prepare(config, parts, critic, rollouts, steps, config.beta)
+    rollouts: Rollouts = RolloutBatches.of(config, parts).roll_out(1 - 1)
+    steps = ppo_learner(config, parts, critic).schedule.plan(Grouped(rollouts.groups), 1)
+    experience = ppo_learner(config, parts, critic).prepare(rollouts, steps, config.beta)
     assert experience.old_logprobs_T is not None
     experience = replace(
         experience, sampler_logprobs_T=experience.old_logprobs_T - torch.tensor(1.5).log()
@@ -282,7 +284,7 @@ def test_surrogate_of_ppo_is_weighted_by_the_truncated_ratio_to_the_sampler(worl
 
     def loss(limit: float | None) -> float:
         limited = config.model_copy(update={"importance_sampling_cap": limit})
-        return ppo.loss(limited, parts, critic, part, actor=True)[0].item()
+        return ppo_learner(limited, parts, critic).joint_loss(part, with_actor=True)[0].item()
 
     surrogate = (loss(1.5) - loss(1.0)) / 0.5
     assert abs(surrogate) > 0.01
@@ -297,8 +299,8 @@ def test_loss_of_grpo_is_weighted_by_the_truncated_ratio_to_the_sampler(
 ) -> None:
     config = GRPOConfig(**world.on_policy(steps_per_iteration=1, beta=0.0))
     parts = build_components(config.model, config.data, config.rewards, None, config.sampling)
-    rollouts: Rollouts = grpo.sample(config, parts, 1)
-    experience = grpo.prepare(config, parts, rollouts, 1)
+    rollouts: Rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
+    experience = grpo_learner(config, parts).prepare(rollouts, 1)
     advantages_T = torch.ones_like(experience.advantages_T)
     with torch.no_grad():
         old_T = parts.policy.logprobs(Batch.of(experience.groups))
@@ -311,7 +313,7 @@ def test_loss_of_grpo_is_weighted_by_the_truncated_ratio_to_the_sampler(
 
     def loss(limit: float | None) -> float:
         limited = config.model_copy(update={"importance_sampling_cap": limit})
-        return grpo.loss(limited, parts, part)[0].item()
+        return grpo_learner(limited, parts).loss(part)[0].item()
 
     assert loss(None) == pytest.approx(-1.0, abs=1e-5)
     for limit in (0.5, 1.0, 1.2, 2.0):

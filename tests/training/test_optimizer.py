@@ -19,7 +19,7 @@ from trivium.training.experience import (
     Minibatch,
     WeightedGroups,
     epoch_batch,
-    first_epoch,
+    first_epoch_micro_batches,
     num_steps,
     plan_updates,
 )
@@ -197,7 +197,8 @@ def test_every_response_comes_once_per_epoch_and_groups_stay_in_one_minibatch() 
     assert len(steps) == 6
     for first in range(0, 6, 2):
         epoch = [
-            sorted(r for part in step.parts for r in part) for step in steps[first : first + 2]
+            sorted(r for part in step.micro_batches for r in part)
+            for step in steps[first : first + 2]
         ]
         assert sorted(epoch[0] + epoch[1]) == list(range(9))
         assert not {GROUP_OF[r] for r in epoch[0]} & {GROUP_OF[r] for r in epoch[1]}
@@ -218,11 +219,11 @@ def test_minibatches_are_reshuffled_in_each_epoch_by_seed_and_step_alone() -> No
 def test_micro_batches_keep_to_the_token_limit() -> None:
     for limit in (1, 12, 20, 1000):
         for step in plan(max_tokens=limit):
-            for part in step.parts:
+            for part in step.micro_batches:
                 cut = DATA.select(part)
                 tokens = sum(len(g.prompt) + sum(map(len, g.responses)) for g in cut.groups)
                 assert tokens <= limit or len(part) == 1
-    assert all(len(step.parts) == 1 for step in plan(max_tokens=1000))
+    assert all(len(step.micro_batches) == 1 for step in plan(max_tokens=1000))
 
 
 @pytest.mark.parametrize("minibatches", [1, 2, 4, 9])
@@ -232,9 +233,9 @@ def test_first_epoch_holds_every_response_once_even_with_fewer_groups_than_minib
 ) -> None:
     few = Grouped(DATA.groups[:3])
     steps = plan_updates(few, epochs=epochs, minibatches=minibatches, max_tokens=10, seed=0, step=0)
-    parts = first_epoch(steps, 6)
+    parts = first_epoch_micro_batches(steps, 6)
     assert sorted(r for part in parts for r in part) == list(range(6))
-    assert parts == [part for step in steps for part in step.parts][: len(parts)]
+    assert parts == [part for step in steps for part in step.micro_batches][: len(parts)]
 
 
 def test_scores_come_back_in_the_order_of_the_data() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.loops import grpo_learner, ppo_learner
 from helpers.tiny_models import STILL, Captured, World, metrics_of, source
 from safetensors.torch import load_file
 from torch import Tensor
@@ -21,6 +22,7 @@ from trivium.algorithms.actor_critic import make_critic
 from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.rollout_step import RolloutBatches
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.models import policy as policies
@@ -35,10 +37,10 @@ from trivium.rollout.rollouts import Rollouts
 from trivium.training.experience import (
     Experience,
     Minibatch,
-    first_epoch,
+    first_epoch_micro_batches,
     old_logprobs,
     plan_updates,
-    tokens_of,
+    token_positions,
 )
 from trivium.training.optimizer import Optimizer, StepResult
 from trivium.training.protocols import Updates
@@ -161,10 +163,10 @@ def test_first_step_tells_what_a_pass_over_the_whole_batch_would(
 ) -> None:
     config = grpo_config(world, epochs=2, beta=0.1, tokens_per_micro_batch=40, optimizer=FAST)
     parts = parts_of(config)
-    rollouts = grpo.sample(config, parts, 1)
-    experience = grpo.prepare(config, parts, rollouts, 1)
-    steps = grpo.plan(config, experience, 1)
-    whole = first_epoch(steps, 12)
+    rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
+    experience = grpo_learner(config, parts).prepare(rollouts, 1)
+    steps = grpo_learner(config, parts).plan(experience, 1)
+    whole = first_epoch_micro_batches(steps, 12)
     assert len(whole) > 2
     expected_T = score_logprobs(parts.policy, experience, whole)
     attend = policies.states_at
@@ -177,13 +179,13 @@ def test_first_step_tells_what_a_pass_over_the_whole_batch_would(
     monkeypatch.setattr(policies, "states_at", limited)
     optimizer = Optimizer([(config.optimizer, trained_parameters(parts.policy.model))], 10)
     updates = Updates(steps)
-    results = grpo.update(config, parts, optimizer, experience, updates)
+    results = grpo_learner(config, parts).update(optimizer, experience, updates)
     assert (results[0].splits > 0) == (most == 25)
     old_T = experience.with_first_step_logprobs(updates).old_logprobs_T
     assert old_T is not None
     torch.testing.assert_close(old_T, expected_T, rtol=0, atol=5e-6 if most == 25 else 0)
     assert not torch.equal(results[1].observed["logprobs_T"], results[0].observed["logprobs_T"])
-    at = tokens_of(experience, steps[1].parts)
+    at = token_positions(experience, steps[1].micro_batches)
     second_T = results[1].observed["old_logprobs_T"]
     assert torch.equal(second_T, old_T[at])
 
@@ -212,7 +214,7 @@ def prepared(
     longest response that is not in the first."""
     config = grpo_config(world, minibatches=4, epochs=2, sampler_tolerance=tolerance)
     parts = parts_of(config)
-    rollouts = grpo.sample(config, parts, 1)
+    rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
     steps = plan_updates(
         Grouped(rollouts.groups), epochs=2, minibatches=4, max_tokens=10_000, seed=0, step=1
     )
@@ -220,7 +222,7 @@ def prepared(
     lengths = rollouts.lengths_N.tolist()
     at = max(later, key=lengths.__getitem__)
     rollouts = told_otherwise(rollouts, by, at)
-    return grpo.prepare(config, parts, rollouts, 1), rollouts, steps
+    return grpo_learner(config, parts).prepare(rollouts, 1), rollouts, steps
 
 
 def test_sampler_that_agrees_stands_in_bit_for_bit_but_where_it_was_compared(world: World) -> None:
@@ -228,7 +230,7 @@ def test_sampler_that_agrees_stands_in_bit_for_bit_but_where_it_was_compared(wor
     rescored_mask_T, old_T = experience.rescored_mask_T, experience.old_logprobs_T
     assert rescored_mask_T is not None and old_T is not None
     responses = [bool(row.all()) for row in rescored_mask_T.split(rollouts.lengths_N.tolist())]
-    compared = [part for step in steps[1:4] for part in step.parts if responses[part[0]]]
+    compared = [part for step in steps[1:4] for part in step.micro_batches if responses[part[0]]]
     assert len(compared) == 1
     assert torch.equal(old_T[~rescored_mask_T], rollouts.sampler_logprobs_T[~rescored_mask_T])
 
@@ -239,7 +241,7 @@ def test_sampler_that_differs_on_one_token_is_replaced_everywhere(world: World, 
     rescored_mask_T = experience.rescored_mask_T
     assert rescored_mask_T is not None
     later = torch.ones_like(rescored_mask_T)
-    later[tokens_of(experience, steps[0].parts)] = False
+    later[token_positions(experience, steps[0].micro_batches)] = False
     assert torch.equal(rescored_mask_T, later)
 
 
@@ -270,7 +272,7 @@ class Known:
 
     def logprobs(self, batch: Batch) -> Tensor:
         self.seen.append(len(batch.targets_T))
-        return self.values_T[tokens_of(self.data, [[(2, 4, 9, 3).index(self.seen[-1])]])]
+        return self.values_T[token_positions(self.data, [[(2, 4, 9, 3).index(self.seen[-1])]])]
 
 
 @pytest.mark.parametrize(("tolerance", "lengths"), [(1e-4, [9]), (0.0, [9, 4, 3])])
@@ -288,7 +290,7 @@ def test_longest_micro_batch_is_compared_and_without_tolerance_all_are_scored(
 def test_single_minibatch_is_never_scored_beforehand() -> None:
     data, steps, values_T = ragged()
     scorer = Known(data, values_T)
-    whole = [Minibatch([0, 1, 2, 3], [part for step in steps for part in step.parts])]
+    whole = [Minibatch([0, 1, 2, 3], [part for step in steps for part in step.micro_batches])]
     found_T, rescored_mask_T = old_logprobs(data, whole * 3, values_T, scorer, tolerance=0.0)
     assert torch.equal(found_T, values_T)
     assert not rescored_mask_T.any() and scorer.seen == []
@@ -297,21 +299,21 @@ def test_single_minibatch_is_never_scored_beforehand() -> None:
 def test_first_step_that_is_taken_counts_where_minibatches_are_dropped(world: World) -> None:
     config = grpo_config(world, minibatches=4, epochs=2, beta=0.1, optimizer=FAST)
     parts = parts_of(config)
-    rollouts = grpo.sample(config, parts, 1)
-    experience = grpo.prepare(config, parts, rollouts, 1)
-    steps = grpo.plan(config, experience, 1)
+    rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
+    experience = grpo_learner(config, parts).prepare(rollouts, 1)
+    steps = grpo_learner(config, parts).plan(experience, 1)
     loss_mask_T = experience.loss_mask_T.clone()
-    loss_mask_T[tokens_of(experience, steps[0].parts)] = False
+    loss_mask_T[token_positions(experience, steps[0].micro_batches)] = False
     dropped = replace(experience, loss_mask_T=loss_mask_T)
     old_T, rescored_mask_T = old_logprobs(
         dropped, steps, rollouts.sampler_logprobs_T, parts.policy, tolerance=0.0
     )
-    assert not rescored_mask_T[tokens_of(dropped, steps[1].parts)].any()
-    expected_T = score_logprobs(parts.policy, dropped, first_epoch(steps, 12))
+    assert not rescored_mask_T[token_positions(dropped, steps[1].micro_batches)].any()
+    expected_T = score_logprobs(parts.policy, dropped, first_epoch_micro_batches(steps, 12))
     dropped = replace(dropped, old_logprobs_T=old_T, rescored_mask_T=rescored_mask_T)
     optimizer = Optimizer([(config.optimizer, trained_parameters(parts.policy.model))], 10)
     updates = Updates(steps)
-    grpo.update(config, parts, optimizer, dropped, updates)
+    grpo_learner(config, parts).update(optimizer, dropped, updates)
     found_T = dropped.after(updates).old_logprobs_T
     assert found_T is not None
     assert torch.equal(found_T, expected_T)
@@ -323,9 +325,9 @@ def test_ppo_experience_is_the_same_with_the_sampler_and_without(world: World) -
         config = ppo_config(world, minibatches=2, sampler_tolerance=tolerance)
         parts = parts_of(config)
         critic = make_critic(config.critic, config.model, parts.policy)
-        rollouts = ppo.sample(config, parts, 1)
-        steps = ppo.plan(config, rollouts, 1)
-        found.append(ppo.prepare(config, parts, critic, rollouts, steps, 0.0))
+        rollouts = RolloutBatches.of(config, parts).roll_out(1 - 1)
+        steps = ppo_learner(config, parts, critic).schedule.plan(Grouped(rollouts.groups), 1)
+        found.append(ppo_learner(config, parts, critic).prepare(rollouts, steps, 0.0))
     for name in ("advantages_T", "targets_T", "old_values_T"):
         assert torch.equal(getattr(found[0], name), getattr(found[1], name))
     torch.testing.assert_close(found[0].old_logprobs_T, found[1].old_logprobs_T, rtol=0, atol=1e-5)
@@ -474,7 +476,7 @@ def assert_same_run(found: list[tuple[Path, list[list[Tensor]]]]) -> None:
         {"aggregation": "token_mean"},
         {"aggregation": "fixed_length"},
         {"mask_truncated": True, "aggregation": "token_mean"},
-        {"scale": "none", "baseline": "leave_one_out"},
+        {"scale": "none", "advantage": "leave_one_out"},
         {"supervision": "process"},
     ],
     ids=str,
@@ -514,10 +516,10 @@ def test_optimizer_moves_by_its_moments_where_no_group_has_a_gradient(
 def test_skipped_groups_take_no_tokens_of_micro_batches(exact: World) -> None:
     config = grpo_config(exact, rewards=exact.reward("some"), tokens_per_micro_batch=40)
     parts = parts_of(config)
-    rollouts = grpo.sample(config, parts, 1)
-    experience = grpo.prepare(config, parts, rollouts, 1)
-    (minibatch,) = grpo.plan(config, experience, 1)
-    kept = sorted(r for part in minibatch.parts for r in part)
+    rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
+    experience = grpo_learner(config, parts).prepare(rollouts, 1)
+    (minibatch,) = grpo_learner(config, parts).plan(experience, 1)
+    kept = sorted(r for part in minibatch.micro_batches for r in part)
     useful = [
         n
         for n, row in enumerate(experience.advantages_T.split(rollouts.lengths_N.tolist()))
@@ -526,7 +528,7 @@ def test_skipped_groups_take_no_tokens_of_micro_batches(exact: World) -> None:
     assert kept == useful
     assert minibatch.responses == list(range(12))
     parts_alone = experience.select(kept).split(40)
-    assert [[kept[i] for i in part] for part in parts_alone] == minibatch.parts
+    assert [[kept[i] for i in part] for part in parts_alone] == minibatch.micro_batches
 
 
 def test_kl_term_gives_every_group_a_gradient(exact: World, passes: Counter[str]) -> None:
@@ -560,10 +562,16 @@ def test_response_of_which_nothing_is_learned_has_no_gradient() -> None:
     assert replace(data, loss_mask_T=loss_mask_T).without_gradient() == [1]
 
 
-def test_cheapest_response_stays_where_all_would_be_left_out() -> None:
+def test_cheapest_response_stays_where_all_would_be_without_gradient() -> None:
     groups = [Group([1] * 5, [[1], [1, 2]]), Group([1], [[1] * 3, [1] * 4])]
-    options = {"epochs": 1, "max_tokens": 100, "seed": 0, "step": 0, "left_out": [0, 1, 2, 3]}
+    options = {
+        "epochs": 1,
+        "max_tokens": 100,
+        "seed": 0,
+        "step": 0,
+        "without_gradient": [0, 1, 2, 3],
+    }
     (step,) = plan_updates(Grouped(groups), minibatches=1, **options)
-    assert (step.responses, step.parts) == ([0, 1, 2, 3], [[2]])
-    steps = plan_updates(Grouped(groups), minibatches=2, **options | {"left_out": [0, 1]})
-    assert sorted(step.parts for step in steps) == [[[0]], [[2, 3]]]
+    assert (step.responses, step.micro_batches) == ([0, 1, 2, 3], [[2]])
+    steps = plan_updates(Grouped(groups), minibatches=2, **options | {"without_gradient": [0, 1]})
+    assert sorted(step.micro_batches for step in steps) == [[[0]], [[2, 3]]]

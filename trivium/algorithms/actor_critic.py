@@ -1,4 +1,4 @@
-"""How PPO's critic is configured and made, and what actor and critic say before an update."""
+"""Build PPO's critic, and score a rollout batch with actor and critic before its updates."""
 
 from __future__ import annotations
 
@@ -18,11 +18,16 @@ from trivium.models.oom import run_with_oom_split, score_all
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 from trivium.rollout.rollouts import Rollouts
-from trivium.training.experience import Minibatch, WeightedGroups, first_epoch, old_logprobs
+from trivium.training.experience import (
+    Minibatch,
+    WeightedGroups,
+    first_epoch_micro_batches,
+    old_logprobs,
+)
 
 
 def make_critic(config: CriticConfig, actor: ModelConfig, policy: Policy) -> Critic:
-    """A separate critic from its own checkpoint (by default the actor's), or a shared head."""
+    """Return a separate critic from its checkpoint (by default the actor's), or a shared head."""
     if config.kind == "shared":
         return SharedCritic(policy)
     model = RewardModel.load(config.model or actor)
@@ -36,8 +41,13 @@ def make_critic(config: CriticConfig, actor: ModelConfig, policy: Policy) -> Cri
 
 @dataclass(frozen=True)
 class OldScores:
-    """π_old's log-probs and V_old's values, ``[T]``; ``rescored_mask_T``: which log-probs were scored and
-    are not the sampler's."""
+    """Scores of a rollout batch before its updates, all ``[T]``.
+
+    Attributes:
+        logprobs_T: π_old's log-probs.
+        values_T: V_old.
+        rescored_mask_T: log-probs that a forward pass computed; the others are the sampler's.
+    """
 
     logprobs_T: Tensor
     values_T: Tensor
@@ -48,41 +58,43 @@ def old_scores(
     policy: Policy,
     critic: Critic,
     data: WeightedGroups,
-    steps: Sequence[Minibatch],
-    sampler_T: Tensor,
+    minibatches: Sequence[Minibatch],
+    sampler_logprobs_T: Tensor,
     *,
     tolerance: float,
 ) -> OldScores:
     """Score a rollout batch in the micro-batches of its first epoch.
 
-    A critic of its own is spared the actor's pass as far as ``experience.old_logprobs`` allows. One
-    that shares the actor's trunk gets values and log-probs from one pass.
+    Beside a separate critic, the actor's pass is skipped as far as ``experience.old_logprobs``
+    allows. A critic that shares the actor's trunk yields values and log-probs in one pass.
     """
-    micro_batches = first_epoch(steps, len(data.lengths_N))
+    micro_batches = first_epoch_micro_batches(minibatches, len(data.lengths_N))
     if tolerance > 0 and isinstance(critic, SeparateCritic):
         (values_T,) = score_all(data, micro_batches, lambda batch: (critic.values(batch),))
-        old_T, rescored_mask_T = old_logprobs(data, steps, sampler_T, policy, tolerance=tolerance)
-        return OldScores(old_T.to(values_T.device), values_T, rescored_mask_T)
+        old_T, rescored_T = old_logprobs(
+            data, minibatches, sampler_logprobs_T, policy, tolerance=tolerance
+        )
+        return OldScores(old_T.to(values_T.device), values_T, rescored_T)
 
-    def both(batch: Batch) -> tuple[Tensor, Tensor]:
+    def logprobs_and_values(batch: Batch) -> tuple[Tensor, Tensor]:
         scores = critic.score(policy, batch)
         return scores.logprobs_T, scores.values_T
 
-    old_T, values_T = score_all(data, micro_batches, both)
+    old_T, values_T = score_all(data, micro_batches, logprobs_and_values)
     return OldScores(old_T, values_T, torch.ones(len(old_T), dtype=torch.bool))
 
 
 @torch.no_grad()
 def final_values(
-    policy: Policy, critic: Critic, rollouts: Rollouts, like_T: Tensor, *, max_tokens: int
+    policy: Policy, critic: Critic, rollouts: Rollouts, like_T: Tensor, max_tokens: int
 ) -> Tensor:
-    """V after the last token of cut-off responses, 0 for those that ended, ``[N]``."""
+    """Return V after the last token of truncated responses, 0 for those that ended, ``[N]``."""
     data = Grouped(rollouts.groups)
     values_N = like_T.new_zeros(len(rollouts.flat))
-    final = partial(critic.final_values, policy)
-    for whole in data.split(max_tokens):
+    score = partial(critic.final_values, policy)
+    for micro_batch in data.split(max_tokens):
         for responses, values in run_with_oom_split(
-            data, whole, lambda d: final(Batch.of(d.groups))
+            data, micro_batch, lambda part: score(Batch.of(part.groups))
         ):
             values_N[responses] = values.to(values_N)
     return torch.where(rollouts.truncated_N.to(values_N.device), values_N, 0.0)

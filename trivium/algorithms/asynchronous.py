@@ -1,4 +1,4 @@
-"""What contradicts sampling a step ahead (``asynchronous``); the sampling is ``rollout_step``'s."""
+"""Settings that do not fit asynchronous sampling, which ``rollout_step`` starts."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from trivium.config.base import Conflict
 def async_conflicts(
     asynchronous: bool, importance_sampling_cap: float | None, steps: int
 ) -> Iterator[Conflict]:
-    """What cannot be where ``steps`` steps in a row are to be sampled ahead."""
+    """Yield settings that do not fit sampling ahead in a loop of ``steps`` steps."""
     if asynchronous and importance_sampling_cap is None:
         yield (
             "asynchronous",
-            "responses are one step old then, and nothing corrects for it: set importance_sampling_cap, "
-            "2 is usual, or leave it out",
+            "responses are then one step old, and nothing corrects for it: set "
+            "importance_sampling_cap, 2 is usual, or leave it out",
         )
     if asynchronous and steps == 1:
         yield (

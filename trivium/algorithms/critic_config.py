@@ -1,4 +1,4 @@
-"""PPO's critic and its training, which ``actor_critic`` makes and ``ppo`` trains."""
+"""Configuration of PPO's critic, which ``actor_critic`` builds and ``ppo`` trains."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ class CriticConfig(Configuration):
     kind: Literal["separate", "shared"] = "separate"
     """A model of its own, or a head on the actor's hidden states."""
     model: ModelConfig | None = None
-    """Where a separate critic starts: a reward model or any checkpoint; by default the actor's."""
+    """Checkpoint of a separate critic, such as a reward model; by default the actor's."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
     """The critic's optimizer."""
     coefficient: float = Field(default=0.5, gt=0)
     """Weight of the value loss beside the actor's."""
     clip: float | None = Field(default=None, gt=0)
-    """Clip the values around V_old by this much."""
+    """Largest change of a value from V_old that the loss counts; null: no clipping."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Rollout batches at the start that train the critic alone."""
+    """Rollout batches at the start that train only the critic."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.kind == "shared" and self.model is not None:

@@ -3,9 +3,9 @@
     h    = log π_θ(y_w|x)/π_ref(y_w|x) − log π_θ(y_l|x)/π_ref(y_l|x)
     L(θ) = −E log σ(β h)
 
-Neither β nor the reference bounds how far the policy moves, so held-out prompts are answered by
-*sampling* while it trains, and KL, length and quality of what it says are reported. Online DPO
-draws its pairs from the current policy and lets a reward rank them.
+Neither β nor the reference bounds how far the policy moves. So while it trains, responses to
+held-out prompts are *sampled*, and their KL, length and quality are reported. Online DPO samples
+its pairs from the current policy and ranks them by a reward.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trivium.data.preferences import load_preferences
 from trivium.data.prompts import load_prompts
 from trivium.errors import TrainingError
 from trivium.evaluation.evaluator import Evaluator
-from trivium.maths.objectives import PREFERENCE_LOSSES, preference_gradient_weight
+from trivium.maths.objectives import PreferenceLoss, preference_gradient_weight
 from trivium.maths.ragged import segment_mean, segment_sum
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.oom import score_logprobs
@@ -34,8 +34,9 @@ from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.runs.startup import prepare_run
 from trivium.training.experience import epoch_batch, num_steps
-from trivium.training.micro_batch import MicroBatch
+from trivium.training.micro_batch import LossOutput, MicroBatch
 from trivium.training.optimizer import Optimizer, StepResult
+from trivium.training.options import PREFERENCE_LOSS, load_option
 from trivium.training.policy_metrics import update_metrics
 from trivium.training.reference_cache import cached_logprobs
 from trivium.training.run_loop import Training
@@ -48,17 +49,18 @@ class PairData(Grouped):
 
     ref_logprobs_T: Tensor | None = None
 
-    def take(self, pairs: list[int]) -> PairData:
-        """Only these pairs (ascending)."""
+    def select_pairs(self, pairs: list[int]) -> PairData:
+        """Return only these pairs (ascending)."""
         return self.select([2 * p + side for p in pairs for side in (0, 1)])
 
 
 def train(config: DPOConfig) -> Path:
-    """Run DPO; returns the run's directory, with the policy in ``final``."""
+    """Run DPO; return the run's directory, with the policy in ``final``."""
     prepared = prepare_run("dpo", config)
+    objective = Objective.of(config)
     source = Offline(config) if config.online is None else Online(config)
     policy = Policy.load(config.model, temperature=config.temperature)
-    reference = Reference(policy, asked=config.asks_reference)
+    reference = Reference(policy, enabled=config.needs_reference)
     evaluator = make_evaluator(config, policy, reference)
     source.prepare(policy, reference)
     trained = [(config.optimizer, trained_parameters(policy.model))]
@@ -69,9 +71,10 @@ def train(config: DPOConfig) -> Path:
             pairs, metrics = source.pairs(step)
             training.stages.begin()
             if pairs is not None:
-                result = optimizer.step(work(config, policy, pairs))
+                max_tokens = config.tokens_per_micro_batch
+                result = optimizer.step(micro_batches(objective, policy, pairs, max_tokens))
                 training.stages.lap("update")
-                metrics |= step_metrics(config, result)
+                metrics |= step_metrics(objective.beta, result)
                 metrics["tokens/trained"] = float(pairs.lengths_N.sum())
             training.log(metrics)
         if optimizer.steps == 0:
@@ -85,7 +88,7 @@ def train(config: DPOConfig) -> Path:
 
 
 class Offline:
-    """Pairs from a file; the reference scores them once, before training."""
+    """Pairs from a file, which the reference scores once, before training."""
 
     def __init__(self, config: DPOConfig) -> None:
         assert config.data is not None, "checked by the configuration"
@@ -96,25 +99,25 @@ class Offline:
         self.steps = num_steps(config.epochs, len(self.data.groups), config.pairs_per_step)
 
     def prepare(self, policy: Policy, reference: Reference) -> None:
-        # Before its first step the policy is the reference: no copy is needed to score with.
+        # Before its first step the policy equals the reference, so no copy is needed.
         score = cached_logprobs if self.config.reference_cache else score_logprobs
         self.data = with_reference(self.config, self.data, partial(score, policy))
 
     def pairs(self, step: int) -> tuple[PairData | None, dict[str, float]]:
         size, seed = self.config.pairs_per_step, self.config.run.seed
         index = epoch_batch(len(self.data.groups), size, step - 1, seed=seed)
-        return self.data.take(sorted(set(index))), {}
+        return self.data.select_pairs(sorted(set(index))), {}
 
 
 class Online:
-    """Pairs sampled from the policy as it is, ranked by a reward."""
+    """Pairs sampled from the current policy and ranked by a reward."""
 
     def __init__(self, config: DPOConfig) -> None:
         assert config.online is not None, "checked by the configuration"
         self.config, self.online = config, config.online
         tokenizer = load_tokenizer(config.model)
-        room = max_prompt_length(context_length(config.model), self.online.sampling.max_tokens)
-        self.prompts = load_prompts(self.online.data, tokenizer, room)
+        limit = max_prompt_length(context_length(config.model), self.online.sampling.max_tokens)
+        self.prompts = load_prompts(self.online.data, tokenizer, limit)
         self.rewards, _ = load_rewards(self.online.rewards, self.prompts, tokenizer)
         self.steps = self.online.steps
 
@@ -148,7 +151,7 @@ class Online:
 
 
 def best_and_worst(rollouts: Rollouts) -> list[Group]:
-    """The best and the worst response of each group as a pair; ties yield none."""
+    """Return the best and the worst response of each group as a pair; ties yield no pair."""
     pairs = []
     for prompt, responses, totals in zip(
         rollouts.prompts,
@@ -163,39 +166,64 @@ def best_and_worst(rollouts: Rollouts) -> list[Group]:
 
 
 def with_reference(config: DPOConfig, data: PairData, score: Callable[..., Tensor]) -> PairData:
-    """The pairs with the reference's log-probs of every response token."""
+    """Return the pairs with the reference's log-probs of every response token."""
     if config.reference_free:
         return data
     parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
     return replace(data, ref_logprobs_T=score(data, parts))
 
 
-def work(config: DPOConfig, policy: Policy, pairs: PairData) -> list[MicroBatch]:
-    """The micro-batches of one optimizer step."""
-    parts = pairs.split(config.tokens_per_micro_batch, whole_groups=True)
-    of_pairs = partial(loss, config, policy, total=len(pairs.groups))
-    return [MicroBatch(pairs.select(part), of_pairs, whole_groups=True) for part in parts]
+@dataclass(frozen=True)
+class Objective:
+    """L(θ): the preference loss, its constants, and how log-ratios are reduced to margins."""
+
+    loss: PreferenceLoss
+    beta: float
+    label_smoothing: float
+    target_margin: float
+    length_normalized: bool
+    sft_coefficient: float
+
+    @classmethod
+    def of(cls, config: DPOConfig) -> Objective:
+        """Return the objective of a configuration; a user's own loss is checked here."""
+        return cls(
+            loss=load_option(PREFERENCE_LOSS, config.loss),
+            beta=config.beta,
+            label_smoothing=config.label_smoothing,
+            target_margin=config.target_margin,
+            length_normalized=config.length_normalized,
+            sft_coefficient=config.sft_coefficient,
+        )
 
 
-def loss(
-    config: DPOConfig, policy: Policy, pairs: PairData, total: int
-) -> tuple[Tensor, dict[str, Tensor]]:
+def micro_batches(
+    objective: Objective, policy: Policy, pairs: PairData, max_tokens: int
+) -> list[MicroBatch]:
+    """Return the micro-batches of one optimizer step."""
+    parts = pairs.split(max_tokens, whole_groups=True)
+    pair_loss = partial(loss, objective, policy, total=len(pairs.groups))
+    return [MicroBatch(pairs.select(part), pair_loss, whole_groups=True) for part in parts]
+
+
+def loss(objective: Objective, policy: Policy, pairs: PairData, total: int) -> LossOutput:
     """``1/total Σ_p {−log σ(β h) − c log π(y_w|x)/|y_w|}`` of one micro-batch of pairs."""
     logprobs_T = policy.logprobs(Batch.of(pairs.groups))
     ref_T = pairs.ref_logprobs_T
     lengths_N = pairs.lengths_N.to(logprobs_T.device)
     log_ratio_T = logprobs_T if ref_T is None else logprobs_T - ref_T
-    reduce = segment_mean if config.length_normalized else segment_sum
+    reduce = segment_mean if objective.length_normalized else segment_sum
     chosen_P, rejected_P = reduce(log_ratio_T, lengths_N).view(-1, 2).unbind(1)
     margins_P = chosen_P - rejected_P
-    loss_P = PREFERENCE_LOSSES[config.loss](
+    loss_P = objective.loss(
         margins_P,
-        beta=config.beta,
-        label_smoothing=config.label_smoothing,
-        target_margin=config.target_margin,
+        beta=objective.beta,
+        label_smoothing=objective.label_smoothing,
+        target_margin=objective.target_margin,
     )
-    if config.sft_coefficient:
-        loss_P = loss_P - config.sft_coefficient * segment_mean(logprobs_T, lengths_N)[0::2]
+    if objective.sft_coefficient:
+        mean_logprobs_N = segment_mean(logprobs_T, lengths_N)
+        loss_P = loss_P - objective.sft_coefficient * mean_logprobs_N[0::2]
     summed_N = segment_sum(logprobs_T.detach(), lengths_N)
     return loss_P.sum() / total, {
         "margin_P": margins_P.detach(),
@@ -206,31 +234,31 @@ def loss(
     }
 
 
-def step_metrics(config: DPOConfig, result: StepResult) -> dict[str, float]:
-    """Implicit rewards, margin, accuracy, gradient weight, and both log-probs of one step."""
-    seen = result.observed
-    weight_P = preference_gradient_weight(seen["margin_P"], beta=config.beta)
+def step_metrics(beta: float, result: StepResult) -> dict[str, float]:
+    """Return implicit rewards, margin, accuracy, gradient weight, and log-probs of one step."""
+    observed = result.observed
+    weight_P = preference_gradient_weight(observed["margin_P"], beta=beta)
     return update_metrics([result]) | {
-        "implicit_reward/chosen": config.beta * float(seen["chosen_P"].mean()),
-        "implicit_reward/rejected": config.beta * float(seen["rejected_P"].mean()),
-        "implicit_reward/margin": config.beta * float(seen["margin_P"].mean()),
-        "implicit_reward/accuracy": float((seen["margin_P"] > 0).float().mean()),
+        "implicit_reward/chosen": beta * float(observed["chosen_P"].mean()),
+        "implicit_reward/rejected": beta * float(observed["rejected_P"].mean()),
+        "implicit_reward/margin": beta * float(observed["margin_P"].mean()),
+        "implicit_reward/accuracy": float((observed["margin_P"] > 0).float().mean()),
         "implicit_reward/gradient_weight": float(weight_P.mean()),
-        "logprobs/chosen": float(seen["logprobs_chosen_P"].mean()),
-        "logprobs/rejected": float(seen["logprobs_rejected_P"].mean()),
+        "logprobs/chosen": float(observed["logprobs_chosen_P"].mean()),
+        "logprobs/rejected": float(observed["logprobs_rejected_P"].mean()),
     }
 
 
 def make_evaluator(config: DPOConfig, policy: Policy, reference: Reference) -> Evaluator | None:
-    """Held-out prompts and rewards; online runs fall back on the rewards that rank the pairs."""
+    """Return the evaluator; without rewards of its own it uses those that rank online pairs."""
     if config.evaluation is None:
         return None
     training = config.online.sampling if config.online is not None else None
-    limit = config.evaluation.sampling(training).max_tokens
-    room = max_prompt_length(policy.context_length, limit)
-    prompts = load_prompts(config.evaluation.data, policy.tokenizer, room)
-    chosen = config.evaluation.rewards or (config.online.rewards if config.online else ())
-    rewards, _ = load_rewards(chosen, prompts, policy.tokenizer)
+    max_tokens = config.evaluation.sampling(training).max_tokens
+    limit = max_prompt_length(policy.context_length, max_tokens)
+    prompts = load_prompts(config.evaluation.data, policy.tokenizer, limit)
+    rewards_config = config.evaluation.rewards or (config.online.rewards if config.online else ())
+    rewards, _ = load_rewards(rewards_config, prompts, policy.tokenizer)
     return Evaluator(
         config.evaluation,
         prompts,

@@ -1,9 +1,8 @@
-"""What a DPO run depends on; the loop is ``dpo``."""
+"""Configuration of a DPO run; the loop is ``dpo``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from pydantic import Field
 
@@ -16,6 +15,7 @@ from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig
 from trivium.training.optimizer_config import OptimizerConfig
+from trivium.training.options import PreferenceLossName
 
 
 class OnlinePairsConfig(Configuration):
@@ -24,17 +24,20 @@ class OnlinePairsConfig(Configuration):
     data: PromptsConfig
     """Prompts to sample from."""
     rewards: RewardConfigs = Field(min_length=1)
-    """What ranks the responses: the best of a group is chosen, the worst rejected."""
+    """Rewards that rank the responses: the best of a group is chosen, the worst rejected."""
     responses_per_prompt: int = Field(default=4, ge=2)
     """Responses per prompt."""
     sampling: Sampling = Sampling()
-    """How responses are drawn."""
+    """How responses are sampled."""
     steps: int = Field(default=100, ge=1)
     """Optimizer steps, each on fresh pairs."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.sampling.greedy:
-            yield "sampling.temperature", "equal responses make no pairs: raise it, 1 is usual"
+            yield (
+                "sampling.temperature",
+                "all responses of a prompt would be equal and make no pair: raise it, 1 is usual",
+            )
 
 
 class DPOConfig(Configuration):
@@ -45,9 +48,9 @@ class DPOConfig(Configuration):
     data: PreferencesConfig | None = None
     """Preference pairs."""
     online: OnlinePairsConfig | None = None
-    """Instead of data: sample the pairs while training."""
+    """Sample the pairs while training, instead of reading data."""
     run: RunConfig = RunConfig()
-    """Where the run is written, and its seed."""
+    """The run's directory, seed, checkpoints and budget."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7, schedule="linear")
     """The optimizer."""
     evaluation: EvaluationConfig | None = None
@@ -62,28 +65,27 @@ class DPOConfig(Configuration):
 
     beta: float = Field(default=0.1, gt=0)
     """β: scales the margin."""
-    loss: Literal["sigmoid", "ipo", "hinge", "robust"] = "sigmoid"
-    """What is made of the margin."""
+    loss: PreferenceLossName = "sigmoid"
+    """Loss of the margin, or your own."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=0.5)
-    """Share of flipped labels that is assumed (cDPO with sigmoid; robust)."""
+    """Assumed share of flipped labels (cDPO with sigmoid; robust)."""
     length_normalized: bool = False
-    """Use mean instead of summed log-probs of a response."""
+    """Use the mean instead of the sum of a response's log-probs."""
     reference_cache: bool = True
-    """Keep the reference's log-probs of data on disk for further runs over the same model and pairs
-    (docs/passes.md)."""
+    """Keep the reference's log-probs on disk for further runs over the same model and pairs."""
     reference_free: bool = False
     """Leave the reference out of the margin (SimPO, with length_normalized and target_margin)."""
     target_margin: float = Field(default=0.0, ge=0)
-    """γ of SimPO: how far the chosen response must be ahead, after β."""
+    """γ of SimPO: margin, after β, that the chosen response must exceed."""
     sft_coefficient: float = Field(default=0.0, ge=0)
-    """Weight of an added −log π(y_w|x)/|y_w|, which keeps the chosen response likely."""
+    """Weight of the added loss −log π(y_w|x)/|y_w|, which keeps the chosen response likely."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if (self.data is None) == (self.online is None):
             yield "", "give either data (preference pairs) or online (sampled pairs)"
-        if self.target_margin and self.loss != "sigmoid":
+        if self.target_margin and self.loss in ("ipo", "hinge", "robust"):
             yield "target_margin", f"it goes with loss: sigmoid, not {self.loss}: leave it out"
-        if self.label_smoothing and self.loss not in ("sigmoid", "robust"):
+        if self.label_smoothing and self.loss in ("ipo", "hinge"):
             yield (
                 "label_smoothing",
                 f"it goes with loss: sigmoid or robust, not {self.loss}: leave it out",
@@ -95,15 +97,16 @@ class DPOConfig(Configuration):
         if self.data is not None and self.evaluation is not None and not self.evaluation.rewards:
             yield (
                 "evaluation.rewards",
-                "it is empty, and pairs have no reward of their own: say what quality is",
+                "it is empty, and pairs carry no reward: name what measures quality",
             )
 
     @property
-    def asks_reference(self) -> bool:
-        """Whether the reference is asked once training has prepared."""
-        compared = self.online is not None and not self.reference_free
-        return compared or self.evaluation is not None
+    def needs_reference(self) -> bool:
+        """Whether a copy of the initial policy is needed during training."""
+        scores_online_pairs = self.online is not None and not self.reference_free
+        return scores_online_pairs or self.evaluation is not None
 
     @property
     def temperature(self) -> float:
+        """Temperature of π, which online pairs are sampled at."""
         return self.online.sampling.temperature if self.online is not None else 1.0

@@ -1,4 +1,4 @@
-"""What a GRPO run depends on; the loop is ``grpo``."""
+"""Configuration of a GRPO run; the loop is ``grpo``."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from trivium.algorithms.reward_update_config import RewardUpdateConfig, learned_
 from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
-from trivium.maths.options import Aggregation, Baseline, Scale
+from trivium.maths.options import Scale
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs, none_scores_steps
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig
 from trivium.training.optimizer_config import OptimizerConfig
+from trivium.training.options import (
+    AdvantageName,
+    AggregationName,
+    KLEstimatorName,
+    SurrogateName,
+)
 
 
 class GRPOConfig(Configuration):
@@ -28,64 +34,67 @@ class GRPOConfig(Configuration):
     data: PromptsConfig
     """Prompts to sample from."""
     rewards: RewardConfigs = Field(min_length=1)
-    """What is rewarded: a weighted sum."""
+    """Rewards; a response's reward is their weighted sum."""
     run: RunConfig = RunConfig()
-    """Where the run is written, and its seed."""
+    """The run's directory, seed, checkpoints and budget."""
     sampling: Sampling = Sampling()
-    """How responses are drawn."""
+    """How responses are sampled."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
     """The policy's optimizer."""
     evaluation: EvaluationConfig | None = None
     """Held-out evaluation."""
 
     supervision: Literal["outcome", "process"] = "outcome"
-    """Compare whole responses, or their steps (needs a reward that scores steps)."""
+    """Compare whole responses (outcome), or their steps (process; needs a reward that scores
+    steps)."""
     iterations: int = Field(default=1, ge=1)
-    """Outer loop: the reference is refreshed at the start of each iteration but the first."""
+    """Outer loop: the reference is refreshed at the start of every iteration after the first."""
     steps_per_iteration: int = Field(default=100, ge=1)
     """Middle loop: rollout batches per iteration."""
     prompts_per_step: int = Field(default=16, ge=1)
     """Prompts per rollout batch."""
     responses_per_prompt: int = Field(default=8, ge=2)
-    """Group size G: a response is compared with the others of its group."""
+    """Group size G: each response is compared with the others of its group."""
     epochs: int = Field(default=1, ge=1)
-    """Inner loop: μ, how often a rollout batch is reused."""
+    """Inner loop: μ, the number of passes over a rollout batch."""
     minibatches: int = Field(default=1, ge=1)
     """Optimizer steps per epoch."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
     sampler_tolerance: float = Field(default=1e-4, ge=0)
-    """How far the sampler's log-prob of a token may be from the trainer's, in nats, to be π_old's
-    for the minibatches after the first, which saves a pass. Measured on one micro-batch; with 0,
-    asynchronous or a KL term, the trainer scores them all."""
+    """Largest difference, in nats, at which the sampler's log-probs serve as π_old's for the
+    minibatches after the first, which saves a forward pass. It is measured on one micro-batch. With
+    0, asynchronous sampling or a KL term, the trainer scores all tokens."""
 
     beta: float = Field(default=0.04, ge=0)
     """Weight of the KL term in the loss; 0 leaves the reference out."""
-    kl: Literal["k1", "k2", "k3"] = "k3"
-    """Estimator of the KL term."""
+    kl: KLEstimatorName = "k3"
+    """Estimator of the KL term, or your own."""
     kl_correction: bool = False
     """Multiply the KL term by the ratio: its gradient is then that of KL(π‖π_ref) (docs/kl.md)."""
-    surrogate: Literal["clipped", "gspo", "cispo"] = "clipped"
-    """Clip each token's ratio, the sequence's (GSPO), or only the token's weight (CISPO)."""
+    surrogate: SurrogateName = "clipped"
+    """Policy loss: clip each token's ratio, the sequence's ratio (GSPO), or only the token's weight
+    (CISPO); or your own."""
     clip_low: float = Field(default=0.2, gt=0, le=1)
     """ε below 1."""
     clip_high: float = Field(default=0.2, gt=0)
     """ε above 1 (DAPO: 0.28)."""
-    aggregation: Aggregation = "sequence_mean"
-    """How tokens are averaged: by response, over all tokens (DAPO), by fixed length (Dr. GRPO)."""
-    baseline: Baseline = "group_mean"
-    """What a reward is compared with: the group's mean, or that of the others (RLOO)."""
+    aggregation: AggregationName = "sequence_mean"
+    """How tokens are averaged: per response, over all tokens (DAPO), by fixed length (Dr. GRPO)."""
+    advantage: AdvantageName = "group_mean"
+    """Baseline of a reward: the group's mean, or the mean of the others (RLOO); or your own
+    advantage estimator."""
     scale: Scale = "sample_std"
-    """What the difference is divided by (Dr. GRPO: none)."""
+    """Deviation that divides the centered reward (Dr. GRPO: none)."""
     dynamic_sampling: int = Field(default=0, ge=0)
-    """Sample up to so many further batches to replace groups of equal rewards (DAPO)."""
+    """Extra rollout batches, at most, that replace groups of equal rewards (DAPO)."""
     mask_truncated: bool = False
-    """Give responses that were cut off by the length limit no weight (DAPO)."""
+    """Leave truncated responses out of the loss (DAPO)."""
     importance_sampling_cap: float | None = Field(default=None, gt=0)
-    """Truncated importance sampling between sampler and trainer: the largest weight."""
+    """Largest weight of truncated importance sampling between sampler and trainer; null: none."""
     asynchronous: bool = False
-    """Sample a step's responses while the step before is trained on, from the policy as it was
-    before that: one step off-policy, which importance_sampling_cap corrects (docs/asynchronous.md)."""
+    """Sample the next step's responses while the current step trains. They are one step off-policy,
+    which importance_sampling_cap corrects (docs/asynchronous.md)."""
     reward_update: RewardUpdateConfig | None = None
     """Train the learned reward further after each iteration, on fresh and replayed rollouts."""
 
@@ -93,7 +102,7 @@ class GRPOConfig(Configuration):
         if self.sampling.greedy:
             yield (
                 "sampling.temperature",
-                "a group of equal responses teaches nothing: raise it, 1 is usual",
+                "all responses of a group would be equal, with advantage 0: raise it, 1 is usual",
             )
         if self.minibatches > self.prompts_per_step:
             yield (
@@ -124,14 +133,14 @@ class GRPOConfig(Configuration):
                 )
 
     def _process_reward_conflicts(self) -> Iterator[Conflict]:
-        """What cannot be where steps are compared."""
+        """Yield settings that do not fit process supervision."""
         if self.dynamic_sampling:
             yield (
                 "dynamic_sampling",
                 "it compares outcomes: use supervision: outcome, or leave it out",
             )
-        if self.baseline != "group_mean":
-            yield "baseline", "it compares outcomes: use supervision: outcome, or group_mean"
+        if self.advantage != "group_mean":
+            yield "advantage", "it compares outcomes: use supervision: outcome, or group_mean"
         if none_scores_steps(self.rewards):
             yield (
                 "supervision",
@@ -140,4 +149,10 @@ class GRPOConfig(Configuration):
 
     @property
     def total_steps(self) -> int:
+        """Rollout batches of the whole run."""
         return self.iterations * self.steps_per_iteration
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.total_steps * self.epochs * self.minibatches

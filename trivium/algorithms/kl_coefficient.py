@@ -1,4 +1,4 @@
-"""β of the KL term in PPO's reward: fixed, or steered towards a KL (Ziegler et al. 2019)."""
+"""β of the KL term in PPO's reward: fixed, or adapted to a target KL (Ziegler et al. 2019)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trivium.maths.kl import adapted_coefficient
 
 
 class KLCoefficient:
-    """β as it stands.
+    """The current β.
 
     Attributes:
         value: β of the next rollout batch.
@@ -20,19 +20,20 @@ class KLCoefficient:
         self._adaptive = adaptive
 
     def adapt(self, metrics: Mapping[str, float], responses: int) -> None:
-        """Move β by what a step of so many responses measured as KL, where it is to be steered."""
+        """Adapt β to the KL that a step with this number of responses measured, if configured."""
         if self._adaptive is not None:
-            kl, target, horizon = (
+            self.value = adapted_coefficient(
+                self.value,
                 metrics["kl/response"],
                 self._adaptive.target,
+                responses,
                 self._adaptive.horizon,
             )
-            self.value = adapted_coefficient(self.value, kl, target, responses, horizon)
 
     def state_dict(self) -> float:
-        """β."""
+        """Return β."""
         return self.value
 
     def load_state_dict(self, state: float) -> None:
-        """Go on from a β."""
+        """Continue with a saved β."""
         self.value = state

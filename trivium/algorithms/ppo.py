@@ -4,11 +4,11 @@
     δ_t      = r_t + γ V(s_{t+1}) − V(s_t),     Â_t = Σ_k (γλ)^k δ_{t+k}
     Target_t = V_old(s_t) + Â_t
     J(θ)     = E 1/|o| Σ_t w min(ρ Â, clip(ρ, 1−ε, 1+ε) Â),   critic: (V − Target)²
-    w        = 1, or min(π_old/μ, C) where the sampler μ is not π_old, as one step behind it
+    w        = 1, or min(π_old/μ, C) if the sampler μ is not π_old, such as one a step behind
 
-Three stages per step, all below in ``train``: rollout and scoring; advantages and return targets,
-computed once and then fixed; epochs of minibatches over the fixed batch. Left out: how tokens are
-drawn (``rollout``), what a reward is (``rewards``), how gradients are accumulated (``update``).
+Three stages per step, all visible in ``train``: rollout and scoring; advantages and return targets,
+computed once and then fixed; epochs of minibatches over the fixed batch. Left out: sampling
+(``rollout``), rewards (``rewards``), accumulating gradients (``training.optimizer``).
 """
 
 from __future__ import annotations
@@ -24,27 +24,28 @@ from torch import Tensor
 from trivium.algorithms.actor_critic import final_values, make_critic, old_scores
 from trivium.algorithms.kl_coefficient import KLCoefficient
 from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.ppo_equations import Objective, Returns
 from trivium.algorithms.pretraining import PretrainingMix
 from trivium.algorithms.reward_update import RewardUpdate
-from trivium.algorithms.rollout_step import roll_out_batch, sample_ahead
+from trivium.algorithms.rollout_step import RolloutBatches
 from trivium.data.batch import Batch, Grouped
-from trivium.maths.advantages import gae, return_targets, whiten
+from trivium.maths.advantages import return_targets, whiten
 from trivium.maths.aggregation import weighted_sum
-from trivium.maths.kl import KL_ESTIMATORS, kl_shaped_rewards
 from trivium.maths.objectives import clipped_surrogate, truncated_importance, value_loss
 from trivium.models.critic import ActorCriticScores, Critic, SeparateCritic
 from trivium.models.loading import trained_parameters
 from trivium.models.oom import score_logprobs
-from trivium.models.policy import TokenScores
+from trivium.models.policy import Policy, TokenScores
+from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.startup import prepare_run
 from trivium.serialization import serializable
 from trivium.training.experience import (
     Experience,
     Minibatch,
+    UpdateSchedule,
     WeightedGroups,
-    first_epoch,
-    plan_updates,
+    first_epoch_micro_batches,
 )
 from trivium.training.micro_batch import Loss, LossOutput, MicroBatch
 from trivium.training.optimizer import Optimizer, StepResult
@@ -64,7 +65,7 @@ from trivium.training.setup import OnPolicyComponents, build_components
 @serializable
 @dataclass(frozen=True, kw_only=True)
 class PPOExperience(Experience):
-    """Advantages, return targets, and what π_old, π_ref and V_old said, of one rollout batch."""
+    """Advantages, return targets, and the scores of π_old, π_ref and V_old of one rollout batch."""
 
     sampler_logprobs_T: Tensor
     old_values_T: Tensor
@@ -72,243 +73,255 @@ class PPOExperience(Experience):
 
 
 def train(config: PPOConfig) -> Path:
-    """Run PPO; returns the run's directory: the actor in ``final``, the critic in ``critic``."""
+    """Run PPO; return the run's directory: the actor in ``final``, the critic in ``critic``."""
     prepared = prepare_run("ppo", config)
-    parts = build_components(
+    objective, returns = Objective.of(config), Returns.of(config)
+    components = build_components(
         config.model,
         config.data,
         config.rewards,
         config.evaluation,
         config.sampling,
-        compared=config.beta > 0,
+        with_reference=config.beta > 0,
         asynchronous=config.asynchronous,
     )
-    critic = make_critic(config.critic, config.model, parts.policy)
-    mix = None
-    if config.pretraining is not None:
-        mix = PretrainingMix(config.pretraining, parts.policy, seed=config.run.seed)
-    reward_update = RewardUpdate.of(config.reward_update, parts, seed=config.run.seed)
+    policy, seed = components.policy, config.run.seed
+    critic = make_critic(config.critic, config.model, policy)
+    mix = PretrainingMix.of(config.pretraining, policy, seed=seed)
+    reward_update = RewardUpdate.of(config.reward_update, components, seed=seed)
     beta = KLCoefficient(config.beta, config.adaptive_kl)
-    total, prompts = config.steps, parts.prompts
-    training = Training(prepared, total, evaluator=parts.evaluator, shared_objects=prompts)
-    with training, closing(parts):
-        optimizer = make_optimizer(config, parts, critic, training)
+    batches = RolloutBatches.of(config, components)
+    learner = Learner.of(config, objective, returns, components, critic)
+    actor = (config.optimizer, trained_parameters(policy.model))
+    trained = [actor, (config.critic.optimizer, critic.parameters())]
+    training = Training(prepared, config.steps, **components.for_training)
+    with training, closing(components):
+        optimizer = Optimizer(trained, config.optimizer_steps, training.budget_spent)
         training.track_state(
-            policy=parts.policy,
+            **components.tracked,
             optimizer=optimizer,
             critic=critic,
-            ahead=parts.ahead,
             beta=beta,
             mix=mix,
             reward_update=reward_update,
         )
         for step in training.steps():
             # Stage 1: rollout and scoring.
-            rollouts = training.rollouts(partial(sample, config, parts, step))
+            rollouts = training.rollouts(partial(batches.roll_out, step - 1))
             if config.asynchronous and step < config.steps:
-                sample_ahead(config, parts, step)
+                batches.sample_ahead(step)
             training.stages.begin()
             # Stage 2: advantages and return targets, fixed from here on.
-            steps = plan(config, rollouts, step)
-            fix = partial(prepare, config, parts, critic, rollouts, steps, beta.value)
-            experience = training.memoize("experience", fix)
+            minibatches = learner.schedule.plan(Grouped(rollouts.groups), step)
+            prepare = partial(learner.prepare, rollouts, minibatches, beta.value)
+            experience = training.memoize("experience", prepare)
             training.stages.lap("logprobs")
             # Stage 3: optimization.
-            actor = step > config.critic.warmup_steps
-            updates = training.updates(steps)
-            update(config, parts, critic, optimizer, experience, updates, actor, mix)
+            updates = training.updates(minibatches)
+            with_actor = step > config.critic.warmup_steps
+            learner.update(optimizer, experience, updates, with_actor, mix)
             training.stages.lap("update")
             if reward_update is not None:
                 reward_update.collect(rollouts)
                 if reward_update.due(step):
                     training.event("reward_update", **reward_update.train())
                 training.stages.lap("reward_update")
-            metrics = step_metrics(config, rollouts, experience, updates) | {"kl/beta": beta.value}
-            training.log(metrics, partial(first_group, parts, rollouts, experience))
+            metrics = step_metrics(objective, rollouts, experience, updates)
+            metrics["kl/beta"] = beta.value
+            training.log(metrics, partial(first_group, policy.tokenizer, rollouts, experience))
             beta.adapt(metrics, len(rollouts.flat))
-        training.save("final", parts.policy)
+        training.save("final", policy)
         training.save("critic", critic)
         if reward_update is not None:
             training.save("reward_model", reward_update.model)
     return training.path
 
 
-def make_optimizer(
-    config: PPOConfig, parts: OnPolicyComponents, critic: Critic, training: Training
-) -> Optimizer:
-    """One optimizer; actor and critic keep their own rates, decay and clipping."""
-    actor = (config.optimizer, trained_parameters(parts.policy.model))
-    updates = config.steps * config.epochs * config.minibatches
-    sets = [actor, (config.critic.optimizer, critic.parameters())]
-    return Optimizer(sets, updates, training.budget_spent)
+@dataclass(frozen=True)
+class Learner:
+    """Stages 2 and 3 of a step.
 
+    Attributes:
+        policy, critic: the models that are trained.
+        reference: what the KL in the reward is measured from.
+        objective, returns: the equations' constants and functions.
+        schedule: epochs and minibatches over one rollout batch.
+        sampler_tolerance: see ``experience.old_logprobs``.
+        target_kl: KL(π_old‖π) per token at which a batch's updates end; None: never.
+    """
 
-def sample(config: PPOConfig, parts: OnPolicyComponents, step: int) -> Rollouts:
-    """Responses to the step's prompts, with their rewards."""
-    return roll_out_batch(config, parts, step - 1)
+    policy: Policy
+    critic: Critic
+    reference: Reference
+    objective: Objective
+    returns: Returns
+    schedule: UpdateSchedule
+    sampler_tolerance: float
+    target_kl: float | None
 
-
-def plan(config: PPOConfig, rollouts: Rollouts, step: int) -> list[Minibatch]:
-    """The optimizer steps over one rollout batch: epochs of minibatches."""
-    return plan_updates(
-        Grouped(rollouts.groups),
-        epochs=config.epochs,
-        minibatches=config.minibatches,
-        max_tokens=config.tokens_per_micro_batch,
-        seed=config.run.seed,
-        step=step,
-    )
-
-
-def prepare(
-    config: PPOConfig,
-    parts: OnPolicyComponents,
-    critic: Critic,
-    rollouts: Rollouts,
-    steps: list[Minibatch],
-    beta: float,
-) -> PPOExperience:
-    """Rewards with KL → GAE → advantages and return targets, all detached."""
-    loss_mask_T = torch.ones(int(rollouts.lengths_N.sum()), dtype=torch.bool)
-    data = WeightedGroups(rollouts.groups, loss_mask_T=loss_mask_T)
-    # A KL in the reward is exactly 0 before the first update: π_old is then scored as π_ref is.
-    tolerance = 0.0 if beta or config.asynchronous else config.sampler_tolerance
-    sampler_T = rollouts.sampler_logprobs_T
-    old = old_scores(parts.policy, critic, data, steps, sampler_T, tolerance=tolerance)
-    old_T, values_T = old.logprobs_T, old.values_T
-    ref_T, kl_T = None, torch.zeros_like(old_T)
-    if beta > 0:
-        micro_batches = first_epoch(steps, len(rollouts.flat))
-        ref_T = score_logprobs(parts.reference, data, micro_batches)
-        kl_T = KL_ESTIMATORS[config.kl](old_T, ref_T)
-    lengths_N = rollouts.lengths_N.to(old_T.device)
-    step_rewards_T = rollouts.step_rewards(parts.policy.tokenizer, old_T)
-    rewards_T = kl_shaped_rewards(
-        rollouts.outcomes_N.to(old_T), kl_T, lengths_N, beta, step_rewards_T
-    )
-    final_N = None
-    if config.bootstrap_truncated:
-        most = config.tokens_per_micro_batch
-        final_N = final_values(parts.policy, critic, rollouts, values_T, max_tokens=most)
-    advantages_T = gae(
-        rewards_T,
-        values_T,
-        lengths_N,
-        gamma=config.gamma,
-        gae_lambda=config.gae_lambda,
-        bootstrap_N=final_N,
-    )
-    targets_T = return_targets(values_T, advantages_T)
-    return PPOExperience(
-        groups=rollouts.groups,
-        advantages_T=whiten(advantages_T) if config.whiten_advantages else advantages_T,
-        loss_mask_T=loss_mask_T,
-        sampler_logprobs_T=sampler_T,
-        old_logprobs_T=old_T,
-        rescored_mask_T=old.rescored_mask_T,
-        ref_logprobs_T=ref_T,
-        old_values_T=values_T,
-        targets_T=targets_T,
-    )
-
-
-def update(
-    config: PPOConfig,
-    parts: OnPolicyComponents,
-    critic: Critic,
-    optimizer: Optimizer,
-    experience: PPOExperience,
-    steps: Updates[Minibatch],
-    actor: bool,
-    mix: PretrainingMix | None,
-) -> list[StepResult]:
-    """Epochs of minibatches; ends early once π has moved ``target_kl`` from π_old."""
-    for minibatch in steps:
-        works = experience.for_update(
-            minibatch, steps, config.aggregation, config.sampling.max_tokens
+    @classmethod
+    def of(
+        cls,
+        config: PPOConfig,
+        objective: Objective,
+        returns: Returns,
+        components: OnPolicyComponents,
+        critic: Critic,
+    ) -> Learner:
+        return cls(
+            policy=components.policy,
+            critic=critic,
+            reference=components.reference,
+            objective=objective,
+            returns=returns,
+            schedule=UpdateSchedule(
+                config.epochs, config.minibatches, config.tokens_per_micro_batch, config.run.seed
+            ),
+            sampler_tolerance=0.0 if config.asynchronous else config.sampler_tolerance,
+            target_kl=config.target_kl,
         )
-        learned = losses(config, parts, critic, actor)
-        work = [MicroBatch(part, of_part) for part in works for of_part in learned]
-        if mix is not None and actor:
-            work += mix.next_step(config.tokens_per_micro_batch)
-        steps.results.append(optimizer.step(work))
-        seen = steps.results[-1].observed
-        moved = float((seen["old_logprobs_T"] - seen["logprobs_T"]).mean())
-        if config.target_kl is not None and moved > config.target_kl:
-            break
-    return steps.results
+
+    def prepare(
+        self, rollouts: Rollouts, minibatches: list[Minibatch], beta: float
+    ) -> PPOExperience:
+        """Rewards with KL → GAE → advantages and return targets, all detached."""
+        loss_mask_T = torch.ones(int(rollouts.lengths_N.sum()), dtype=torch.bool)
+        data = WeightedGroups(rollouts.groups, loss_mask_T=loss_mask_T)
+        sampler_T = rollouts.sampler_logprobs_T
+        # The KL is exactly 0 before the first update only if π_old is scored as π_ref is.
+        tolerance = 0.0 if beta else self.sampler_tolerance
+        old = old_scores(
+            self.policy, self.critic, data, minibatches, sampler_T, tolerance=tolerance
+        )
+        ref_T, kl_T = None, torch.zeros_like(old.logprobs_T)
+        if beta > 0:
+            micro_batches = first_epoch_micro_batches(minibatches, len(rollouts.flat))
+            ref_T = score_logprobs(self.reference, data, micro_batches)
+            kl_T = self.returns.kl(old.logprobs_T, ref_T)
+        bootstrap_N = None
+        if self.returns.bootstrap_truncated:
+            bootstrap_N = final_values(
+                self.policy, self.critic, rollouts, old.values_T, self.schedule.max_tokens
+            )
+        advantages_T = self.returns.advantages(
+            rollouts, self.policy.tokenizer, kl_T, old.values_T, beta, bootstrap_N
+        )
+        targets_T = return_targets(old.values_T, advantages_T)
+        return PPOExperience(
+            groups=rollouts.groups,
+            advantages_T=whiten(advantages_T) if self.returns.whiten_advantages else advantages_T,
+            loss_mask_T=loss_mask_T,
+            sampler_logprobs_T=sampler_T,
+            old_logprobs_T=old.logprobs_T,
+            rescored_mask_T=old.rescored_mask_T,
+            ref_logprobs_T=ref_T,
+            old_values_T=old.values_T,
+            targets_T=targets_T,
+        )
+
+    def update(
+        self,
+        optimizer: Optimizer,
+        experience: PPOExperience,
+        updates: Updates[Minibatch],
+        with_actor: bool,
+        mix: PretrainingMix | None,
+    ) -> list[StepResult]:
+        """Run epochs of minibatches; stop early once π has moved ``target_kl`` from π_old."""
+        aggregation, max_length = self.objective.aggregation, self.objective.max_length
+        for minibatch in updates:
+            data = experience.next_micro_batches(minibatch, updates, aggregation, max_length)
+            losses = self.losses(with_actor)
+            micro_batches = [MicroBatch(x, loss) for x in data for loss in losses]
+            if mix is not None and with_actor:
+                micro_batches += mix.next_step(self.schedule.max_tokens)
+            updates.results.append(optimizer.step(micro_batches))
+            observed = updates.results[-1].observed
+            kl = float((observed["old_logprobs_T"] - observed["logprobs_T"]).mean())
+            if self.target_kl is not None and kl > self.target_kl:
+                break
+        return updates.results
+
+    def losses(self, with_actor: bool) -> list[Loss]:
+        """Return the losses of a micro-batch.
+
+        Actor and critic without shared weights are trained in turn, so that memory holds one graph
+        at a time.
+        """
+        if with_actor and isinstance(self.critic, SeparateCritic):
+            return [self.actor_loss, self.critic_loss]
+        return [partial(self.joint_loss, with_actor=with_actor)]
+
+    def joint_loss(self, micro_batch: PPOExperience, with_actor: bool) -> LossOutput:
+        """``Σ_t w_t {−min(ρ Â, clip(ρ) Â) − c_H H + c_V (V − Target)²}`` of one micro-batch."""
+        scores = self.critic.score(self.policy, Batch.of(micro_batch.groups))
+        actor, observed = surrogate_loss(self.objective, scores, micro_batch)
+        critic, observed_of_critic = regression_loss(self.objective, scores.values_T, micro_batch)
+        return actor + critic if with_actor else critic, observed | observed_of_critic
+
+    def actor_loss(self, micro_batch: PPOExperience) -> LossOutput:
+        """``surrogate_loss`` of one micro-batch."""
+        scores = self.policy.score(Batch.of(micro_batch.groups))
+        return surrogate_loss(self.objective, scores, micro_batch)
+
+    def critic_loss(self, micro_batch: PPOExperience) -> LossOutput:
+        """``regression_loss`` of one micro-batch."""
+        assert isinstance(self.critic, SeparateCritic), "a shared critic is scored with the actor"
+        values_T = self.critic.values(Batch.of(micro_batch.groups))
+        return regression_loss(self.objective, values_T, micro_batch)
 
 
-def losses(config: PPOConfig, parts: OnPolicyComponents, critic: Critic, actor: bool) -> list[Loss]:
-    """What is learned of a micro-batch: actor and critic, where they share no weight, one after the
-    other, so that one graph is in memory at a time."""
-    if not (actor and isinstance(critic, SeparateCritic)):
-        return [partial(loss, config, parts, critic, actor=actor)]
-
-    def of_actor(part: PPOExperience) -> LossOutput:
-        return actor_loss(config, parts.policy.score(Batch.of(part.groups)), part)
-
-    def of_critic(part: PPOExperience) -> LossOutput:
-        return critic_loss(config, critic.values(Batch.of(part.groups)), part)
-
-    return [of_actor, of_critic]
-
-
-def loss(
-    config: PPOConfig, parts: OnPolicyComponents, critic: Critic, part: PPOExperience, actor: bool
-) -> LossOutput:
-    """``Σ_t w_t {−min(ρ Â, clip(ρ) Â) − c_H H + c_V (V − Target)²}`` of one micro-batch."""
-    scores = critic.score(parts.policy, Batch.of(part.groups))
-    of_actor, seen = actor_loss(config, scores, part)
-    of_critic, seen_of_critic = critic_loss(config, scores.values_T, part)
-    return of_actor + of_critic if actor else of_critic, seen | seen_of_critic
-
-
-def actor_loss(
-    config: PPOConfig, scores: TokenScores | ActorCriticScores, part: PPOExperience
+def surrogate_loss(
+    objective: Objective, scores: TokenScores | ActorCriticScores, micro_batch: PPOExperience
 ) -> LossOutput:
     """``Σ_t w_t {−min(ρ Â, clip(ρ) Â) − c_H H}``."""
-    weights_T, old_T = (
-        part.weights(scores.logprobs_T),
-        part.old_logprobs_or_current(scores.logprobs_T),
-    )
-    surrogate_T = clipped_surrogate(
+    weights_T = micro_batch.weights(scores.logprobs_T)
+    old_T = micro_batch.old_logprobs_or_current(scores.logprobs_T)
+    loss_T = clipped_surrogate(
         scores.logprobs_T,
         old_T,
-        part.advantages_T,
-        part.lengths_N,
-        clip_low=config.clip_low,
-        clip_high=config.clip_high,
+        micro_batch.advantages_T,
+        micro_batch.lengths_N,
+        clip_low=objective.clip_low,
+        clip_high=objective.clip_high,
     )
-    if config.importance_sampling_cap is not None:
-        sampler_T = part.sampler_logprobs_T.to(old_T)
-        weight_T = truncated_importance(old_T, sampler_T, limit=config.importance_sampling_cap)
-        surrogate_T = weight_T * surrogate_T
-    bonus_T = config.entropy_coef * scores.entropy_T
-    return weighted_sum(surrogate_T - bonus_T, weights_T), {
+    if objective.importance_sampling_cap is not None:
+        sampler_T = micro_batch.sampler_logprobs_T.to(old_T)
+        cap = objective.importance_sampling_cap
+        loss_T = truncated_importance(old_T, sampler_T, cap=cap) * loss_T
+    entropy_bonus_T = objective.entropy_coef * scores.entropy_T
+    return weighted_sum(loss_T - entropy_bonus_T, weights_T), {
         "logprobs_T": scores.logprobs_T.detach(),
         "old_logprobs_T": old_T,
         "entropy_T": scores.entropy_T.detach(),
-        "advantages_T": part.advantages_T,
+        "advantages_T": micro_batch.advantages_T,
     }
 
 
-def critic_loss(config: PPOConfig, values_T: Tensor, part: PPOExperience) -> LossOutput:
-    """``Σ_t w_t c_V (V − Target)²``, the values clipped where the critic is."""
+def regression_loss(
+    objective: Objective, values_T: Tensor, micro_batch: PPOExperience
+) -> LossOutput:
+    """``Σ_t w_t c_V (V − Target)²``; the values are clipped around V_old if so configured."""
     error_T = value_loss(
-        values_T, part.targets_T, old_values_T=part.old_values_T, clip=config.critic.clip
+        values_T,
+        micro_batch.targets_T,
+        old_values_T=micro_batch.old_values_T,
+        clip=objective.value_clip,
     )
-    total = config.critic.coefficient * weighted_sum(error_T, part.weights(values_T))
+    total = objective.value_coef * weighted_sum(error_T, micro_batch.weights(values_T))
     return total, {"value_loss_T": error_T.detach()}
 
 
 def step_metrics(
-    config: PPOConfig, rollouts: Rollouts, experience: PPOExperience, updates: Updates[Minibatch]
+    objective: Objective,
+    rollouts: Rollouts,
+    experience: PPOExperience,
+    updates: Updates[Minibatch],
 ) -> dict[str, float]:
-    """Everything worth watching of one step."""
+    """Return the metrics of one step."""
     observed = join_observed(updates.results)
     metrics = rollouts.metrics() | update_metrics(updates.results)
-    metrics |= policy_metrics(observed, clip_low=config.clip_low, clip_high=config.clip_high)
+    metrics |= policy_metrics(observed, clip_low=objective.clip_low, clip_high=objective.clip_high)
     metrics |= value_metrics(experience.old_values_T, experience.targets_T)
     metrics["value/loss"] = float(observed["value_loss_T"].mean())
     if "pretraining_nll_T" in observed:

@@ -1,9 +1,8 @@
-"""What a PPO run depends on; the loop is ``ppo``."""
+"""Configuration of a PPO run; the loop is ``ppo``."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 from pydantic import Field
 
@@ -14,21 +13,21 @@ from trivium.algorithms.reward_update_config import RewardUpdateConfig, learned_
 from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
-from trivium.maths.options import Aggregation
 from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig
 from trivium.training.optimizer_config import OptimizerConfig
+from trivium.training.options import AggregationName, KLEstimatorName
 
 
 class AdaptiveKLConfig(Configuration):
-    """Steers β so that the KL per response stays near a target (Ziegler et al. 2019)."""
+    """Adapts β so that the KL per response stays near a target (Ziegler et al. 2019)."""
 
     target: float = Field(gt=0)
     """KL per response, in nats."""
     horizon: int = Field(default=10000, gt=0)
-    """Responses over which β adapts."""
+    """Number of responses over which β adapts."""
 
 
 class PPOConfig(Configuration):
@@ -39,13 +38,13 @@ class PPOConfig(Configuration):
     data: PromptsConfig
     """Prompts to sample from."""
     rewards: RewardConfigs = Field(min_length=1)
-    """What is rewarded: a weighted sum."""
+    """Rewards; a response's score is their weighted sum."""
     critic: CriticConfig = CriticConfig()
     """The critic."""
     run: RunConfig = RunConfig()
-    """Where the run is written, and its seed."""
+    """The run's directory, seed, checkpoints and budget."""
     sampling: Sampling = Sampling()
-    """How responses are drawn."""
+    """How responses are sampled."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)
     """The actor's optimizer."""
     evaluation: EvaluationConfig | None = None
@@ -58,46 +57,45 @@ class PPOConfig(Configuration):
     responses_per_prompt: int = Field(default=1, ge=1)
     """Responses per prompt."""
     epochs: int = Field(default=2, ge=1)
-    """How often a rollout batch is reused."""
+    """Passes over a rollout batch."""
     minibatches: int = Field(default=2, ge=1)
     """Optimizer steps per epoch."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
     sampler_tolerance: float = Field(default=1e-4, ge=0)
-    """How far the sampler's log-prob of a token may be from the actor's, in nats, to be π_old's for
-    the minibatches after the first, which saves a pass. Measured on one micro-batch; with 0,
-    asynchronous or a KL term, the actor scores them all, as it does beside a critic on its own
-    trunk."""
+    """Largest difference, in nats, at which the sampler's log-probs serve as π_old's for the
+    minibatches after the first, which saves a forward pass. It is measured on one micro-batch. With
+    0, asynchronous sampling, a KL term or a shared critic, the actor scores all tokens."""
 
     beta: float = Field(default=0.05, ge=0)
     """Weight of the KL term in the reward."""
-    kl: Literal["k1", "k2", "k3"] = "k1"
-    """Estimator of the KL term in the reward."""
+    kl: KLEstimatorName = "k1"
+    """Estimator of the KL term in the reward, or your own."""
     adaptive_kl: AdaptiveKLConfig | None = None
-    """Adapt β while training."""
+    """Adapt β while training; null keeps it fixed."""
     gamma: float = Field(default=1.0, ge=0, le=1)
     """Discount γ."""
     gae_lambda: float = Field(default=0.95, ge=0, le=1)
-    """λ of GAE: 1 is Monte Carlo, 0 one step."""
+    """λ of GAE: 1 is Monte Carlo, 0 is one step."""
     bootstrap_truncated: bool = False
-    """Let cut-off responses continue with the critic's value instead of 0."""
+    """Bootstrap truncated responses from the critic's value instead of 0."""
     whiten_advantages: bool = True
-    """Bring advantages to mean 0 and variance 1 over the rollout batch."""
+    """Shift and scale advantages to mean 0 and variance 1 over the rollout batch."""
     clip_low: float = Field(default=0.2, gt=0, le=1)
     """ε below 1."""
     clip_high: float = Field(default=0.2, gt=0)
     """ε above 1."""
-    aggregation: Aggregation = "sequence_mean"
-    """How tokens are averaged."""
+    aggregation: AggregationName = "sequence_mean"
+    """How tokens are averaged: per response, over all tokens, or by fixed length."""
     entropy_coef: float = Field(default=0.0, ge=0)
     """Weight of the policy's entropy in the objective."""
     target_kl: float | None = Field(default=None, gt=0)
-    """End a batch's updates when KL(π_old‖π) per token exceeds this."""
+    """KL(π_old‖π) per token above which a batch's updates end; null: never."""
     importance_sampling_cap: float | None = Field(default=None, gt=0)
-    """Truncated importance sampling between sampler and trainer: the largest weight."""
+    """Largest weight of truncated importance sampling between sampler and trainer; null: none."""
     asynchronous: bool = False
-    """Sample a step's responses while the step before is trained on, from the policy as it was
-    before that: one step off-policy, which importance_sampling_cap corrects (docs/asynchronous.md)."""
+    """Sample the next step's responses while the current step trains. They are one step off-policy,
+    which importance_sampling_cap corrects (docs/asynchronous.md)."""
     pretraining: PretrainingMixConfig | None = None
     """Add a language-modeling loss on demonstrations (PPO-ptx)."""
     reward_update: RewardUpdateConfig | None = None
@@ -107,7 +105,7 @@ class PPOConfig(Configuration):
         if self.sampling.greedy:
             yield (
                 "sampling.temperature",
-                "PPO learns from what it explores, and this explores nothing: raise it, 1 is usual",
+                "greedy sampling explores nothing that PPO could learn from: raise it, 1 is usual",
             )
         if self.minibatches > self.prompts_per_step:
             yield (
@@ -121,7 +119,13 @@ class PPOConfig(Configuration):
         if self.critic.warmup_steps > self.steps:
             yield (
                 "critic.warmup_steps",
-                f"there are only {self.steps} steps, so it would not end: lower it or raise steps",
+                f"there are only {self.steps} steps, so warm-up never ends: lower it "
+                "or raise steps",
             )
         if self.reward_update is not None:
             yield from learned_reward_conflicts(self.rewards)
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps * self.epochs * self.minibatches

@@ -1,4 +1,4 @@
-"""The texts of PPO-ptx and their weight, which ``pretraining`` mixes in."""
+"""Configuration of the pretraining mix of PPO-ptx, which ``pretraining`` applies."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from trivium.data.demonstrations import DemonstrationsConfig
 
 
 class PretrainingMixConfig(Configuration):
-    """Demonstrations or plain text whose likelihood is kept up while PPO runs."""
+    """Demonstrations or plain text whose likelihood is maintained while PPO runs."""
 
     data: DemonstrationsConfig
     """The texts."""
     coefficient: float = Field(default=1.0, gt=0)
-    """Weight of the loss, a mean over tokens."""
+    """Weight of the language-modeling loss, a mean over tokens."""
     examples_per_step: int = Field(default=16, ge=1)
     """Texts per optimizer step."""

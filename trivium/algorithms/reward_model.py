@@ -3,7 +3,7 @@
     outcome:  L(φ) = −log σ(r_φ(x, y_w) − r_φ(x, y_l))            (Ouyang et al. 2022, eq. 1)
     process:  L(φ) = BCE(r_φ(x, y_≤step), label of the step)      (Lightman et al. 2024)
 
-The model starts as a language model with a new head that scores 0, or as another reward model.
+The model starts from a language model, with a new head that scores 0, or from a reward model.
 """
 
 from __future__ import annotations
@@ -45,22 +45,25 @@ from trivium.training.run_loop import Training
 
 
 def train(config: RewardModelConfig) -> Path:
-    """Train a reward model; returns the run's directory, with the model in ``final``."""
+    """Train a reward model; return the run's directory, with the model in ``final``."""
     prepared = prepare_run("reward-model", config)
     data, held_out = load_data(config)
     model = RewardModel.load(config.model)
     examples = len(data.groups)
     steps = num_steps(config.epochs, examples, config.examples_per_step)
     trained = [(config.optimizer, trained_parameters(model.model))]
-    measured = None if held_out is None else HeldOut(config, model, held_out)
-    with Training(prepared, steps, evaluator=measured) as training:
+    max_tokens = config.tokens_per_micro_batch
+    evaluator = None
+    if held_out is not None:
+        evaluator = HeldOut(model, held_out, config.evaluate_every, max_tokens, config.center)
+    with Training(prepared, steps, evaluator=evaluator) as training:
         optimizer = Optimizer(trained, steps, training.budget_spent)
         training.track_state(model=model, optimizer=optimizer)
         for step in training.steps():
             index = epoch_batch(examples, config.examples_per_step, step - 1, seed=config.run.seed)
-            batch = take(data, sorted(set(index)))
+            batch = select_groups(data, sorted(set(index)))
             training.stages.begin()
-            result = optimizer.step(work(config, model, batch))
+            result = optimizer.step(micro_batches(model, batch, max_tokens, config.center))
             training.stages.lap("update")
             metrics = update_metrics([result]) | {
                 "accuracy": float(accuracy(result.observed).mean()),
@@ -73,29 +76,31 @@ def train(config: RewardModelConfig) -> Path:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Held-out pairs or labeled steps, measured while training."""
+    """Held-out pairs or labeled steps, measured after every ``every`` steps and at the end."""
 
-    config: RewardModelConfig
     model: RewardModel
     data: Grouped
+    every: int
+    max_tokens: int
+    center: float
 
     def due(self, step: int) -> bool:
-        every = self.config.evaluate_every
-        return every > 0 and step > 0 and step % every == 0
+        """Return whether to measure after this step."""
+        return self.every > 0 and step > 0 and step % self.every == 0
 
     def evaluate(self) -> Measured:
-        """Loss, and accuracy with its 95 % interval."""
-        return Measured(validate(self.config, self.model, self.data))
+        """Measure the loss, and the accuracy with its 95 % interval."""
+        return Measured(validate(self.model, self.data, self.max_tokens, self.center))
 
     def state_dict(self) -> None:
-        """Nothing: every evaluation stands alone."""
+        """Return nothing: every evaluation stands alone."""
 
     def load_state_dict(self, state: None) -> None:
-        """Nothing to restore."""
+        """Do nothing: there is no state."""
 
 
 def load_data(config: RewardModelConfig) -> tuple[Grouped, Grouped | None]:
-    """Training data, and held-out data: named, or a share of the data chosen by the run's seed."""
+    """Load training and held-out data; by default the seed chooses a share to hold out."""
     tokenizer, context = load_tokenizer(config.model), context_length(config.model)
 
     def pairs(source: PreferencesConfig) -> Grouped:
@@ -119,39 +124,44 @@ def load_data(config: RewardModelConfig) -> tuple[Grouped, Grouped | None]:
     count = len(data.groups)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(config.run.seed)).tolist()
     kept = max(1, count - math.ceil(config.held_out_share * count))
-    return take(data, sorted(order[:kept])), take(data, sorted(order[kept:]))
+    training, held_out = (sorted(part) for part in (order[:kept], order[kept:]))
+    return select_groups(data, training), select_groups(data, held_out)
 
 
-def take(data: Grouped, groups: list[int]) -> Grouped:
-    """Only these groups (ascending), with all their responses."""
+def select_groups(data: Grouped, groups: list[int]) -> Grouped:
+    """Return only these groups (ascending), with all their responses."""
     size = len(data.groups[0].responses)
     return data.select([g * size + j for g in groups for j in range(size)])
 
 
-def work(config: RewardModelConfig, model: RewardModel, data: Grouped) -> list[MicroBatch]:
-    """The micro-batches of one optimizer step."""
-    parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
+def micro_batches(
+    model: RewardModel, data: Grouped, max_tokens: int, center: float
+) -> list[MicroBatch]:
+    """Return the micro-batches of one optimizer step."""
     if isinstance(data, LabeledSteps):
-        of_part = partial(labeled_step_loss, model, total=data.count)
+        loss = partial(labeled_step_loss, model, total=data.count)
     else:
-        of_part = partial(pair_loss, model, total=len(data.groups), center=config.center)
-    return [MicroBatch(data.select(part), of_part, whole_groups=True) for part in parts]
+        loss = partial(pair_loss, model, total=len(data.groups), center=center)
+    parts = data.split(max_tokens, whole_groups=True)
+    return [MicroBatch(data.select(part), loss, whole_groups=True) for part in parts]
 
 
 def accuracy(observed: dict[str, Tensor]) -> Tensor:
-    """Per pair or per step: is it judged right?"""
+    """Return the accuracy of each pair or labeled step, 0 to 1."""
     if "margin_P" in observed:
         return pair_accuracy(observed["margin_P"])
     return step_accuracy(observed["logit_S"], observed["label_S"])
 
 
-def validate(config: RewardModelConfig, model: RewardModel, held_out: Grouped) -> dict[str, float]:
-    """Held-out loss and accuracy with its 95 % interval."""
-    losses, seen = [], []
-    for part_loss, observed in measure(work(config, model, held_out)):
+def validate(
+    model: RewardModel, held_out: Grouped, max_tokens: int, center: float
+) -> dict[str, float]:
+    """Return held-out loss, and accuracy with its 95 % interval."""
+    losses, accuracies = [], []
+    for part_loss, observed in measure(micro_batches(model, held_out, max_tokens, center)):
         losses.append(part_loss)
-        seen.append(accuracy(observed))
-    values = torch.cat(seen)
+        accuracies.append(accuracy(observed))
+    values = torch.cat(accuracies)
     interval: Interval = mean_interval(values.tolist())
     return {
         "n": len(values),

@@ -1,4 +1,4 @@
-"""What a reward-model run depends on; the loop is ``reward_model``."""
+"""Configuration of a reward-model run; the loop is ``reward_model``."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ class RewardModelConfig(Configuration):
     """Everything a reward-model run depends on."""
 
     model: ModelConfig
-    """A language model (it gets a new head) or a reward model."""
+    """A language model, which gets a new head, or a reward model."""
     pairs: PreferencesConfig | None = None
     """Preference pairs: trains an outcome reward model."""
     steps: StepLabelsConfig | None = None
     """Labeled steps: trains a process reward model."""
     validation_pairs: PreferencesConfig | None = None
-    """Held-out pairs; without them, a share of the pairs is held out."""
+    """Held-out pairs; by default a share of the pairs is held out."""
     validation_steps: StepLabelsConfig | None = None
-    """Held-out labeled steps; without them, a share of the steps is held out."""
+    """Held-out labeled steps; by default a share of the steps is held out."""
     held_out_share: float = Field(default=0.1, ge=0, lt=1)
-    """Share of the data that is held out when no validation data is named."""
+    """Share of the data that is held out if no validation data is named."""
     run: RunConfig = RunConfig()
-    """Where the run is written, and its seed."""
+    """The run's directory, seed, checkpoints and budget."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, schedule="cosine")
     """The optimizer."""
 
@@ -42,7 +42,7 @@ class RewardModelConfig(Configuration):
     center: float = Field(default=0.01, ge=0)
     """Weight of (s_w + s_l)², which keeps outcome scores around 0 (Eisenstein et al. 2024)."""
     evaluate_every: int = Field(default=0, ge=0)
-    """Held-out accuracy after every so many steps; 0: only at the end."""
+    """Steps between measurements of held-out accuracy; 0: only at the end."""
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from only_scores("model", self.model)

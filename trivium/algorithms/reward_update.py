@@ -1,8 +1,8 @@
-"""Training the learned reward further while the policy moves away from what it was trained on.
+"""Train the learned reward further while the policy moves away from its training data.
 
-The optional step of GRPO's outer loop (Shao et al. 2024, algorithm 1, line 11), and as useful for
-PPO: a labeler (for example a verifier) labels the policy's own responses, and the reward model
-learns from them, mixed with a share of earlier ones (replay).
+An optional step of GRPO's outer loop (Shao et al. 2024, algorithm 1, line 11), which serves PPO as
+well. A labeler, for example a verifier, labels the policy's own responses; the reward model learns
+from them and from a share of earlier ones (replay).
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from trivium.training.setup import OnPolicyComponents
 @serializable
 @dataclass(frozen=True)
 class Example:
-    """A pair (chosen first), or one response with its labeled step ends."""
+    """A pair (chosen first), or one response with its step ends and labels."""
 
     group: Group
     ends: tuple[int, ...] = ()
@@ -49,49 +49,52 @@ class Example:
 class RewardUpdate:
     """Collects labeled examples from rollouts and trains the one learned reward on them."""
 
-    def __init__(self, config: RewardUpdateConfig, parts: OnPolicyComponents, *, seed: int) -> None:
-        assert len(parts.learned.models) == 1, "checked by the configuration"
+    def __init__(
+        self, config: RewardUpdateConfig, components: OnPolicyComponents, *, seed: int
+    ) -> None:
+        assert len(components.learned.models) == 1, "checked by the configuration"
         self.config = config
-        self.tokenizer = parts.policy.tokenizer
-        (self.model,) = parts.learned.models.values()
+        self.tokenizer = components.policy.tokenizer
+        (self.model,) = components.learned.models.values()
         if self.model.tokenizer.get_vocab() != self.tokenizer.get_vocab():
             raise ConfigurationError(
                 "reward_update learns from the policy's tokens, but the reward model has another "
                 "vocabulary: train one from the policy's base model"
             )
         self.labeler = Rewards([config.labeler])
-        self.labeler.check(sorted({c for prompt in parts.prompts for c in prompt.columns}))
+        self.labeler.check(sorted({c for prompt in components.prompts for c in prompt.columns}))
         parameters = trained_parameters(self.model.model)
         self.optimizer = Optimizer([(config.optimizer, parameters)], total_steps=1)
-        self.process = parts.learned.is_process
-        self.separators = parts.learned.separators
+        self.process = components.learned.is_process
+        self.separators = components.learned.separators
         self.random = random.Random(seed)
         self.fresh: list[Example] = []
         self.archive: list[Example] = []
 
     @classmethod
     def of(
-        cls, config: RewardUpdateConfig | None, parts: OnPolicyComponents, *, seed: int
+        cls, config: RewardUpdateConfig | None, components: OnPolicyComponents, *, seed: int
     ) -> RewardUpdate | None:
-        """None where the configuration asks for none."""
-        return None if config is None else cls(config, parts, seed=seed)
+        """Return the update of a configuration; None without one."""
+        return None if config is None else cls(config, components, seed=seed)
 
     def due(self, step: int) -> bool:
-        """Whether PPO updates the reward model after this step."""
+        """Return whether PPO updates the reward model after this step."""
         return step % self.config.every == 0
 
     def collect(self, rollouts: Rollouts) -> None:
-        """Let the labeler label a rollout batch and keep what can be learned from."""
+        """Label a rollout batch and keep the examples that the reward model can learn from."""
         repeated = [p for p, g in zip(rollouts.prompts, rollouts.responses, strict=True) for _ in g]
         scores = self.labeler.score(repeated, rollouts.flat)
         if self.process:
-            scores = replace(scores, steps=self._where_read(rollouts, scores))
-        judged = Rollouts(rollouts.prompts, rollouts.responses, scores, {})
-        found = self._labeled(judged) if self.process else contrasts(judged, self.random)
-        self.fresh += found
+            scores = replace(scores, steps=self._labels_at_step_ends(rollouts, scores))
+        labeled = Rollouts(rollouts.prompts, rollouts.responses, scores, {})
+        self.fresh += (
+            self._labeled_steps(labeled) if self.process else contrasts(labeled, self.random)
+        )
 
     def train(self) -> dict[str, float]:
-        """One update on the fresh examples and a replayed share; accuracy is before learning."""
+        """Run one update on fresh and replayed examples; the accuracy is that before learning."""
         self.random.shuffle(self.fresh)
         fresh = self.fresh[: self.config.examples]
         replayed = min(len(self.archive), round(self.config.replay * len(fresh)))
@@ -111,7 +114,7 @@ class RewardUpdate:
         }
 
     def state_dict(self) -> dict[str, Any]:
-        """The reward model, its optimizer, what it may still learn from, and the next choices."""
+        """Return the states of model, optimizer, random choices and collected examples."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -121,7 +124,7 @@ class RewardUpdate:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.random.setstate(state["random"])
@@ -130,31 +133,31 @@ class RewardUpdate:
     def _step(self, examples: Sequence[Example]) -> StepResult:
         groups = [e.group for e in examples]
         if self.process:
-            labeled = LabeledSteps.of(
-                groups, [list(e.ends) for e in examples], [list(e.labels) for e in examples]
-            )
-            of_part = partial(labeled_step_loss, self.model, total=labeled.count)
-            return self._learn(labeled, of_part)
-        of_pairs = partial(pair_loss, self.model, total=len(groups), center=self.config.center)
-        return self._learn(Pairs.of(groups), of_pairs)
+            ends, labels = [list(e.ends) for e in examples], [list(e.labels) for e in examples]
+            steps = LabeledSteps.of(groups, ends, labels)
+            return self._optimize(steps, partial(labeled_step_loss, self.model, total=steps.count))
+        loss = partial(pair_loss, self.model, total=len(groups), center=self.config.center)
+        return self._optimize(Pairs.of(groups), loss)
 
-    def _learn(self, data: Grouped, loss: Loss) -> StepResult:
+    def _optimize(self, data: Grouped, loss: Loss) -> StepResult:
         parts = data.split(self.config.tokens_per_micro_batch, whole_groups=True)
-        work = [MicroBatch(data.select(part), loss, whole_groups=True) for part in parts]
-        return self.optimizer.step(work)
+        micro_batches = [MicroBatch(data.select(part), loss, whole_groups=True) for part in parts]
+        return self.optimizer.step(micro_batches)
 
     def _accuracy(self, results: Sequence[StepResult]) -> float:
         if not results:
             return float("nan")
-        seen = results[0].observed
+        observed = results[0].observed
         if self.process:
-            return float(step_accuracy(seen["logit_S"], seen["label_S"]).mean())
-        return float(pair_accuracy(seen["margin_P"]).mean())
+            return float(step_accuracy(observed["logit_S"], observed["label_S"]).mean())
+        return float(pair_accuracy(observed["margin_P"]).mean())
 
-    def _where_read(self, rollouts: Rollouts, scores: Scores) -> list[list[tuple[int, float]]]:
-        """The labeler's labels at the characters where the process reward model is read.
+    def _labels_at_step_ends(
+        self, rollouts: Rollouts, scores: Scores
+    ) -> list[list[tuple[int, float]]]:
+        """Return labels at the characters where the process reward model scores a step.
 
-        A labeler may let a step end behind its separator; the model is read before it.
+        A labeler may place a step's end after the separator; the model scores before it.
         """
         if scores.steps is None:
             raise ConfigurationError(
@@ -166,42 +169,42 @@ class RewardUpdate:
         if wrong:
             raise ConfigurationError(
                 f"reward_update.labeler labels a step {wrong[0]:g}: a process reward model learns "
-                "how likely a step is right, so labels must be in [0, 1]"
+                "the probability that a step is right, so labels must be in [0, 1]"
             )
         (separator,) = self.separators
         return [
-            [(read_at(response.text, end, separator), label) for end, label in steps]
+            [(step_end(response.text, end, separator), label) for end, label in steps]
             for response, steps in zip(rollouts.flat, scores.steps, strict=True)
         ]
 
-    def _labeled(self, judged: Rollouts) -> list[Example]:
-        """Every response with the labeler's label of each of its steps."""
-        steps = judged.steps(self.tokenizer, closing=False)
+    def _labeled_steps(self, labeled: Rollouts) -> list[Example]:
+        """Return every response with the labels of its steps."""
+        steps = labeled.steps(self.tokenizer, closing=False)
         counts = steps.counts_N.tolist()
-        groups = [Group(g.prompt, [r]) for g in judged.groups for r in g.responses]
+        groups = [Group(g.prompt, [r]) for g in labeled.groups for r in g.responses]
         ends, labels = steps.ends_S.split(counts), steps.rewards_S.split(counts)
         rows = zip(groups, ends, labels, strict=True)
         return [Example(g, tuple(e.tolist()), tuple(v.tolist())) for g, e, v in rows if len(e)]
 
 
-def read_at(text: str, end: int, separator: str) -> int:
-    """Where the text of a step that ends at ``end`` ends, without separators and closing space."""
+def step_end(text: str, end: int, separator: str) -> int:
+    """Return the end of a step's text, without separators and trailing space."""
     before, step = "", text[:end]
     while step != before:
         before, step = step, step.removesuffix(separator).rstrip()
     return len(step) or end
 
 
-def contrasts(judged: Rollouts, rng: random.Random) -> list[Example]:
-    """One random pair of a better and a worse response for each group that has both."""
-    found = []
-    totals_G = judged.totals_N.split(judged.sizes_G.tolist())
-    for group, totals in zip(judged.groups, totals_G, strict=True):
+def contrasts(labeled: Rollouts, rng: random.Random) -> list[Example]:
+    """Return one random pair of a best and a worst response for each group with unequal labels."""
+    pairs = []
+    totals_G = labeled.totals_N.split(labeled.sizes_G.tolist())
+    for group, totals in zip(labeled.groups, totals_G, strict=True):
         best, worst = float(totals.max()), float(totals.min())
         if best == worst:
             continue
         chosen = rng.choice(torch.nonzero(totals == best)[:, 0].tolist())
         rejected = rng.choice(torch.nonzero(totals == worst)[:, 0].tolist())
         responses = [group.responses[chosen], group.responses[rejected]]
-        found.append(Example(Group(group.prompt, responses)))
-    return found
+        pairs.append(Example(Group(group.prompt, responses)))
+    return pairs

@@ -1,4 +1,4 @@
-"""How ``reward_update`` trains the learned reward further."""
+"""Configuration of ``reward_update``, which trains the learned reward further."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from trivium.training.optimizer_config import OptimizerConfig
 
 
 class RewardUpdateConfig(Configuration):
-    """How the learned reward is trained further."""
+    """Further training of the learned reward."""
 
     labeler: RewardConfig
-    """What labels responses: an outcome for a reward model, steps for a process reward model."""
+    """Reward that labels responses: outcomes for a reward model, steps for a process reward model."""
     every: int = Field(default=10, ge=1)
-    """PPO: rollout batches between updates. (GRPO updates once per iteration.)"""
+    """Rollout batches between updates in PPO; GRPO updates once per iteration."""
     examples: int = Field(default=512, ge=1)
     """Fresh pairs (or step-labeled responses) used per update, at most."""
     replay: float = Field(default=0.1, ge=0)
-    """Earlier examples that are added, as a share of the fresh ones."""
+    """Number of replayed earlier examples, as a share of the fresh ones."""
     examples_per_step: int = Field(default=64, ge=1)
     """Examples per optimizer step."""
     epochs: int = Field(default=1, ge=1)
@@ -29,7 +29,7 @@ class RewardUpdateConfig(Configuration):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
     """The reward model's optimizer."""
     center: float = Field(default=0.01, ge=0)
-    """Weight of (s_w + s_l)², which keeps outcome scores around 0."""
+    """Weight of (s_w + s_l)², which keeps outcome scores near 0."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Memory bound: tokens per forward and backward pass."""
 
@@ -37,17 +37,17 @@ class RewardUpdateConfig(Configuration):
         if self.optimizer.schedule != "constant":
             yield (
                 "optimizer.schedule",
-                "how many updates there will be is not known beforehand: use constant",
+                "the number of updates is not known in advance: use constant",
             )
         if self.labeler.function in LEARNED:
             yield (
                 "labeler.function",
-                "a learned reward cannot be its own labeler: name a verifier or a function of yours",
+                "a learned reward cannot label for itself: name a verifier or your own function",
             )
 
 
 def learned_reward_conflicts(rewards: Sequence[RewardConfig]) -> Iterator[Conflict]:
-    """Yield that an update has no reward model, or several, to train."""
+    """Yield a conflict unless the rewards hold exactly one learned reward, which is trained."""
     learned = [reward for reward in rewards if reward.function in LEARNED]
     if len(learned) != 1:
         yield (

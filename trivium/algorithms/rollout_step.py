@@ -1,37 +1,90 @@
-"""Which prompts a step of PPO or GRPO answers, how often, and when: at once or a step ahead."""
+"""The prompts of each step of PPO or GRPO, and their responses: sampled now or a step ahead."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.ppo_config import PPOConfig
-from trivium.rollout.rollouts import Rollouts, roll_out
+from trivium.maths.advantages import equal_groups
+from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
+from trivium.rollout.sampling import Sampling
 from trivium.training.experience import epoch_batch
 from trivium.training.setup import OnPolicyComponents
 
-OnPolicy = PPOConfig | GRPOConfig
 
+@dataclass(frozen=True)
+class RolloutBatches:
+    """Rollout batches by number (from 0).
 
-def roll_out_batch(config: OnPolicy, parts: OnPolicyComponents, number: int) -> Rollouts:
-    """Responses to batch ``number`` of the prompts (from 0), with their rewards."""
-    return roll_out(parts.engine, parts.rewards, **_request(config, parts, number))
+    Attributes:
+        components: engine, rewards and prompts.
+        prompts_per_step: prompts of a batch.
+        responses_per_prompt: responses to each of them.
+        sampling: how responses are sampled.
+        seed: the run's seed.
+        first_step: the step that batch 0 belongs to, which keys its random numbers.
+    """
 
+    components: OnPolicyComponents
+    prompts_per_step: int
+    responses_per_prompt: int
+    sampling: Sampling
+    seed: int
+    first_step: int
 
-def sample_ahead(config: OnPolicy, parts: OnPolicyComponents, number: int) -> None:
-    """Begin to sample the responses of a later ``roll_out_batch`` from the policy as it is."""
-    assert parts.ahead is not None, "an asynchronous run's parts sample ahead"
-    parts.ahead.begin(**_request(config, parts, number))
+    @classmethod
+    def of(cls, config: PPOConfig | GRPOConfig, components: OnPolicyComponents) -> RolloutBatches:
+        return cls(
+            components,
+            config.prompts_per_step,
+            config.responses_per_prompt,
+            config.sampling,
+            config.run.seed,
+            # PPO keys random numbers by its steps, which are numbered from 1.
+            first_step=1 if isinstance(config, PPOConfig) else 0,
+        )
 
+    def roll_out(self, number: int) -> Rollouts:
+        """Return the responses to a batch of prompts, with their rewards."""
+        return roll_out(self.components.engine, self.components.rewards, **self._request(number))
 
-def _request(config: OnPolicy, parts: OnPolicyComponents, number: int) -> dict[str, Any]:
-    seed = config.run.seed
-    index = epoch_batch(len(parts.prompts), config.prompts_per_step, number, seed=seed)
-    return {
-        "prompts": [parts.prompts[i] for i in index],
-        "samples": config.responses_per_prompt,
-        "sampling": config.sampling,
-        "seed": seed,
-        # PPO's random numbers are those of its steps, which are numbered from 1.
-        "step": number + 1 if isinstance(config, PPOConfig) else number,
-    }
+    def of_step(self, step: int, extra_batches: int) -> Rollouts:
+        """Return GRPO's rollout batch of step number ``step`` (from 1).
+
+        With dynamic sampling (``extra_batches > 0``; DAPO, Yu et al. 2025), groups of equal rewards
+        are replaced by groups of further prompts, as far as the extra batches yield them.
+        """
+        per_step = 1 + extra_batches
+        useful_parts, missing = [], self.prompts_per_step
+        for number in range((step - 1) * per_step, step * per_step):
+            batch = self.roll_out(number)
+            if extra_batches == 0:
+                return batch
+            useful = torch.nonzero(~equal_groups(batch.totals_N, batch.sizes_G))[:, 0].tolist()
+            useful_parts.append(chosen_groups(batch, useful[:missing]))
+            missing -= len(useful_parts[-1].prompts)
+            if missing == 0:
+                break
+        kept = [part for part in useful_parts if part.prompts]
+        return joined(kept) if kept else batch
+
+    def sample_ahead(self, number: int) -> None:
+        """Start sampling the responses of a later ``roll_out`` from the policy as it is now."""
+        engine = self.components.async_engine
+        assert engine is not None, "an asynchronous run has an engine that samples ahead"
+        engine.begin(**self._request(number))
+
+    def _request(self, number: int) -> dict[str, Any]:
+        prompts = self.components.prompts
+        index = epoch_batch(len(prompts), self.prompts_per_step, number, seed=self.seed)
+        return {
+            "prompts": [prompts[i] for i in index],
+            "samples": self.responses_per_prompt,
+            "sampling": self.sampling,
+            "seed": self.seed,
+            "step": number + self.first_step,
+        }

@@ -1,4 +1,4 @@
-"""What a supervised fine-tuning run depends on; the loop is ``sft``."""
+"""Configuration of a supervised fine-tuning run; the loop is ``sft``."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from pydantic import Field
 from trivium.config.base import Configuration, Conflict
 from trivium.data.demonstrations import DemonstrationsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
-from trivium.maths.options import Aggregation
 from trivium.models.model_config import ModelConfig
 from trivium.runs.store import RunConfig
 from trivium.training.optimizer_config import OptimizerConfig
+from trivium.training.options import AggregationName
 
 
 class SFTConfig(Configuration):
@@ -23,28 +23,28 @@ class SFTConfig(Configuration):
     data: DemonstrationsConfig
     """Demonstrations."""
     run: RunConfig = RunConfig()
-    """Where the run is written, and its seed."""
+    """The run's directory, seed, checkpoints and budget."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5, schedule="cosine")
     """The optimizer."""
     validation: DemonstrationsConfig | None = None
-    """Held-out demonstrations, for their loss."""
+    """Held-out demonstrations, whose loss is measured."""
     evaluation: EvaluationConfig | None = None
     """Held-out evaluation on generated responses; needs evaluation.rewards."""
     measure_kl: bool = False
-    """Let the evaluation measure the KL to the model as it started; keeps a frozen copy of it."""
+    """Measure the KL to the initial model in evaluations; keeps a frozen copy of that model."""
 
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data."""
     steps: int | None = Field(default=None, ge=1)
-    """Optimizer steps; given instead of epochs."""
+    """Optimizer steps; an alternative to epochs."""
     examples_per_step: int = Field(default=32, ge=1)
     """Demonstrations per optimizer step."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Memory bound: tokens per forward and backward pass. Does not change the gradient."""
-    aggregation: Aggregation = "token_mean"
-    """How tokens are averaged."""
+    aggregation: AggregationName = "token_mean"
+    """How tokens are averaged: per response, over all tokens, or by fixed length."""
     sort_by_length: bool = False
-    """A curriculum: take the demonstrations from short to long responses in the first pass."""
+    """Curriculum: take demonstrations from short to long responses in the first epoch."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.aggregation == "fixed_length" and self.data.max_response_tokens is None:
@@ -52,7 +52,7 @@ class SFTConfig(Configuration):
         if self.evaluation is not None and not self.evaluation.rewards:
             yield (
                 "evaluation.rewards",
-                "it is empty, and supervised data has no reward of its own: say what quality is",
+                "it is empty, and demonstrations carry no reward: name what measures quality",
             )
         if self.measure_kl and self.evaluation is None:
             yield "measure_kl", "it needs held-out prompts: give evaluation, or leave it out"

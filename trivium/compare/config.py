@@ -15,10 +15,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, PrivateAttr
 
 from trivium.config.base import Configuration, Conflict
+from trivium.config.functions import anchored
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.models.model_config import ModelConfig
-from trivium.rewards.functions import anchored
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.budget import CURRENCIES

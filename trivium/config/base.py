@@ -23,6 +23,7 @@ from pydantic_core import (
     to_jsonable_python,
 )
 
+from trivium.config.option import Option
 from trivium.config.renamed import RENAMED_KEYS
 from trivium.config.yaml_source import Keys, YamlSource, dotted, dump_yaml, parse_scalar, shown
 from trivium.errors import ConfigurationError, one_line
@@ -63,8 +64,11 @@ class Configuration(BaseModel):
 
     def inputs(self) -> Iterator[Path]:
         """The files and directories that this section, and those within it, read."""
-        for name in type(self).model_fields:
+        for name, field in type(self).model_fields.items():
             value = getattr(self, name)
+            for option in field.metadata:
+                if isinstance(option, Option):
+                    yield from option.inputs(value)
             for item in value if isinstance(value, list | tuple) else (value,):
                 if isinstance(item, Configuration):
                     yield from item.inputs()

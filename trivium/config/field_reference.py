@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from trivium.config.base import Configuration, all_fields, sections_in, sentence
+from trivium.config.option import Option
 from trivium.config.yaml_source import shown
 
 _NAMES = {
@@ -42,7 +43,8 @@ def describe(cls: type[Configuration]) -> str:
 
 
 def _described(name: str, field: FieldInfo, default: Any) -> str:
-    kind = _type_name(field.annotation)
+    options = [item.describe() for item in field.metadata if isinstance(item, Option)]
+    kind = options[0] if options else _type_name(field.annotation)
     null = " or null" if kind.endswith(" or null") else ""
     text = f"{name}: {kind.removesuffix(null)}{_bounds(field.metadata)}{null}"
     if field.is_required():

@@ -7,6 +7,7 @@ what it means.
 from __future__ import annotations
 
 RENAMED_KEYS = {
+    "baseline": "advantage",
     "bootstrap_cut_off": "bootstrap_truncated",
     "centre": "center",
     "cut_off": "truncated",

@@ -13,15 +13,20 @@ if TYPE_CHECKING:
         equal_groups,
         gae,
         group_advantages,
+        leave_one_out_advantages,
         return_targets,
         step_advantages,
         whiten,
     )
-    from trivium.maths.aggregation import token_weights, weighted_sum
-    from trivium.maths.kl import KL_ESTIMATORS, adapted_coefficient, k1, k2, k3, kl_shaped_rewards
+    from trivium.maths.aggregation import (
+        fixed_length,
+        sequence_mean,
+        token_mean,
+        token_weights,
+        weighted_sum,
+    )
+    from trivium.maths.kl import adapted_coefficient, k1, k2, k3, kl_shaped_rewards
     from trivium.maths.objectives import (
-        PREFERENCE_LOSSES,
-        SURROGATES,
         bradley_terry_loss,
         cispo_surrogate,
         clipped_surrogate,
@@ -37,6 +42,13 @@ if TYPE_CHECKING:
         truncated_importance,
         value_loss,
     )
+    from trivium.maths.options import (
+        ADVANTAGES,
+        AGGREGATIONS,
+        KL_ESTIMATORS,
+        PREFERENCE_LOSSES,
+        SURROGATES,
+    )
     from trivium.maths.ragged import (
         repeat_per_segment,
         segment_ids,
@@ -47,15 +59,19 @@ if TYPE_CHECKING:
     )
 
 _MODULES = {
-    "advantages": "equal_groups gae group_advantages return_targets step_advantages whiten",
-    "aggregation": "token_weights weighted_sum",
-    "kl": "KL_ESTIMATORS adapted_coefficient k1 k2 k3 kl_shaped_rewards",
+    "advantages": (
+        "equal_groups gae group_advantages leave_one_out_advantages return_targets "
+        "step_advantages whiten"
+    ),
+    "aggregation": "fixed_length sequence_mean token_mean token_weights weighted_sum",
+    "kl": "adapted_coefficient k1 k2 k3 kl_shaped_rewards",
     "objectives": (
-        "PREFERENCE_LOSSES SURROGATES bradley_terry_loss clipped_surrogate "
+        "bradley_terry_loss clipped_surrogate "
         "cispo_surrogate dpo_loss hinge_loss importance_ratio ipo_loss "
         "preference_gradient_weight robust_loss gspo_surrogate step_loss token_nll "
         "truncated_importance value_loss"
     ),
+    "options": "ADVANTAGES AGGREGATIONS KL_ESTIMATORS PREFERENCE_LOSSES SURROGATES",
     "ragged": "segment_ids segment_mean segment_starts segment_sum repeat_per_segment suffix_sum",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
@@ -74,6 +90,8 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "ADVANTAGES",
+    "AGGREGATIONS",
     "KL_ESTIMATORS",
     "PREFERENCE_LOSSES",
     "SURROGATES",
@@ -83,6 +101,7 @@ __all__ = [
     "clipped_surrogate",
     "dpo_loss",
     "equal_groups",
+    "fixed_length",
     "gae",
     "group_advantages",
     "gspo_surrogate",
@@ -93,6 +112,7 @@ __all__ = [
     "k2",
     "k3",
     "kl_shaped_rewards",
+    "leave_one_out_advantages",
     "preference_gradient_weight",
     "repeat_per_segment",
     "return_targets",
@@ -101,9 +121,11 @@ __all__ = [
     "segment_mean",
     "segment_starts",
     "segment_sum",
+    "sequence_mean",
     "step_advantages",
     "step_loss",
     "suffix_sum",
+    "token_mean",
     "token_nll",
     "token_weights",
     "truncated_importance",

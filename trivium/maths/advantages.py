@@ -1,16 +1,18 @@
 """Advantages: how much better a token was than expected.
 
-PPO reads them from a critic through GAE; GRPO from the rewards of one prompt's group of responses,
-for whole responses (outcome) or reasoning steps (process). Nothing here carries gradient: callers
-detach the results and keep them fixed while a rollout batch is reused.
+PPO computes them from a critic by GAE. GRPO computes them from the rewards of one prompt's group of
+responses, for whole responses (outcome) or for reasoning steps (process). No gradient flows here:
+callers detach the results and keep them fixed while a rollout batch is reused.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
-from trivium.maths.options import Baseline, Scale
+from trivium.maths.options import Scale
 from trivium.maths.ragged import (
     repeat_per_segment,
     require_lengths,
@@ -21,6 +23,9 @@ from trivium.maths.ragged import (
     segment_sum,
     suffix_sum,
 )
+
+AdvantageEstimator = Callable[..., Tensor]
+"""Outcome advantages, ``[N]``, with the arguments of ``group_advantages``."""
 
 
 def gae(
@@ -34,9 +39,9 @@ def gae(
 ) -> Tensor:
     """Generalized advantage estimates, ``[T]`` (Schulman et al. 2016, eq. 16).
 
-    ``δ_t = r_t + γ V(s_{t+1}) − V(s_t)`` and ``Â_t = Σ_k (γλ)^k δ_{t+k}``, where ``values_T[t]`` is
+    ``δ_t = r_t + γ V(s_{t+1}) − V(s_t)`` and ``Â_t = Σ_k (γλ)^k δ_{t+k}``. ``values_T[t]`` is
     V(s_t), read at the position that predicts token t. After a response's last token V is
-    ``bootstrap_N`` (0 by default: the response ended and its score is final).
+    ``bootstrap_N``; the default 0 means that the response ended and its score is final.
     """
     if not (0 <= gamma <= 1 and 0 <= gae_lambda <= 1):
         raise ValueError(f"gamma and gae_lambda must be in [0, 1], got {gamma} and {gae_lambda}")
@@ -46,9 +51,9 @@ def gae(
         bootstrap_N = values_T.new_zeros(len(lengths_N))
     require_same_shape(bootstrap_N=bootstrap_N, lengths_N=lengths_N)
     next_values_T = torch.cat([values_T[1:], values_T.new_zeros(min(1, len(values_T)))])
-    held_N = lengths_N > 0
-    last_N = (segment_starts(lengths_N) + lengths_N - 1)[held_N]
-    next_values_T = next_values_T.index_copy(0, last_N, bootstrap_N[held_N].to(values_T.dtype))
+    nonempty_N = lengths_N > 0
+    last_N = (segment_starts(lengths_N) + lengths_N - 1)[nonempty_N]
+    next_values_T = next_values_T.index_copy(0, last_N, bootstrap_N[nonempty_N].to(values_T.dtype))
     delta_T = rewards_T + gamma * next_values_T - values_T
     return suffix_sum(delta_T, lengths_N, gamma * gae_lambda)
 
@@ -59,46 +64,39 @@ def return_targets(values_T: Tensor, advantages_T: Tensor) -> Tensor:
     return values_T + advantages_T
 
 
-def group_advantages(
-    rewards_N: Tensor,
-    sizes_G: Tensor,
-    *,
-    baseline: Baseline = "group_mean",
-    scale: Scale = "sample_std",
-) -> Tensor:
-    """One advantage per response from its group's rewards, ``[N]``.
+def group_advantages(rewards_N: Tensor, sizes_G: Tensor, *, scale: Scale = "sample_std") -> Tensor:
+    """``Â_i = (r_i − mean(r)) / std(r)`` within each group, ``[N]`` (Shao et al. 2024, sec. 4.1.2).
 
-    ``Â_i = (r_i − mean(r)) / std(r)`` (Shao et al. 2024, section 4.1.2). ``baseline``:
-    ``leave_one_out`` compares with the mean of the *other* responses (RLOO, Ahmadian et al. 2024).
-    ``scale``: sample (n − 1) or population (n) standard deviation of the group, that of the whole
-    batch's centered rewards (REINFORCE++-baseline, Hu et al. 2025), or none (Dr. GRPO).
+    ``scale`` chooses the deviation: sample (n − 1) or population (n) standard deviation of the
+    group, that of the whole batch's centered rewards (REINFORCE++-baseline, Hu et al. 2025), or
+    none (Dr. GRPO). A group whose rewards are all equal has advantage exactly 0.
 
-    A group whose rewards are all equal has advantage exactly 0. A group of one is an error.
+    Raises:
+        ValueError: a group has one response.
     """
-    if baseline not in ("group_mean", "leave_one_out"):
-        raise ValueError(f"unknown baseline {baseline!r}: group_mean or leave_one_out")
-    require_lengths(sizes_G, len(rewards_N))
-    if len(sizes_G) and int(sizes_G.min()) < 2:
-        raise ValueError(
-            "a group of one response has nothing to be compared with: "
-            f"sample at least 2 responses per prompt, got {int(sizes_G.min())}"
-        )
-    sizes_N = repeat_per_segment(sizes_G, sizes_G).to(rewards_N.dtype)
-    centered_N = rewards_N - repeat_per_segment(segment_mean(rewards_N, sizes_G), sizes_G)
-    centered_N = torch.where(
-        repeat_per_segment(equal_groups(rewards_N, sizes_G), sizes_G), 0.0, centered_N
-    )
+    centered_N = _centered(rewards_N, sizes_G)
+    return _scaled(centered_N, _deviation(centered_N, sizes_G, scale))
+
+
+def leave_one_out_advantages(
+    rewards_N: Tensor, sizes_G: Tensor, *, scale: Scale = "none"
+) -> Tensor:
+    """Like ``group_advantages``, with the mean of the *other* responses as baseline, ``[N]``.
+
+    ``r_i − mean_{j≠i}(r_j) = (r_i − mean(r)) · n/(n − 1)`` (RLOO, Ahmadian et al. 2024).
+    """
+    centered_N = _centered(rewards_N, sizes_G)
     std_N = _deviation(centered_N, sizes_G, scale)
-    if baseline == "leave_one_out":
-        centered_N = centered_N * sizes_N / (sizes_N - 1)
-    return torch.where(centered_N == 0, 0.0, centered_N / std_N)
+    sizes_N = repeat_per_segment(sizes_G, sizes_G).to(rewards_N.dtype)
+    return _scaled(centered_N * sizes_N / (sizes_N - 1), std_N)
 
 
 def equal_groups(rewards_N: Tensor, sizes_G: Tensor) -> Tensor:
-    """Which groups' rewards are all equal, ``[G]`` bool: they carry no signal.
+    """Return which groups have all rewards equal, ``[G]`` bool: they carry no signal.
 
-    Equal to within rounding (8 units in the last place): 0.1 + 0.2 equals 0.3, or dividing by the
-    standard deviation would turn that difference into advantages of ±1. A NaN equals nothing.
+    Equal means within rounding (8 units in the last place): 0.1 + 0.2 equals 0.3. Otherwise the
+    division by the standard deviation would turn that difference into advantages of ±1. A NaN
+    equals nothing.
     """
     require_lengths(sizes_G, len(rewards_N))
     x_N = rewards_N if rewards_N.is_floating_point() else rewards_N.to(torch.float64)
@@ -106,8 +104,8 @@ def equal_groups(rewards_N: Tensor, sizes_G: Tensor) -> Tensor:
     largest_G = x_N.new_full((len(sizes_G),), -torch.inf).scatter_reduce(0, group_N, x_N, "amax")
     smallest_G = x_N.new_full((len(sizes_G),), torch.inf).scatter_reduce(0, group_N, x_N, "amin")
     rounding_G = 8 * torch.finfo(x_N.dtype).eps * torch.maximum(largest_G, -smallest_G)
-    alike_G = (largest_G == smallest_G) | (largest_G - smallest_G < rounding_G)
-    return alike_G | (sizes_G == 0)
+    equal_G = (largest_G == smallest_G) | (largest_G - smallest_G < rounding_G)
+    return equal_G | (sizes_G == 0)
 
 
 def step_advantages(
@@ -122,10 +120,17 @@ def step_advantages(
     """Process supervision: one advantage per token from its group's step rewards, ``[T]``.
 
     The step rewards of all responses of a group form one pool,
-    ``r̃_{i,j} = (r_{i,j} − mean(pool)) / std(pool)``; a token of step j gets ``Σ_{k ≥ j} r̃_{i,k}``
-    (Shao et al. 2024, section 4.1.3). ``ends_S`` is the index *inside its response* of each step's
-    last token, increasing within a response; ``steps_N`` counts each response's steps. Tokens
-    behind the last step get 0. A pool of fewer than two steps carries no signal: advantage 0.
+    ``r̃_{i,j} = (r_{i,j} − mean(pool)) / std(pool)``, and a token of step j gets
+    ``Σ_{k ≥ j} r̃_{i,k}`` (Shao et al. 2024, sec. 4.1.3).
+
+    Args:
+        rewards_S: the step rewards of all responses, flat.
+        ends_S: index *inside its response* of each step's last token, increasing in a response.
+        steps_N: the number of steps of each response.
+        lengths_N, sizes_G: tokens of each response, responses of each group.
+        scale: see ``group_advantages``.
+
+    Tokens after the last step get 0. A pool of fewer than two steps carries no signal: advantage 0.
     """
     require_same_shape(rewards_S=rewards_S, ends_S=ends_S)
     require_lengths(steps_N, len(rewards_S))
@@ -136,19 +141,19 @@ def step_advantages(
         raise ValueError("a step ends outside its response")
     pool_G = segment_sum(steps_N, sizes_G)
     centered_S = rewards_S - repeat_per_segment(segment_mean(rewards_S, pool_G), pool_G)
-    same_S = repeat_per_segment(equal_groups(rewards_S, pool_G), pool_G)
-    centered_S = torch.where(same_S, 0.0, centered_S)
-    normalized_S = torch.where(same_S, 0.0, centered_S / _deviation(centered_S, pool_G, scale))
+    equal_S = repeat_per_segment(equal_groups(rewards_S, pool_G), pool_G)
+    centered_S = torch.where(equal_S, 0.0, centered_S)
+    normalized_S = torch.where(equal_S, 0.0, centered_S / _deviation(centered_S, pool_G, scale))
     token_S = repeat_per_segment(segment_starts(lengths_N), steps_N) + ends_S
-    placed_T = normalized_S.new_zeros(int(lengths_N.sum())).index_add(0, token_S, normalized_S)
-    return suffix_sum(placed_T, lengths_N)
+    at_ends_T = normalized_S.new_zeros(int(lengths_N.sum())).index_add(0, token_S, normalized_S)
+    return suffix_sum(at_ends_T, lengths_N)
 
 
 def whiten(x_T: Tensor, selected_T: Tensor | None = None, *, epsilon: float = 1e-8) -> Tensor:
     """Shift and scale to mean 0 and (population) variance 1 over the selected tokens.
 
-    The statistics are of the whole rollout batch, never of a micro-batch. Tokens outside the
-    selection become 0. Fewer than two selected tokens are returned centered only.
+    The statistics are those of the whole rollout batch, never of a micro-batch. Tokens outside the
+    selection become 0. With fewer than two selected tokens the result is centered only.
     """
     require_same_shape(x_T=x_T, selected_T=selected_T)
     kept_T = torch.ones_like(x_T, dtype=torch.bool) if selected_T is None else selected_T.bool()
@@ -160,8 +165,25 @@ def whiten(x_T: Tensor, selected_T: Tensor | None = None, *, epsilon: float = 1e
     return centered_T / (centered_T.square().sum() / count + epsilon).sqrt()
 
 
+def _centered(rewards_N: Tensor, sizes_G: Tensor) -> Tensor:
+    """``r_i − mean(r)`` within each group; exactly 0 if the group's rewards are equal, ``[N]``."""
+    require_lengths(sizes_G, len(rewards_N))
+    if len(sizes_G) and int(sizes_G.min()) < 2:
+        raise ValueError(
+            "a group of one response has nothing to be compared with: "
+            f"sample at least 2 responses per prompt, got {int(sizes_G.min())}"
+        )
+    centered_N = rewards_N - repeat_per_segment(segment_mean(rewards_N, sizes_G), sizes_G)
+    equal_N = repeat_per_segment(equal_groups(rewards_N, sizes_G), sizes_G)
+    return torch.where(equal_N, 0.0, centered_N)
+
+
+def _scaled(centered_N: Tensor, std_N: Tensor) -> Tensor:
+    return torch.where(centered_N == 0, 0.0, centered_N / std_N)
+
+
 def _deviation(centered_N: Tensor, sizes_G: Tensor, scale: Scale) -> Tensor:
-    """The standard deviation that divides each centered reward, ``[N]``."""
+    """Return the standard deviation that divides each centered reward, ``[N]``."""
     if scale == "none":
         return torch.ones_like(centered_N)
     if scale == "batch_std":
@@ -171,6 +193,5 @@ def _deviation(centered_N: Tensor, sizes_G: Tensor, scale: Scale) -> Tensor:
         raise ValueError(f"unknown scale {scale!r}: sample_std, population_std, batch_std or none")
     correction = 1 if scale == "sample_std" else 0
     degrees_G = (sizes_G - correction).clamp(min=1).to(centered_N.dtype)
-    return repeat_per_segment(
-        (segment_sum(centered_N.square(), sizes_G) / degrees_G).sqrt(), sizes_G
-    )
+    variance_G = segment_sum(centered_N.square(), sizes_G) / degrees_G
+    return repeat_per_segment(variance_G.sqrt(), sizes_G)

@@ -1,7 +1,7 @@
 """KL divergence: estimators from samples, the KL-shaped reward, and the adaptive coefficient.
 
-Throughout, ``l = log π(o_t) − log π_ref(o_t)`` for a token sampled from π.
-Schulman 2020, "Approximating KL divergence", names the estimators k1, k2, k3.
+Throughout, ``l = log π(o_t) − log π_ref(o_t)`` for a token sampled from π. The names k1, k2 and k3
+are those of Schulman 2020, "Approximating KL divergence".
 """
 
 from __future__ import annotations
@@ -15,31 +15,36 @@ from trivium.maths.ragged import require_lengths, require_same_shape, segment_st
 
 
 def k1(logprobs_T: Tensor, ref_logprobs_T: Tensor) -> Tensor:
-    """``l``: unbiased for KL(π‖π_ref), may be negative. Gradient flows through both inputs."""
+    """``l``, ``[T]``: unbiased for KL(π‖π_ref), may be negative.
+
+    Gradient flows through both inputs.
+    """
     require_same_shape(logprobs_T=logprobs_T, ref_logprobs_T=ref_logprobs_T)
     return logprobs_T - ref_logprobs_T
 
 
 def k2(logprobs_T: Tensor, ref_logprobs_T: Tensor) -> Tensor:
-    """``l²/2``: biased, low variance; on samples of π its gradient is that of KL(π‖π_ref).
+    """``l²/2``, ``[T]``: biased, low variance.
 
-    That is the KL of one token's distribution, with its prefix held fixed: see ``docs/kl.md``.
+    On samples of π its gradient is that of KL(π‖π_ref) of one token's distribution, with the prefix
+    held fixed: see ``docs/kl.md``.
     """
     return k1(logprobs_T, ref_logprobs_T).square() / 2
 
 
 def k3(logprobs_T: Tensor, ref_logprobs_T: Tensor) -> Tensor:
-    """``exp(−l) − 1 + l``: unbiased for KL(π‖π_ref) and ≥ 0 (GRPO, Shao et al. 2024, eq. 4).
+    """``exp(−l) − 1 + l``, ``[T]``: unbiased for KL(π‖π_ref) and ≥ 0 (Shao et al. 2024, eq. 4).
 
-    Its *value* estimates KL(π‖π_ref). Its *gradient*, with samples held fixed as in a loss, is
-    ``(1 − exp(−l)) ∇log π``, whose expectation under π is ∇KL(π_ref‖π); multiplied by the ratio ρ
-    it is ∇KL(π‖π_ref). Both with the prefix held fixed: see ``docs/kl.md``.
+    The *value* estimates KL(π‖π_ref). The *gradient*, with samples held fixed as in a loss, is
+    ``(1 − exp(−l)) ∇log π``. Its expectation under π is ∇KL(π_ref‖π); multiplied by the ratio ρ it
+    is ∇KL(π‖π_ref). Both hold the prefix fixed: see ``docs/kl.md``.
     """
     log_ratio_T = k1(logprobs_T, ref_logprobs_T)
     return torch.expm1(-log_ratio_T) + log_ratio_T
 
 
-KL_ESTIMATORS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": k1, "k2": k2, "k3": k3}
+KLEstimator = Callable[[Tensor, Tensor], Tensor]
+"""Estimate the KL per token, ``[T]``, from log-probs of the policy and of the reference."""
 
 
 def kl_shaped_rewards(
@@ -51,8 +56,11 @@ def kl_shaped_rewards(
 ) -> Tensor:
     """``r_t = 1[t = T]·score − β·kl_t (+ reward of token t)``, ``[T]`` (Ouyang et al. 2022, eq. 2).
 
-    ``scores_N`` falls on each response's last token; an empty response is an error because its
-    score would fall nowhere. ``kl_T`` is an estimate between π_old and the reference, usually k1.
+    ``scores_N`` is added at each response's last token. ``kl_T`` is an estimate between π_old and
+    the reference, usually k1.
+
+    Raises:
+        ValueError: a response is empty, so that its score would fall on no token.
     """
     require_lengths(lengths_N, len(kl_T))
     require_same_shape(kl_T=kl_T, token_rewards_T=token_rewards_T)
@@ -65,11 +73,11 @@ def kl_shaped_rewards(
 
 
 def adapted_coefficient(beta: float, kl: float, target: float, samples: int, horizon: int) -> float:
-    """The next β of the proportional controller of Ziegler et al. 2019, section 2.2.
+    """Return the next β of the proportional controller of Ziegler et al. 2019, section 2.2.
 
-    ``e = clip(kl/target − 1, −0.2, 0.2)``; ``β ← β·(1 + e·samples/horizon)``, where ``kl`` is the
-    mean KL per response (nats) of the last batch and ``samples`` its number of responses
-    (``samples/horizon`` is the paper's K_β).
+    ``e = clip(kl/target − 1, −0.2, 0.2)`` and ``β ← β·(1 + e·samples/horizon)``. ``kl`` is the mean
+    KL per response (nats) of the last batch, ``samples`` its number of responses;
+    ``samples/horizon`` is the paper's K_β.
     """
     if target <= 0 or horizon <= 0:
         raise ValueError(f"target and horizon must be positive, got {target} and {horizon}")

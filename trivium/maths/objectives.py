@@ -1,8 +1,8 @@
-"""The losses, each as its paper writes it: per token or per pair, unreduced.
+"""Losses as their papers write them: one value per token or per pair, not reduced.
 
-The caller multiplies by the weights of ``maths.aggregation`` and sums. In every policy loss gradient
-flows through ``logprobs_T`` alone; advantages, old log-probs and return targets are constants of
-the rollout batch.
+The caller multiplies by the weights of ``maths.aggregation`` and sums. In every policy loss,
+gradient flows through ``logprobs_T`` alone; advantages, old log-probs and return targets are
+constants of the rollout batch.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ def gspo_surrogate(
     clip_low: float,
     clip_high: float,
 ) -> Tensor:
-    """GSPO: the clipped surrogate of the sequence ratio ``s_i = (π_θ(o_i)/π_old(o_i))^{1/|o_i|}``.
+    """GSPO: the clipped surrogate of ``s_i = (π_θ(o_i)/π_old(o_i))^{1/|o_i|}``, ``[T]``.
 
-    Written per token as ``s_i · π_θ(o_t)/sg[π_θ(o_t)]`` (Zheng et al. 2025, eq. 14), whose value is
-    s_i and whose weighted sum under ``sequence_mean`` has the gradient of s_i, ``[T]``.
+    The sequence ratio is written per token as ``s_i · π_θ(o_t)/sg[π_θ(o_t)]`` (Zheng et al. 2025,
+    eq. 14). Its value is s_i, and its sum weighted by ``sequence_mean`` has the gradient of s_i.
     """
     require_same_shape(
         logprobs_T=logprobs_T, old_logprobs_T=old_logprobs_T, advantages_T=advantages_T
@@ -78,7 +78,7 @@ def cispo_surrogate(
 ) -> Tensor:
     """CISPO: ``−sg[clip(ρ, 1−ε_low, 1+ε_high)] Â log π_θ``, ``[T]`` (MiniMax 2025, eq. 4).
 
-    The clipped ratio only weighs the token, so no token loses its gradient.
+    The clipped ratio is only a weight, so no token loses its gradient.
     """
     require_same_shape(logprobs_T=logprobs_T, advantages_T=advantages_T)
     _require_clip(clip_low, clip_high)
@@ -86,19 +86,19 @@ def cispo_surrogate(
     return -ratio_T.clamp(1 - clip_low, 1 + clip_high) * advantages_T * logprobs_T
 
 
-SURROGATES: dict[str, Callable[..., Tensor]] = {
-    "clipped": clipped_surrogate,
-    "gspo": gspo_surrogate,
-    "cispo": cispo_surrogate,
-}
+Surrogate = Callable[..., Tensor]
+"""A policy loss per token, with the arguments of ``clipped_surrogate``."""
 
 
-def truncated_importance(logprobs_T: Tensor, sampler_logprobs_T: Tensor, *, limit: float) -> Tensor:
-    """``min(π_trainer/π_sampler, C)``, detached, ``[T]``: corrects for a sampler whose log-probs
-    differ from the trainer's by numerics or staleness (Yao et al. 2025)."""
-    if limit <= 0:
-        raise ValueError(f"the limit of the importance weight must be positive, got {limit}")
-    return importance_ratio(logprobs_T, sampler_logprobs_T).detach().clamp(max=limit)
+def truncated_importance(logprobs_T: Tensor, sampler_logprobs_T: Tensor, *, cap: float) -> Tensor:
+    """``min(π_trainer/π_sampler, C)``, detached, ``[T]`` (Yao et al. 2025).
+
+    The weight corrects for a sampler whose log-probs differ from the trainer's by numerics or
+    staleness.
+    """
+    if cap <= 0:
+        raise ValueError(f"the cap of the importance weight must be positive, got {cap}")
+    return importance_ratio(logprobs_T, sampler_logprobs_T).detach().clamp(max=cap)
 
 
 def value_loss(
@@ -110,7 +110,7 @@ def value_loss(
 ) -> Tensor:
     """``(V − Target)²``, ``[T]``; gradient flows through ``values_T`` alone.
 
-    With ``clip = ε``: ``max((V − Target)², (V_old + clip(V − V_old, ±ε) − Target)²)``, the
+    With ``clip = ε`` it is ``max((V − Target)², (V_old + clip(V − V_old, ±ε) − Target)²)``, the
     pessimistic clipping of the PPO reference implementation.
     """
     require_same_shape(values_T=values_T, targets_T=targets_T, old_values_T=old_values_T)
@@ -119,8 +119,8 @@ def value_loss(
         return error_T
     if clip <= 0 or old_values_T is None:
         raise ValueError(f"value clipping needs old_values_T and a clip > 0, got {clip}")
-    near_T = old_values_T + (values_T - old_values_T).clamp(-clip, clip)
-    return torch.maximum(error_T, (near_T - targets_T).square())
+    clipped_T = old_values_T + (values_T - old_values_T).clamp(-clip, clip)
+    return torch.maximum(error_T, (clipped_T - targets_T).square())
 
 
 def token_nll(logprobs_T: Tensor) -> Tensor:
@@ -138,8 +138,10 @@ def bradley_terry_loss(
 
 
 def step_loss(scores_S: Tensor, labels_S: Tensor) -> Tensor:
-    """Binary cross-entropy of a step's logit with its label in [0, 1], ``[S]``
-    (process reward model, Lightman et al. 2024)."""
+    """Binary cross-entropy of a step's logit with its label in [0, 1], ``[S]``.
+
+    It trains process reward models (Lightman et al. 2024).
+    """
     require_same_shape(scores_S=scores_S, labels_S=labels_S)
     return F.binary_cross_entropy_with_logits(scores_S, labels_S, reduction="none")
 
@@ -150,9 +152,10 @@ def dpo_loss(
     """``−log σ(β h − γ)``, ``[P]`` (Rafailov et al. 2023, eq. 7).
 
     ``margins_P`` is ``h = log π(y_w)/π_ref(y_w) − log π(y_l)/π_ref(y_l)``, before β. With
-    ``label_smoothing = ε`` (cDPO, Mitchell 2023) the labels are taken to be flipped with
-    probability ε: ``−(1−ε) log σ(βh) − ε log σ(−βh)``. ``target_margin`` γ is SimPO's (Meng et al.
-    2024, eq. 6), there with h the difference of length-normalized log-probs without a reference.
+    ``label_smoothing = ε`` labels are assumed to be flipped with probability ε:
+    ``−(1−ε) log σ(βh) − ε log σ(−βh)`` (cDPO, Mitchell 2023). ``target_margin`` is γ of SimPO (Meng
+    et al. 2024, eq. 6), where h is the difference of length-normalized log-probs without a
+    reference.
     """
     _require_beta(beta)
     if not 0 <= label_smoothing < 0.5:
@@ -182,8 +185,10 @@ def hinge_loss(
 def robust_loss(
     margins_P: Tensor, *, beta: float, label_smoothing: float = 0.0, target_margin: float = 0.0
 ) -> Tensor:
-    """``(−(1−ε) log σ(βh) + ε log σ(−βh)) / (1 − 2ε)``, ``[P]``: unbiased for the DPO loss when a
-    share ε of the labels is flipped (rDPO, Chowdhury et al. 2024)."""
+    """``(−(1−ε) log σ(βh) + ε log σ(−βh)) / (1 − 2ε)``, ``[P]`` (rDPO, Chowdhury et al. 2024).
+
+    Unbiased for the DPO loss if a share ε of the labels is flipped.
+    """
     _require_beta(beta)
     _require_unused("robust", 0.0, target_margin)
     if not 0 < label_smoothing < 0.5:
@@ -193,17 +198,15 @@ def robust_loss(
     return (label_smoothing * F.logsigmoid(-logit_P) - kept_P) / (1 - 2 * label_smoothing)
 
 
-PREFERENCE_LOSSES: dict[str, Callable[..., Tensor]] = {
-    "sigmoid": dpo_loss,
-    "ipo": ipo_loss,
-    "hinge": hinge_loss,
-    "robust": robust_loss,
-}
+PreferenceLoss = Callable[..., Tensor]
+"""A loss per pair, with the arguments of ``dpo_loss``."""
 
 
 def preference_gradient_weight(margins_P: Tensor, *, beta: float) -> Tensor:
-    """``σ(r̂_l − r̂_w) = σ(−β h)``, ``[P]``: how strongly DPO corrects a pair, in the
-    gradient ``−β σ(−β h) (∇log π(y_w) − ∇log π(y_l))`` of its loss (Rafailov et al. 2023).
+    """``σ(r̂_l − r̂_w) = σ(−β h)``, ``[P]``: how strongly DPO corrects a pair.
+
+    It is the weight in the gradient ``−β σ(−β h) (∇log π(y_w) − ∇log π(y_l))`` of the loss
+    (Rafailov et al. 2023).
     """
     return torch.sigmoid(-beta * margins_P)
 

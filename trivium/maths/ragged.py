@@ -1,7 +1,7 @@
 """Operations on flat tensors whose segments have unequal lengths.
 
-A tensor ``x_T`` holds the tokens of N responses end to end and ``lengths_N`` says how many belong
-to each. Everything here keeps that form: no padding goes in or comes out.
+A tensor ``x_T`` holds the tokens of N responses end to end, and ``lengths_N`` says how many belong
+to each. Inputs and outputs are never padded.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def require_same_shape(**tensors: Tensor | None) -> None:
-    """Raise ``ValueError`` unless the tensors have one shape, so that "−" never broadcasts."""
+    """Raise ``ValueError`` unless all tensors have the same shape, so that "−" never broadcasts."""
     shapes = {name: tuple(x.shape) for name, x in tensors.items() if x is not None}
     if len(set(shapes.values())) > 1:
         listing = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
@@ -30,13 +30,13 @@ def require_lengths(lengths_N: Tensor, total: int) -> None:
 
 
 def segment_ids(lengths_N: Tensor) -> Tensor:
-    """``[2, 0, 3] -> [0, 0, 2, 2, 2]``: the segment that each flat position belongs to."""
+    """``[2, 0, 3] -> [0, 0, 2, 2, 2]``: the segment of each flat position."""
     index_N = torch.arange(len(lengths_N), device=lengths_N.device)
     return torch.repeat_interleave(index_N, lengths_N)
 
 
 def segment_starts(lengths_N: Tensor) -> Tensor:
-    """``[2, 0, 3] -> [0, 2, 2]``: the flat position at which each segment begins."""
+    """``[2, 0, 3] -> [0, 2, 2]``: the flat position of each segment's first token."""
     return torch.cumsum(lengths_N, 0) - lengths_N
 
 
@@ -60,15 +60,15 @@ def repeat_per_segment(x_N: Tensor, lengths_N: Tensor) -> Tensor:
 
 
 def suffix_sum(x_T: Tensor, lengths_N: Tensor, discount: float = 1.0) -> Tensor:
-    """``y_t = x_t + discount · y_{t+1}`` inside each segment, with y = 0 after its last token.
+    """``y_t = x_t + discount · y_{t+1}`` inside each segment, with y = 0 after its end, ``[T]``.
 
-    The one recursion behind discounted returns, GAE (discount γλ) and process advantages.
+    Discounted returns, GAE (discount γλ) and process advantages are this recursion.
     """
     require_lengths(lengths_N, len(x_T))
     if len(x_T) == 0:
         return x_T.clone()
     longest = int(lengths_N.max())
-    # Aligned at the last token, so that one backward walk serves all segments.
+    # Rows are aligned at the last token, so that one backward loop serves all segments.
     row_T = segment_ids(lengths_N)
     end_N = torch.cumsum(lengths_N, 0)
     column_T = (

@@ -24,20 +24,20 @@ class Reference:
 
     Args:
         policy: what it starts as.
-        asked: whether anything will be asked of it; if not, no copy of the policy is made.
+        enabled: whether anything will be asked of it; if not, no copy of the policy is made.
     """
 
-    def __init__(self, policy: Policy, *, asked: bool = True) -> None:
+    def __init__(self, policy: Policy, *, enabled: bool = True) -> None:
         self._policy = policy
-        self._asked = asked
+        self._enabled = enabled
         self._refreshed = False
         self._adapters: list[Tensor] | None = None
-        self._copy = frozen_copy(policy) if asked and not has_lora(policy.model) else None
+        self._copy = frozen_copy(policy) if enabled and not has_lora(policy.model) else None
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
         """Log-probs of the batch's response tokens under π_ref, ``[T]``; no gradient."""
-        assert self._asked, "a reference that nothing was to be asked of is asked"
+        assert self._enabled, "reference was built with enabled=False"
         if self._copy is not None:
             return self._copy.logprobs(batch)
         with self._as_reference():
@@ -46,7 +46,7 @@ class Reference:
     @torch.no_grad()
     def refresh(self) -> None:
         """``π_ref ← π_θ``."""
-        if not self._asked:
+        if not self._enabled:
             return
         self._refreshed = True
         if self._copy is None:

@@ -16,16 +16,13 @@ from decimal import Decimal
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
+from trivium.config.functions import Function, located, printable, words_of
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards.functions import (
-    Function,
     PastLimit,
     call,
     fit,
     given,
-    located,
-    printable,
-    words_of,
 )
 
 if TYPE_CHECKING:

@@ -8,26 +8,15 @@ and a call that holds the interpreter's lock (a single long C call) cannot be gi
 from __future__ import annotations
 
 import asyncio
-import difflib
-import hashlib
-import importlib
-import importlib.util
 import inspect
-import sys
 import threading
 import time
-import traceback
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping
 from contextvars import ContextVar
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-from trivium.config.paths import looked_up
+from trivium.config.functions import Function, nearest
 from trivium.config.renamed import RENAMED_ARGUMENTS
-from trivium.errors import ConfigurationError
-
-Function = Callable[..., Any]
 
 # What every function may name besides the data's columns; one entry per response.
 GIVEN = ("prompts", "responses", "prompt_tokens", "response_tokens", "finish_reasons")
@@ -44,157 +33,6 @@ def time_left() -> float | None:
 
 class PastLimit(Exception):
     """A call took longer than it may."""
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """Return `` (did you mean 'x'?)``, or nothing where no name is near."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
-# --- Finding -------------------------------------------------------------------------------------
-
-
-def load_function(
-    source: str, directories: Sequence[Path], built_in: Mapping[str, Function]
-) -> Function:
-    """Return the function that ``file.py:function``, ``module:function`` or a built-in name means.
-
-    A relative file is looked for in each of `directories` in turn. Modules may come from there too,
-    and a reward's file may import its neighbors: both are added at the end of the import path.
-    Raises ConfigurationError.
-    """
-    place, colon, name = source.rpartition(":")
-    if not colon:
-        if source in built_in:
-            return built_in[source]
-        raise ConfigurationError(
-            f"{source!r} is no built-in reward{nearest(source, built_in)}: write one of "
-            f"{', '.join(sorted(built_in))}, or 'file.py:function', or 'package.module:function'"
-        )
-    if not place or not name:
-        raise ConfigurationError(
-            f"{source!r} names no function: write 'file.py:function' or 'package.module:function'"
-        )
-    for directory in directories:
-        _extend_import_path(directory)
-    if place.endswith(".py"):
-        module = _load_file(place, directories)
-    else:
-        module = _import(lambda: importlib.import_module(place), source, None, place)
-    return _attribute(module, name, place)
-
-
-def anchored(source: str, directory: Path | None) -> str:
-    """Return `source` so that it names the same file from anywhere, if it names one there.
-
-    A relative file that the current directory lacks and `directory` holds gets its whole path.
-    """
-    place, colon, name = source.rpartition(":")
-    try:
-        file = looked_up(place)
-    except ConfigurationError:  # told when the function is looked for
-        return source
-    if directory is None or not place.endswith(".py") or file.is_absolute() or file.exists():
-        return source
-    there = directory.resolve() / file
-    return f"{there}{colon}{name}" if there.is_file() else source
-
-
-def _extend_import_path(directory: Path) -> None:
-    if str(directory) not in sys.path:
-        sys.path.append(str(directory))
-
-
-def find_file(place: str, directories: Sequence[Path]) -> Path:
-    """Return the first of the directories' files of this name; ConfigurationError if none has."""
-    candidates = [directory / looked_up(place) for directory in directories]
-    path = next((candidate.resolve() for candidate in candidates if candidate.is_file()), None)
-    if path is None:
-        tried = " and ".join(dict.fromkeys(str(candidate.resolve()) for candidate in candidates))
-        raise ConfigurationError(
-            f"no such file {place!r} (looked at {tried}): write a path relative to the current "
-            "directory or to the configuration's, or an absolute one"
-        )
-    return path
-
-
-def _load_file(place: str, directories: Sequence[Path]) -> ModuleType:
-    path = find_file(place, directories)
-    _extend_import_path(path.parent)
-    digest = hashlib.sha256(str(path).encode()).hexdigest()[:12]
-    name = f"trivium_reward_{path.stem}_{digest}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"
-    loader, module = spec.loader, importlib.util.module_from_spec(spec)
-
-    def execute() -> ModuleType:
-        sys.modules[name] = module
-        loader.exec_module(module)
-        return module
-
-    return _import(execute, place, path, name)
-
-
-def _import(
-    load: Callable[[], ModuleType], source: str, path: Path | None, name: str
-) -> ModuleType:
-    try:
-        return load()
-    except (Exception, SystemExit) as error:
-        missing = error.name if isinstance(error, ModuleNotFoundError) else None
-        if path is None and missing and (name == missing or name.startswith(f"{missing}.")):
-            raise ConfigurationError(
-                f"no module named {missing!r}: {source!r} is looked for among the installed "
-                "packages, in the current directory and in the configuration's; for a file write "
-                "'file.py:function'"
-            ) from None
-        sys.modules.pop(name, None)
-        raise ConfigurationError(
-            f"{source!r} cannot be imported: {located(error, _is_users)}"
-        ) from error
-
-
-def located(error: BaseException, own: Callable[[str], bool]) -> str:
-    """Return ``file:line: Type: message`` for an error, at its last line in an `own` file."""
-    kind = type(error).__name__
-    if isinstance(error, SyntaxError) and error.filename and own(error.filename):
-        return f"{error.filename}:{error.lineno}: {kind}: {error.msg}"
-    message = f"{kind}: {printable(words_of(error))}".rstrip(": ")
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if own(f.filename)]
-    return f"{frames[-1].filename}:{frames[-1].lineno}: {message}" if frames else message
-
-
-def words_of(error: BaseException) -> str:
-    """Return an error's message, whatever its class makes of it."""
-    try:
-        return str(error)
-    except Exception as fault:
-        return f"(its message raises {type(fault).__name__})"
-
-
-def _is_users(file: str) -> bool:
-    return "importlib" not in file and file != __file__
-
-
-def printable(text: str, limit: int = 300) -> str:
-    """Return a text, shortened, in which a control character cannot reach the terminal."""
-    text = text if len(text) <= limit else text[:limit] + "…"
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def _attribute(module: ModuleType, name: str, place: str) -> Function:
-    if not hasattr(module, name):
-        public = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise ConfigurationError(f"{place!r} has no function {name!r}{nearest(name, public)}")
-    found = getattr(module, name)
-    if not callable(found) or inspect.isclass(found):
-        kind = "a class" if inspect.isclass(found) else f"{type(found).__name__} {found!r:.60}"
-        raise ConfigurationError(
-            f"{name!r} in {place!r} is not a function but {kind}: name a function "
-            "'def reward(prompts, responses, **columns)' that returns a number per response"
-        )
-    return found
 
 
 # --- Fitting -------------------------------------------------------------------------------------

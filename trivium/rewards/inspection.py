@@ -6,13 +6,12 @@ Python, does it define the function? Built-in rewards are held to their argument
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Collection, Iterator
-from pathlib import Path
 
+from trivium.config.functions import file_faults, find_file, load_function
 from trivium.errors import ConfigurationError
-from trivium.rewards.functions import find_file, fit, load_function, nearest
-from trivium.rewards.reward import BUILT_IN, function_faults
+from trivium.rewards.functions import fit
+from trivium.rewards.reward import REWARD, function_faults
 from trivium.rewards.reward_config import LEARNED, RewardConfig
 
 
@@ -23,47 +22,18 @@ def source_faults(config: RewardConfig) -> Iterator[str]:
         return
     try:
         if not colon:
-            function = load_function(config.function, [], BUILT_IN)
+            function = load_function(config.function, [], REWARD)
             yield from function_faults(config, function)
         elif place.endswith(".py") and name:
-            yield from _file_faults(find_file(place, config.directories), place, name)
+            yield from file_faults(find_file(place, config.directories), place, name, REWARD)
         elif not place or not name:
-            load_function(config.function, [], BUILT_IN)
+            load_function(config.function, [], REWARD)
     except ConfigurationError as error:
         yield str(error)
 
 
 def column_faults(config: RewardConfig, columns: Collection[str]) -> list[str]:
     """Return which columns a built-in reward needs and the data does not have."""
-    if config.function not in BUILT_IN:
+    if config.function not in REWARD.built_in:
         return []
-    return fit(BUILT_IN[config.function], config.arguments, config.columns, columns)[1]
-
-
-def _file_faults(path: Path, place: str, name: str) -> Iterator[str]:
-    try:
-        tree = ast.parse(path.read_bytes(), str(path))
-    except SyntaxError as error:
-        yield f"{path}:{error.lineno}: not valid Python: {error.msg}; correct the file"
-        return
-    except (OSError, ValueError, RecursionError) as error:
-        yield f"{path}: cannot be read as Python: {error}; correct the file"
-        return
-    defined = {*_names(tree)}
-    if name not in defined and not defined & {"*", "__getattr__", "globals", "exec"}:
-        yield (
-            f"{place!r} defines no {name!r}{nearest(name, defined)}: name a function "
-            "'def reward(prompts, responses, **columns)' that stands in it"
-        )
-
-
-def _names(tree: ast.AST) -> Iterator[str]:
-    """Yield every name that is bound, imported or mentioned anywhere in the file."""
-    for node in ast.walk(tree):
-        match node:
-            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
-                yield name
-            case ast.ClassDef(name=name) | ast.Name(id=name):
-                yield name
-            case ast.alias(name=name, asname=alias):
-                yield (alias or name).split(".")[0]
+    return fit(REWARD.built_in[config.function], config.arguments, config.columns, columns)[1]

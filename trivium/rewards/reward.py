@@ -10,18 +10,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from trivium.config.functions import Function, FunctionKind, load_function
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards.code import code
 from trivium.rewards.component import Component, Entry, Step, Value
 from trivium.rewards.format import format, length
 from trivium.rewards.functions import (
-    Function,
     fit,
-    load_function,
     objection_to_arguments,
     signature_faults,
 )
@@ -45,6 +44,12 @@ BUILT_IN: dict[str, Function] = {
     "server": server,
     "steps": steps,
 }
+REWARD = FunctionKind(
+    name="reward",
+    signature="'def reward(prompts, responses, **columns)'",
+    result="that returns a number per response",
+    built_in=BUILT_IN,
+)
 
 
 @serializable
@@ -82,13 +87,13 @@ class Rewards:
         `functions` are further names to use like the built-in ones, for functions that need
         something of the caller's, such as a loaded reward model.
         """
-        built_in = {**BUILT_IN, **(functions or {})}
+        kind = replace(REWARD, built_in={**BUILT_IN, **(functions or {})})
         faults = [] if configs else ["there is no reward: give at least one under 'rewards'"]
         self._components: list[Component] = []
         for index, config in enumerate(configs):
             where = f"rewards.{index} ({config.function})"
             try:
-                function = load_function(config.function, config.directories, built_in)
+                function = load_function(config.function, config.directories, kind)
             except ConfigurationError as error:
                 faults.append(f"{where}: {error}")
                 continue

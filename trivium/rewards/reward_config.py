@@ -13,9 +13,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field, PrivateAttr, ValidationError, field_serializer
 
 from trivium.config.base import Configuration, Conflict
+from trivium.config.functions import anchored, nearest
 from trivium.config.paths import looked_up
 from trivium.config.secrets import secrets_in
-from trivium.rewards.functions import anchored, nearest
 
 Aggregate = Literal["none", "product", "minimum"]
 OUTCOME, PROCESS = "reward_model", "process_reward_model"

@@ -25,8 +25,9 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from trivium.config.functions import printable
 from trivium.errors import RewardError
-from trivium.rewards.functions import printable, time_left
+from trivium.rewards.functions import time_left
 
 if TYPE_CHECKING:
     import httpx2

@@ -1,1 +1,1 @@
-"""What every training loop is made of: setup, experience, micro-batches, optimizer, run loop."""
+"""Everything that training loops share: setup, experience, optimizer steps, run loop."""

@@ -1,13 +1,12 @@
 """Micro-batches: the unit of forward and backward passes, and how their gradients are added up.
 
-A micro-batch whose passes do not fit the memory is done in halves. Weights are given to tokens for
-the whole optimizer step before it is cut (``maths.aggregation``), so the halves' losses and gradients
-add up to the same. A backward pass that fails may have added a part of its gradient already: the
-step is then prepared anew, which costs the time of what was done but, unlike a copy of the gradients
-kept for the case, no memory.
+If a micro-batch does not fit the memory, it is split in halves. Token weights are fixed for the
+whole optimizer step before it is split (``maths.aggregation``), so the halves' losses and gradients
+add up to the same. A failed backward pass may already have added part of its gradient; the step is
+then started again, which costs time but, unlike a spare copy of the gradients, no memory.
 
-What did not fit is not tried again in the same step, nor is what is as large; the next step starts
-from the configured size, so that its bits depend on itself alone.
+A size that did not fit is not tried again in the same step. The next step starts from the
+configured size, so that its bits depend on itself alone.
 """
 
 from __future__ import annotations
@@ -25,31 +24,37 @@ from trivium.models import flops
 from trivium.models.oom import OutOfMemory, free_memory, run_with_oom_split
 
 LossOutput = tuple[Tensor, dict[str, Tensor]]
-"""The loss of a part, and what was observed on the way (flat tensors, detached)."""
+"""The loss of a micro-batch, and its observations (flat tensors, detached)."""
 Loss = Callable[[Any], LossOutput]
-"""Computes that of a part."""
+"""Computes the loss of a micro-batch's data."""
 
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A part of an optimizer step, the loss that is taken of it, and whether groups stay whole."""
+    """A part of an optimizer step and the loss that is computed from it.
 
-    part: Grouped
+    Attributes:
+        data: the groups, with their token weights.
+        loss: the loss function.
+        whole_groups: whether groups must stay whole, as preference pairs must.
+    """
+
+    data: Grouped
     loss: Loss
     whole_groups: bool = False
 
     def __call__(self) -> LossOutput:
-        return self.loss(self.part)
+        return self.loss(self.data)
 
     def halves(self) -> list[MicroBatch]:
-        """Two micro-batches instead of this one; none where it cannot be cut."""
-        halves = self.part.halves(whole_groups=self.whole_groups) or ()
-        return [replace(self, part=self.part.select(half)) for half in halves]
+        """Return two micro-batches that replace this one; none if it cannot be split."""
+        halves = self.data.halves(whole_groups=self.whole_groups) or ()
+        return [replace(self, data=self.data.select(half)) for half in halves]
 
 
 @dataclass(frozen=True)
 class MicroBatchResult:
-    """A micro-batch whose gradient was added, its loss, and what was observed."""
+    """A micro-batch whose gradient was added, its loss, and its observations."""
 
     micro_batch: MicroBatch
     loss: float
@@ -57,58 +62,59 @@ class MicroBatchResult:
 
 
 def accumulate(
-    work: Sequence[MicroBatch], zero_grad: Callable[[], None]
+    micro_batches: Sequence[MicroBatch], zero_grad: Callable[[], None]
 ) -> tuple[list[MicroBatchResult], int]:
-    """Add up the gradients of all micro-batches; return what they saw, and how many were divided.
-
-    ``zero_grad`` drops all gradients.
+    """Add up the gradients of all micro-batches; return their results and the number of splits.
 
     Raises:
-        TrainingError: memory runs out on a micro-batch that cannot be divided.
+        TrainingError: memory runs out on a micro-batch that cannot be split.
     """
     zero_grad()
-    counted = flops.total()
-    waiting, done = list(reversed(work)), list[MicroBatchResult]()
+    flops_at_start = flops.total()
+    waiting, results = list(reversed(micro_batches)), list[MicroBatchResult]()
     splits, limit = 0, math.inf
     while waiting:
-        micro_batch, before = waiting.pop(), flops.total()
-        if micro_batch.part.tokens >= limit and (halves := micro_batch.halves()):
+        micro_batch, flops_before = waiting.pop(), flops.total()
+        if micro_batch.data.tokens >= limit and (halves := micro_batch.halves()):
             waiting += reversed(halves)
             splits += 1
             continue
-        found = _learn(micro_batch)
-        if isinstance(found, MicroBatchResult):
-            done.append(found)
+        result = _backward(micro_batch)
+        if isinstance(result, MicroBatchResult):
+            results.append(result)
             continue
-        again: list[MicroBatchResult] = []
-        if found.grads_corrupted:
+        repeated: list[MicroBatchResult] = []
+        if result.grads_corrupted:
             zero_grad()
-            before, again, done = counted, done, []
-        flops.add(before - flops.total())
-        free_memory(micro_batch.part, found, whole_groups=micro_batch.whole_groups)
-        limit = micro_batch.part.tokens
-        waiting += [micro_batch, *(learned.micro_batch for learned in reversed(again))]
-    return done, splits
+            flops_before, repeated, results = flops_at_start, results, []
+        flops.add(flops_before - flops.total())
+        free_memory(micro_batch.data, result, whole_groups=micro_batch.whole_groups)
+        limit = micro_batch.data.tokens
+        waiting += [micro_batch, *(result.micro_batch for result in reversed(repeated))]
+    return results, splits
 
 
-def _learn(micro_batch: MicroBatch) -> MicroBatchResult | OutOfMemory:
-    """One forward and backward pass; returning drops its graph and, if it failed, its tensors."""
-    began = False
+def _backward(micro_batch: MicroBatch) -> MicroBatchResult | OutOfMemory:
+    """Run one forward and backward pass.
+
+    Returning drops the graph and, after a failure, the tensors that the exception held.
+    """
+    in_backward = False
     try:
         loss, observed = micro_batch()
-        began = True
+        in_backward = True
         loss.backward()
         return MicroBatchResult(micro_batch, float(loss.detach()), observed)
     except (RuntimeError, MemoryError) as error:
-        return OutOfMemory.of(error, grads_corrupted=began)
+        return OutOfMemory.of(error, grads_corrupted=in_backward)
 
 
 @torch.no_grad()
-def measure(work: Sequence[MicroBatch]) -> Iterator[tuple[float, dict[str, Tensor]]]:
-    """Losses and observations without gradients, of micro-batches or what they had to be cut to."""
-    for micro_batch in work:
-        everything = range(len(micro_batch.part.lengths_N))
+def measure(micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[float, dict[str, Tensor]]]:
+    """Yield losses and observations without gradients, of micro-batches or of their halves."""
+    for micro_batch in micro_batches:
+        responses = range(len(micro_batch.data.lengths_N))
         for _, (loss, observed) in run_with_oom_split(
-            micro_batch.part, everything, micro_batch.loss, whole_groups=micro_batch.whole_groups
+            micro_batch.data, responses, micro_batch.loss, whole_groups=micro_batch.whole_groups
         ):
             yield float(loss), observed

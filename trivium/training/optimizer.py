@@ -1,7 +1,7 @@
 """One optimizer step: micro-batches, accumulated gradients, clipping, schedule.
 
-The loss of a micro-batch is a plain sum, weighted by the step-wide weights of ``maths.aggregation``,
-so adding up the micro-batches' gradients gives the gradient of the whole step.
+The loss of a micro-batch is a sum with the step-wide token weights of ``maths.aggregation``, so the
+micro-batches' gradients add up to the gradient of the whole step.
 """
 
 from __future__ import annotations
@@ -25,9 +25,15 @@ from trivium.training.optimizer_config import OptimizerConfig
 @serializable
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step saw: loss, gradient norm before clipping, learning rate, and the
-    per-token or per-response observations of all micro-batches, concatenated; and how many
-    micro-batches were halved because they did not fit the memory."""
+    """Result of one optimizer step.
+
+    Attributes:
+        loss: the loss.
+        gradient_norm: the gradient's norm before clipping, of the first set of parameters.
+        learning_rate: the rate of the first set of parameters.
+        observed: observations of all micro-batches, concatenated.
+        splits: micro-batches that were split because they did not fit the memory.
+    """
 
     loss: float
     gradient_norm: float
@@ -39,22 +45,24 @@ class StepResult:
 def lr_multiplier(
     config: OptimizerConfig, step: int, total_steps: int, budget_spent: float = 0.0
 ) -> float:
-    """Share of the peak learning rate at optimizer step ``step`` (from 0) of ``total_steps``.
+    """Return the learning rate at optimizer step ``step`` (from 0), as a share of its peak.
 
-    ``budget_spent`` is the share of the run's budget that is: it may end the run before its steps.
+    ``budget_spent`` is the spent share of the run's budget, which may end the run before
+    ``total_steps``.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
     if config.schedule == "constant":
         return 1.0
-    done = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
-    done = min(max(done, budget_spent), 1.0)
-    fall = 1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
-    return config.min_lr_ratio + (1 - config.min_lr_ratio) * fall
+    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    progress = min(max(progress, budget_spent), 1.0)
+    linear = config.schedule == "linear"
+    decay = 1 - progress if linear else (1 + math.cos(math.pi * progress)) / 2
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * decay
 
 
 class Optimizer:
-    """AdamW over named sets of parameters, each with a configuration and clipping of its own."""
+    """AdamW over sets of parameters, each with its own configuration and gradient clipping."""
 
     def __init__(
         self,
@@ -71,59 +79,59 @@ class Optimizer:
         ]
         self.adamw = torch.optim.AdamW(groups, fused=True)
 
-    def step(self, work: Sequence[MicroBatch]) -> StepResult:
+    def step(self, micro_batches: Sequence[MicroBatch]) -> StepResult:
         """Accumulate the gradients of all micro-batches, clip, and move the parameters once.
 
         Raises:
-            NonFiniteError: the loss or a gradient norm is not finite; nothing was moved.
+            NonFiniteError: the loss or a gradient norm is not finite; no weight was changed.
             TrainingError: there is no micro-batch, or memory is too small for a single response.
         """
-        if not work:
+        if not micro_batches:
             raise TrainingError("an optimizer step got no micro-batch: there is nothing to learn")
-        done, splits = accumulate(work, lambda: self.adamw.zero_grad(set_to_none=True))
-        total = sum(learned.loss for learned in done)
+        done, splits = accumulate(micro_batches, lambda: self.adamw.zero_grad(set_to_none=True))
+        total = sum(result.loss for result in done)
         norms = [self._clip(config, parameters) for config, parameters in self.sets]
         if not all(map(math.isfinite, (total, *norms))):
             raise self._not_finite(total, norms, done)
         rate = self._set_rates()
-        self._move()
+        self._update_weights()
         self.steps += 1
-        seen = [learned.observed for learned in done]
-        names = dict.fromkeys(name for observed in seen for name in observed)
-        joined = {name: torch.cat([o[name] for o in seen if name in o]) for name in names}
+        parts = [result.observed for result in done]
+        names = dict.fromkeys(name for observed in parts for name in observed)
+        joined = {name: torch.cat([o[name] for o in parts if name in o]) for name in names}
         return StepResult(total, norms[0], rate, joined, splits)
 
-    def _move(self) -> None:
+    def _update_weights(self) -> None:
         try:
             self.adamw.step()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise TrainingError(
-                f"memory ran out while the optimizer moved the weights at its step {self.steps} "
-                f"({str(error).strip().splitlines()[0]:.200}), so some of them may have moved: go "
-                "on from the last checkpoint with less memory in use (model.lora, "
-                "model.dtype: bfloat16, a separate critic left out)"
+                f"memory ran out while the optimizer changed the weights at its step {self.steps} "
+                f"({str(error).strip().splitlines()[0]:.200}), so some of them may have changed: "
+                "resume from the last checkpoint with less memory in use (model.lora, "
+                "model.dtype: bfloat16, a shared critic)"
             ) from None
 
     def _not_finite(
         self, total: float, norms: list[float], done: Sequence[MicroBatchResult]
     ) -> NonFiniteError:
-        seen = [MicroBatchRecord.of(x.micro_batch.part, x.observed, x.loss) for x in done]
-        evidence = NonFiniteReport(self.steps, norms, seen)
-        of_sets = " and ".join(map(str, norms))
+        records = [MicroBatchRecord.of(x.micro_batch.data, x.observed, x.loss) for x in done]
+        report = NonFiniteReport(self.steps, norms, records)
+        shown = " and ".join(map(str, norms))
         return NonFiniteError(
-            f"at optimizer step {self.steps} the loss is {total} and the gradient norm {of_sets}; "
-            f"no weight was moved. {first_fault(evidence)}",
-            evidence,
+            f"at optimizer step {self.steps} the loss is {total} and the gradient norm {shown}; "
+            f"no weight was changed. {first_fault(report)}",
+            report,
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """AdamW's moments, and how many steps were taken."""
+        """Return AdamW's moments and the number of steps."""
         return {"steps": self.steps, "moments": self.adamw.state_dict()["state"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a state."""
+        """Continue from a state."""
         self.steps = state["steps"]
         self.adamw.load_state_dict(self.adamw.state_dict() | {"state": state["moments"]})
 
@@ -131,16 +139,16 @@ class Optimizer:
         return float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
 
     def _set_rates(self) -> float:
-        done = self.budget_spent()
+        spent = self.budget_spent()
         for group in self.adamw.param_groups:
             config = group["config"]
-            share = lr_multiplier(config, self.steps, self.total_steps, done)
-            group["lr"] = config.learning_rate * share
+            multiplier = lr_multiplier(config, self.steps, self.total_steps, spent)
+            group["lr"] = config.learning_rate * multiplier
         return float(self.adamw.param_groups[0]["lr"])
 
 
 def _groups(config: OptimizerConfig, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
-    """Matrices with weight decay, vectors without."""
+    """Return parameter groups: matrices with weight decay, vectors without."""
     shared = {
         "lr": config.learning_rate,
         "betas": config.betas,

@@ -1,4 +1,4 @@
-"""The optimizer's settings, which ``update`` follows."""
+"""Configuration of ``optimizer``."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class OptimizerConfig(Configuration):
     learning_rate: float = Field(default=1e-5, gt=0, le=1000)
     """Peak learning rate."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """How the rate falls after warm-up, down to min_lr_ratio of the peak."""
+    """How the rate decays after warm-up, down to min_lr_ratio of the peak."""
     warmup_steps: int = Field(default=0, ge=0)
     """Optimizer steps over which the rate rises linearly from 0."""
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
-    """Share of the peak rate that linear and cosine end at."""
+    """Final rate of linear and cosine, as a share of the peak."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
     epsilon: float = Field(default=1e-8, gt=0)
@@ -30,8 +30,8 @@ class OptimizerConfig(Configuration):
     weight_decay: float = Field(default=0.0, ge=0)
     """Decoupled weight decay, on matrices only (not on biases and norms)."""
     max_grad_norm: float = Field(default=1.0, gt=0)
-    """Gradients with a larger global norm are scaled down to it."""
+    """Largest global norm of the gradient; larger gradients are scaled down to it."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.min_lr_ratio and self.schedule == "constant":
-            yield "min_lr_ratio", "a constant rate does not fall: set schedule to linear or cosine"
+            yield "min_lr_ratio", "a constant rate does not decay: set schedule to linear or cosine"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from trivium.evaluation.samples import Rows, training_rows
 from trivium.maths.advantages import equal_groups
@@ -13,24 +14,25 @@ from trivium.rollout.rollouts import Rollouts
 from trivium.training.experience import Experience, Minibatch
 from trivium.training.optimizer import StepResult
 from trivium.training.protocols import Updates
-from trivium.training.setup import OnPolicyComponents
 
 
-def first_group(parts: OnPolicyComponents, rollouts: Rollouts, experience: Experience) -> Rows:
-    """The step's first group for ``samples.jsonl``, with advantages and log-ratios per token."""
+def first_group(
+    tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts, experience: Experience
+) -> Rows:
+    """Return the step's first group for ``samples.jsonl``, with advantage and log-ratio per token."""
     ref_T = experience.ref_logprobs_T
-    ratio_T = None if ref_T is None else rollouts.sampler_logprobs_T - ref_T.cpu()
-    return training_rows(rollouts, parts.policy.tokenizer, experience.advantages_T, ratio_T)
+    log_ratio_T = None if ref_T is None else rollouts.sampler_logprobs_T - ref_T.cpu()
+    return training_rows(rollouts, tokenizer, experience.advantages_T, log_ratio_T)
 
 
 def join_observed(results: list[StepResult]) -> dict[str, Tensor]:
-    """The observations of several optimizer steps, one after the other."""
+    """Concatenate the observations of several optimizer steps."""
     names = results[0].observed
     return {name: torch.cat([r.observed[name] for r in results]) for name in names}
 
 
 def update_metrics(results: list[StepResult]) -> dict[str, float]:
-    """Means over the optimizer steps that reused one rollout batch; splits where there were any."""
+    """Return means over the optimizer steps of one rollout batch, and splits if there were any."""
     count, splits = len(results), sum(r.splits for r in results)
     return {
         **({"memory/splits": float(splits)} if splits else {}),
@@ -44,10 +46,10 @@ def update_metrics(results: list[StepResult]) -> dict[str, float]:
 def policy_metrics(
     observed: dict[str, Tensor], *, clip_low: float, clip_high: float
 ) -> dict[str, float]:
-    """Entropy, ratio, clipping and distance from π_old, averaged over response tokens.
+    """Return entropy, ratio, clipping and distance from π_old, averaged over response tokens.
 
     ``observed`` holds ``logprobs_T``, ``old_logprobs_T``, ``entropy_T`` and ``advantages_T``. A
-    token counts as clipped where clipping removes its gradient: below with Â < 0, above with Â > 0.
+    token counts as clipped if clipping removes its gradient: below with Â < 0, above with Â > 0.
     """
     logprobs_T, old_T = observed["logprobs_T"], observed["old_logprobs_T"]
     advantages_T = observed["advantages_T"]
@@ -70,31 +72,31 @@ def policy_metrics(
 
 
 def group_metrics(rollouts: Rollouts, updates: Updates[Minibatch]) -> dict[str, float]:
-    """Shares of groups: of equal rewards, and without a response in any micro-batch."""
+    """Return the shares of groups with equal rewards, and without a response in a micro-batch."""
     group_of = segment_ids(rollouts.sizes_G).tolist()
-    passed = {group_of[r] for step in updates.planned for part in step.parts for r in part}
+    used = {
+        group_of[response]
+        for minibatch in updates.planned
+        for micro_batch in minibatch.micro_batches
+        for response in micro_batch
+    }
     equal_G = equal_groups(rollouts.totals_N, rollouts.sizes_G)
     return {
         "group/equal_rewards": float(equal_G.float().mean()),
-        "group/skipped": 1 - len(passed) / len(rollouts.prompts),
+        "group/skipped": 1 - len(used) / len(rollouts.prompts),
     }
 
 
 def old_policy_metrics(
     experience: Experience, rollouts: Rollouts, updates: Updates[Minibatch]
 ) -> dict[str, float]:
-    """π_old beside the sampler and, where there is one, the reference; after the updates."""
-    old_T, rescored_mask_T = (
-        experience.with_first_step_logprobs(updates).old_logprobs_T,
-        experience.rescored_mask_T,
-    )
-    assert old_T is not None and rescored_mask_T is not None, (
-        "known once an optimizer step was taken"
-    )
-    ref_T = experience.ref_logprobs_T
+    """Compare π_old with the sampler and, if there is one, the reference, after the updates."""
+    old_T = experience.with_first_step_logprobs(updates).old_logprobs_T
+    rescored_T, ref_T = experience.rescored_mask_T, experience.ref_logprobs_T
+    assert old_T is not None and rescored_T is not None, "known after the first optimizer step"
     return {
         **({} if ref_T is None else reference_metrics(old_T, ref_T, len(rollouts.flat))),
-        "policy/old_scored": float(rescored_mask_T.float().mean()),
+        "policy/old_scored": float(rescored_T.float().mean()),
         "policy/sampler_difference": float((old_T.cpu() - rollouts.sampler_logprobs_T).abs().max()),
     }
 
@@ -102,7 +104,7 @@ def old_policy_metrics(
 def reference_metrics(
     logprobs_T: Tensor, ref_logprobs_T: Tensor, responses: int
 ) -> dict[str, float]:
-    """Distance from the reference on the policy's own samples: per token (k1, k3), per response."""
+    """Return the KL to the reference on the policy's own samples: per token, and per response."""
     return {
         "kl/k1": float(k1(logprobs_T, ref_logprobs_T).mean()),
         "kl/k3": float(k3(logprobs_T, ref_logprobs_T).mean()),
@@ -111,10 +113,10 @@ def reference_metrics(
 
 
 def value_metrics(values_T: Tensor, targets_T: Tensor) -> dict[str, float]:
-    """How well the critic predicted the return targets before the update.
+    """Return how well the critic predicted the return targets before the update.
 
     Explained variance is ``1 − Var(Target − V_old)/Var(Target)``: 1 is perfect, 0 no better than a
-    constant; it is 0 where the targets do not vary.
+    constant. It is 0 if the targets do not vary.
     """
     variance = float(targets_T.var(correction=0))
     unexplained = float((targets_T - values_T).var(correction=0))

@@ -1,9 +1,9 @@
-"""The reference's log-probs of pairs from a file, kept on disk for further runs over the same.
+"""Cache on disk of the reference's log-probs of preference pairs, shared by runs.
 
-A file is named by the SHA-256 of all that its numbers depend on: weights, tokens and how they are
-cut, temperature, versions, this package's own source, and the processor. So a run that finds them
-ends with the same bits as one that computes them. A file that is torn or altered is told and
-computed again; one that cannot be written is told, and the run goes on.
+A cached file is named by the SHA-256 of everything its numbers depend on: weights, tokens and
+micro-batches, temperature, versions, this package's source, and the processor. So a run that reads
+the cache ends with the same bits as one that computes the log-probs. A truncated or altered file is
+reported and computed again; a file that cannot be written is reported, and the run continues.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from trivium.runs.provenance import source_digest, versions
 
 logger = logging.getLogger(__name__)
 
-MOST_BYTES = 1 << 30
-"""Of all files together; those that were used longest ago make room."""
-_VALUES, _SEAL = "logprobs_T", "sha256"
+MAX_BYTES = 1 << 30
+"""Total size of all files; the least recently used are deleted first."""
+_VALUES, _DIGEST = "logprobs_T", "sha256"
 _LEFT_OVER_AFTER = 3600.0
-"""Seconds after which a file that is still being written belongs to a process that was killed."""
+"""Seconds after which a partly written file is taken to belong to a killed process."""
 
 
 def cached_logprobs(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> Tensor:
-    """``score_logprobs`` of a policy that is still as it was loaded; from disk where it is there.
+    """Return ``score_logprobs`` of a policy that has not been trained yet, from disk if cached.
 
-    A model whose code came with its checkpoint is always asked: nothing says when that changes.
+    A model whose code came with its checkpoint is never cached: nothing tells when that changes.
     """
     if not type(unwrap_peft(policy.model)).__module__.startswith("transformers."):
         return score_logprobs(policy, data, parts)
@@ -54,18 +54,18 @@ def cached_logprobs(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]
     try:
         path = cache_directory() / "reference" / f"{key}.safetensors"
     except RuntimeError as error:
-        logger.warning("the reference's log-probs cannot be kept: %s; set TRIVIUM_CACHE", error)
+        logger.warning("the reference's log-probs cannot be cached: %s; set TRIVIUM_CACHE", error)
         return score_logprobs(policy, data, parts)
-    found_T = _read(path, key, len(data.groups))
-    if found_T is not None:
-        return found_T.to(policy.device)
+    cached_T = _read(path, key, len(data.groups))
+    if cached_T is not None:
+        return cached_T.to(policy.device)
     logprobs_T = score_logprobs(policy, data, parts)
     _write(path, key, logprobs_T.cpu())
     return logprobs_T
 
 
 def cache_key(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> str:
-    """One number for all that the log-probs depend on, to the last bit."""
+    """Return a digest of everything that the log-probs depend on, to the last bit."""
     model = unwrap_peft(policy.model)
     about = model.config.to_dict()
     environment = {
@@ -98,7 +98,7 @@ def _weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
 
 
 def _processor(device: torch.device) -> str:
-    """What computes: another one may round differently."""
+    """Return the processor's name; another processor may round differently."""
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)} {torch.version.cuda}"
     lines = Path("/proc/cpuinfo")
@@ -111,31 +111,31 @@ def _bytes(tensor: Tensor) -> Any:
     return tensor.cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
-def _seal(key: str, values_T: Tensor) -> Tensor:
+def _checksum(key: str, values_T: Tensor) -> Tensor:
     total = hashlib.sha256(f"{key} {values_T.dtype} {len(values_T)}\n".encode())
     total.update(_bytes(values_T))
     return torch.tensor(list(total.digest()), dtype=torch.uint8)
 
 
 def _read(path: Path, key: str, pairs: int) -> Tensor | None:
-    """The log-probs of a file that is whole; None where there is none."""
+    """Return the log-probs of a whole file; None if there is no such file."""
     try:
-        held = load(path.read_bytes())
-        values_T = held[_VALUES].clone()
-        if not torch.equal(held[_SEAL], _seal(key, values_T)):
+        tensors = load(path.read_bytes())
+        values_T = tensors[_VALUES].clone()
+        if not torch.equal(tensors[_DIGEST], _checksum(key, values_T)):
             raise ValueError("its SHA-256 does not fit")
     except FileNotFoundError:
         return None
     except OSError as error:
-        logger.warning("%s: cannot be read: %s; it is computed again", path, error.strerror)
+        logger.warning("%s: cannot be read: %s; the log-probs are computed again", path, error.strerror)
         return None
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        logger.warning("%s: is torn or altered (%s); it is computed again", path, error)
+        logger.warning("%s: is truncated or altered (%s); the log-probs are computed again", path, error)
         return None
-    with suppress(OSError):  # It is of use where it may not be written, too.
+    with suppress(OSError):  # A cache that is read-only still serves.
         path.touch()
     logger.info(
-        "the reference's log-probs of %d pairs are those of an earlier run: %s", pairs, path
+        "the reference's log-probs of %d pairs were read from the cache: %s", pairs, path
     )
     return values_T
 
@@ -143,8 +143,8 @@ def _read(path: Path, key: str, pairs: int) -> Tensor | None:
 def _write(path: Path, key: str, values_T: Tensor) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_bytes(path, save({_VALUES: values_T, _SEAL: _seal(key, values_T)}))
-        _make_room(path.parent)
+        write_bytes(path, save({_VALUES: values_T, _DIGEST: _checksum(key, values_T)}))
+        _evict_old_files(path.parent)
     except OSError as error:
         logger.warning(
             "%s: cannot be written: %s; further runs compute the reference's log-probs again. Make "
@@ -154,11 +154,11 @@ def _write(path: Path, key: str, values_T: Tensor) -> None:
         )
 
 
-def _make_room(directory: Path) -> None:
-    """Delete what was used longest ago, and what a killed process left half written."""
+def _evict_old_files(directory: Path) -> None:
+    """Delete the least recently used files, and partial files of killed processes."""
     files = []
     for path in directory.iterdir():
-        with suppress(FileNotFoundError):  # Another process may be making room, too.
+        with suppress(FileNotFoundError):  # Another process may evict files, too.
             about = path.stat()
             files.append((about.st_mtime, about.st_size, path))
     for at, _, path in files:
@@ -167,5 +167,5 @@ def _make_room(directory: Path) -> None:
     kept = sorted((f for f in files if f[2].suffix == ".safetensors"), reverse=True)
     ends = accumulate(size for _, size, _ in kept)
     for (_, _, path), end in list(zip(kept, ends, strict=True))[1:]:
-        if end > MOST_BYTES:
+        if end > MAX_BYTES:
             path.unlink(missing_ok=True)

@@ -15,11 +15,12 @@ from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.maths.objectives import bradley_terry_loss, step_loss
 from trivium.models.reward_model import RewardModel
+from trivium.training.micro_batch import LossOutput
 
 
 @dataclass(frozen=True)
 class Pairs(Grouped):
-    """Preference pairs: every group's responses are the chosen and the rejected one."""
+    """Preference pairs: each group holds the chosen and the rejected response, in this order."""
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Pairs:
@@ -28,8 +29,11 @@ class Pairs(Grouped):
 
 @dataclass(frozen=True)
 class LabeledSteps(Grouped):
-    """Responses whose steps are labeled: ``labels_T`` holds each step's label in [0, 1] at its
-    last token and NaN at every other token."""
+    """Responses whose steps are labeled.
+
+    Attributes:
+        labels_T: each step's label in [0, 1] at its last token, NaN at every other token.
+    """
 
     labels_T: Tensor
 
@@ -37,7 +41,7 @@ class LabeledSteps(Grouped):
     def of(
         cls, groups: Sequence[Group], ends: Sequence[list[int]], labels: Sequence[list[float]]
     ) -> LabeledSteps:
-        """From the token index and label of each response's steps, one response per group."""
+        """Build from the end token and label of each response's steps, one response per group."""
         rows = []
         for group, at, values in zip(groups, ends, labels, strict=True):
             row = torch.full((len(group.responses[0]),), torch.nan)
@@ -47,13 +51,11 @@ class LabeledSteps(Grouped):
 
     @property
     def count(self) -> int:
-        """The number of labeled steps."""
+        """Number of labeled steps."""
         return int((~self.labels_T.isnan()).sum())
 
 
-def pair_loss(
-    model: RewardModel, pairs: Pairs, total: int, center: float
-) -> tuple[Tensor, dict[str, Tensor]]:
+def pair_loss(model: RewardModel, pairs: Pairs, total: int, center: float) -> LossOutput:
     """``1/total Σ_p {−log σ(s_w − s_l) + center·(s_w + s_l)²}`` of one micro-batch of pairs."""
     scores_P2 = model.scores(Batch.of(pairs.groups)).view(-1, 2)
     chosen_P, rejected_P = scores_P2.unbind(1)
@@ -65,9 +67,7 @@ def pair_loss(
     return loss_P.sum() / total, observed
 
 
-def labeled_step_loss(
-    model: RewardModel, steps: LabeledSteps, total: int
-) -> tuple[Tensor, dict[str, Tensor]]:
+def labeled_step_loss(model: RewardModel, steps: LabeledSteps, total: int) -> LossOutput:
     """``1/total Σ_s BCE(logit_s, label_s)`` of one micro-batch of labeled responses."""
     batch = Batch.of(steps.groups)
     is_end_T = ~steps.labels_T.isnan()
@@ -78,10 +78,10 @@ def labeled_step_loss(
 
 
 def pair_accuracy(margin_P: Tensor) -> Tensor:
-    """1 where the chosen response scores higher, 0.5 where both score the same, ``[P]``."""
+    """Return 1 if the chosen response scores higher, 0.5 if both score the same, ``[P]``."""
     return (margin_P > 0).float() + 0.5 * (margin_P == 0).float()
 
 
 def step_accuracy(logit_S: Tensor, label_S: Tensor) -> Tensor:
-    """1 where the step's probability is on its label's side of one half, ``[S]``."""
+    """Return 1 if the step's probability is on its label's side of one half, ``[S]``."""
     return ((logit_S > 0) == (label_S > 0.5)).float()

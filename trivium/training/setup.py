@@ -1,12 +1,13 @@
-"""What the on-policy loops are assembled from, in the order that finds mistakes earliest.
+"""Build the components of on-policy loops, in the order that finds mistakes earliest.
 
-Configuration first (it has been checked already), then tokenizer, data and rewards, then models.
+The configuration has been checked already. Tokenizer, data and rewards come before models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -29,7 +30,7 @@ from trivium.rollout.sampling import Sampling
 
 @dataclass(frozen=True)
 class OnPolicyComponents:
-    """The policy, what it is held to, and where its experience comes from."""
+    """Prompts, rewards, models and engines of a run that samples while it trains."""
 
     prompts: list[Prompt]
     rewards: Rewards
@@ -40,14 +41,28 @@ class OnPolicyComponents:
     learned: LearnedRewards
 
     @property
-    def ahead(self) -> AsyncEngine | None:
+    def async_engine(self) -> AsyncEngine | None:
         """The engine, if it can sample ahead."""
         return self.engine if isinstance(self.engine, AsyncEngine) else None
 
+    @property
+    def for_training(self) -> dict[str, Any]:
+        """Arguments of ``Training``: the evaluator, and objects that checkpoints refer to."""
+        return {"evaluator": self.evaluator, "shared_objects": self.prompts}
+
+    @property
+    def tracked(self) -> dict[str, Any]:
+        """Objects whose state is part of a checkpoint, the policy first."""
+        return {
+            "policy": self.policy,
+            "reference": self.reference,
+            "ahead": self.async_engine,
+        }
+
     def close(self) -> None:
-        """Let nothing go on."""
-        if self.ahead is not None:
-            self.ahead.close()
+        """Stop sampling ahead."""
+        if self.async_engine is not None:
+            self.async_engine.close()
 
 
 def build_components(
@@ -57,13 +72,13 @@ def build_components(
     evaluation: EvaluationConfig | None,
     sampling: Sampling,
     *,
-    compared: bool = True,
+    with_reference: bool = True,
     asynchronous: bool = False,
 ) -> OnPolicyComponents:
-    """Load everything a loop over rollouts needs.
+    """Load everything that a loop over rollouts needs.
 
-    The reference holds a model only where the loop (``compared``) or an evaluation asks for it.
-    Evaluation samples from the policy as it is, also where training samples ahead.
+    The reference holds a model only if the loop (``with_reference``) or an evaluation needs it.
+    Evaluation samples from the current policy, also if training samples ahead.
     """
     if not rewards:
         raise ConfigurationError("rewards is empty: name at least one, as file.py:function")
@@ -73,10 +88,10 @@ def build_components(
     scorers, learned = load_rewards(rewards, prompts, tokenizer)
     held_out = None
     if evaluation is not None:
-        room = max_prompt_length(context, evaluation.sampling(sampling).max_tokens)
-        held_out = load_prompts(evaluation.data, tokenizer, room)
+        limit = max_prompt_length(context, evaluation.sampling(sampling).max_tokens)
+        held_out = load_prompts(evaluation.data, tokenizer, limit)
     policy = Policy.load(model, tokenizer, temperature=sampling.temperature)
-    reference = Reference(policy, asked=compared or evaluation is not None)
+    reference = Reference(policy, enabled=with_reference or evaluation is not None)
     engine = local_engine(policy)
     evaluator = None
     if evaluation is not None and held_out is not None:
@@ -91,7 +106,7 @@ def build_components(
 
 
 def max_prompt_length(context: int | None, max_tokens: int) -> int | None:
-    """How many tokens of the model's context are left for a prompt."""
+    """Return how many tokens of the model's context are left for a prompt."""
     return None if context is None else context - max_tokens
 
 
@@ -100,7 +115,7 @@ def load_rewards(
     prompts: Sequence[Prompt],
     tokenizer: PreTrainedTokenizerBase,
 ) -> tuple[Rewards, LearnedRewards]:
-    """The rewards, checked against the prompts' columns, and the learned ones among them."""
+    """Load rewards and check them against the prompts' columns; also return the learned ones."""
     learned = LearnedRewards(configs, tokenizer)
     rewards = Rewards(configs, functions=learned.functions)
     rewards.check(sorted({column for prompt in prompts for column in prompt.columns}))
@@ -108,6 +123,6 @@ def load_rewards(
 
 
 def local_engine(policy: Policy) -> LocalEngine:
-    """The engine in this process, which ends responses at any of the checkpoint's end tokens."""
+    """Return the engine in this process; it ends responses at any of the checkpoint's EOS tokens."""
     generation = getattr(unwrap_peft(policy.model), "generation_config", None)
     return LocalEngine(policy, end_tokens(policy.tokenizer, generation))
