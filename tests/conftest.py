@@ -1,4 +1,4 @@
-"""Fixtures that every test file may use."""
+"""Fixtures and settings for all tests."""
 
 import os
 from collections.abc import Iterator
@@ -11,11 +11,11 @@ from hypothesis import settings
 
 from trivium.models.cpu.linear import matmul_backend
 
-# One thread: sums are then added in one order, and small tensors gain nothing from more.
+# One thread keeps the order of sums fixed, and small tensors are no faster with more threads.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
 
-# The same examples in every run; `--hypothesis-profile=search` draws new ones.
+# Every run uses the same examples; `--hypothesis-profile=search` draws new ones.
 settings.register_profile("reproducible", deadline=None, derandomize=True)
 settings.register_profile("search", deadline=None, print_blob=True)
 settings.load_profile("reproducible")
@@ -26,17 +26,17 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(autouse=True)
-def _cache_of_its_own(
+def _separate_cache(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """No test finds what another, or the user, kept; the directory is made when it is written."""
-    place = tmp_path_factory.getbasetemp() / f"cache-{next(_CACHES)}"
-    monkeypatch.setenv("TRIVIUM_CACHE", str(place))
+    """Give each test its own cache directory, separate from other tests and the user's."""
+    path = tmp_path_factory.getbasetemp() / f"cache-{next(_CACHES)}"
+    monkeypatch.setenv("TRIVIUM_CACHE", str(path))
 
 
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
-    """The folder of real checkpoints and data beside the repository; skips where there is none."""
+    """Return the folder of real checkpoints and data beside the repository; skip without one."""
     for candidate in (REPOSITORY.parent / "shared", REPOSITORY / "shared"):
         if (candidate / "checkpoints").is_dir() and (candidate / "datasets").is_dir():
             return candidate
@@ -45,8 +45,8 @@ def shared_dir() -> Path:
 
 @pytest.fixture(params=["onednn", "torch"])
 def each_product(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Both ways to multiply float32 matrices, whichever is faster here."""
-    before = matmul_backend.name
+    """Run the test with each backend for float32 matrix products, whichever is faster here."""
+    previous = matmul_backend.name
     matmul_backend.use(request.param)
     yield
-    matmul_backend.use(before)
+    matmul_backend.use(previous)

@@ -1,4 +1,4 @@
-"""Every bad input of the table: status 2, one message that says all, nothing loaded or changed."""
+"""Every bad input of the table: status 2, one complete message, nothing loaded or changed."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from helpers.tiny_models import checkpoint
 from trivium.cli import main
 from trivium.commands import Command
 
-assert bad_settings and bad_files, "they fill the table"
+assert bad_settings and bad_files, "importing them fills the table"
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tiny checkpoints of different letters, to be copied beside each case."""
+    """Create two tiny checkpoints with different vocabularies, to copy into each case."""
     directory = tmp_path_factory.mktemp("models")
     checkpoint(directory / "model", letters="abcdefghijk", max_position_embeddings=64)
     checkpoint(directory / "other", letters="abcdefgxyz", max_position_embeddings=64)
@@ -32,7 +32,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def snapshot(directory: Path) -> dict[str, str]:
-    """Every path below, with its content's hash."""
+    """Return every path below the directory with the hash of its content."""
     return {
         str(path.relative_to(directory)): (
             hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else "directory"
@@ -42,29 +42,29 @@ def snapshot(directory: Path) -> dict[str, str]:
     }
 
 
-def answer(arguments: list[str]) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of the command line in this process."""
+def run_cli(arguments: list[str]) -> tuple[int, str, str]:
+    """Run the command line in this process; return its exit status, stdout and stderr."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             status = main(arguments)
-        except SystemExit as left:
-            status = int(left.code or 0)
+        except SystemExit as stop:
+            status = int(stop.code or 0)
     return status, out.getvalue(), err.getvalue()
 
 
 def check(case: Bad, status: int, out: str, err: str) -> None:
-    said = " ".join(err.split())
-    assert status == 2, said
+    message = " ".join(err.split())
+    assert status == 2, message
     assert "Traceback" not in err
     assert err.count("error: ") == 1
     assert err.startswith("error: ") or "usage: " in err or not case.early, err
     for text in (case.value, case.place, case.reason, case.remedy):
-        assert text in said, f"{text!r} is not in: {said}"
+        assert text in message, f"{text!r} is not in: {message}"
     assert out == ""
 
 
-def test_the_table_is_large_and_tells_its_cases_apart() -> None:
+def test_table_covers_all_commands_and_has_unique_names() -> None:
     assert len(ALL) >= 120
     assert len({case.name for case in ALL}) == len(ALL)
     assert {case.command for case in ALL} >= {
@@ -73,7 +73,7 @@ def test_the_table_is_large_and_tells_its_cases_apart() -> None:
 
 
 @pytest.mark.parametrize("case", ALL, ids=lambda case: case.name)
-def test_a_bad_input_is_answered_with_one_message_and_changes_nothing(
+def test_bad_input_gives_one_complete_message_and_changes_nothing(
     case: Bad, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(models, tmp_path, dirs_exist_ok=True)
@@ -83,22 +83,22 @@ def test_a_bad_input_is_answered_with_one_message_and_changes_nothing(
     monkeypatch.setattr(sys, "path", list(sys.path))
     if case.early:
 
-        def nothing_is_loaded(command: Command) -> None:
+        def fail_on_load(command: Command) -> None:
             pytest.fail(f"{command.function} was loaded")
 
         if case.command != "compare":
-            monkeypatch.setattr(Command, "load", nothing_is_loaded)
-    check(case, *answer(arguments))
+            monkeypatch.setattr(Command, "load", fail_on_load)
+    check(case, *run_cli(arguments))
     assert snapshot(tmp_path) == before
 
 
-def test_early_mistakes_are_answered_before_torch_is_imported(models: Path, tmp_path: Path) -> None:
+def test_early_faults_are_reported_without_importing_torch(models: Path, tmp_path: Path) -> None:
     cases = [case for case in ALL if case.early]
-    lines = []
+    command_lines = []
     for number, case in enumerate(cases):
         directory = tmp_path / str(number)
         shutil.copytree(models, directory)
-        lines.append([str(directory), case.write(directory)])
+        command_lines.append([str(directory), case.write(directory)])
     code = (
         "import contextlib, io, json, os, sys\n"
         "from trivium.cli import main\n"
@@ -107,12 +107,15 @@ def test_early_mistakes_are_answered_before_torch_is_imported(models: Path, tmp_
         "    with contextlib.redirect_stderr(io.StringIO()):\n"
         "        try:\n"
         "            status = main(arguments)\n"
-        "        except SystemExit as left:\n"
-        "            status = left.code\n"
+        "        except SystemExit as stop:\n"
+        "            status = stop.code\n"
         "    assert status == 2, (arguments, status)\n"
         "    assert not {'torch', 'transformers'} & set(sys.modules), arguments\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code], input=json.dumps(lines), capture_output=True, text=True
+        [sys.executable, "-c", code],
+        input=json.dumps(command_lines),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]

@@ -1,4 +1,4 @@
-"""The command line: what is dispatched, how mistakes are told, what reaches a pipe."""
+"""The command line: dispatch of commands, error messages, and output to a pipe."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sample_settings(world: World, **options: Any) -> dict[str, Any]:
 
 
 def settings_of(name: str, world: World) -> dict[str, Any]:
-    """A configuration of two steps for each training command."""
+    """Return a configuration of two steps for a training command."""
     pairs = [{"prompt": "abc", "chosen": "a" * n, "rejected": "b" * n} for n in (1, 2, 3, 4)]
     texts = [{"prompt": row["prompt"], "completion": row["chosen"]} for row in pairs]
     shared = {"model": {"path": world.path}, "run": world.run(), "optimizer": STILL}
@@ -76,7 +76,7 @@ def settings_of(name: str, world: World) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["sft", "reward-model", "ppo", "dpo", "grpo"])
-def test_a_training_command_makes_a_run_and_says_where(
+def test_training_command_writes_a_run_and_prints_its_directory(
     name: str, world: World, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = settings_of(name, world)
@@ -90,7 +90,7 @@ def test_a_training_command_makes_a_run_and_says_where(
     assert "rows read" in err
 
 
-def test_settings_on_the_command_line_hold_over_the_file(world: World, here: Path) -> None:
+def test_settings_on_the_command_line_override_the_file(world: World, here: Path) -> None:
     config = write(here / "config.yaml", settings_of("grpo", world))
     assert main(["grpo", config, "steps_per_iteration=1", "run.directory=mine", "beta=0.5"]) == 0
     assert len((here / "mine" / "metrics.jsonl").read_text().splitlines()) == 1
@@ -98,23 +98,25 @@ def test_settings_on_the_command_line_hold_over_the_file(world: World, here: Pat
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_example_in_a_command_s_help_is_a_configuration(name: str, here: Path) -> None:
+def test_example_in_the_help_of_a_command_is_a_valid_configuration(name: str, here: Path) -> None:
     command = COMMANDS[name]
     path = here / "example.yaml"
     path.write_text(command.example)
     load_configuration(command.config_class(), path, command.arguments.split())
 
 
-def test_fields_shows_every_setting_and_needs_no_file(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as left:
+def test_fields_option_lists_all_settings_without_a_file(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
         main(["pairs", "--fields"])
     out = capsys.readouterr().out
-    assert left.value.code == 0
-    assert "pairs_per_prompt: whole number >= 1 or null, default 1\n    At most" in out
+    assert stop.value.code == 0
+    assert "pairs_per_prompt: whole number >= 1 or null, default 1\n    Maximum" in out
     assert "candidates.0.response: text of length >= 1, required" in out
 
 
-def test_the_demo_is_given_its_directory_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_receives_its_directory_and_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     monkeypatch.setattr(trivium.demo, "run", lambda *a, **k: calls.append((a, k)))
     assert main(["demo", "--quick", "--directory", "there", "--seed", "3", "4"]) == 0
@@ -125,14 +127,14 @@ def test_the_demo_is_given_its_directory_and_seeds(monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_help_and_unreadable_files_wait_for_no_heavy_import(here: Path) -> None:
+def test_help_and_unreadable_files_do_not_import_torch(here: Path) -> None:
     (here / "bad.yaml").write_text("model: {path: model\ndata: 3")
     code = (
         "import sys, trivium\n"
         "from trivium.cli import main\n"
         "assert main([]) == 0\n"
-        "for given in (['grpo', 'bad.yaml'], ['grpo', 'none.yaml'], ['gropo']):\n"
-        "    assert main(given) == 2\n"
+        "for arguments in (['grpo', 'bad.yaml'], ['grpo', 'none.yaml'], ['gropo']):\n"
+        "    assert main(arguments) == 2\n"
         "heavy = {'torch', 'transformers', 'numpy'} & set(sys.modules)\n"
         "assert not heavy, heavy\n"
     )
@@ -144,7 +146,7 @@ def test_help_and_unreadable_files_wait_for_no_heavy_import(here: Path) -> None:
 # --- Rewards beside the configuration -------------------------------------------------------------
 
 
-def test_a_reward_s_file_is_found_beside_the_configuration_and_first_where_one_stands(
+def test_reward_file_is_found_in_the_current_directory_before_the_configuration_s(
     world: World, here: Path
 ) -> None:
     (here / "configs").mkdir()
@@ -161,11 +163,11 @@ def test_a_reward_s_file_is_found_beside_the_configuration_and_first_where_one_s
     assert rewards == [{2.0}, {1.0}]
 
 
-# --- Mistakes -------------------------------------------------------------------------------------
+# --- Error messages -------------------------------------------------------------------------------
 
 
-def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What stderr says of a mistake."""
+def error_of(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must fail, and return its message on stderr."""
     assert main(arguments) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -174,36 +176,38 @@ def told(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return err
 
 
-def test_a_wrong_command_is_answered_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert told(capsys, "gpro") == "error: `gpro` is not a command: did you mean `grpo`?\n"
-    assert "the commands are sft, reward-model" in told(capsys, "frobnicate")
+def test_unknown_command_is_reported_with_the_most_similar_one(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert error_of(capsys, "gpro") == "error: `gpro` is not a command: did you mean `grpo`?\n"
+    assert "the commands are sft, reward-model" in error_of(capsys, "frobnicate")
 
 
-def test_all_faults_of_a_configuration_are_told_together(
+def test_all_faults_of_a_configuration_are_reported_together(
     here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(here / "grpo.yaml", {"model": {"path": "m"}, "data": 3, "betta": 1})
-    message = told(capsys, "grpo", path, "clip_low=2")
+    message = error_of(capsys, "grpo", path, "clip_low=2")
     assert f"{path}: found 4 faults" in message
     assert "did you mean `beta`?" in message
     assert "argument `clip_low=2`" in message
 
 
-def test_settings_with_dashes_are_answered_with_the_right_form(
+def test_setting_with_dashes_is_reported_with_the_right_form(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(SystemExit) as stop:
         main(["grpo", "grpo.yaml", "--run.seed=3"])
-    assert left.value.code == 2
+    assert stop.value.code == 2
     assert "settings have no dashes: write run.seed=3" in capsys.readouterr().err
 
 
-def test_a_missing_model_or_data_file_is_told_without_traceback(
+def test_missing_model_or_data_file_is_reported_without_a_traceback(
     world: World, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = write(here / "sample.yaml", sample_settings(world))
-    assert "no checkpoint directory ./none" in told(capsys, "sample", path, "model.path=./none")
-    assert "none.jsonl: there is no such file" in told(
+    assert "no checkpoint directory ./none" in error_of(capsys, "sample", path, "model.path=./none")
+    assert "none.jsonl: there is no such file" in error_of(
         capsys, "sample", path, "data.path=none.jsonl"
     )
 
@@ -218,7 +222,7 @@ def test_a_missing_model_or_data_file_is_told_without_traceback(
         ({"pth": 3}, "takes no `pth` (did you mean 'path'?)"),
     ],
 )
-def test_a_learned_reward_s_wrong_argument_is_told_without_traceback(
+def test_wrong_argument_of_a_learned_reward_is_reported_without_a_traceback(
     arguments: dict[str, Any],
     message: str,
     world: World,
@@ -236,18 +240,18 @@ def test_a_learned_reward_s_wrong_argument_is_told_without_traceback(
     assert "Traceback" not in err
 
 
-def test_an_interruption_ends_with_status_130(
+def test_interruption_exits_with_status_130(
     world: World, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (here / "stop.py").write_text("def score(responses): raise KeyboardInterrupt")
-    # Without a limit the function runs in the main thread, where the user's own interrupt arrives.
+    # Without a timeout the function runs in the main thread, which receives the interrupt.
     reward = {"function": "stop.py:score", "timeout": None}
     path = write(here / "sample.yaml", sample_settings(world, rewards=[reward]))
     assert main(["sample", path]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "interrupted"
 
 
-def test_an_unexpected_error_keeps_its_traceback(
+def test_unexpected_error_keeps_its_traceback(
     world: World, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
@@ -258,7 +262,7 @@ def test_an_unexpected_error_keeps_its_traceback(
         main(["sample", write(here / "sample.yaml", sample_settings(world))])
 
 
-def test_a_reader_that_has_left_is_no_error() -> None:
+def test_closed_pipe_is_not_an_error() -> None:
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     process = subprocess.Popen(
         [sys.executable, "-m", "trivium"],
@@ -274,30 +278,30 @@ def test_a_reader_that_has_left_is_no_error() -> None:
     assert process.wait() == 141
 
 
-def test_a_message_cannot_steer_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    message = told(capsys, "grpo", "\x1b[31mred\x07.yaml")
+def test_message_cannot_control_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    message = error_of(capsys, "grpo", "\x1b[31mred\x07.yaml")
     assert "[31mred" in message
     assert message.isascii()
     assert all(c.isprintable() or c == "\n" for c in message)
 
 
-# --- What is shown --------------------------------------------------------------------------------
+# --- Output ---------------------------------------------------------------------------------------
 
 
-def test_a_pipe_gets_whole_lines_without_control_codes(
+def test_output_to_a_pipe_is_unwrapped_and_has_no_control_codes(
     world: World, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    deep = here / ("long" * 30)
-    deep.mkdir()
-    path = write(deep / "sample.yaml", sample_settings(world, output=str(deep / "r.jsonl")))
+    long = here / ("long" * 30)
+    long.mkdir()
+    path = write(long / "sample.yaml", sample_settings(world, output=str(long / "r.jsonl")))
     assert main(["sample", path]) == 0
     out, err = capsys.readouterr()
     assert all(c.isprintable() or c == "\n" for c in out + err)
-    assert out.splitlines()[-1] == f"written to {deep / 'r.jsonl'}"
+    assert out.splitlines()[-1] == f"written to {long / 'r.jsonl'}"
     assert err == f"{world.prompts['path']}: 4 rows read, 4 kept\n"
 
 
-def test_libraries_notices_are_silenced_and_warnings_of_ours_are_shown(
+def test_library_notices_are_silenced_and_trivium_warnings_are_shown(
     world: World, here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     settings = settings_of("sft", world)
@@ -316,7 +320,7 @@ def test_libraries_notices_are_silenced_and_warnings_of_ours_are_shown(
     assert len(err.splitlines()) == 1
 
 
-def test_a_notice_about_images_is_silenced_and_what_else_is_logged_there_is_not(
+def test_notice_about_images_is_silenced_and_other_messages_of_its_logger_are_shown(
     world: World, here: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     notices = logging.getLogger("transformers.utils.import_utils")
@@ -338,7 +342,7 @@ def test_a_notice_about_images_is_silenced_and_what_else_is_logged_there_is_not(
     assert "torchvision" not in caplog.text
 
 
-def test_the_command_line_leaves_no_trace_in_the_logging_of_a_program(here: Path) -> None:
+def test_command_line_restores_the_logging_configuration(here: Path) -> None:
     logger = logging.getLogger("trivium")
     before = (logger.level, list(logger.handlers))
     main(["grpo", "none.yaml"])
@@ -348,26 +352,29 @@ def test_the_command_line_leaves_no_trace_in_the_logging_of_a_program(here: Path
 # --- The Python interface -------------------------------------------------------------------------
 
 
-def test_every_public_name_is_there_and_is_what_a_type_checker_sees() -> None:
+def test_every_public_name_exists_and_matches_the_type_checking_imports() -> None:
     tree = ast.parse(Path(trivium.__file__).read_text())
-    [typed] = [node for node in tree.body if isinstance(node, ast.If)]
-    seen = {
+    [type_checking] = [node for node in tree.body if isinstance(node, ast.If)]
+    imported = {
         alias.asname or alias.name: (node.module, alias.name)
-        for node in typed.body
+        for node in type_checking.body
         if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }
-    assert seen.pop("maths") == ("trivium", "maths")
-    functions = {n: tuple(COMMANDS[c].function.split(":")) for n, c in trivium._COMMANDS.items()}
-    assert seen == trivium._PLACES | functions
-    assert sorted(trivium.__all__) == sorted([*seen, "maths"]) == sorted(dir(trivium))
+    assert imported.pop("maths") == ("trivium", "maths")
+    functions = {
+        name: tuple(COMMANDS[command].function.split(":"))
+        for name, command in trivium._COMMAND_FUNCTIONS.items()
+    }
+    assert imported == trivium._MODULE_AND_ATTRIBUTE | functions
+    assert sorted(trivium.__all__) == sorted([*imported, "maths"]) == sorted(dir(trivium))
     for name in trivium.__all__:
         assert getattr(trivium, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'grop'"):
         _ = trivium.grop
 
 
-def test_a_command_is_one_call_with_a_configuration(world: World, here: Path) -> None:
+def test_command_is_one_function_call_with_a_configuration(world: World, here: Path) -> None:
     config = trivium.SampleConfig(
         model=trivium.ModelConfig(path=world.path),
         data=trivium.PromptsConfig(**world.prompts),

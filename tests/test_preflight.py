@@ -1,4 +1,4 @@
-"""What is looked at before anything slow: how far, in what order, and what is only remarked."""
+"""Preflight: its limits, the order of its checks, and its warnings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from helpers.tiny_models import World, rows
 
 import trivium
 from trivium.config.secrets import secrets_in
-from trivium.data import preview as surveys
+from trivium.data import preview as preview
 from trivium.data.demonstrations import DemonstrationsConfig, read_demonstrations
 from trivium.data.preferences import PreferencesConfig, read_preferences
 from trivium.data.preview import survey
@@ -32,14 +32,14 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def sft(world: World, **options: Any) -> trivium.SFTConfig:
     data = world.rows("demos.jsonl", [{"prompt": "a", "completion": "b"}])
-    given = {"model": {"path": world.path}, "data": data, "run": world.run()}
-    return trivium.SFTConfig.model_validate(given | options)
+    settings = {"model": {"path": world.path}, "data": data, "run": world.run()}
+    return trivium.SFTConfig.model_validate(settings | options)
 
 
-# --- How far, and in what order -------------------------------------------------------------------
+# --- Limits and order of checks -------------------------------------------------------------------
 
 
-def test_a_million_rows_pass_in_memory_that_does_not_grow(tmp_path: Path) -> None:
+def test_memory_does_not_grow_while_a_million_rows_are_read(tmp_path: Path) -> None:
     code = (
         "import resource\n"
         "from trivium.data.prompts import PromptsConfig\n"
@@ -59,10 +59,10 @@ def test_a_million_rows_pass_in_memory_that_does_not_grow(tmp_path: Path) -> Non
     assert done.returncode == 0, done.stderr
 
 
-def test_the_look_ends_after_its_rows_and_the_loader_reads_on(
+def test_preview_stops_after_its_row_limit_and_the_loader_reads_all_rows(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(surveys, "MOST_ROWS", 3)
+    monkeypatch.setattr(preview, "MOST_ROWS", 3)
     config = PromptsConfig(path=rows(tmp_path / "p.jsonl", [{"prompt": "a"}] * 3 + [{"x": 1}]))
     assert survey(config) == {"prompt"}
     with pytest.raises(DataError, match=r"p\.jsonl:4: no column `prompt`"):
@@ -79,23 +79,25 @@ def test_the_look_ends_after_its_rows_and_the_loader_reads_on(
         {"text": None},
     ],
 )
-def test_the_look_refuses_what_the_loader_refuses_in_the_same_words(
+def test_preview_and_loader_refuse_the_same_rows_with_the_same_message(
     row: dict[str, Any], tmp_path: Path, world: World
 ) -> None:
     config = DemonstrationsConfig(path=rows(tmp_path / "d.jsonl", [row]))
-    with pytest.raises(DataError) as looked:
+    with pytest.raises(DataError) as preview_error:
         survey(config)
-    with pytest.raises(DataError) as loaded:
+    with pytest.raises(DataError) as loader_error:
         read_demonstrations(config, load_tokenizer(ModelConfig(path=world.path)))
-    assert str(looked.value) == str(loaded.value)
+    assert str(preview_error.value) == str(loader_error.value)
 
 
-def test_pairs_whose_prompt_must_be_found_pass_the_look(tmp_path: Path) -> None:
+def test_preview_accepts_pairs_without_a_prompt_column(tmp_path: Path) -> None:
     row = {"chosen": "a b c d", "rejected": "a b e f"}
     assert survey(PreferencesConfig(path=rows(tmp_path / "d.jsonl", [row]))) == row.keys()
 
 
-def test_a_call_from_python_looks_first_too(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_call_from_python_runs_the_preflight_first(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = sft(world, data=world.rows("broken.jsonl", [{"prompt": "a", "completion": 1}]))
     monkeypatch.setattr(
         "trivium.algorithms.sft.load_tokenizer", lambda *_: pytest.fail("a tokenizer was loaded")
@@ -105,22 +107,22 @@ def test_a_call_from_python_looks_first_too(world: World, monkeypatch: pytest.Mo
     assert trivium.sft.__doc__ and "Fine-tune" in trivium.sft.__doc__
 
 
-def test_rewards_come_before_data_and_data_before_models(world: World) -> None:
+def test_rewards_are_checked_before_data_and_data_before_models(world: World) -> None:
     wrong_data = {"path": "none.jsonl"}
     wrong_model = {"path": "./none"}
     wrong_reward = [{"function": "none.py:score"}]
-    given = {"model": wrong_model, "data": wrong_data, "rewards": wrong_reward}
+    settings = {"model": wrong_model, "data": wrong_data, "rewards": wrong_reward}
     with pytest.raises(ConfigurationError, match=r"no such file 'none\.py'"):
-        preflight(trivium.GRPOConfig.model_validate(given))
-    given["rewards"] = world.reward("letters")
+        preflight(trivium.GRPOConfig.model_validate(settings))
+    settings["rewards"] = world.reward("letters")
     with pytest.raises(DataError, match=r"none\.jsonl"):
-        preflight(trivium.GRPOConfig.model_validate(given))
-    given["data"] = world.prompts
+        preflight(trivium.GRPOConfig.model_validate(settings))
+    settings["data"] = world.prompts
     with pytest.raises(ModelError, match=r"model\.path: there is no checkpoint"):
-        preflight(trivium.GRPOConfig.model_validate(given))
+        preflight(trivium.GRPOConfig.model_validate(settings))
 
 
-def test_all_faults_of_one_kind_are_told_together(world: World) -> None:
+def test_all_faults_of_one_kind_are_reported_together(world: World) -> None:
     broken = world.rows("one.jsonl", [{"prompt": "a", "completion": 1}])
     other = {"path": "none.jsonl"}
     with pytest.raises(DataError) as caught:
@@ -129,23 +131,23 @@ def test_all_faults_of_one_kind_are_told_together(world: World) -> None:
     assert "one.jsonl:1" in str(caught.value) and "none.jsonl" in str(caught.value)
 
 
-def test_what_lies_below_a_comparison_s_directory_is_made_later(world: World) -> None:
+def test_paths_below_a_comparison_s_directory_are_not_checked(world: World) -> None:
     config = sft(world, data={"path": str(world.directory / "later" / "rows.jsonl")})
-    preflight(config, made=world.directory / "later")
+    preflight(config, skip_below=world.directory / "later")
     with pytest.raises(DataError):
-        preflight(config, made=world.directory / "elsewhere")
+        preflight(config, skip_below=world.directory / "elsewhere")
 
 
-def test_a_whole_checkpoint_is_not_objected_to(world: World) -> None:
+def test_complete_checkpoint_is_accepted(world: World) -> None:
     check_checkpoint(world.path)
     check_checkpoint("someone/a-hub-name")
     preflight(sft(world))
 
 
-# --- What is only remarked ------------------------------------------------------------------------
+# --- Warnings -------------------------------------------------------------------------------------
 
 
-def test_held_out_data_that_is_trained_on_is_remarked(
+def test_held_out_data_that_is_trained_on_gives_a_warning(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     data = world.rows("demos.jsonl", [{"prompt": "a", "completion": "b"}])
@@ -157,16 +159,16 @@ def test_held_out_data_that_is_trained_on_is_remarked(
     assert not caplog.messages
 
 
-def test_equal_rows_forms_that_differ_and_unread_columns_are_counted(
+def test_duplicate_rows_mixed_formats_and_unread_columns_are_counted(
     world: World, tmp_path: Path
 ) -> None:
     tokenizer = load_tokenizer(ModelConfig(path=world.path))
-    given = [
+    examples = [
         {"prompt": "a", "completion": "b", "id": 1},
         {"prompt": "a", "completion": "b", "id": 2},
         {"text": "abc"},
     ]
-    config = DemonstrationsConfig(path=rows(tmp_path / "d.jsonl", given))
+    config = DemonstrationsConfig(path=rows(tmp_path / "d.jsonl", examples))
     items, report = read_demonstrations(config, tokenizer)
     assert len(items) == report.kept == 3
     assert report.notes == {
@@ -177,7 +179,7 @@ def test_equal_rows_forms_that_differ_and_unread_columns_are_counted(
     assert "columns that are not read: id" in str(report)
 
 
-def test_column_with_another_name_in_the_data_counts_as_read(world: World, tmp_path: Path) -> None:
+def test_column_with_a_mapped_name_counts_as_read(world: World, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(ModelConfig(path=world.path))
     path = rows(tmp_path / "d.jsonl", [{"question": "a", "answer": "b", "id": 1}])
     config = DemonstrationsConfig(
@@ -186,7 +188,7 @@ def test_column_with_another_name_in_the_data_counts_as_read(world: World, tmp_p
     assert read_demonstrations(config, tokenizer)[1].unread == ("id",)
 
 
-def test_equal_pairs_and_equal_prompts_are_counted(world: World, tmp_path: Path) -> None:
+def test_duplicate_pairs_and_prompts_are_counted(world: World, tmp_path: Path) -> None:
     tokenizer = load_tokenizer(ModelConfig(path=world.path))
     pair = {"prompt": "a", "chosen": "b", "rejected": "c"}
     path = rows(tmp_path / "d.jsonl", [pair, pair, {**pair, "chosen": "d"}])
@@ -201,7 +203,7 @@ def test_equal_pairs_and_equal_prompts_are_counted(world: World, tmp_path: Path)
 # --- Secrets --------------------------------------------------------------------------------------
 
 
-def test_a_secret_is_refused_and_not_shown_to_a_caller_from_python() -> None:
+def test_secret_is_refused_and_not_shown_in_the_error() -> None:
     secret = "abcdefgh12345"
     with pytest.raises(ValueError, match="`api_key` looks like a secret") as caught:
         trivium.RewardConfig(function="reward.py:score", arguments={"api_key": secret})
@@ -209,7 +211,7 @@ def test_a_secret_is_refused_and_not_shown_to_a_caller_from_python() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "found"),
+    ("arguments", "secrets"),
     [
         ({"api_key": "abcdefgh"}, ["api_key"]),
         ({"server": {"token": "abcdefgh"}}, ["server.token"]),
@@ -226,5 +228,7 @@ def test_a_secret_is_refused_and_not_shown_to_a_caller_from_python() -> None:
         ),
     ],
 )
-def test_secrets_are_known_by_name_or_form(arguments: dict[str, Any], found: list[str]) -> None:
-    assert list(secrets_in(arguments)) == found
+def test_secrets_are_detected_by_name_or_format(
+    arguments: dict[str, Any], secrets: list[str]
+) -> None:
+    assert list(secrets_in(arguments)) == secrets

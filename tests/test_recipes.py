@@ -1,4 +1,4 @@
-"""Every recipe is a configuration that its command accepts, and the stories' openings are sound."""
+"""Recipes are valid configurations of their commands, and the story openings are disjoint."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from trivium.errors import ConfigurationError
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 STORIES = RECIPES / "stories"
 
-# What each recipe leaves to its user.
+# Command of each recipe, and the settings that its user must add.
 MODEL = ["model.path=a-checkpoint"]
-LEFT_TO_THE_USER = {
+RECIPE_SETTINGS = {
     "stories/grpo.yaml": ("grpo", MODEL),
     "stories/hacking.yaml": ("grpo", MODEL),
     "stories/ppo.yaml": ("ppo", MODEL),
@@ -43,20 +43,20 @@ LEFT_TO_THE_USER = {
 
 
 def test_every_recipe_is_listed_here():
-    found = {str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")}
-    assert found == set(LEFT_TO_THE_USER)
+    names = {str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")}
+    assert names == set(RECIPE_SETTINGS)
 
 
-@pytest.mark.parametrize("name", LEFT_TO_THE_USER)
-def test_recipe_loads_with_what_it_leaves_to_the_user(name):
-    command, settings = LEFT_TO_THE_USER[name]
+@pytest.mark.parametrize("name", RECIPE_SETTINGS)
+def test_recipe_loads_with_the_settings_its_user_adds(name):
+    command, settings = RECIPE_SETTINGS[name]
     config_class = COMMANDS[command].config_class()
     load_configuration(config_class, RECIPES / name, settings)
 
 
-@pytest.mark.parametrize("name", [n for n, (_, left) in LEFT_TO_THE_USER.items() if left])
-def test_recipe_names_what_it_lacks_and_nothing_else(name):
-    command, settings = LEFT_TO_THE_USER[name]
+@pytest.mark.parametrize("name", [n for n, (_, added) in RECIPE_SETTINGS.items() if added])
+def test_recipe_alone_is_missing_exactly_those_settings(name):
+    command, settings = RECIPE_SETTINGS[name]
     config_class = COMMANDS[command].config_class()
     with pytest.raises(ConfigurationError) as raised:
         load_configuration(config_class, RECIPES / name, [])
@@ -64,8 +64,8 @@ def test_recipe_names_what_it_lacks_and_nothing_else(name):
     assert len(faults) == len(settings)
 
 
-@pytest.mark.parametrize("name", [n for n in LEFT_TO_THE_USER if n.startswith("stories/")])
-def test_paths_in_a_story_recipe_exist_seen_from_the_repository(name):
+@pytest.mark.parametrize("name", [n for n in RECIPE_SETTINGS if n.startswith("stories/")])
+def test_paths_in_a_story_recipe_exist_relative_to_the_repository(name):
     text = (RECIPES / name).read_text(encoding="utf-8")
     paths = [word.strip("{},") for word in text.split() if word.startswith("recipes/")]
     assert paths
@@ -78,17 +78,17 @@ def openings(file: str) -> list[str]:
 
 
 def test_held_out_openings_share_no_prompt_name_or_sentence_with_training():
-    made = runpy.run_path(str(STORIES / "openings.py"))
-    training, held_out = made["TRAINING"], made["HELD_OUT"]
+    script = runpy.run_path(str(STORIES / "openings.py"))
+    training, held_out = script["TRAINING"], script["HELD_OUT"]
     assert not set(training["names"]) & set(held_out["names"])
     assert not set(training["openings"]) & set(held_out["openings"])
     assert not set(openings("prompts.jsonl")) & set(openings("heldout.jsonl"))
 
 
-def test_opening_files_are_what_their_script_writes():
-    made = runpy.run_path(str(STORIES / "openings.py"))
+def test_opening_files_match_the_output_of_their_script():
+    script = runpy.run_path(str(STORIES / "openings.py"))
     for file, parts in (("prompts.jsonl", "TRAINING"), ("heldout.jsonl", "HELD_OUT")):
-        assert openings(file) == [row["prompt"] for row in made["rows"](**made[parts])]
+        assert openings(file) == [row["prompt"] for row in script["rows"](**script[parts])]
 
 
 @pytest.fixture(scope="module")
@@ -97,15 +97,15 @@ def story_rewards():
     return runpy.run_path(str(STORIES / "sentiment.py"))
 
 
-def test_merry_story_scores_above_a_sad_one_and_the_cap_holds(story_rewards):
+def test_happy_story_scores_above_a_sad_one_and_the_cap_applies(story_rewards):
     texts = ["They were happy and loved the party.", "It was sad, and he cried.", "He sat."]
-    merry, sad, plain = story_rewards["sentiment"](["", "", ""], texts)
-    assert merry > 0.7 and sad < -0.4 and plain == 0
+    happy, sad, plain = story_rewards["sentiment"](["", "", ""], texts)
+    assert happy > 0.7 and sad < -0.4 and plain == 0
     assert story_rewards["sentiment"](["", "", ""], texts, cap=0.3) == [0.3, sad, 0]
 
 
-def test_repetition_counts_word_pairs_that_came_before(story_rewards):
-    # happy friend, friend happy, happy friend, friend happy: 2 of 4 came before.
+def test_repetition_is_the_share_of_repeated_word_pairs(story_rewards):
+    # happy friend, friend happy, happy friend, friend happy: 2 of 4 are repeats.
     texts = ["Happy friend happy, friend happy!", "one two three", "one", ""]
     assert story_rewards["repetition"]([""] * 4, texts) == [0.5, 0.0, 0.0, 0.0]
     assert story_rewards["distinct"]([""] * 4, texts) == [0.4, 1.0, 1.0, 0.0]

@@ -1,8 +1,8 @@
 """Align language models by PPO, DPO and GRPO.
 
 Each command is a function of its configuration: ``trivium.grpo(trivium.GRPOConfig(...))``, or with
-a file, ``trivium.grpo(trivium.load_configuration(trivium.GRPOConfig, Path("grpo.yaml")))``. What
-they are made of is here too. Nothing heavy is imported before a name is used.
+a file, ``trivium.grpo(trivium.load_configuration(trivium.GRPOConfig, Path("grpo.yaml")))``. The
+package also exports the components of the commands. A name's module is imported on first use.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ _MODULES = {
         "read_samples",
     ),
 }
-_COMMANDS = {
+_COMMAND_FUNCTIONS = {
     "dpo": "dpo",
     "evaluate": "evaluate",
     "grpo": "grpo",
@@ -152,8 +152,8 @@ _COMMANDS = {
     "sample": "sample",
     "sft": "sft",
 }
-"""The functions that run a command: it looks at what the configuration names first."""
-_PLACES = {
+"""Command of each function. The function runs the command's preflight checks first."""
+_MODULE_AND_ATTRIBUTE = {
     entry.split()[-1]: (module, entry.split()[0])
     for module, entries in _MODULES.items()
     for entry in entries
@@ -163,11 +163,11 @@ _PLACES = {
 def __getattr__(name: str) -> Any:
     if name == "maths":
         value: Any = import_module("trivium.maths")
-    elif name in _COMMANDS:
-        command = import_module("trivium.commands").COMMANDS[_COMMANDS[name]]
+    elif name in _COMMAND_FUNCTIONS:
+        command = import_module("trivium.commands").COMMANDS[_COMMAND_FUNCTIONS[name]]
         value = wraps(command.load())(partial(command.run))
-    elif name in _PLACES:
-        module, attribute = _PLACES[name]
+    elif name in _MODULE_AND_ATTRIBUTE:
+        module, attribute = _MODULE_AND_ATTRIBUTE[name]
         value = getattr(import_module(module), attribute)
     else:
         raise AttributeError(f"module 'trivium' has no attribute {name!r}")

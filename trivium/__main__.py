@@ -1,4 +1,4 @@
-"""``python -m trivium``: the command line."""
+"""Command line entry point: ``python -m trivium``."""
 
 import sys
 

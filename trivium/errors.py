@@ -1,9 +1,9 @@
-"""What Trivium raises when a user's input, or the world, is wrong.
+"""Errors that Trivium raises for a user's mistakes and for failures of the environment.
 
-Each error also inherits the standard type a caller would expect to catch. A message states the
-value, where it came from, why it is wrong and what to write instead; the command line prints it
-without a traceback. What a message quotes was written by others: control characters in it are
-escaped here, so that no log and no terminal obeys them.
+Each error also inherits the standard type that a caller would expect to catch. A message states
+the value, where it came from, why it is wrong and what to write instead. The command line prints
+the message without a traceback. A message may quote untrusted text, so control characters are
+escaped before they reach a log or a terminal.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 
 
 class TriviumError(Exception):
-    """Base of every error that is addressed to the user."""
+    """Base of all errors with a message for the user."""
 
     def __init__(self, message: str = "") -> None:
         super().__init__(escaped(message))
@@ -24,26 +24,28 @@ class ConfigurationError(TriviumError, ValueError):
 
 
 class DataError(TriviumError, ValueError):
-    """A data file is missing, malformed or unfit for its use."""
+    """A data file is missing, malformed or unsuitable for its use."""
 
 
 class ModelError(TriviumError, ValueError):
-    """A checkpoint or tokenizer cannot be loaded or does not fit the others."""
+    """A checkpoint or tokenizer cannot be loaded, or does not match the other models."""
 
 
 class RewardError(TriviumError, RuntimeError):
-    """A reward raised, ran past its limit or returned something that is not a reward."""
+    """A reward function raised, timed out or returned an invalid reward."""
 
 
 class TrainingError(TriviumError, RuntimeError):
-    """A run cannot go on: memory does not suffice, or a batch holds nothing to learn."""
+    """A run cannot continue: it is out of memory, or a batch has no training signal."""
 
 
 class NonFiniteError(TrainingError):
-    """A loss or gradient is not finite; nothing was moved.
+    """A loss or gradient is not finite. The optimizer step was not applied.
 
-    ``evidence`` (``runs.nonfinite.NonFiniteReport``) is the batch and what was seen of it; ``saved`` is where
-    ``runs.nonfinite`` wrote it, which the message then names.
+    Attributes:
+        evidence: the batch and its statistics (``runs.nonfinite.NonFiniteReport``).
+        saved: the file that ``runs.nonfinite`` wrote the report to, which the message names; None
+            before that.
     """
 
     def __init__(self, message: str, evidence: Any) -> None:
@@ -57,14 +59,14 @@ class NonFiniteError(TrainingError):
 
 
 class CheckpointError(TriviumError, ValueError):
-    """A checkpoint is torn or altered, or is not one of the run's own."""
+    """A checkpoint is incomplete or altered, or belongs to another run."""
 
 
 def escaped(text: str) -> str:
-    """Return text whose characters, but for its line breaks, can all be shown."""
+    """Return text with every unprintable character escaped except line breaks."""
     return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def one_line(text: str) -> str:
-    """Return text in which line breaks are escaped too, so that one fault cannot look like two."""
+    """Return text with line breaks escaped too, so that one fault cannot look like two."""
     return escaped(text).replace("\n", "\\n")

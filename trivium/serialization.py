@@ -1,9 +1,9 @@
-"""Values as JSON and tensors, and back, bit by bit: what a checkpoint is made of.
+"""Exact conversion of values to JSON and tensors, and back, for checkpoints.
 
-A packed value is a tree that JSON can hold, in which every tensor is a name. Numbers, texts, lists,
-tuples, mappings, tensors and the dataclasses that are declared here with ``serializable`` can be
-packed; nothing that a file says can make anything else, so that reading one runs no code. Left
-out: the files (``runs.checkpoint``).
+A packed value is a JSON-compatible tree in which every tensor is replaced by a name. Numbers, text,
+lists, tuples, mappings, tensors and dataclasses registered with ``serializable`` can be packed. No
+other type can be constructed from a file, so loading a checkpoint runs no code. Reading and writing
+the files is left to ``runs.checkpoint``.
 """
 
 from __future__ import annotations
@@ -19,74 +19,74 @@ if TYPE_CHECKING:
 C = TypeVar("C")
 
 _SERIALIZABLE: dict[str, type] = {}
-_KIND, _VALUE = "!", "="
-_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+_KIND_KEY, _VALUE_KEY = "!", "="
+_NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def serializable(cls: type[C]) -> type[C]:
-    """Declare that instances of a dataclass can be packed: by the fields its constructor takes."""
-    assert is_dataclass(cls), f"{cls.__name__} is no dataclass"
-    assert cls.__name__ not in _SERIALIZABLE, f"two packable classes are called {cls.__name__}"
+    """Register a dataclass, so that its instances can be packed by their ``init`` fields."""
+    assert is_dataclass(cls), f"{cls.__name__} is not a dataclass"
+    assert cls.__name__ not in _SERIALIZABLE, f"two serializable classes are named {cls.__name__}"
     _SERIALIZABLE[cls.__name__] = cls
     return cls
 
 
 class Serializer:
-    """Packs one value after the other, and collects their tensors by name.
+    """Packs values one at a time, and collects their tensors by name.
 
     Args:
-        shared_objects: objects that whoever unpacks has as well, in the same order, such as the run's
-            prompts: only their places are written.
+        shared_objects: objects that the reader also has, in the same order, such as the run's
+            prompts. Only their indices are written.
 
     Attributes:
-        tensors: what was collected. The tensors share the memory of what was packed.
+        tensors: the collected tensors, which share memory with the packed values.
     """
 
     def __init__(self, shared_objects: Sequence[object] = ()) -> None:
         self.tensors: dict[str, Tensor] = {}
-        self._places = {id(thing): place for place, thing in enumerate(shared_objects)}
+        self._shared_indices = {id(item): index for index, item in enumerate(shared_objects)}
 
     def pack(self, value: Any, name: str) -> Any:
-        """The tree of a value; its tensors' names begin with ``name``.
+        """Return the tree of a value. The names of its tensors begin with ``name``.
 
         Raises:
             TypeError: something in the value cannot be packed.
         """
-        if id(value) in self._places:
-            return _tagged("shared_objects", self._places[id(value)])
+        if id(value) in self._shared_indices:
+            return _tagged("shared_objects", self._shared_indices[id(value)])
         match value:
             case None | bool() | int() | str():
                 return value
             case float():
                 return value if math.isfinite(value) else _tagged("float", str(value))
             case tuple():
-                return _tagged("tuple", self._each(value, name))
+                return _tagged("tuple", self._pack_items(value, name))
             case list():
-                return self._each(value, name)
+                return self._pack_items(value, name)
             case Mapping():
-                return self._mapping(value, name)
+                return self._pack_mapping(value, name)
         if is_dataclass(value):
-            return self._dataclass(value, name)
-        return self._tensor(value, name)
+            return self._pack_dataclass(value, name)
+        return self._pack_tensor(value, name)
 
-    def _each(self, values: Sequence[Any], name: str) -> list[Any]:
+    def _pack_items(self, values: Sequence[Any], name: str) -> list[Any]:
         return [self.pack(value, f"{name}.{i}") for i, value in enumerate(values)]
 
-    def _mapping(self, values: Mapping[Any, Any], name: str) -> Any:
-        if all(isinstance(key, str) for key in values) and _KIND not in values:
+    def _pack_mapping(self, values: Mapping[Any, Any], name: str) -> Any:
+        if all(isinstance(key, str) for key in values) and _KIND_KEY not in values:
             return {key: self.pack(value, f"{name}.{key}") for key, value in values.items()}
         pairs = [[key, value] for key, value in values.items()]
         return _tagged("mapping", self.pack(pairs, name))
 
-    def _dataclass(self, value: Any, name: str) -> Any:
+    def _pack_dataclass(self, value: Any, name: str) -> Any:
         kind = type(value).__name__
         if _SERIALIZABLE.get(kind) is not type(value):
             raise TypeError(f"{name}: {kind} cannot be packed")
-        given = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
-        return _tagged(kind, self._mapping(given, name))
+        arguments = {f.name: getattr(value, f.name) for f in fields(value) if f.init}
+        return _tagged(kind, self._pack_mapping(arguments, name))
 
-    def _tensor(self, value: Any, name: str) -> Any:
-        import torch  # Here, since configurations are read where torch is not imported yet.
+    def _pack_tensor(self, value: Any, name: str) -> Any:
+        import torch  # imported here, so that reading a configuration does not import torch
 
         if not isinstance(value, torch.Tensor):
             raise TypeError(f"{name}: {type(value).__name__} cannot be packed")
@@ -97,36 +97,36 @@ class Serializer:
 def deserialize(
     tree: Any, tensor: Callable[[str], Tensor], shared_objects: Sequence[object] = ()
 ) -> Any:
-    """The value that was packed into a tree.
+    """Return the value that was packed into a tree.
 
     Args:
-        tree: what ``Serializer.pack`` returned, perhaps by way of JSON.
-        tensor: gives the tensor of a name; it becomes part of the value.
-        shared_objects: the packer's shared_objects objects.
+        tree: the result of ``Serializer.pack``, which may have been saved as JSON.
+        tensor: a function that returns the tensor of a name. The value holds that tensor.
+        shared_objects: the shared objects of the serializer that packed the value.
 
     Raises:
-        ValueError: the tree is not one that ``pack`` makes.
+        ValueError: ``pack`` cannot have returned this tree.
     """
     match tree:
         case None | bool() | int() | float() | str():
             return tree
         case list():
             return [deserialize(item, tensor, shared_objects) for item in tree]
-        case dict() if _KIND not in tree:
+        case dict() if _KIND_KEY not in tree:
             return {key: deserialize(item, tensor, shared_objects) for key, item in tree.items()}
         case {"!": str() as kind, "=": inner} if len(tree) == 2:
-            return _made(kind, inner, tensor, shared_objects)
-    raise ValueError(f"{tree!r:.80} is no packed value")
+            return _construct(kind, inner, tensor, shared_objects)
+    raise ValueError(f"{tree!r:.80} is not a packed value")
 
 
-def _made(
+def _construct(
     kind: str, inner: Any, tensor: Callable[[str], Tensor], shared_objects: Sequence[object]
 ) -> Any:
     if kind == "tensor":
         name, device = inner
         return tensor(name).to(device)
     if kind == "float":
-        return _NOT_FINITE[inner]
+        return _NONFINITE[inner]
     if kind == "shared_objects":
         return shared_objects[inner]
     value = deserialize(inner, tensor, shared_objects)
@@ -135,9 +135,9 @@ def _made(
     if kind == "mapping":
         return dict(value)
     if kind not in _SERIALIZABLE:
-        raise ValueError(f"a packed value is of the kind {kind!r}, which does not exist here")
+        raise ValueError(f"a packed value has the type {kind!r}, which is not registered")
     return _SERIALIZABLE[kind](**value)
 
 
 def _tagged(kind: str, value: Any) -> dict[str, Any]:
-    return {_KIND: kind, _VALUE: value}
+    return {_KIND_KEY: kind, _VALUE_KEY: value}

@@ -1,4 +1,4 @@
-"""Talking to a checkpoint: what is remembered, what is shown, how it ends."""
+"""`trivium chat`: memory of the conversation, output, and how it ends."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 ESCAPING = "ab\x1b["
-"""A vocabulary with which a model can write the beginning of an escape sequence."""
+"""Vocabulary in which a model can write the start of a terminal escape sequence."""
 
 
-def scripted(directory: Path, said: str) -> str:
-    """A checkpoint that says `said` after a prompt of two letters, then EOS; its context is 64."""
+def scripted(directory: Path, response: str) -> str:
+    """Save a checkpoint, of context 64, that answers a prompt of two letters with `response`."""
     tokenizer = letters_tokenizer(ESCAPING)
-    script = [0, 0, *tokenizer.encode(said), 0]
+    script = [0, 0, *tokenizer.encode(response), 0]
     save_checkpoint(directory, scripted_lm(script, len(tokenizer)), tokenizer)
     return str(directory)
 
@@ -45,7 +45,7 @@ def talk(
     assert main(["chat", path, "sampling.temperature=0", *settings]) == status
 
 
-def test_a_piped_chat_prints_answers_only_and_ends_with_its_input(
+def test_piped_chat_prints_only_responses_and_ends_with_its_input(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = scripted(here / "model", "abba")
@@ -56,14 +56,14 @@ def test_a_piped_chat_prints_answers_only_and_ends_with_its_input(
     assert capsys.readouterr().out == "abba\n"
 
 
-def test_what_a_model_writes_cannot_steer_the_terminal(
+def test_model_output_cannot_control_the_terminal(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     talk(monkeypatch, scripted(here / "model", "a\x1b[b"), "ab\n")
     assert capsys.readouterr().out == "a\\x1b[b\n"
 
 
-def test_control_and_direction_characters_are_written_out_and_text_is_kept() -> None:
+def test_control_and_direction_characters_are_escaped_and_text_is_kept() -> None:
     unsafe = "\x00\x07\x08\r\x1b\x7f\x9b\u202e\u2066\ufeff\U000e0041\ud800"
     written = printable_text(unsafe)
     assert written.isascii()
@@ -73,7 +73,7 @@ def test_control_and_direction_characters_are_written_out_and_text_is_kept() -> 
     assert printable_text(kept) == kept
 
 
-def test_an_empty_line_continues_a_text_and_reset_forgets_it(
+def test_empty_line_continues_the_text_and_reset_clears_it(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = scripted(here / "model", "abbabab")
@@ -81,15 +81,15 @@ def test_an_empty_line_continues_a_text_and_reset_forgets_it(
     out, err = capsys.readouterr()
     assert out == "abb\naba\nb\n"
     assert err.splitlines() == [
-        "cut off after 3 tokens",
-        "cut off after 3 tokens",
-        "nothing to continue: type how the text begins",
-        "forgotten",
-        "nothing to continue: type how the text begins",
+        "truncated after 3 tokens",
+        "truncated after 3 tokens",
+        "nothing to continue: type the beginning of a text",
+        "conversation reset",
+        "nothing to continue: type the beginning of a text",
     ]
 
 
-def test_a_template_makes_the_prompt_of_a_line(
+def test_template_makes_the_prompt_from_a_line(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = scripted(here / "model", "abba")
@@ -101,7 +101,7 @@ def test_a_template_makes_the_prompt_of_a_line(
     assert "system needs a chat template" in capsys.readouterr().err
 
 
-def test_a_full_context_is_told_and_the_answer_shortened_to_fit(
+def test_full_context_gives_a_warning_and_responses_are_shortened_to_fit(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = scripted(here / "model", "a")
@@ -109,12 +109,12 @@ def test_a_full_context_is_told_and_the_answer_shortened_to_fit(
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 2
     assert err.splitlines() == [
-        "cut off after 3 tokens",
-        "warning: no room is left in the context of 64 tokens: /reset begins anew",
+        "truncated after 3 tokens",
+        "warning: the context of 64 tokens is full: /reset starts over",
     ]
 
 
-def test_a_run_s_directory_stands_for_its_final_model(
+def test_run_directory_selects_its_final_model(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scripted(here / "run" / "final", "ab")
@@ -124,7 +124,7 @@ def test_a_run_s_directory_stands_for_its_final_model(
 
 
 class Talk:
-    """A conversation with a model that has a chat template, and what it wrote."""
+    """Conversation with a scripted model that has a chat template, and the pieces it writes."""
 
     def __init__(self, directory: Path, script: list[int], **settings: Any) -> None:
         self.tokenizer = chatml_tokenizer()
@@ -142,17 +142,17 @@ def prompt_length(messages: list[dict[str, str]]) -> int:
     return len(tokenizer.encode(text))
 
 
-def saying(text: str, *asked: str, system: str | None = None) -> list[int]:
-    """A script that answers the first message with `text`."""
+def script_of(text: str, *user_lines: str, system: str | None = None) -> list[int]:
+    """Return the token script of a model that answers the first message with `text`."""
     tokenizer = chatml_tokenizer()
     messages = [{"role": "system", "content": system}] if system else []
-    messages += [{"role": "user", "content": line} for line in asked]
+    messages += [{"role": "user", "content": line} for line in user_lines]
     padding = [0] * prompt_length(messages)
     return [*padding, *tokenizer.encode(text), tokenizer.convert_tokens_to_ids("<|im_end|>")]
 
 
-def test_a_conversation_remembers_both_sides(here: Path) -> None:
-    talk = Talk(here, saying("four", "two?"), system=None)
+def test_conversation_keeps_both_sides(here: Path) -> None:
+    talk = Talk(here, script_of("four", "two?"), system=None)
     talk.conversation.say("two?")
     assert "".join(talk.pieces) == "four\n"
     talk.conversation.say("   ")
@@ -160,17 +160,16 @@ def test_a_conversation_remembers_both_sides(here: Path) -> None:
         {"role": "user", "content": "two?"},
         {"role": "assistant", "content": "four"},
     ]
-    asked: list[list[int]] = []
+    prompts_seen: list[list[int]] = []
     generate = talk.conversation.engine.generate
 
     def spy(prompts: Any, samples: int, settings: Sampling, **rest: Any) -> Any:
-        asked.extend(prompt.tokens for prompt in prompts)
+        prompts_seen.extend(prompt.tokens for prompt in prompts)
         return generate(prompts, samples, settings, **rest)
 
     talk.conversation.engine.generate = spy  # type: ignore[method-assign]
     talk.conversation.say("and?")
-    said = talk.tokenizer.decode(asked[0])
-    assert said == (
+    assert talk.tokenizer.decode(prompts_seen[0]) == (
         "<|im_start|>user\ntwo?<|im_end|>\n<|im_start|>assistant\nfour<|im_end|>\n"
         "<|im_start|>user\nand?<|im_end|>\n<|im_start|>assistant\n"
     )
@@ -178,17 +177,17 @@ def test_a_conversation_remembers_both_sides(here: Path) -> None:
     assert talk.conversation.messages == []
 
 
-def test_the_system_message_leads_and_outlives_a_reset(here: Path) -> None:
-    talk = Talk(here, saying("four", "two?", system="be"), system="be")
+def test_system_message_comes_first_and_survives_a_reset(here: Path) -> None:
+    talk = Talk(here, script_of("four", "two?", system="be"), system="be")
     talk.conversation.say("two?")
     assert "".join(talk.pieces) == "four\n"
     talk.conversation.reset()
     assert talk.conversation.messages == [{"role": "system", "content": "be"}]
 
 
-def test_a_character_of_several_tokens_is_streamed_whole(here: Path) -> None:
+def test_character_of_several_tokens_is_streamed_at_once(here: Path) -> None:
     text = "a é日 b"
-    talk = Talk(here, saying(text, "two?"))
+    talk = Talk(here, script_of(text, "two?"))
     assert len(talk.tokenizer.encode(text)) > len(text)
     talk.conversation.say("two?")
     assert "".join(talk.pieces) == f"{text}\n"
@@ -196,13 +195,13 @@ def test_a_character_of_several_tokens_is_streamed_whole(here: Path) -> None:
     assert not any("\ufffd" in piece for piece in talk.pieces)
 
 
-def test_an_answer_that_is_interrupted_is_remembered_as_far_as_it_came(here: Path) -> None:
-    talk = Talk(here, saying("four eggs", "two?"))
-    heard: list[str] = []
+def test_interrupted_response_is_kept_up_to_the_interruption(here: Path) -> None:
+    talk = Talk(here, script_of("four eggs", "two?"))
+    written: list[str] = []
 
     def interrupt(piece: str) -> None:
-        heard.append(piece)
-        if "".join(heard) == "four":
+        written.append(piece)
+        if "".join(written) == "four":
             raise KeyboardInterrupt
 
     talk.conversation.write = interrupt
@@ -212,13 +211,13 @@ def test_an_answer_that_is_interrupted_is_remembered_as_far_as_it_came(here: Pat
 
 
 class Terminal(io.StringIO):
-    """Standard input that is a terminal."""
+    """Standard input that reports to be a terminal."""
 
     def isatty(self) -> bool:
         return True
 
 
-def test_on_a_terminal_ctrl_c_drops_a_line_or_an_answer_and_ctrl_d_leaves(
+def test_on_a_terminal_ctrl_c_discards_a_line_or_response_and_ctrl_d_exits(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = scripted(here / "model", "ab")
@@ -244,12 +243,12 @@ def test_on_a_terminal_ctrl_c_drops_a_line_or_an_answer_and_ctrl_d_leaves(
     assert main(["chat", path, "sampling.temperature=0"]) == 0
     out, err = capsys.readouterr()
     assert "ab\n" in out
-    assert "/quit or Ctrl-D leaves" in err.splitlines()[0]
-    assert err.splitlines()[1:] == ["Ctrl-D or /quit leaves", "stopped"]
+    assert "/quit or Ctrl-D exits" in err.splitlines()[0]
+    assert err.splitlines()[1:] == ["Ctrl-D or /quit exits", "stopped"]
     assert events == []
 
 
-def test_the_stories_checkpoint_tells_the_same_story_twice(
+def test_same_seed_gives_the_same_story(
     shared_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = str(shared_dir / "checkpoints" / "stories260k")

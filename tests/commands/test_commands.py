@@ -1,4 +1,4 @@
-"""The commands that write responses and measure: what their output says is so."""
+"""`trivium sample` and `trivium evaluate`: correctness of their output."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def letters(text: str) -> float:
-    """The reward `letters` of the world, written again."""
+    """Independent implementation of the world's reward `letters`."""
     return text.count("a") - text.count("b") + 0.25 * text.count("c")
 
 
@@ -53,34 +53,34 @@ def sampling(world: World, **options: Any) -> SampleConfig:
     return SampleConfig.model_validate(settings)
 
 
-def test_every_prompt_has_its_responses_in_order_with_columns_and_rewards(world: World) -> None:
+def test_rows_hold_the_responses_in_prompt_order_with_columns_and_rewards(world: World) -> None:
     prompts = [{"prompt": p, "answer": n} for n, p in enumerate(("a", "bcd", "ef.gh"))]
     data = world.rows("answers.jsonl", prompts)
     rewards = [{**world.reward("letters")[0], "weight": 2.0, "name": "score"}]
-    found = lines(sample.run(sampling(world, data=data, samples=3, rewards=rewards)))
-    assert [(row["prompt"], row["answer"]) for row in found] == [
+    written = lines(sample.run(sampling(world, data=data, samples=3, rewards=rewards)))
+    assert [(row["prompt"], row["answer"]) for row in written] == [
         (row["prompt"], row["answer"]) for row in prompts for _ in range(3)
     ]
     tokenizer = letters_tokenizer()
-    for row in found:
+    for row in written:
         assert row["components"] == {"score": letters(row["response"])}
         assert row["reward"] == 2 * letters(row["response"])
-        spoken = len(tokenizer.encode(row["response"], add_special_tokens=False))
-        assert row["tokens"] == spoken + (row["finish_reason"] == "eos")
+        text_tokens = len(tokenizer.encode(row["response"], add_special_tokens=False))
+        assert row["tokens"] == text_tokens + (row["finish_reason"] == "eos")
         assert row["finish_reason"] == "eos" or row["tokens"] == 6
 
 
-def test_step_rewards_are_written_and_counted_in_the_reward(world: World) -> None:
+def test_step_rewards_are_written_and_included_in_the_reward(world: World) -> None:
     rewards = world.reward("letters", "pairs")
     for row in lines(sample.run(sampling(world, rewards=rewards))):
         text = row["response"]
         ends = [min(i + 2, len(text)) for i in range(0, len(text), 2)]
         assert [end for end, _ in row["step_rewards"]] == ends
-        whole = letters(text) + sum(value for _, value in row["step_rewards"])
-        assert row["reward"] == pytest.approx(whole, abs=1e-12)
+        total = letters(text) + sum(value for _, value in row["step_rewards"])
+        assert row["reward"] == pytest.approx(total, abs=1e-12)
 
 
-def test_responses_without_rewards_have_none(
+def test_rows_without_reward_functions_have_no_reward(
     world: World, capsys: pytest.CaptureFixture[str]
 ) -> None:
     [first, *_] = lines(sample.run(sampling(world)))
@@ -88,7 +88,7 @@ def test_responses_without_rewards_have_none(
     assert "reward" not in capsys.readouterr().out
 
 
-def test_a_file_of_responses_depends_on_the_seed_and_not_on_batches(
+def test_responses_depend_on_the_seed_and_not_on_the_batch_size(
     world: World, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = sample.run(sampling(world, samples=2)).read_bytes()
@@ -99,7 +99,7 @@ def test_a_file_of_responses_depends_on_the_seed_and_not_on_batches(
     assert names == ["responses.counts.json", "responses.jsonl"]
 
 
-def test_a_budget_ends_sampling_and_what_was_spent_is_counted(
+def test_budget_ends_sampling_and_the_cost_is_recorded(
     world: World, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample, "RESPONSES_PER_BATCH", 2)
@@ -110,7 +110,9 @@ def test_a_budget_ends_sampling_and_what_was_spent_is_counted(
     assert counts["seconds"] > 0 and counts["flops"] > 0
 
 
-def test_only_responses_with_the_minimum_reward_are_written(world: World, here: Path) -> None:
+def test_only_responses_with_at_least_the_minimum_reward_are_written(
+    world: World, here: Path
+) -> None:
     settings = {"samples": 6, "rewards": world.reward("letters")}
     everything = lines(sample.run(sampling(world, **settings)))
     kept = lines(sample.run(sampling(world, **settings, minimum_reward=0.5, overwrite=True)))
@@ -120,9 +122,9 @@ def test_only_responses_with_the_minimum_reward_are_written(world: World, here: 
         sample.run(sampling(world, **settings, minimum_reward=99.0, overwrite=True))
 
 
-def test_a_file_that_is_there_is_refused_before_a_model_is_loaded(world: World, here: Path) -> None:
+def test_existing_output_is_refused_before_a_model_is_loaded(world: World, here: Path) -> None:
     (here / "responses.jsonl").write_text("mine")
-    with pytest.raises(ConfigurationError, match=r"is there already; .* overwrite=true"):
+    with pytest.raises(ConfigurationError, match=r"already exists; .* overwrite=true"):
         sample.run(sampling(world, model={"path": "./nowhere"}))
     assert (here / "responses.jsonl").read_text() == "mine"
     (here / "folder.jsonl").mkdir()
@@ -130,7 +132,7 @@ def test_a_file_that_is_there_is_refused_before_a_model_is_loaded(world: World, 
         sample.run(sampling(world, output="folder.jsonl", overwrite=True))
 
 
-def test_what_was_written_before_a_failure_is_kept_apart(
+def test_rows_written_before_a_failure_stay_in_a_partial_file(
     world: World, here: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sample, "RESPONSES_PER_BATCH", 1)
@@ -146,7 +148,7 @@ def test_what_was_written_before_a_failure_is_kept_apart(
     assert len(lines(here / "responses.jsonl.partial")) == 1
 
 
-def test_columns_that_the_rows_would_overwrite_are_refused(world: World) -> None:
+def test_data_columns_with_names_of_output_columns_are_refused(world: World) -> None:
     data = world.rows("taken.jsonl", [{"prompt": "a", "reward": 1, "tokens": [2]}])
     with pytest.raises(DataError, match="the columns tokens, reward, which"):
         sample.run(sampling(world, data=data))
@@ -160,7 +162,7 @@ def test_columns_that_the_rows_would_overwrite_are_refused(world: World) -> None
         ({"minimum_reward": 1.0}, "needs rewards: name what scores"),
     ],
 )
-def test_senseless_settings_of_sample_are_refused(
+def test_conflicting_settings_of_sample_are_refused(
     world: World, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -182,26 +184,26 @@ def evaluation(world: World, **options: Any) -> EvaluateConfig:
 
 
 def rewards_of(world: World, temperature: float, samples: int, seed: int) -> list[float]:
-    """The reward `letters` of what `sample` draws, averaged over each prompt's samples."""
+    """Return the mean reward `letters` of each prompt's responses from `sample`."""
     settings = {"temperature": temperature, "max_tokens": 6}
     config = sampling(world, sampling=settings, samples=samples, seed=seed, overwrite=True)
     values = [letters(row["response"]) for row in lines(sample.run(config))]
     return [sum(values[i : i + samples]) / samples for i in range(0, len(values), samples)]
 
 
-def test_an_evaluation_measures_what_sample_draws_with_prompts_as_observations(
+def test_evaluation_equals_the_rewards_of_sample_with_prompts_as_observations(
     world: World,
 ) -> None:
     measured = evaluate(evaluation(world, samples=4, temperature=1.5, seed=3))
     greedy = mean_interval(rewards_of(world, 0.0, 1, seed=3))
-    drawn = mean_interval(rewards_of(world, 1.5, 4, seed=3))
+    sampled = mean_interval(rewards_of(world, 1.5, 4, seed=3))
     assert measured.evaluation.record()["n"] == 4
     assert measured.greedy_rewards["letters"] == greedy
-    assert measured.sampled_rewards["letters"] == drawn
+    assert measured.sampled_rewards["letters"] == sampled
     assert measured.evaluation.kl is None
 
 
-def test_kl_is_zero_to_the_model_itself_and_not_to_another(
+def test_kl_to_the_model_itself_is_zero_and_to_another_model_is_not(
     world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     other = checkpoint(tmp_path_factory.mktemp("other"), seed=1, spread=0.2)
@@ -211,15 +213,15 @@ def test_kl_is_zero_to_the_model_itself_and_not_to_another(
     assert to_other.kl is not None and to_other.kl.mean != 0.0
 
 
-def test_a_reference_with_another_vocabulary_is_refused(
+def test_reference_with_another_vocabulary_is_refused(
     world: World, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     other = checkpoint(tmp_path_factory.mktemp("strange"), letters="jihgfedcba.\n")
-    with pytest.raises(ModelError, match="its tokenizer is not that of"):
+    with pytest.raises(ModelError, match="its tokenizer differs from that of"):
         evaluate(evaluation(world, reference={"path": other}))
 
 
-def test_the_file_and_the_table_say_the_same(
+def test_output_file_and_table_agree(
     world: World, here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
@@ -246,10 +248,10 @@ def test_the_file_and_the_table_say_the_same(
     assert record["n"] == 4
     assert record["config"]["max_tokens"] == 6
     assert main(["evaluate", "e.yaml"]) == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
 
 
-def test_right_and_wrong_answers_get_a_wilson_interval(world: World, here: Path) -> None:
+def test_binary_rewards_get_a_wilson_interval(world: World, here: Path) -> None:
     (here / "first.py").write_text(
         "def one(prompts, responses): return [float(p == 'a') for p in prompts]"
     )

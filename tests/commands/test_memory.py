@@ -1,4 +1,4 @@
-"""`trivium memory`: what a run would need is predicted of its own data, and what fits is found."""
+"""`trivium memory`: prediction from the run's own data, and micro-batches that fit."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ def grpo(world: World, **options: Any) -> Any:
     return configured("grpo", **world.on_policy(**(settings | options)))
 
 
-# --- The data's lengths ---------------------------------------------------------------------------
+# --- Lengths of the data --------------------------------------------------------------------------
 
 
-def test_prompts_are_counted_and_responses_are_as_long_as_they_may_be(world: World) -> None:
+def test_prompts_are_measured_and_responses_have_the_maximum_length(world: World) -> None:
     data = world.rows("counted.jsonl", [{"prompt": "ab"}, {"prompt": "abcde"}])
     expected = Lengths((2, 5), (40,))
     assert data_lengths("grpo", grpo(world, data=data)) == expected
@@ -53,7 +53,7 @@ def test_prompts_are_counted_and_responses_are_as_long_as_they_may_be(world: Wor
     assert data_lengths("dpo", config) == expected
 
 
-def test_pairs_and_demonstrations_are_counted_with_what_is_held_out(world: World) -> None:
+def test_pairs_and_demonstrations_are_measured_with_the_held_out_share(world: World) -> None:
     texts = [
         {"prompt": "ab", "chosen": "cde", "rejected": "f"},
         {"prompt": "a", "chosen": "b", "rejected": "cd"},
@@ -61,7 +61,7 @@ def test_pairs_and_demonstrations_are_counted_with_what_is_held_out(world: World
     ]
     pairs = world.rows("pairs.jsonl", texts)
     model = {"path": world.path}
-    # Each response has its end as a token of its own.
+    # Each response has one more token, EOS.
     expected = Lengths((2, 1, 3), (4, 2, 2, 3, 2, 2))
     assert data_lengths("dpo", configured("dpo", model=model, data=pairs)) == expected
     config = configured("reward-model", model=model, pairs=pairs, held_out_share=0.4)
@@ -75,16 +75,16 @@ def test_pairs_and_demonstrations_are_counted_with_what_is_held_out(world: World
     assert data_lengths("sft", config).held_out == 1
 
 
-def test_labeled_steps_are_counted(world: World) -> None:
+def test_labeled_steps_are_measured(world: World) -> None:
     rows = [{"prompt": "ab", "completions": ["cd", "e"], "labels": [True, False]}] * 10
     config = configured(
         "reward-model", model={"path": world.path}, steps=world.rows("steps.jsonl", rows)
     )
-    found = data_lengths("reward-model", config)
-    assert found == Lengths((2,) * 10, (5,) * 10, 1)  # Each step ends with a separator.
+    lengths = data_lengths("reward-model", config)
+    assert lengths == Lengths((2,) * 10, (5,) * 10, 1)  # Each step ends with a separator.
 
 
-def test_no_more_than_the_first_examples_are_counted(
+def test_only_the_first_examples_are_measured(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lengths_module, "EXAMPLES", 2)
@@ -97,30 +97,30 @@ def test_no_more_than_the_first_examples_are_counted(
 
 
 @pytest.mark.parametrize("method", ["grpo", "ppo"])
-def test_a_comparison_predicts_of_the_responses_that_its_measured_step_sampled(
+def test_comparison_predicts_from_the_responses_of_its_measured_step(
     world: World, tmp_path: Path, method: str
 ) -> None:
     settings = world.on_policy(responses_per_prompt=4, sampling={"max_tokens": 40})
     settings["run"] = {"directory": str(tmp_path / "run"), "samples_every": 1}
     once = {"steps": 1} if method == "ppo" else {"iterations": 1, "steps_per_iteration": 1}
     run = COMMANDS[method].load()(configured(method, **settings, **once))
-    found = _lengths(Job(method, method, run, settings), configured(method, **settings))
-    drawn = [row["length"] for row in read_samples(run) if row["drawn"] == "training"]
-    assert found.responses == tuple(drawn) and min(drawn) < 40
-    assert found.prompts == data_lengths(method, configured(method, **settings)).prompts
+    lengths = _lengths(Job(method, method, run, settings), configured(method, **settings))
+    sampled = [row["length"] for row in read_samples(run) if row["drawn"] == "training"]
+    assert lengths.responses == tuple(sampled) and min(sampled) < 40
+    assert lengths.prompts == data_lengths(method, configured(method, **settings)).prompts
 
 
-# --- What fits ------------------------------------------------------------------------------------
+# --- Micro-batches --------------------------------------------------------------------------------
 
 
-def test_bounds_are_halves_down_to_a_prompt_with_its_responses() -> None:
+def test_bounds_are_halved_down_to_one_prompt_with_its_responses() -> None:
     lengths = Lengths((100, 300), (50, 20))
     assert list(smaller_bounds(4096, lengths)) == [2048, 1024, 512]
     assert list(smaller_bounds(800, lengths)) == [400]
     assert list(smaller_bounds(799, lengths)) == []
 
 
-def test_the_largest_micro_batch_that_fits_is_found(world: World) -> None:
+def test_largest_micro_batch_that_fits_is_found(world: World) -> None:
     config = grpo(world, prompts_per_step=2, tokens_per_micro_batch=4096)
     lengths = Lengths((400,), (80,))
 
@@ -128,36 +128,37 @@ def test_the_largest_micro_batch_that_fits_is_found(world: World) -> None:
         changed = config.model_copy(update={"tokens_per_micro_batch": bound})
         return predict("grpo", changed, lengths).bytes
 
-    most, half, quarter = needed(4096), needed(2048), needed(1024)
-    assert quarter < half < most
+    full, half, quarter = needed(4096), needed(2048), needed(1024)
+    assert quarter < half < full
     found = fitting("grpo", config, lengths, half)
     assert found is not None and (found[0], found[1].bytes) == (2048, half)
     found = fitting("grpo", config, lengths, half - 1)
     assert found is not None and found[0] == 1024
-    found = fitting("grpo", config, lengths, most)
+    found = fitting("grpo", config, lengths, full)
     assert found is not None and found[0] == 2048
     assert fitting("grpo", config, lengths, 1) is None
 
 
 @pytest.mark.parametrize(
-    ("share", "bound", "told"),
+    ("share", "bound", "advice"),
     [
         (1.01, 4096, "It fits."),
         (0.99, 4096, "With tokens_per_micro_batch: 2048 it needs"),
-        (1e-6, 128, "No bound of a micro-batch makes it fit: set model.gradient_checkpointing"),
+        (1e-6, 128, "No tokens_per_micro_batch makes it fit: set model.gradient_checkpointing"),
     ],
 )
-def test_advice_is_by_what_is_free(
-    world: World, monkeypatch: pytest.MonkeyPatch, share: float, bound: int, told: str
+def test_advice_depends_on_the_free_memory(
+    world: World, monkeypatch: pytest.MonkeyPatch, share: float, bound: int, advice: str
 ) -> None:
     config = grpo(world, tokens_per_micro_batch=bound)
     needed = predict("grpo", config, data_lengths("grpo", config)).bytes
     monkeypatch.setattr(memory, "free_bytes", lambda _: int(share * needed / SHARE))
-    found = memory.run("grpo", config)
-    assert told in found.advice and f"{needed / 2**20:,.0f} MiB at its peak" in found.advice
+    report = memory.run("grpo", config)
+    assert advice in report.advice
+    assert f"{needed / 2**20:,.0f} MiB at its peak" in report.advice
 
 
-def test_advice_leaves_a_tenth_of_what_is_free(
+def test_advice_leaves_a_tenth_of_the_free_memory(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = grpo(world, tokens_per_micro_batch=4096)
@@ -167,7 +168,7 @@ def test_advice_leaves_a_tenth_of_what_is_free(
     assert "With tokens_per_micro_batch: 1024 it needs" in memory.run("grpo", config).advice
 
 
-def test_free_memory_is_what_the_system_or_the_container_has_left(
+def test_free_memory_is_that_of_the_system_or_the_container(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     available = psutil.virtual_memory().available
@@ -186,27 +187,27 @@ def test_free_memory_is_what_the_system_or_the_container_has_left(
 # --- The command ----------------------------------------------------------------------------------
 
 
-def test_the_command_prints_every_stage_and_the_advice(
+def test_command_prints_every_stage_and_the_advice(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: Any
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    place = tmp_path / "sft.yaml"
+    path = tmp_path / "sft.yaml"
     data = world.rows("shown.jsonl", [{"prompt": "ab", "completion": "cde"}])
-    place.write_text(f"model: {{path: {world.path}}}\ndata: {{path: {data['path']}}}\n")
-    assert main(["memory", "sft", str(place), "examples_per_step=2"]) == 0
+    path.write_text(f"model: {{path: {world.path}}}\ndata: {{path: {data['path']}}}\n")
+    assert main(["memory", "sft", str(path), "examples_per_step=2"]) == 0
     shown = capsys.readouterr().out
     assert "prompts of up to 2 and responses of up to 4 tokens" in shown
     assert "load policy" in shown and "update" in shown and "It fits." in shown
     assert not (tmp_path / "runs").exists()
 
 
-def test_what_is_wrong_is_told_as_by_the_command_itself(
+def test_faults_are_reported_as_by_the_training_command(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = tmp_path / "sft.yaml"
-    place.write_text(f"model: {{path: {world.path}}}\ndata: {{path: none.jsonl}}\n")
-    assert main(["memory", "sft", str(place)]) == 2
+    path = tmp_path / "sft.yaml"
+    path.write_text(f"model: {{path: {world.path}}}\ndata: {{path: none.jsonl}}\n")
+    assert main(["memory", "sft", str(path)]) == 2
     assert "none.jsonl" in capsys.readouterr().err
     with pytest.raises(SystemExit):
-        main(["memory", "sample", str(place)])
+        main(["memory", "sample", str(path)])
     assert "choose from" in capsys.readouterr().err

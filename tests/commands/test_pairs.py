@@ -1,4 +1,4 @@
-"""Preference pairs: which are made of scored responses, and from where these come."""
+"""`trivium pairs`: pairs made from scored responses, and the sources of the responses."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def letters(text: str) -> float:
-    """The reward `letters` of the world, written again."""
+    """Independent implementation of the world's reward `letters`."""
     return text.count("a") - text.count("b") + 0.25 * text.count("c")
 
 
 def chosen_pairs(texts: list[str], scores: list[float], index: int = 0, **options: Any) -> Any:
-    """The (chosen, rejected) texts of one prompt's pairs."""
+    """Return the (chosen, rejected) texts of one prompt's pairs."""
     settings = {
         "data": {"path": "rows.jsonl"},
         "candidates": [{"response": "r", "score": "s"}],
@@ -61,18 +61,18 @@ def chosen_pairs(texts: list[str], scores: list[float], index: int = 0, **option
     return [(row["chosen"], row["rejected"]) for row in found]
 
 
-def test_one_pair_is_the_best_against_the_worst() -> None:
+def test_single_pair_is_the_best_against_the_worst() -> None:
     assert chosen_pairs(["a", "b", "c"], [0.5, 2.0, -1.0]) == [("b", "c")]
 
 
-def test_more_pairs_come_in_the_order_of_their_gaps() -> None:
+def test_pairs_are_ordered_by_decreasing_gap() -> None:
     texts, scores = ["a", "b", "c"], [0.5, 2.0, -0.5]
     everything = [("b", "c"), ("b", "a"), ("a", "c")]
     assert chosen_pairs(texts, scores, pairs_per_prompt=2) == everything[:2]
     assert chosen_pairs(texts, scores, pairs_per_prompt=None) == everything
 
 
-def test_a_gap_must_reach_the_minimum() -> None:
+def test_pairs_below_the_minimum_gap_are_left_out() -> None:
     texts, scores = ["a", "b", "c"], [0.0, 1.0, 3.0]
     exact = chosen_pairs(texts, scores, minimum_gap=2.0, pairs_per_prompt=None)
     assert exact == [("c", "a"), ("c", "b")]
@@ -89,7 +89,7 @@ def test_equal_scores_equal_texts_and_blank_texts_make_no_pair() -> None:
     assert contrasts(Candidates("q", 0, ["a", "a"], [1.0, 0.0]), pairs_config) == []
 
 
-def test_ties_are_broken_by_seed_and_row_and_not_by_place() -> None:
+def test_ties_are_broken_by_seed_and_row_and_not_by_position() -> None:
     texts, scores = ["a", "b", "c", "d"], [1.0, 1.0, 0.0, 0.0]
     first = [chosen_pairs(texts, scores, index)[0] for index in range(40)]
     assert set(first) == set(product("ab", "cd"))
@@ -126,7 +126,7 @@ def test_sampled_pairs_prefer_the_higher_reward_and_load_as_preferences(
     assert [(p.prompt, p.chosen) for p in read] == [(r["prompt"], r["chosen"]) for r in found]
 
 
-def test_responses_that_were_truncated_make_no_pairs_unless_they_are_kept(
+def test_truncated_responses_make_no_pairs_unless_they_are_kept(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     settings = {
@@ -137,21 +137,24 @@ def test_responses_that_were_truncated_make_no_pairs_unless_they_are_kept(
         "output": "responses.jsonl",
     }
     every = lines(sample.run(SampleConfig.model_validate(settings)))
-    whole = {row["response"] for row in every if row["finish_reason"] == "eos"}
+    complete = {row["response"] for row in every if row["finish_reason"] == "eos"}
     truncated = {row["response"] for row in every if row["finish_reason"] == "length"}
-    assert whole
+    assert complete
     assert truncated
     options = {"samples": 64, "sampling": {"max_tokens": 6}, "pairs_per_prompt": None}
     with caplog.at_level("INFO", logger="trivium"):
         clean = lines(pairs(sampled_pairs(world, keep_truncated=False, **options)))
-    assert {text for row in clean for text in (row["chosen"], row["rejected"])} <= whole
+    assert {text for row in clean for text in (row["chosen"], row["rejected"])} <= complete
     count = sum(row["finish_reason"] == "length" for row in every)
-    assert f"{count} of 256 responses left out, which the limit of 6 tokens cut off" in caplog.text
+    message = f"{count} of 256 responses left out because they are truncated at 6 tokens"
+    assert message in caplog.text
     kept = lines(pairs(sampled_pairs(world, output="kept.jsonl", **options)))
-    assert {text for row in kept for text in (row["chosen"], row["rejected"])} & (truncated - whole)
+    assert {text for row in kept for text in (row["chosen"], row["rejected"])} & (
+        truncated - complete
+    )
 
 
-def test_no_pair_at_all_is_an_error_that_says_why(world: World, here: Path) -> None:
+def test_no_pair_at_all_is_an_error_with_the_reason(world: World, here: Path) -> None:
     (here / "same.py").write_text("def score(responses): return [1.0] * len(responses)")
     with pytest.raises(DataError, match="0 pairs from 4 prompts; 4 prompts without two responses"):
         pairs(sampled_pairs(world, rewards=[{"function": "same.py:score"}]))
@@ -192,7 +195,7 @@ def test_candidates_come_from_fields_lists_and_lists_of_objects(world: World) ->
     assert len(found) == len(expected)
 
 
-def test_a_column_whose_name_holds_a_dot_is_found_before_a_field() -> None:
+def test_column_name_with_a_dot_is_found_before_a_nested_field() -> None:
     assert field_of({"a.b": 1, "a": {"b": 2}}, "a.b") == 1
     assert field_of({"a": {"b": [{"c": 1}, {"c": 2}]}}, "a.b.c") == [1, 2]
 
@@ -201,13 +204,16 @@ def test_a_column_whose_name_holds_a_dot_is_found_before_a_field() -> None:
     ("changes", "message"),
     [
         ({"one": {"txt": "a", "ok": 1}}, r"no `text`: there are txt, ok; did you mean `txt`"),
-        ({"one": 3}, "no `text`: what should hold it is 3"),
-        ({"one": {"text": "a", "ok": "yes"}}, "`one.ok` is 'yes'; a score is true, false or a"),
+        ({"one": 3}, "no `text`: expected an object with this key, found 3"),
+        (
+            {"one": {"text": "a", "ok": "yes"}},
+            "`one.ok` is 'yes'; a score must be true, false or a",
+        ),
         ({"one": {"text": 3, "ok": 1}}, r"`one.text` is 3 \(int\), not text"),
         ({"one": {"text": ["a", "b"], "ok": [1]}}, "holds 2 responses and `one.ok` 1 scores"),
     ],
 )
-def test_a_faulty_row_is_named_with_its_field(
+def test_faulty_row_is_reported_with_its_field(
     world: World, changes: dict[str, Any], message: str
 ) -> None:
     good = {"prompt": "q", "one": {"text": "a", "ok": 1}}
@@ -220,7 +226,7 @@ def test_a_faulty_row_is_named_with_its_field(
     ("options", "message"),
     [
         ({}, "give either model"),
-        ({"model": {"path": "m"}}, "it is empty: name what ranks"),
+        ({"model": {"path": "m"}}, "it is empty: name the rewards that rank"),
         (
             {"model": {"path": "m"}, "candidates": [{"response": "r", "score": "s"}]},
             "give either model",
@@ -238,12 +244,12 @@ def test_a_faulty_row_is_named_with_its_field(
         ),
     ],
 )
-def test_senseless_settings_of_pairs_are_refused(options: dict[str, Any], message: str) -> None:
+def test_conflicting_settings_of_pairs_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PairsConfig.model_validate({"data": {"path": "x"}, "output": "p.jsonl", **options})
 
 
-def test_gsm8k_solutions_pair_every_correct_with_every_wrong_one(shared_dir: Path) -> None:
+def test_gsm8k_pairs_join_every_correct_with_every_wrong_solution(shared_dir: Path) -> None:
     source = shared_dir / "datasets" / "gsm8k" / "example_model_solutions.jsonl.gz"
     names = [f"{size}_{kind}" for size in ("6b", "175b") for kind in ("finetuning", "verification")]
     expected = 0

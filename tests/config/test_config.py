@@ -1,4 +1,4 @@
-"""Configurations: what values mean, how files and arguments combine, and what is written."""
+"""Configurations: the meaning of values, files with arguments, and writing them back."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ def load(tmp_path: Path) -> Load:
         {"rewards": [{"name": "a", "weight": "2"}]},
     ],
 )
-def test_no_value_is_silently_turned_into_another(given: dict[str, Any]) -> None:
+def test_no_value_is_silently_converted(given: dict[str, Any]) -> None:
     with pytest.raises(ValidationError):
         Recipe(**given)
 
 
-def test_exact_conversions_are_made() -> None:
+def test_lossless_conversions_are_made() -> None:
     recipe = Recipe(limit=3, directory="a/b", stop=["x"], weights={"a": 1}, seed=4)  # type: ignore[arg-type]
     assert (recipe.limit, type(recipe.limit)) == (3.0, float)
     assert recipe.directory == Path("a/b")
@@ -63,7 +63,7 @@ def test_exact_conversions_are_made() -> None:
     assert recipe.weights == {"a": 1.0}
 
 
-def test_default_that_looks_like_a_schema_is_left_as_it_is() -> None:
+def test_default_that_looks_like_a_schema_is_unchanged() -> None:
     class Named(Configuration):
         kinds: dict[str, str] = Field(default={"type": "int"})
 
@@ -75,7 +75,7 @@ def test_configuration_cannot_be_changed() -> None:
         Recipe().steps = 3  # type: ignore[misc]
 
 
-def test_default_that_breaks_its_own_rule_is_refused() -> None:
+def test_default_out_of_its_own_bounds_is_refused() -> None:
     class Wrong(Configuration):
         steps: int = Field(default=-1, gt=0)
 
@@ -110,7 +110,7 @@ def test_default_that_breaks_its_own_rule_is_refused() -> None:
         ("<<", "<<"),
     ],
 )
-def test_plain_scalars_mean_what_yaml_1_2_says(text: str, value: Any) -> None:
+def test_plain_scalars_follow_yaml_1_2(text: str, value: Any) -> None:
     parsed = parse_scalar(text)
     assert (parsed, type(parsed)) == (value, type(value))
 
@@ -137,7 +137,7 @@ def test_empty_file_gives_the_defaults(load: Load) -> None:
     assert load("") == load("# nothing\n") == Recipe()
 
 
-def test_argument_changes_the_file_and_the_last_one_holds(load: Load) -> None:
+def test_argument_overrides_the_file_and_the_last_argument_wins(load: Load) -> None:
     recipe = load("steps: 3\nstep: {rate: 0.1}", "steps=4", "step.decay=0.5", "steps=5")
     assert (recipe.steps, recipe.step.rate, recipe.step.decay) == (5, 0.1, 0.5)
 
@@ -154,16 +154,16 @@ def test_argument_replaces_a_list_or_changes_one_entry(load: Load) -> None:
     assert [(r.name, r.weight) for r in replaced] == [("c", 3.0)]
 
 
-def test_argument_opens_a_section_that_the_file_left_empty(load: Load) -> None:
+def test_argument_sets_a_key_in_a_section_that_the_file_leaves_empty(load: Load) -> None:
     assert load("step:\n", "step.rate=0.1").step.rate == 0.1
 
 
-def test_anchor_repeats_values_that_change_separately(load: Load) -> None:
+def test_values_repeated_by_an_anchor_are_separate_copies(load: Load) -> None:
     recipe = load("rewards:\n- &r {name: a}\n- *r\n", "rewards.1.weight=2")
     assert [r.weight for r in recipe.rewards] == [1.0, 2.0]
 
 
-def test_partial_section_keeps_the_rest_of_its_fields_default(load: Load) -> None:
+def test_partial_section_takes_the_other_keys_from_the_field_default(load: Load) -> None:
     expected = Step(rate=1e-5, decay=1.0)
     assert load("step: {decay: 1.0}").step == expected
     assert load("", "step.decay=1").step == expected
@@ -172,14 +172,14 @@ def test_partial_section_keeps_the_rest_of_its_fields_default(load: Load) -> Non
     assert inner == Inner(depth=7, step=Step(rate=0.125, decay=0.0, kind="sgd"))
 
 
-def test_section_given_as_an_object_is_taken_as_it_is() -> None:
+def test_section_given_as_an_object_is_not_merged_with_the_default() -> None:
     assert Recipe(step=Step(decay=1.0)).step.rate == 1e-3
 
 
 # --- Writing --------------------------------------------------------------------------------------
 
 
-def test_dump_holds_the_defaults_and_loads_to_an_equal_configuration(load: Load) -> None:
+def test_dump_contains_the_defaults_and_loads_to_an_equal_configuration(load: Load) -> None:
     recipe = load("stop: ['#### ', no, '3e-4', '']\ndirectory: a/b", "step.rate=1e-7", "seed=3")
     text = dump(recipe)
     assert load(text) == recipe
@@ -189,7 +189,7 @@ def test_dump_holds_the_defaults_and_loads_to_an_equal_configuration(load: Load)
     }
 
 
-def test_values_that_occur_twice_are_written_twice() -> None:
+def test_shared_values_are_written_twice_without_an_anchor() -> None:
     shared_list = [1, 2]
     assert dump_yaml({"a": shared_list, "b": shared_list}) == dump_yaml({"a": [1, 2], "b": [1, 2]})
 
@@ -212,17 +212,17 @@ class Holder(Configuration):
 
 @settings(max_examples=150, deadline=None)
 @given(value=_VALUES)
-def test_written_values_read_back_exactly(value: Any, tmp_path_factory: Any) -> None:
+def test_written_values_load_exactly(value: Any, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "holder.yaml"
     path.write_text(dump_yaml({"value": value}), encoding="utf-8")
-    back = load_configuration(Holder, path).value
-    assert repr(back) == repr(value)
+    loaded = load_configuration(Holder, path).value
+    assert repr(loaded) == repr(value)
 
 
-def test_description_gives_name_type_default_and_sentence() -> None:
+def test_field_reference_gives_name_type_default_and_help() -> None:
     lines = describe(Recipe).splitlines()
     reference = dict(zip(lines, [*lines[1:], ""], strict=True))
-    assert reference["step: section"] == "    How far each update goes."
+    assert reference["step: section"] == "    Size of each update."
     assert reference["step.rate: number > 0 and <= 1, default 1e-05"] == "    Step size."
     assert reference['step.kind: adam | sgd, default "adam"'] == "    Update rule."
     assert "inner.step.rate: number > 0 and <= 1, default 0.125" in lines

@@ -1,4 +1,4 @@
-"""Configurations that are wrong: that everything is found, and what is said of it."""
+"""Faulty configurations: all faults are found, each with its place, reason and remedy."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.config_recipes import Needy, Recipe, faults_of, load_text
+from helpers.config_recipes import Recipe, RequiredFields, faults_of, load_text
 
 from trivium.config.base import Configuration, Conflict, load_configuration
-from trivium.config.yaml_source import shown
+from trivium.config.yaml_source import format_value
 from trivium.errors import ConfigurationError
 
 Load = Callable[..., Any]
-USUAL_RATE = "; the default is 1e-05 (Step size.)"
+DEFAULT_RATE = "; the default is 1e-05 (Step size.)"
 
 
 @pytest.fixture
@@ -30,19 +30,18 @@ def faults(tmp_path: Path) -> Load:
 
 def test_all_faults_are_reported_together_with_line_or_argument(faults: Load) -> None:
     text = "steps: many\nstep:\n  rate: -1\n  knd: sgd\nlabel: a\nlabel: b\n"
-    found = faults(text, "seed=1.5", "nonsense")
-    assert found == [
+    assert faults(text, "seed=1.5", "nonsense") == [
         "recipe.yaml:6: `label` is given twice, first at recipe.yaml:5; keep one",
         "argument `nonsense`: not an assignment; write key=value",
-        f"recipe.yaml:3: step.rate = -1: must be greater than 0{USUAL_RATE}",
+        f"recipe.yaml:3: step.rate = -1: must be greater than 0{DEFAULT_RATE}",
         "recipe.yaml:4: `step.knd` is not a known key: did you mean `step.kind`?",
         'recipe.yaml:1: steps = "many": must be a whole number; '
-        "the default is 10 (How many steps.)",
+        "the default is 10 (Number of steps.)",
         "argument `seed=1.5`: seed = 1.5: must be a whole number",
     ]
 
 
-def test_unknown_key_is_told_the_nearest_name(faults: Load) -> None:
+def test_unknown_key_is_reported_with_the_most_similar_key(faults: Load) -> None:
     assert faults("setps: {}") == [
         "recipe.yaml:1: `setps` is not a known key: did you mean `steps`?"
     ]
@@ -54,22 +53,22 @@ def test_unknown_key_is_told_the_nearest_name(faults: Load) -> None:
     ]
 
 
-def test_unknown_key_that_exists_elsewhere_is_told_where(faults: Load) -> None:
+def test_unknown_key_of_another_section_is_reported_with_that_section(faults: Load) -> None:
     assert faults("rate: 1") == [
         "recipe.yaml:1: `rate` is not a known key: did you mean `step.rate`?"
     ]
 
 
-def test_unknown_key_unlike_any_is_told_the_keys(faults: Load) -> None:
+def test_unknown_key_without_a_similar_key_is_reported_with_the_section_keys(faults: Load) -> None:
     assert faults("step: {zzz: 1}") == [
         "recipe.yaml:1: `step.zzz` is not a known key: the keys here are rate, decay, kind"
     ]
 
 
-def test_missing_value_is_named_with_its_meaning(faults: Load) -> None:
-    assert faults("rewards:\n- weight: 2\n", cls=Needy) == [
+def test_missing_value_is_reported_with_its_help(faults: Load) -> None:
+    assert faults("rewards:\n- weight: 2\n", cls=RequiredFields) == [
         "recipe.yaml:2: `rewards.0.name` is missing: it has no default; write a value for it "
-        "(Where the reward's function is.)",
+        "(Name of the reward's function.)",
         "recipe.yaml: `steps` is missing: it has no default; write a value for it",
     ]
 
@@ -82,8 +81,8 @@ def test_missing_value_is_named_with_its_meaning(faults: Load) -> None:
         ("fast: 'true'", 'fast = "true": must be true or false; write true, not in quotes'),
         ("fast: yes", 'fast = "yes": must be true or false; the default is false'),
         ("label: 3", 'label = 3: must be text; write "3", in quotes'),
-        ("steps: 0", "steps = 0: must be greater than 0; the default is 10 (How many steps.)"),
-        ("step: {rate: 2}", f"step.rate = 2: must be less than or equal to 1{USUAL_RATE}"),
+        ("steps: 0", "steps = 0: must be greater than 0; the default is 10 (Number of steps.)"),
+        ("step: {rate: 2}", f"step.rate = 2: must be less than or equal to 1{DEFAULT_RATE}"),
         (
             "step: {kind: adma}",
             "step.kind = \"adma\": must be 'adam' or 'sgd'; did you mean adam?",
@@ -118,8 +117,8 @@ def test_fault_between_fields_names_section_and_arguments(faults: Load) -> None:
     ]
 
 
-def test_all_contradictions_of_all_sections_are_told_each_with_its_line(faults: Load) -> None:
-    class Part(Configuration):
+def test_all_conflicts_of_all_sections_are_reported_with_their_lines(faults: Load) -> None:
+    class Inner(Configuration):
         low: int = 0
         high: int = 1
 
@@ -129,12 +128,12 @@ def test_all_contradictions_of_all_sections_are_told_each_with_its_line(faults: 
             if self.low > 5:
                 yield "", "too much altogether"
 
-    class Whole(Configuration):
-        one: Part = Part()
-        several: tuple[Part, ...] = ()
+    class Outer(Configuration):
+        one: Inner = Inner()
+        several: tuple[Inner, ...] = ()
 
     text = "one:\n  low: 7\nseveral:\n- {high: 3}\n- low: 2\n"
-    assert faults(text, "several.0.low=4", cls=Whole) == [
+    assert faults(text, "several.0.low=4", cls=Outer) == [
         "recipe.yaml:2: one.low = 7: above high, which is 1: lower it",
         "recipe.yaml:1: one: too much altogether",
         "argument `several.0.low=4`: several.0.low = 4: above high, which is 3: lower it",
@@ -142,7 +141,7 @@ def test_all_contradictions_of_all_sections_are_told_each_with_its_line(faults: 
     ]
 
 
-def test_changed_value_is_no_longer_the_files(faults: Load) -> None:
+def test_fault_of_an_overridden_value_names_the_argument(faults: Load) -> None:
     (fault,) = faults("step:\n  rate: 0.1\n", "step={rate: 2}")
     assert fault.startswith("argument `step={rate: 2}`: step.rate = 2:")
 
@@ -152,14 +151,14 @@ def test_changed_value_is_no_longer_the_files(faults: Load) -> None:
     [
         ("steps", "not an assignment; write key=value"),
         (".=3", "not an assignment; write key=value"),
-        ("step.rate.x=1", "`step.rate` is 0.1, which has no parts to set; set `step.rate` itself"),
+        ("step.rate.x=1", "`step.rate` is 0.1, which has no keys; set `step.rate` itself"),
         (
             "rewards.1.weight=2",
             "`rewards` ends with `rewards.0`; to add an entry give the whole list, rewards=[...]",
         ),
         (
             "rewards.weight=2",
-            "`rewards` is a list; name one entry by its number, as in `rewards.0`",
+            "`rewards` is a list; address one entry by its index, as in `rewards.0`",
         ),
         (
             "stop.0=x",
@@ -203,7 +202,7 @@ def test_argument_that_is_not_yaml_is_refused(faults: Load) -> None:
         ("? [a]\n: 3\n", "recipe.yaml:1: a key must be a word"),
     ],
 )
-def test_file_that_is_no_plain_yaml_is_refused_with_its_line(
+def test_file_that_is_not_plain_yaml_is_refused_with_its_line(
     faults: Load, text: str, fault: str
 ) -> None:
     assert faults(text)[0].startswith(fault)
@@ -216,7 +215,7 @@ def test_anchors_that_multiply_are_refused(faults: Load) -> None:
     assert "more than 20000" in fault
 
 
-def test_missing_file_is_told_the_nearest_name(load: Load, tmp_path: Path) -> None:
+def test_missing_file_is_reported_with_the_most_similar_name(load: Load, tmp_path: Path) -> None:
     load("")
     with pytest.raises(ConfigurationError, match=r"receipe\.yaml: there is no such file; did you"):
         load_configuration(Recipe, tmp_path / "receipe.yaml", [])
@@ -232,7 +231,7 @@ def test_directory_and_binary_file_are_refused(tmp_path: Path) -> None:
         load_configuration(Recipe, tmp_path / "b.yaml", [])
 
 
-def test_long_value_is_shown_shortened() -> None:
-    assert len(shown("x" * 1000)) == 80
-    assert shown("x" * 1000).endswith("...")
-    assert shown("x\ny") == '"x\\ny"'
+def test_long_value_is_shortened_in_a_message() -> None:
+    assert len(format_value("x" * 1000)) == 80
+    assert format_value("x" * 1000).endswith("...")
+    assert format_value("x\ny") == '"x\\ny"'

@@ -1,4 +1,4 @@
-"""Every command's configuration, drawn from its fields: what is written is what is meant."""
+"""Properties of every command's configuration, on random values for its fields."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trivium.config.base import Configuration, dump, load_configuration
 from trivium.config.yaml_source import _Loader, dump_yaml
 from trivium.errors import ConfigurationError
 
-EACH = settings(
+PER_COMMAND = settings(
     max_examples=8,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
 )
@@ -56,12 +56,12 @@ ANY = st.recursive(
 )
 
 
-# --- drawing configurations -----------------------------------------------------------------------
+# --- Random configurations ------------------------------------------------------------------------
 
 
 @cache
 def command(name: str) -> tuple[type[Configuration], str]:
-    """A command's configuration class and the example that its help shows."""
+    """Return a command's configuration class and the example in its help."""
     return COMMANDS[name].config_class(), COMMANDS[name].example
 
 
@@ -74,25 +74,25 @@ def bounds(metadata: list[Any]) -> dict[str, Any]:
     return found
 
 
-def of_type(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
-    """Values as a file may give them for a field of this type."""
+def values_of_type(annotation: Any, metadata: list[Any]) -> st.SearchStrategy[Any]:
+    """Return a strategy of values that a file may have for a field of this type."""
     origin, arguments, limits = get_origin(annotation), get_args(annotation), bounds(metadata)
     if origin is Annotated:
         inner = [
             x for a in arguments[1:] for x in (a.metadata if isinstance(a, FieldInfo) else [a])
         ]
-        return of_type(arguments[0], [*metadata, *inner])
+        return values_of_type(arguments[0], [*metadata, *inner])
     if origin in (Union, UnionType):
-        return st.one_of([of_type(part, metadata) for part in arguments])
+        return st.one_of([values_of_type(part, metadata) for part in arguments])
     if origin is Literal:
         return st.sampled_from(arguments)
     if origin is tuple and Ellipsis not in arguments:
-        return st.tuples(*[of_type(part, []) for part in arguments]).map(list)
+        return st.tuples(*[values_of_type(part, []) for part in arguments]).map(list)
     if origin in (list, tuple):
         smallest = limits.get("min_length", 0)
-        return st.lists(of_type(arguments[0], []), min_size=smallest, max_size=smallest + 2)
+        return st.lists(values_of_type(arguments[0], []), min_size=smallest, max_size=smallest + 2)
     if origin is dict:
-        return st.dictionaries(TEXT.filter(bool), of_type(arguments[1], []), max_size=2)
+        return st.dictionaries(TEXT.filter(bool), values_of_type(arguments[1], []), max_size=2)
     if annotation in (int, float):
         return number(annotation, limits)
     if isinstance(annotation, type) and issubclass(annotation, Configuration):
@@ -110,7 +110,7 @@ def number(kind: type, limits: dict[str, Any]) -> st.SearchStrategy[Any]:
 
 
 def section(cls: type[Configuration]) -> st.SearchStrategy[dict[str, Any]]:
-    fields = {n: of_type(f.annotation, f.metadata) for n, f in cls.model_fields.items()}
+    fields = {n: values_of_type(f.annotation, f.metadata) for n, f in cls.model_fields.items()}
     needed = {n: s for n, s in fields.items() if cls.model_fields[n].is_required()}
     return st.fixed_dictionaries(needed, optional={n: fields[n] for n in fields.keys() - needed})
 
@@ -124,45 +124,46 @@ def is_valid(cls: type[Configuration], values: Any) -> bool:
 
 
 @cache
-def drawn(cls: type[Configuration], keys: Keys) -> st.SearchStrategy[Any]:
-    field = dict(places(cls))[keys]
-    return of_type(field.annotation, field.metadata)
+def field_values(cls: type[Configuration], keys: Keys) -> st.SearchStrategy[Any]:
+    field = dict(all_keys(cls))[keys]
+    return values_of_type(field.annotation, field.metadata)
 
 
-def places(cls: type[Configuration], keys: Keys = ()) -> Iterator[tuple[Keys, FieldInfo]]:
-    """Every field, by the keys that lead to it through sections, but not through lists."""
+def all_keys(cls: type[Configuration], keys: Keys = ()) -> Iterator[tuple[Keys, FieldInfo]]:
+    """Yield the keys of every field, through sections but not through lists, and the field."""
     for name, field in cls.model_fields.items():
         yield (*keys, name), field
         annotation = field.annotation
         if isinstance(annotation, type) and issubclass(annotation, Configuration):
-            yield from places(annotation, (*keys, name))
+            yield from all_keys(annotation, (*keys, name))
 
 
-def put(values: dict[str, Any], keys: Keys, value: Any) -> dict[str, Any]:
-    """The values with one more, in the section that the keys lead to."""
+def with_value(values: dict[str, Any], keys: Keys, value: Any) -> dict[str, Any]:
+    """Return a copy of the values in which the key at the end of `keys` is set."""
     first, *rest = keys
-    held = values.get(str(first))
-    inner = value if not rest else put(held if isinstance(held, dict) else {}, tuple(rest), value)
-    return {**values, str(first): inner}
+    if rest:
+        section = values.get(str(first))
+        value = with_value(section if isinstance(section, dict) else {}, tuple(rest), value)
+    return {**values, str(first): value}
 
 
 @st.composite
 def configurations(draw: Any, name: str) -> tuple[dict[str, Any], list[tuple[Keys, Any]]]:
-    """A command's example with fields changed, while it stays valid; and the last changes."""
+    """Draw a command's example with some fields changed, still valid, and the changes."""
     cls, example = command(name)
     values = yaml.load(example, _Loader)
-    known = [keys for keys, _ in places(cls)]
+    known = [keys for keys, _ in all_keys(cls)]
     changed: dict[Keys, Any] = {}
     for keys in draw(st.lists(st.sampled_from(known), min_size=1, max_size=8, unique=True)):
-        value = draw(drawn(cls, keys))
+        value = draw(field_values(cls, keys))
         overlaps = any(k[: len(keys)] == keys or keys[: len(k)] == k for k in changed)
-        if not overlaps and is_valid(cls, put(values, keys, value)):
-            values = put(values, keys, value)
+        if not overlaps and is_valid(cls, with_value(values, keys, value)):
+            values = with_value(values, keys, value)
             changed[keys] = value
     return values, list(changed.items())
 
 
-# --- what must hold -------------------------------------------------------------------------------
+# --- Properties -----------------------------------------------------------------------------------
 
 
 def load(path: Path, cls: type[Configuration], values: Any, *arguments: str) -> Configuration:
@@ -176,28 +177,26 @@ def at(config: Any, keys: Keys) -> Any:
     return config
 
 
-def same(held: Any, given: Any) -> bool:
-    """Whether a configuration holds what was given: a list may be a tuple, text a path."""
-    if isinstance(held, Configuration):
-        return all(same(getattr(held, name), value) for name, value in given.items())
+def matches(actual: Any, given: Any) -> bool:
+    """Return whether a configuration has the given value: a list may be a tuple, text a path."""
+    if isinstance(actual, Configuration):
+        return all(matches(getattr(actual, name), value) for name, value in given.items())
     if isinstance(given, list):
-        pairs = zip(held, given, strict=True)
-        return isinstance(held, list | tuple) and all(same(a, b) for a, b in pairs)
+        pairs = zip(actual, given, strict=True)
+        return isinstance(actual, list | tuple) and all(matches(a, b) for a, b in pairs)
     if isinstance(given, dict):
-        return held.keys() == given.keys() and all(same(held[k], given[k]) for k in given)
-    if isinstance(held, Path):
-        return isinstance(given, str) and held == Path(given)
-    if isinstance(held, float) and type(given) is int:
-        return held == given
-    return type(held) is type(given) and held == given
+        return actual.keys() == given.keys() and all(matches(actual[k], given[k]) for k in given)
+    if isinstance(actual, Path):
+        return isinstance(given, str) and actual == Path(given)
+    if isinstance(actual, float) and type(given) is int:
+        return actual == given
+    return type(actual) is type(given) and actual == given
 
 
-@EACH
+@PER_COMMAND
 @given(data=st.data())
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_configuration_that_is_written_reads_back_equal(
-    tmp_path: Path, name: str, data: Any
-) -> None:
+def test_written_configuration_loads_to_an_equal_one(tmp_path: Path, name: str, data: Any) -> None:
     cls, _ = command(name)
     values, _ = data.draw(configurations(name))
     config = load(tmp_path / "a.yaml", cls, values)
@@ -207,26 +206,28 @@ def test_a_configuration_that_is_written_reads_back_equal(
     assert dump(again) == written
 
 
-@EACH
+@PER_COMMAND
 @given(data=st.data())
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_value_is_rewritten(tmp_path: Path, name: str, data: Any) -> None:
+def test_values_are_kept_as_given(tmp_path: Path, name: str, data: Any) -> None:
     cls, _ = command(name)
     values, changes = data.draw(configurations(name))
     config = load(tmp_path / "a.yaml", cls, values)
     for keys, value in changes:
-        assert same(at(config, keys), value), (keys, value, at(config, keys))
+        assert matches(at(config, keys), value), (keys, value, at(config, keys))
 
 
-@EACH
+@PER_COMMAND
 @given(data=st.data())
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_change_moves_nothing_else(tmp_path: Path, name: str, data: Any) -> None:
+def test_change_of_one_key_leaves_the_others_unchanged(
+    tmp_path: Path, name: str, data: Any
+) -> None:
     cls, example = command(name)
     values, changes = data.draw(configurations(name))
     before, after = (load(tmp_path / "a.yaml", cls, v) for v in (example, values))
     changed = [keys for keys, _ in changes]
-    for keys, _ in places(cls):
+    for keys, _ in all_keys(cls):
         if any(k[: len(keys)] == keys or keys[: len(k)] == k for k in changed):
             continue
         sections = at(before, keys[:-1]), at(after, keys[:-1])
@@ -234,10 +235,10 @@ def test_a_change_moves_nothing_else(tmp_path: Path, name: str, data: Any) -> No
             assert at(after, keys) == at(before, keys), keys
 
 
-@EACH
+@PER_COMMAND
 @given(data=st.data())
 @pytest.mark.parametrize("name", COMMANDS)
-def test_arguments_mean_what_the_file_s_lines_mean(tmp_path: Path, name: str, data: Any) -> None:
+def test_arguments_equal_the_same_keys_in_the_file(tmp_path: Path, name: str, data: Any) -> None:
     cls, example = command(name)
     values, changes = data.draw(configurations(name))
     arguments = [
@@ -245,56 +246,56 @@ def test_arguments_mean_what_the_file_s_lines_mean(tmp_path: Path, name: str, da
         for keys, value in changes
     ]
     order = data.draw(st.permutations(arguments))
-    given_in_file = load(tmp_path / "a.yaml", cls, values)
-    assert load(tmp_path / "b.yaml", cls, yaml.load(example, _Loader), *order) == given_in_file
+    expected = load(tmp_path / "a.yaml", cls, values)
+    assert load(tmp_path / "b.yaml", cls, yaml.load(example, _Loader), *order) == expected
 
 
 def line_of(text: str, keys: Keys) -> int:
-    """Where the key stands, by YAML's own parser."""
+    """Return the line of the key according to PyYAML's own parser."""
     node, line = yaml.compose(text), 0
     for key in keys:
         pairs = {k.value: (k, v) for k, v in node.value}  # type: ignore[union-attr]
-        found, node = pairs[str(key)]
-        line = found.start_mark.line + 1
+        key_node, node = pairs[str(key)]
+        line = key_node.start_mark.line + 1
     return line
 
 
 def only_fault(path: Path, cls: type[Configuration], values: Any) -> str:
     with pytest.raises(ConfigurationError) as caught:
         load(path, cls, values)
-    assert "\n" not in str(caught.value), "one mistake makes one fault"
+    assert "\n" not in str(caught.value), "one wrong key gives one fault"
     return str(caught.value)
 
 
-@EACH
+@PER_COMMAND
 @given(data=st.data())
 @pytest.mark.parametrize("name", COMMANDS)
-def test_an_unknown_key_is_one_fault_that_names_key_and_line(
+def test_unknown_key_is_one_fault_that_names_the_key_and_line(
     tmp_path: Path, name: str, data: Any
 ) -> None:
     cls, _ = command(name)
     values, _ = data.draw(configurations(name))
-    known = [keys for keys, _ in places(cls)]
-    beside = data.draw(
-        st.sampled_from([k for k in known if isinstance(_held(values, k[:-1]), dict)])
+    known = [keys for keys, _ in all_keys(cls)]
+    sibling = data.draw(
+        st.sampled_from([k for k in known if isinstance(_value_at(values, k[:-1]), dict)])
     )
     key = data.draw(st.text(st.characters(categories=["Ll"]), min_size=1, max_size=12))
-    keys = (*beside[:-1], key)
+    keys = (*sibling[:-1], key)
     assume(keys not in known and is_valid(cls, values))
-    values = put(values, keys, data.draw(ANY))
+    values = with_value(values, keys, data.draw(ANY))
     message = only_fault(tmp_path / "a.yaml", cls, values)
     place = f"{tmp_path / 'a.yaml'}:{line_of(dump_yaml(values), keys)}: "
     assert message.startswith(f"{place}`{'.'.join(map(str, keys))}` is not a known key")
 
 
-def _held(values: Any, keys: Keys) -> Any:
+def _value_at(values: Any, keys: Keys) -> Any:
     for key in keys:
         values = values.get(key) if isinstance(values, dict) else None
     return values
 
 
-OTHERS = [True, "3", 3.0, 1, "true", 3, 2.5, "text", [1], ["1"], None, math.inf]
-TYPES = {
+OTHER_TYPES = [True, "3", 3.0, 1, "true", 3, 2.5, "text", [1], ["1"], None, math.inf]
+TYPE_ERRORS = {
     "int_type",
     "float_type",
     "bool_type",
@@ -303,29 +304,29 @@ TYPES = {
     "list_type",
     "dict_type",
 }
-TYPES |= {"tuple_type", "model_type", "literal_error", "none_required", "finite_number"}
+TYPE_ERRORS |= {"tuple_type", "model_type", "literal_error", "none_required", "finite_number"}
 
 
-@settings(EACH, max_examples=25)
+@settings(PER_COMMAND, max_examples=25)
 @given(data=st.data())
 @pytest.mark.parametrize("name", COMMANDS)
-def test_a_value_of_another_type_is_kept_as_it_is_or_one_fault_at_its_line(
+def test_value_of_another_type_is_kept_as_given_or_is_one_fault_at_its_line(
     tmp_path: Path, name: str, data: Any
 ) -> None:
     cls, _ = command(name)
     values, _ = data.draw(configurations(name))
-    keys, _ = data.draw(st.sampled_from(list(places(cls))))
-    given_value = data.draw(st.sampled_from(OTHERS))
-    values = put(values, keys, given_value)
+    keys, _ = data.draw(st.sampled_from(list(all_keys(cls))))
+    new_value = data.draw(st.sampled_from(OTHER_TYPES))
+    values = with_value(values, keys, new_value)
     try:
         config = cls.model_validate(values)
     except ValidationError as error:
-        assume({detail["type"] for detail in error.errors()} <= TYPES)
-        # Not a list's wrong entry, which has a place of its own; a union adds its parts' names.
+        assume({detail["type"] for detail in error.errors()} <= TYPE_ERRORS)
+        # Skip faults of list entries, which have their own location; a union adds type tags.
         assume({tuple(d["loc"])[: len(keys)] for d in error.errors()} == {keys})
         assume(not any(isinstance(d["loc"][-1], int) for d in error.errors()))
     else:
-        assert same(at(config, keys), given_value)
+        assert matches(at(config, keys), new_value)
         return
     message = only_fault(tmp_path / "a.yaml", cls, values)
     assert message.startswith(f"{tmp_path / 'a.yaml'}:{line_of(dump_yaml(values), keys)}: ")
@@ -333,10 +334,10 @@ def test_a_value_of_another_type_is_kept_as_it_is_or_one_fault_at_its_line(
     assert "must be" in message
 
 
-@EACH
+@PER_COMMAND
 @given(data=st.data())
 @pytest.mark.parametrize("name", COMMANDS)
-def test_all_mistakes_are_told_at_once(tmp_path: Path, name: str, data: Any) -> None:
+def test_all_faults_are_reported_together(tmp_path: Path, name: str, data: Any) -> None:
     cls, _ = command(name)
     values, _ = data.draw(configurations(name))
     keys = data.draw(st.lists(st.sampled_from("zzq zzr zzs zzt".split()), min_size=2, unique=True))

@@ -1,6 +1,6 @@
-"""A mistake in a configuration is told before torch, transformers or datasets are imported.
+"""Faults of a configuration are reported before torch, transformers or datasets are imported.
 
-Each case runs in a process of its own, in which nothing is imported yet.
+Each case runs in a new process, in which nothing is imported yet.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import trivium
 from trivium.commands import COMMANDS
 
 HEAVY = ("torch", "transformers", "datasets")
-TELL = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
-COMMAND = f"""
+PRINT_HEAVY = f"import sys; print([name for name in {HEAVY} if name in sys.modules])"
+RUN_COMMAND = f"""
 import sys
 from trivium.cli import main
 try:
     code = main(sys.argv[1:])
-except SystemExit as left:
-    code = left.code
+except SystemExit as stop:
+    code = stop.code
 heavy = [name for name in {HEAVY} if name in sys.modules]
 sys.exit(f"imported {{heavy}}" if heavy else code)
 """
-STAGE = """
+COMPARISON = """
 model: {path: base}
 data: {path: train.jsonl}
 rewards: [{function: gsm8k}]
@@ -42,48 +42,48 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_no_commands_configuration_needs_torch() -> None:
+def test_command_configurations_do_not_import_torch() -> None:
     loads = "from trivium.commands import COMMANDS\n"
     loads += "assert all([command.config_class() for command in COMMANDS.values()])\n"
     loads += "import trivium.commands.chat_config\n"
-    assert python(loads + TELL).stdout == "[]\n"
+    assert python(loads + PRINT_HEAVY).stdout == "[]\n"
 
 
-def test_public_names_of_configurations_and_loaders_need_no_torch() -> None:
+def test_public_configurations_and_loaders_do_not_import_torch() -> None:
     loaders = ["load_configuration", "load_demonstrations", "load_preferences", "load_prompts"]
     names = [*CONFIGURATIONS, "Sampling", "Group", *loaders]
     assert len(CONFIGURATIONS) > 20
-    assert python(f"from trivium import {', '.join(names)}\n" + TELL).stdout == "[]\n"
+    assert python(f"from trivium import {', '.join(names)}\n" + PRINT_HEAVY).stdout == "[]\n"
 
 
 @pytest.mark.parametrize("command", [*COMMANDS, "chat"])
-def test_wrong_key_is_told_without_torch(command: str, tmp_path: Path) -> None:
-    place = tmp_path / "config.yaml"
-    place.write_text("{}\n", encoding="utf-8")
-    told = python(COMMAND, command, str(place), "unheard_of=1")
-    assert told.returncode == 2, told.stderr
-    assert "`unheard_of` is not a known key" in told.stderr
+def test_unknown_key_is_reported_without_importing_torch(command: str, tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("{}\n", encoding="utf-8")
+    done = python(RUN_COMMAND, command, str(path), "unknown_key=1")
+    assert done.returncode == 2, done.stderr
+    assert "`unknown_key` is not a known key" in done.stderr
 
 
-def test_wrong_key_of_a_run_whose_memory_is_asked_for_is_told_without_torch(
+def test_unknown_key_for_the_memory_command_is_reported_without_importing_torch(
     tmp_path: Path,
 ) -> None:
-    place = tmp_path / "config.yaml"
-    place.write_text("{}\n", encoding="utf-8")
-    told = python(COMMAND, "memory", "grpo", str(place), "unheard_of=1")
-    assert told.returncode == 2, told.stderr
-    assert "`unheard_of` is not a known key" in told.stderr
+    path = tmp_path / "config.yaml"
+    path.write_text("{}\n", encoding="utf-8")
+    done = python(RUN_COMMAND, "memory", "grpo", str(path), "unknown_key=1")
+    assert done.returncode == 2, done.stderr
+    assert "`unknown_key` is not a known key" in done.stderr
 
 
-def test_wrong_key_of_a_comparisons_stage_is_told_without_torch(tmp_path: Path) -> None:
-    place = tmp_path / "compare.yaml"
-    place.write_text(STAGE, encoding="utf-8")
-    told = python(COMMAND, "compare", str(place), f"directory={tmp_path / 'runs'}")
-    assert told.returncode == 2, told.stderr
-    assert "responses" in told.stderr
+def test_unknown_key_of_a_stage_is_reported_without_importing_torch(tmp_path: Path) -> None:
+    path = tmp_path / "compare.yaml"
+    path.write_text(COMPARISON, encoding="utf-8")
+    done = python(RUN_COMMAND, "compare", str(path), f"directory={tmp_path / 'runs'}")
+    assert done.returncode == 2, done.stderr
+    assert "responses" in done.stderr
 
 
-def test_settings_are_listed_without_torch() -> None:
-    listed = python(COMMAND, "grpo", "--fields")
+def test_settings_are_listed_without_importing_torch() -> None:
+    listed = python(RUN_COMMAND, "grpo", "--fields")
     assert listed.returncode == 0, listed.stderr
     assert "optimizer.learning_rate: number" in listed.stdout

@@ -1,7 +1,7 @@
 """Structured inputs from a fuzzer's bytes: numbers, texts, JSON values, rows of data.
 
-Every byte string gives an input, so that a fuzzer which only knows bytes can change one part of a
-row and keep the rest, and a finding is a file that anything can replay.
+Every byte string gives a valid input. A fuzzer that only mutates bytes can therefore change one
+part of a row and keep the rest, and a finding is a file that can be replayed.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ ROLES = ["user", "assistant", "system", "tool", "", "\x1b"]
 COLUMNS = ["prompt", "completion", "messages", "text", "chosen", "rejected", "completions"]
 COLUMNS += ["labels", "question", "answer", "Prompt", "a\nb", "\x1b[1m", "", "{x}"]
 
-_DEEP = "(so many lists)"
-_DEEPER = re.compile(rf'\{{"{re.escape(_DEEP)}": (\d+)\}}')
+_DEEP_KEY = "(nested lists)"
+_DEEP_PATTERN = re.compile(rf'\{{"{re.escape(_DEEP_KEY)}": (\d+)\}}')
 
 
 class Feed:
-    """Draws from the bytes, first to last; when they end, every choice is the first."""
+    """Choices determined by the bytes, in order. After the last byte, every choice is the first."""
 
     def __init__(self, data: bytes) -> None:
-        self._data, self._at = data, 0
+        self._data, self._position = data, 0
 
     def byte(self) -> int:
-        self._at += 1
-        return self._data[self._at - 1] if self._at <= len(self._data) else 0
+        self._position += 1
+        return self._data[self._position - 1] if self._position <= len(self._data) else 0
 
     def below(self, count: int) -> int:
         return self.byte() % count
 
-    def chance(self, in_256: int) -> bool:
-        return self.byte() > 255 - in_256
+    def chance(self, out_of_256: int) -> bool:
+        return self.byte() > 255 - out_of_256
 
     def pick(self, choices: Sequence[T]) -> T:
         return choices[self.below(len(choices))]
 
     def rest(self) -> bytes:
-        rest, self._at = self._data[self._at :], len(self._data)
+        rest, self._position = self._data[self._position :], len(self._data)
         return rest
 
     def text(self) -> str:
-        """A few words, or raw characters."""
+        """Return a few words, or raw characters."""
         if self.chance(64):
             raw = bytes(self.byte() for _ in range(self.below(20)))
             return raw.decode("utf-8", "surrogateescape")
@@ -65,10 +65,10 @@ class Feed:
         return (None, True, False)[self.below(3)] if kind < 6 else self.pick(NUMBERS)
 
     def value(self, depth: int = 3) -> Any:
-        """Any JSON value, at times a very deep one."""
+        """Return any JSON value, sometimes a very deeply nested one."""
         kind = self.below(16)
         if kind == 15:
-            return {_DEEP: 1 + self.byte() * 4}
+            return {_DEEP_KEY: 1 + self.byte() * 4}
         if depth == 0 or kind < 8:
             return self.scalar()
         if kind < 12:
@@ -76,7 +76,7 @@ class Feed:
         return {self.pick([*COLUMNS, "role", "content"]): self.value(depth - 1) for _ in range(2)}
 
     def messages(self) -> Any:
-        """A chat, mostly well formed."""
+        """Return a chat that is mostly well formed."""
         chat = []
         for _ in range(self.below(5)):
             message = {"role": self.pick(ROLES[:2]), "content": self.text()}
@@ -88,13 +88,13 @@ class Feed:
         return chat
 
     def row(self, columns: Sequence[str]) -> Any:
-        """A row with these columns, mostly of fit types, with others at times."""
-        row = {name: self._fit(name) for name in columns if self.chance(240)}
+        """Return a row of these columns, mostly of valid types, sometimes with extra columns."""
+        row = {name: self._column_value(name) for name in columns if self.chance(240)}
         while self.chance(64):
             row[self.pick(COLUMNS)] = self.value()
         return row if self.chance(250) else self.value()
 
-    def _fit(self, name: str) -> Any:
+    def _column_value(self, name: str) -> Any:
         if self.chance(24):
             return self.value()
         if name == "completions":
@@ -106,6 +106,10 @@ class Feed:
         return self.text()
 
 
-def written(row: Any) -> str:
-    """Return the row as JSON, with lists in lists as deep as they were drawn."""
-    return _DEEPER.sub(lambda found: "[" * int(found[1]) + "]" * int(found[1]), json.dumps(row))
+def to_json(row: Any) -> str:
+    """Return the row as JSON, with the deeply nested lists written out."""
+
+    def nested(match: re.Match[str]) -> str:
+        return "[" * int(match[1]) + "]" * int(match[1])
+
+    return _DEEP_PATTERN.sub(nested, json.dumps(row))

@@ -1,7 +1,7 @@
-"""Fuzz one target, guided by coverage: ``python -m fuzz.run files --seconds 600``.
+"""Coverage-guided fuzzing of one target: ``python -m fuzz.run files --seconds 600``.
 
-Needs `atheris`; docs/fuzzing.md has the command and what came of it. A finding is left beside the
-corpus as TARGET-crash-*, the bytes that the target takes.
+Requires `atheris`; docs/fuzzing.md has the command and the results. A finding is a file
+TARGET-crash-* beside the corpus, which holds the bytes of the target's input.
 """
 
 from __future__ import annotations

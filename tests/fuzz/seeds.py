@@ -1,4 +1,4 @@
-"""Where fuzzing begins: one example of everything that the tests know to matter, and its words."""
+"""Seed inputs of the fuzzing targets: one example of every tested case, and a dictionary."""
 
 from __future__ import annotations
 
@@ -120,15 +120,15 @@ def _configuration() -> Iterator[bytes]:
 
 
 def seeds(target: str) -> Iterator[bytes]:
-    """The first inputs of a target."""
-    makers: dict[str, Callable[[], Iterator[bytes]]] = {
+    """Yield the seed inputs of a target."""
+    seeds_by_target: dict[str, Callable[[], Iterator[bytes]]] = {
         "files": _files,
         "parquet": _parquet,
         "sources": _sources,
         "loaders": _loaders,
         "configuration": _configuration,
     }
-    return makers[target]()
+    return seeds_by_target[target]()
 
 
 _MARKS = ['"', '""', ": ", "- ", "? ", "&a ", "<<: ", "!!int ", "|\n", ">-\n", "---\n", "...\n"]
@@ -151,4 +151,4 @@ DICTIONARY = "".join(
     _quoted(word) + "\n"
     for word in [*_BYTES, *(text.encode() for text in (*_MARKS, *_WORDS.split()))]
 )
-"""What the fuzzer puts in, in libFuzzer's form."""
+"""Words that the fuzzer inserts, in libFuzzer's dictionary format."""

@@ -1,8 +1,8 @@
-"""What is fuzzed, and what must hold: every input is read, or refused in one clean message.
+"""Fuzzing targets: every input must be read, or refused with one clean message.
 
-A target takes bytes and raises only where a promise is broken: an error that is not Trivium's own,
-a message without its place or with control characters, counts that do not add up, more than two
-seconds of work. ``run`` feeds the targets to a fuzzer; ``test_fuzz_replay`` replays what was found.
+A target takes bytes and raises only if a guarantee is broken: an error that is not Trivium's own, a
+message without its place or with control characters, inconsistent counts, more than two seconds of
+CPU time. ``run`` passes the targets to a fuzzer; ``test_fuzz_findings`` tests what was found.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from fuzz.feed import WORDS, Feed, written
+from fuzz.feed import WORDS, Feed, to_json
 from helpers.data_tokenizers import chatml_tokenizer
 from pydantic import ValidationError
 
@@ -39,35 +39,35 @@ from trivium.data.prompts import PromptsConfig, read_prompts
 from trivium.data.rows import Row, RowsConfig, collect, read_rows
 from trivium.errors import ConfigurationError, DataError, ModelError, TriviumError, one_line
 
-SLOWEST = 2.0
-_STOPPED = "reading stopped after"
+MAX_SECONDS = 2.0
+_STOP_MESSAGE = "reading stopped after"
 
 
 @cache
 def folder() -> Path:
-    """Where inputs are written: in memory where the system has such a place."""
+    """Return the directory of the input files, in memory if the system supports it."""
     memory = Path("/dev/shm")
-    made = tempfile.mkdtemp(prefix="fuzz-", dir=memory if memory.is_dir() else None)
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return Path(made)
+    directory = tempfile.mkdtemp(prefix="fuzz-", dir=memory if memory.is_dir() else None)
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return Path(directory)
 
 
 @contextmanager
-def quick() -> Iterator[None]:
-    """Count the processor's seconds, so that a busy machine makes no finding."""
-    began = time.process_time()
+def time_limit() -> Iterator[None]:
+    """Fail if the block takes too much CPU time; wall time would depend on other processes."""
+    start_time = time.process_time()
     yield
-    spent = time.process_time() - began
-    assert spent < SLOWEST, f"took {spent:.1f} s"
+    spent = time.process_time() - start_time
+    assert spent < MAX_SECONDS, f"took {spent:.1f} s"
 
 
 def check_message(error: TriviumError, place: str) -> None:
-    """One line per fault, each with its place, none with a character that a terminal obeys."""
+    """Check that each line is one fault with its place and without control characters."""
     lines = str(error).split("\n")
     for line in lines:
         assert line.isprintable(), f"control characters in {line!r}"
-        known = line.startswith((place, _STOPPED))
-        assert known and len(line) > len(place) + 10, f"no place or no reason in {line!r}"
+        has_place = line.startswith((place, _STOP_MESSAGE))
+        assert has_place and len(line) > len(place) + 10, f"no place or no reason in {line!r}"
 
 
 # --- rows of data ---------------------------------------------------------------------------------
@@ -76,7 +76,7 @@ KINDS = [".jsonl", ".json", ".csv", ".jsonl.gz", ".json.gz", ".csv.gz"]
 
 
 def files(data: bytes) -> None:
-    """A file's bytes: the first says its kind and how it is read, the rest is in it."""
+    """Fuzz the bytes of a data file. The first two bytes choose its format and compression."""
     feed = Feed(data)
     kind, style = feed.pick(KINDS), feed.below(8)
     content = feed.rest()
@@ -87,46 +87,46 @@ def files(data: bytes) -> None:
 
 
 def parquet(data: bytes) -> None:
-    """A Parquet file's bytes."""
+    """Fuzz the bytes of a Parquet file."""
     _read(folder() / "rows.parquet", data)
 
 
 def _read(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     config = RowsConfig(path=str(path))
-    with quick():
-        rows, ended = _until_error(read_rows(config))
+    with time_limit():
+        rows, error = _until_error(read_rows(config))
     for row in rows:
         if isinstance(row, DataError):
             assert str(row).startswith(str(path))
         else:
             assert isinstance(row, Row) and row.where.startswith(str(path))
-    if ended is not None:
-        check_message(ended, str(path))
+    if error is not None:
+        check_message(error, str(path))
     first, _ = _until_error(read_rows(config.model_copy(update={"limit": 2})))
     assert len(first) == min(2, len(rows))
-    good = all(isinstance(row, Row) for row in rows) and ended is None and bool(rows)
+    valid = all(isinstance(row, Row) for row in rows) and error is None and bool(rows)
     try:
         items, report = collect(config, lambda row, notes: row)
-    except DataError as error:
-        assert not good
-        check_message(error, str(path))
+    except DataError as collect_error:
+        assert not valid
+        check_message(collect_error, str(path))
     else:
-        assert good and len(items) == len(rows) == report.rows == report.kept
+        assert valid and len(items) == len(rows) == report.rows == report.kept
 
 
 def _until_error(rows: Iterator[Any]) -> tuple[list[Any], DataError | None]:
-    found = []
+    read = []
     try:
         for row in rows:
-            found.append(row)
+            read.append(row)
     except DataError as error:
-        return found, error
-    return found, None
+        return read, error
+    return read, None
 
 
 def sources(data: bytes) -> None:
-    """What `path`, `subset` and `split` say, beside a few files; nothing is asked of a network."""
+    """Fuzz `path`, `subset` and `split` of a data source, next to a few files, offline."""
     feed = Feed(data)
     subset = one_line(feed.text()) if feed.chance(64) else None
     split = feed.pick(["train", "test", one_line(feed.text())]) if feed.chance(128) else None
@@ -134,7 +134,7 @@ def sources(data: bytes) -> None:
     source = text.lstrip("/").replace("@", str(_tree()))
     home = mock.patch.dict(os.environ, HOME=str(_tree()))
     hub = mock.patch.object(data_files, "_hub_dataset", _no_hub)
-    with home, hub, chdir(_tree()), quick():
+    with home, hub, chdir(_tree()), time_limit():
         try:
             config = RowsConfig(path=source, subset=subset, split=split)
             list(config.inputs())
@@ -144,7 +144,7 @@ def sources(data: bytes) -> None:
 
 
 def _no_hub(name: str, subset: str | None, split: str | None) -> Iterator[Any]:
-    raise DataError(f"{name}: hub datasets are not asked for here")
+    raise DataError(f"{name}: hub datasets are not available here")
 
 
 @cache
@@ -164,7 +164,7 @@ def _tree() -> Path:
 
 # --- loaders --------------------------------------------------------------------------------------
 
-_ODD = "{% for m in messages %}{{ m.role + ': ' + m.content | trim + '\n' }}{% endfor %}"
+_TRIMMING = "{% for m in messages %}{{ m.role + ': ' + m.content | trim + '\n' }}{% endfor %}"
 LOADERS: list[tuple[type[RowsConfig], Callable[..., Any], list[str]]] = [
     (PromptsConfig, read_prompts, ["prompt", "question"]),
     (PromptsConfig, read_prompts, ["messages"]),
@@ -180,28 +180,29 @@ LOADERS: list[tuple[type[RowsConfig], Callable[..., Any], list[str]]] = [
 
 @cache
 def _tokenizers() -> list[Any]:
-    led = chatml_tokenizer()
-    led.add_special_tokens({"bos_token": "<|endoftext|>"})
-    endless = chatml_tokenizer(_ODD)
-    endless.eos_token = None
-    return [chatml_tokenizer(), chatml_tokenizer(None), chatml_tokenizer(_ODD), led, endless]
+    with_bos = chatml_tokenizer()
+    with_bos.add_special_tokens({"bos_token": "<|endoftext|>"})
+    without_eos = chatml_tokenizer(_TRIMMING)
+    without_eos.eos_token = None
+    plain, trimming = chatml_tokenizer(None), chatml_tokenizer(_TRIMMING)
+    return [chatml_tokenizer(), plain, trimming, with_bos, without_eos]
 
 
 def loaders(data: bytes) -> None:
-    """Rows of odd values through every loader, with the options that a configuration offers."""
+    """Fuzz the rows of every loader, with random options of its configuration."""
     feed = Feed(data)
     config_class, read, columns = feed.pick(LOADERS)
     tokenizer = _tokenizers()[max(0, feed.byte() - 251)]
     options = _options(feed, config_class)
     rows = [feed.row(columns) for _ in range(1 + feed.below(4))]
     path = folder() / "rows.jsonl"
-    path.write_text("".join(written(row) + "\n" for row in rows))
+    path.write_text("".join(to_json(row) + "\n" for row in rows))
     try:
         config = config_class(path=str(path), **options)
     except ValidationError:
         return
-    looked = _survey(config)
-    with quick():
+    preview_error = _preview_error(config)
+    with time_limit():
         try:
             items, report = read(config, tokenizer)
         except DataError as error:
@@ -210,16 +211,16 @@ def loaders(data: bytes) -> None:
         except ModelError as error:
             check_message(error, "the tokenizer of ")
             return
-    assert looked is None, f"the look ahead refused what was read: {looked}"
+    assert preview_error is None, f"the preview refused what the loader read: {preview_error}"
     assert report.rows == len(rows) == report.kept + sum(report.dropped.values())
     assert report.kept == len(items) > 0 and str(report).isprintable()
     for item in items:
         _check_item(item, config)
 
 
-def _survey(config: RowsConfig) -> DataError | None:
-    """What the look at the data before any model is loaded refuses, if it does."""
-    with quick():
+def _preview_error(config: RowsConfig) -> DataError | None:
+    """Return the error of the data preview before any model is loaded, or None."""
+    with time_limit():
         try:
             survey(config)
         except DataError as error:
@@ -252,7 +253,7 @@ def _options(feed: Feed, config_class: type[RowsConfig]) -> dict[str, Any]:
 
 
 def _check_item(item: Any, config: Any) -> None:
-    """Nothing empty, within the limits, every label at a token of its own."""
+    """Check that nothing is empty, lengths are within limits, and labels are at distinct tokens."""
     prompt = item.tokens if hasattr(item, "tokens") else item.group.prompt
     assert 0 < len(prompt) <= (config.max_prompt_tokens or len(prompt))
     for response in item.group.responses if hasattr(item, "group") else []:
@@ -276,14 +277,14 @@ CONFIGURATIONS: list[type[Configuration]] = [getattr(trivium, name) for name in 
 
 
 def configuration(data: bytes) -> None:
-    """A YAML file for one of the commands, and arguments, which NUL bytes part."""
+    """Fuzz the YAML file of a command and its arguments, separated by NUL bytes."""
     feed = Feed(data)
     config_class = feed.pick(CONFIGURATIONS)
     text, *arguments = feed.rest().split(b"\0")
     path = folder() / "config.yaml"
     path.write_bytes(text)
     overrides = [argument.decode("utf-8", "surrogateescape") for argument in arguments]
-    with quick():
+    with time_limit():
         try:
             config = load_configuration(config_class, path, overrides)
         except ConfigurationError as error:

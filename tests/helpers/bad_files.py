@@ -165,7 +165,7 @@ _NO_MODEL = ("model", "rewards", "sampling")
 bad("a candidate's field that is not there", "pairs", _CANDIDATES % ("text", "scores"), "`text`",
     "candidates.jsonl:1", "there is no", "did you mean `texts`?", without=_NO_MODEL)
 bad("a score that is text", "pairs", _CANDIDATES % ("texts", "texts"), "'c'", "candidates.jsonl:1",
-    "`texts` is", "a score is true, false or a finite number", without=_NO_MODEL)
+    "`texts` is", "a score must be true, false or a finite number", without=_NO_MODEL)
 bad("scores that are too few", "pairs", _CANDIDATES % ("texts", "scores"), "2 responses",
     "candidates.jsonl:1", "1 scores", "each response needs one", without=_NO_MODEL,
     files={"candidates.jsonl": '{"prompt": "a", "texts": ["c", "d"], "scores": [1]}\n'})
@@ -191,7 +191,7 @@ bad("messages without a chat template", "sft", "", "chat template", "tokenizer o
     "the data holds messages", "use a chat model", early=False,
     files={"demos.jsonl": CHAT})
 bad("columns that would be written over", "sample", "", "response", "the data has the columns",
-    "with another meaning", "rename them in the data", early=False,
+    "uses for the response", "rename them in the data", early=False,
     files={"prompts.jsonl": '{"prompt": "a", "response": "b"}\n'})
 
 # --- Checkpoints ----------------------------------------------------------------------------------
@@ -298,10 +298,10 @@ bad("a template that does not keep prompts", "sft", "", "'", "demos.jsonl:1",
     change=_untemplated,
     files={"demos.jsonl": CHAT})
 bad("answers beyond the context", "grpo", "sampling:\n  max_tokens: 64\n", "64",
-    "sampling.max_tokens", "the context of model holds 64 tokens", "lower it")
+    "sampling.max_tokens", "the context of model has 64 tokens", "lower it")
 bad("held-out answers beyond the context", "grpo",
     "evaluation: {data: {path: held_out.jsonl}, max_tokens: 100}\n", "100", "evaluation.max_tokens",
-    "the context of model holds 64 tokens", "lower it")
+    "the context of model has 64 tokens", "lower it")
 bad("no such reward model", "ppo", "rewards: [{function: reward_model, arguments: {path: ./rm}}]\n",
     "./rm", "rewards.0.arguments.path", "there is no checkpoint directory", "name a directory")
 bad("no such critic", "ppo", "critic: {model: {path: ./critic}}\n", "./critic", "critic.model.path",
@@ -309,7 +309,7 @@ bad("no such critic", "ppo", "critic: {model: {path: ./critic}}\n", "./critic", 
 bad("no such reference", "evaluate", "reference: {path: ./base}\n", "./base", "reference.path",
     "there is no checkpoint directory", "name a directory")
 bad("a reference of other words", "evaluate", "reference: {path: other}\n", "other",
-    "reference.path", "its tokenizer is not that of model", "same vocabulary", early=False)
+    "reference.path", "its tokenizer differs from that of model", "same vocabulary", early=False)
 bad("a critic of other words", "ppo", "critic: {model: {path: other}}\n", "other",
     "critic.model.path", "whose vocabulary is not that of the actor",
     "train it from the actor's base model", early=False)
@@ -323,23 +323,23 @@ def _file(name: str) -> object:
     return lambda directory: (directory / name).write_text("mine")
 
 
-bad("an output that is there", "sample", "", "out.jsonl", "output = out.jsonl", "is there already",
+bad("an output that is there", "sample", "", "out.jsonl", "output = out.jsonl", "already exists",
     "overwrite=true", change=_file("out.jsonl"))
-bad("pairs that are there", "pairs", "", "out.jsonl", "output = out.jsonl", "is there already",
+bad("pairs that are there", "pairs", "", "out.jsonl", "output = out.jsonl", "already exists",
     "overwrite=true", change=_file("out.jsonl"))
 bad("numbers that are there", "evaluate", "output: out.json\n", "out.json", "output = out.json",
-    "is there already", "overwrite=true", change=_file("out.json"))
+    "already exists", "overwrite=true", change=_file("out.json"))
 bad("an output that is a directory", "sample", "overwrite: true\n", "out.jsonl",
     "output = out.jsonl", "is a directory", "name another file",
     change=lambda d: (d / "out.jsonl").mkdir())
 bad("an output below a file", "sample", "output: reward.py/out.jsonl\n", "reward.py/out.jsonl",
-    "output = reward.py/out.jsonl", "is a file, where a directory is needed", "name another place")
+    "output = reward.py/out.jsonl", "is a file, but a directory is needed", "name another path")
 bad("a run at a file", "sft", "run: {directory: reward.py}\n", "reward.py", "run.directory",
     "is a file, where a directory is needed", "name another place")
 bad("a run below a file", "grpo", "run: {directory: reward.py/run}\n", "reward.py/run",
-    "run.directory", "is a file, where a directory is needed", "name another place")
+    "run.directory", "is a file, but a directory is needed", "name another path")
 bad("a comparison at a file", "compare", "directory: reward.py\n", "reward.py", "directory =",
-    "is a file, where a directory is needed", "name another place")
+    "is a file, but a directory is needed", "name another path")
 bad("a run where other things lie", "sft", "run: {directory: mine}\n", "mine", "run.directory",
     "holds", "name", early=False,
     change=lambda d: ((d / "mine").mkdir(), (d / "mine/notes.txt").write_text("x")))
@@ -349,7 +349,7 @@ bad("a chat without heat", "", "", "sampling.temperature = -1",
     "argument `sampling.temperature=-1`", "must be greater than or equal to 0",
     "the default is 0.7", arguments=("chat", "model", "sampling.temperature=-1"))
 bad("a chat template without a line", "", "", '"Q:"', 'argument `template="Q:"`', "write {line}",
-    "where the line that you type belongs", arguments=("chat", "model", 'template="Q:"'))
+    "where the input line belongs", arguments=("chat", "model", 'template="Q:"'))
 bad("a report of no run", "", "", "model", "model:", "is not the directory of a run", "run.json",
     arguments=("report", "model"))
 bad("a run to resume that is none", "", "", "none", "none:", "is not the directory of a run",
@@ -360,13 +360,13 @@ bad("a directory of something else", "sft", "run: {directory: model}\n", "model"
     "but no run", "name a new or empty directory")
 bad("a page of no run", "", "", "none", "none:", "is not the directory of a run", "run.json",
     arguments=("watch", "./none"))
-bad("a port that is none", "", "", "99999", "--port", "is no port",
+bad("a port that is none", "", "", "99999", "--port", "is not a port",
     "write a number from 0 to 65535", arguments=("watch", "model", "--port", "99999"))
-bad("a demo at a file", "", "", "reward.py", "--directory", "is a file", "name another place",
+bad("a demo at a file", "", "", "reward.py", "--directory", "is a file", "name another path",
     arguments=("demo", "--quick", "--directory", "reward.py"))
-bad("a demo's seed below 0", "", "", "-1", "--seed", "is no seed", "write a whole number from 0",
+bad("a demo's seed below 0", "", "", "-1", "--seed", "is not a seed", "write a whole number from 0",
     arguments=("demo", "--seed=-1"))
-bad("a demo's seed twice", "", "", "3", "--seed", "is there twice", "keep one",
+bad("a demo's seed twice", "", "", "3", "--seed", "is given twice", "keep one",
     arguments=("demo", "--seed", "3", "3"))
 bad("a setting with dashes", "grpo", "", "--beta=1", "unrecognized arguments",
     "settings have no dashes", "write beta=1", settings=("--beta=1",))

@@ -1,8 +1,8 @@
-"""A table of bad inputs: what is wrong, and what the message must say of it.
+"""Table of bad inputs and the texts that their error messages must contain.
 
-Each case is a directory in which all is right but for one thing, a command, and four texts of the
-one message: the value at fault, its place, the reason and the remedy. `test_bad_inputs.py` runs
-them. A case is `early` where the mistake must be found before anything heavy is imported.
+Each case is a directory with exactly one fault, a command, and four texts of the one message: the
+value at fault, its place, the reason and the remedy. `test_bad_inputs.py` runs the cases. A case is
+`early` if its fault must be found before torch is imported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FILES: dict[str, str] = {
 MODEL = {"path": "model"}
 SCORE = [{"function": "reward.py:score"}]
 HELD_OUT = {"data": {"path": "held_out.jsonl"}, "rewards": SCORE}
-MAX_COPIED_PREFIX = {"max_tokens": 8}
+SHORT = {"max_tokens": 8}
 BASES: dict[str, dict[str, Any]] = {
     "sft": {"model": MODEL, "data": {"path": "demos.jsonl"}},
     "reward-model": {"model": MODEL, "pairs": {"path": "pairs.jsonl"}},
@@ -59,14 +59,14 @@ BASES: dict[str, dict[str, Any]] = {
     },
 }
 for _name in ("ppo", "grpo", "sample", "pairs", "compare"):
-    BASES[_name]["sampling"] = MAX_COPIED_PREFIX
+    BASES[_name]["sampling"] = SHORT
 for _name in ("sft", "reward-model", "dpo", "ppo", "grpo"):
     BASES[_name]["run"] = {"directory": "run"}
 
 
 @dataclass(frozen=True)
 class Bad:
-    """One bad input. `yaml` stands before the command's base, whose keys it replaces."""
+    """One bad input. `yaml` precedes the command's base configuration and replaces its keys."""
 
     name: str
     command: str
@@ -83,7 +83,7 @@ class Bad:
     arguments: tuple[str, ...] | None = None
 
     def write(self, directory: Path) -> list[str]:
-        """Write the case's files, beside a model that lies there; return the command line."""
+        """Write the case's files into a directory that holds a model; return the command line."""
         for name, content in {**FILES, **self.files}.items():
             data = content if isinstance(content, bytes) else content.encode()
             (directory / name).write_bytes(data)
@@ -95,8 +95,8 @@ class Bad:
         if isinstance(self.yaml, bytes):
             config.write_bytes(self.yaml)
         else:
-            given = {*re.findall(r"^(\w+):", self.yaml, re.MULTILINE), *self.without}
-            base = {k: v for k, v in BASES[self.command].items() if k not in given}
+            replaced = {*re.findall(r"^(\w+):", self.yaml, re.MULTILINE), *self.without}
+            base = {k: v for k, v in BASES[self.command].items() if k not in replaced}
             config.write_text(self.yaml + (yaml.safe_dump(base, sort_keys=False) if base else ""))
         return [self.command, config.name, *self.settings]
 
@@ -105,6 +105,6 @@ ALL: list[Bad] = []
 
 
 def bad(name: str, command: str, yaml: str | bytes = "", /, *texts: str, **options: Any) -> None:
-    """Add a case; `texts` are value, place, reason and remedy."""
+    """Add a case. `texts` are the value, place, reason and remedy."""
     assert len(texts) == 4 and all(texts), name
     ALL.append(Bad(name, command, yaml, *texts, **options))

@@ -1,10 +1,10 @@
-"""Bad inputs whose fault is in a configuration, a setting or a reward; see ``bad_inputs``."""
+"""Bad inputs with a fault in a configuration, a setting or a reward; see ``bad_inputs``."""
 
 from __future__ import annotations
 
 from helpers.bad_inputs import bad
 
-# Rows of a table, two or three lines each, are easier to compare than one text to a line.
+# Table rows of two or three lines are easier to compare than one text per line.
 # fmt: off
 
 # --- Configurations that cannot be read -----------------------------------------------------------
@@ -20,18 +20,18 @@ bad("configuration in another encoding", "grpo", b"\xff\xfe\x00", "UTF-8", "grpo
 bad("broken YAML", "grpo", "beta: {1\n", "got ':'", "grpo.yaml:2", "not valid YAML", "in quotes")
 bad("tab in YAML", "grpo", "beta: 1\n\tkl: k1\n", "'\\t'", "grpo.yaml:2", "not valid YAML",
     "in quotes")
-bad("a list for a configuration", "grpo", b"- 3\n", "[3]", "grpo.yaml:", "not a configuration",
+bad("a list as configuration", "grpo", b"- 3\n", "[3]", "grpo.yaml:", "not a configuration",
     "write `key: value` lines")
 bad("an empty configuration", "grpo", b"", "`model`", "grpo.yaml:", "is missing",
     "write a value for it")
 bad("a key twice", "grpo", "beta: 1\nbeta: 2\n", "`beta`", "grpo.yaml:2", "given twice", "keep one")
-bad("a tag that makes objects", "grpo", "beta: !!python/name:os.system x\n",
+bad("a tag that constructs an object", "grpo", "beta: !!python/name:os.system x\n",
     "python/name:os.system", "grpo.yaml:1", "is not allowed", "remove it")
 bad("anchors that multiply", "grpo", "beta: &a [*a]\n", "50 deep", "grpo.yaml:1", "nest more than",
-    "does an anchor repeat or hold itself?")
+    "does an anchor contain itself")
 bad("an argument without value", "grpo", "", "`beta`", "argument `beta`", "not an assignment",
     "write key=value", settings=("beta",))
-bad("an argument beyond a list", "grpo", "", "rewards.3", "argument `rewards.3.weight=1`",
+bad("an index beyond a list", "grpo", "", "rewards.3", "argument `rewards.3.weight=1`",
     "`rewards` ends with", "give the whole list", settings=("rewards.3.weight=1",))
 bad("an argument with a comment", "grpo", "", "`# b`", "argument `run.directory=a # b`",
     "reads as a comment", "in quotes", settings=("run.directory=a # b",))
@@ -61,7 +61,7 @@ bad("a fraction for a whole number", "grpo", "epochs: 2.0\n", "epochs = 2.0", "g
     "must be a whole number", "write 2")
 bad("a number in quotes", "ppo", "steps: '3'\n", '"3"', "ppo.yaml:1", "must be a whole number",
     "not in quotes")
-bad("a word for a truth value", "grpo", "mask_truncated: yes\n", '"yes"', "grpo.yaml:1",
+bad("text for a boolean", "grpo", "mask_truncated: yes\n", '"yes"', "grpo.yaml:1",
     "must be true or false", "true or false")
 bad("null for a number", "dpo", "beta:\n", "beta = null", "dpo.yaml:1", "must be a number",
     "leave the key out")
@@ -71,13 +71,13 @@ bad("a number for a section", "grpo", "data: 3\n", "data = 3", "grpo.yaml:1", "m
     "`key: value` lines")
 bad("a section for a list", "grpo", "rewards: {function: gsm8k}\n", "rewards", "grpo.yaml:1",
     "must be a list", "list")
-bad("no number at all", "grpo", "beta: .nan\n", "beta = NaN", "grpo.yaml:1", "must be a finite",
+bad("a number that is NaN", "grpo", "beta: .nan\n", "beta = NaN", "grpo.yaml:1", "must be a finite",
     "the default is 0.04")
 bad("an infinite number", "dpo", "beta: .inf\n", "beta = Infinity", "dpo.yaml:1",
     "must be a finite", "the default is 0.1")
-bad("a choice that is none", "grpo", "kl: k4\n", 'kl = "k4"', "grpo.yaml:1",
+bad("an unknown choice", "grpo", "kl: k4\n", 'kl = "k4"', "grpo.yaml:1",
     "must be 'k1', 'k2' or 'k3'", "'k3'")
-bad("a type of weights that is none", "sft", "model: {path: model, dtype: float16}\n", '"float16"',
+bad("an unknown dtype", "sft", "model: {path: model, dtype: float16}\n", '"float16"',
     "sft.yaml:1", "must be 'float32'", "did you mean")
 bad("all faults at once", "grpo", "betta: 1\nepochs: 0\nclip_low: 2\n", "epochs = 0", "grpo.yaml:2",
     "found 3 faults", "did you mean `beta`?")
@@ -98,7 +98,7 @@ _BOUNDS = [
     ("grpo", "steps_per_iteration", "0", "the default is 100"),
     ("grpo", "importance_sampling_cap", "0", "the largest weight"),
     ("ppo", "importance_sampling_cap", "-1", "the largest weight"),
-    ("grpo", "dynamic_sampling", "-1", "Sample up to so many further batches"),
+    ("grpo", "dynamic_sampling", "-1", "greater than or equal to 0"),
     ("grpo", "sampling.temperature", "-1", "the default is 1"),
     ("grpo", "sampling.top_p", "0", "the default is 1"),
     ("grpo", "sampling.top_p", "1.5", "the default is 1"),
@@ -146,9 +146,9 @@ _BOUNDS = [
     ("reward-model", "center", "-1", "the default is 0.01"),
     ("sample", "samples", "0", "the default is 1"),
     ("pairs", "samples", "1", "the default is 8"),
-    ("pairs", "minimum_gap", "-1", "How much better"),
+    ("pairs", "minimum_gap", "-1", "Minimum reward gap"),
     ("evaluate", "temperature", "0", "the default is 1"),
-    ("evaluate", "rewards", "[]", "What quality is"),
+    ("evaluate", "rewards", "[]", "Rewards whose weighted sum"),
     ("compare", "seeds", "[-1]", "the default is [0]"),
     ("compare", "parallel", "-1", "Methods side by side"),
     ("compare", "methods", "[]", "What is compared"),
@@ -166,9 +166,9 @@ for _command, _key, _value, _remedy in _BOUNDS:
         settings=(f"{_key}={_value}",),
     )
 
-bad("moments that never forget", "sft", "optimizer:\n  betas: [0.9, 1.0]\n", "betas.1 = 1.0",
+bad("a beta of 1", "sft", "optimizer:\n  betas: [0.9, 1.0]\n", "betas.1 = 1.0",
     "sft.yaml:2", "must be less than 1", "the default is [0.9, 0.999]")
-bad("three moments", "sft", "optimizer: {betas: [0.9, 0.9, 0.9]}\n", "betas", "sft.yaml:1",
+bad("three betas", "sft", "optimizer: {betas: [0.9, 0.9, 0.9]}\n", "betas", "sft.yaml:1",
     "at most 2", "the default is [0.9, 0.999]")
 bad("an empty stop text", "grpo", "sampling: {stop: ['']}\n", 'stop.0 = ""', "grpo.yaml:1",
     "must be text that is not empty", "Texts that end a response")
@@ -176,7 +176,7 @@ bad("a stop text twice", "grpo", "sampling: {stop: [a, a]}\n", "'a'", "grpo.yaml
     "is there twice", "keep one")
 bad("a stop token below 0", "grpo", "sampling: {stop_tokens: [-1]}\n", "-1", "grpo.yaml:1",
     "must be greater than or equal to 0", "Token ids that end a response")
-bad("a tracker that is none", "grpo", "run: {trackers: [mlflow]}\n", '"mlflow"', "grpo.yaml:1",
+bad("an unknown tracker", "grpo", "run: {trackers: [mlflow]}\n", '"mlflow"', "grpo.yaml:1",
     "must be 'tensorboard', 'wandb' or 'trackio'", "'tensorboard'")
 
 # --- Values that cannot be together ---------------------------------------------------------------
@@ -185,95 +185,99 @@ bad("more minibatches than prompts", "grpo", "minibatches: 20\n", "minibatches =
     "more than the 16 groups", "lower it or raise prompts_per_step")
 bad("more minibatches than prompts, PPO", "ppo", "minibatches: 65\n", "minibatches = 65",
     "ppo.yaml:1", "more than the 64 prompts", "lower it or raise prompts_per_step")
-bad("groups without exploration", "grpo", "sampling:\n  temperature: 0\n",
+bad("greedy sampling for GRPO", "grpo", "sampling:\n  temperature: 0\n",
     "sampling.temperature = 0", "grpo.yaml:2", "teaches nothing", "raise it")
-bad("PPO without exploration", "ppo", "sampling: {temperature: 0}\n", "sampling.temperature = 0",
+bad("greedy sampling for PPO", "ppo", "sampling: {temperature: 0}\n", "sampling.temperature = 0",
     "ppo.yaml:1", "explores nothing", "raise it")
-bad("pairs without exploration", "pairs", "sampling: {temperature: 0}\n",
-    "sampling.temperature = 0", "pairs.yaml:1", "equal responses make no pairs", "raise it")
-bad("several samples without exploration", "sample", "sampling: {temperature: 0}\nsamples: 2\n",
+bad("greedy sampling for pairs", "pairs", "sampling: {temperature: 0}\n",
+    "sampling.temperature = 0", "pairs.yaml:1", "identical responses make no pairs", "raise it")
+bad("several greedy samples", "sample", "sampling: {temperature: 0}\nsamples: 2\n",
     "samples = 2", "sample.yaml:2", "would be the same", "set samples to 1")
-bad("online pairs without exploration", "dpo",
+bad("greedy sampling for online pairs", "dpo",
     "online:\n  data: {path: prompts.jsonl}\n  rewards: [{function: gsm8k}]\n"
     "  sampling: {temperature: 0}\n",
     "online.sampling.temperature = 0", "dpo.yaml:4", "equal responses make no pairs", "raise it",
     without=("data",))
-bad("a correction of no KL", "grpo", "kl_correction: true\nbeta: 0\n", "kl_correction = true",
-    "grpo.yaml:1", "needs a KL term", "set beta above 0")
-bad("a KL term that does not pull", "grpo", "kl: k1\n", 'kl = "k1"', "grpo.yaml:1",
-    "does not pull towards the reference", "use k3")
-bad("process supervision by outcomes", "grpo",
+bad("a KL correction without a KL term", "grpo", "kl_correction: true\nbeta: 0\n",
+    "kl_correction = true", "grpo.yaml:1", "needs a KL term", "set beta above 0")
+bad("a KL estimator without a gradient to the reference", "grpo", "kl: k1\n", 'kl = "k1"',
+    "grpo.yaml:1", "does not pull towards the reference", "use k3")
+bad("process supervision with outcome rewards", "grpo",
     "supervision: process\nrewards: [{function: gsm8k}]\n", 'supervision = "process"',
     "grpo.yaml:1", "scores whole responses", "name one that scores steps")
-bad("dynamic sampling of steps", "grpo", "dynamic_sampling: 2\nsupervision: process\n",
-    "dynamic_sampling = 2", "grpo.yaml:1", "compares outcomes", "use supervision: outcome")
-bad("leave-one-out of steps", "grpo", "advantage: leave_one_out\nsupervision: process\n",
-    "leave_one_out", "grpo.yaml:1", "compares outcomes", "use supervision: outcome")
-bad("an update of no learned reward", "grpo",
+bad("dynamic sampling with process supervision", "grpo",
+    "dynamic_sampling: 2\nsupervision: process\n", "dynamic_sampling = 2", "grpo.yaml:1",
+    "compares outcomes", "use supervision: outcome")
+bad("leave-one-out with process supervision", "grpo",
+    "advantage: leave_one_out\nsupervision: process\n", "leave_one_out", "grpo.yaml:1",
+    "compares outcomes", "use supervision: outcome")
+bad("a reward update without a learned reward", "grpo",
     "iterations: 2\nreward_update: {labeler: {function: gsm8k}}\n", "reward_update", "grpo.yaml:2",
     "rewards names 0 of them", "name exactly one")
-bad("an update that never comes", "grpo",
+bad("a reward update in a single iteration", "grpo",
     "reward_update:\n  labeler: {function: gsm8k}\n"
     "rewards: [{function: reward_model, arguments: {path: model}}]\n",
     "iterations is 1", "grpo.yaml:1", "between iterations", "leave reward_update out")
-bad("an update with a schedule", "ppo",
+bad("a reward update with a schedule", "ppo",
     "reward_update:\n  labeler: {function: gsm8k}\n  optimizer: {schedule: cosine}\n", '"cosine"',
     "ppo.yaml:3", "is not known beforehand", "use constant")
 bad("a learned labeler", "ppo",
     "reward_update:\n  labeler: {function: reward_model, arguments: {path: model}}\n",
     '"reward_model"', "ppo.yaml:2", "cannot be its own labeler", "name a verifier")
-bad("warm-up that never ends", "ppo", "critic: {warmup_steps: 6}\nsteps: 5\n",
+bad("critic warm-up longer than the run", "ppo", "critic: {warmup_steps: 6}\nsteps: 5\n",
     "critic.warmup_steps = 6", "ppo.yaml:1", "there are only 5 steps", "lower it")
-bad("a shared critic of its own", "ppo", "critic:\n  kind: shared\n  model: {path: model}\n",
+bad("a model for a shared critic", "ppo", "critic:\n  kind: shared\n  model: {path: model}\n",
     "critic.model", "ppo.yaml:3", "is a head on the actor", "leave critic.model out")
 bad("warm-up of a shared critic", "ppo", "critic: {kind: shared, warmup_steps: 2}\n",
     "critic.warmup_steps = 2", "ppo.yaml:1", "train the actor's trunk", "use kind: separate")
-bad("an adaptive KL of 0", "ppo", "beta: 0\nadaptive_kl: {target: 1}\n", "beta = 0", "ppo.yaml:1",
-    "would keep it 0", "start it above 0")
+bad("an adaptive KL coefficient that starts at 0", "ppo", "beta: 0\nadaptive_kl: {target: 1}\n",
+    "beta = 0", "ppo.yaml:1", "would keep it 0", "start it above 0")
 bad("no pairs and no prompts", "dpo", "", "data (preference pairs)", "dpo.yaml:",
     "give either data", "or online (sampled pairs)", without=("data",))
-bad("pairs of both kinds", "dpo",
+bad("pairs and prompts for DPO", "dpo",
     "online: {data: {path: prompts.jsonl}, rewards: [{function: reward.py:score}]}\n",
     "online (sampled pairs)", "dpo.yaml:", "give either", "data (preference pairs)")
 bad("a margin without sigmoid", "dpo", "target_margin: 0.5\nloss: ipo\n", "target_margin = 0.5",
     "dpo.yaml:1", "goes with loss: sigmoid", "leave it out")
 bad("smoothing without sigmoid", "dpo", "label_smoothing: 0.1\nloss: hinge\n",
     "label_smoothing = 0.1", "dpo.yaml:1", "goes with loss: sigmoid or robust", "leave it out")
-bad("robust against nothing", "dpo", "loss: robust\n", 'loss = "robust"', "dpo.yaml:1",
+bad("robust loss without label smoothing", "dpo", "loss: robust\n", 'loss = "robust"', "dpo.yaml:1",
     "needs label_smoothing above 0", "the share of flipped labels")
-bad("no quality for pairs", "dpo", "evaluation:\n  data: {path: held_out.jsonl}\n",
+bad("evaluation without rewards for DPO", "dpo", "evaluation:\n  data: {path: held_out.jsonl}\n",
     "evaluation.rewards = []", "dpo.yaml:1", "have no reward of their own", "say what quality is")
-bad("no quality for demonstrations", "sft", "evaluation: {data: {path: held_out.jsonl}}\n",
+bad("evaluation without rewards for SFT", "sft", "evaluation: {data: {path: held_out.jsonl}}\n",
     "evaluation.rewards = []", "sft.yaml:1", "has no reward of its own", "say what quality is")
-bad("two ends of a run", "sft", "steps: 3\nepochs: 2\n", "steps = 3", "sft.yaml:1",
+bad("both steps and epochs", "sft", "steps: 3\nepochs: 2\n", "steps = 3", "sft.yaml:1",
     "epochs is set too", "give one of them")
-bad("a fixed length that is not set", "sft", "aggregation: fixed_length\n", '"fixed_length"',
-    "sft.yaml:1", "which is not set", "set it")
-bad("KL on no prompts", "sft", "measure_kl: true\n", "measure_kl = true", "sft.yaml:1",
+bad("fixed-length aggregation without a length", "sft", "aggregation: fixed_length\n",
+    '"fixed_length"', "sft.yaml:1", "which is not set", "set it")
+bad("KL without held-out prompts", "sft", "measure_kl: true\n", "measure_kl = true", "sft.yaml:1",
     "needs held-out prompts", "give evaluation")
-bad("a constant rate that falls", "sft", "optimizer: {schedule: constant, min_lr_ratio: 0.1}\n",
-    "optimizer.min_lr_ratio = 0.1", "sft.yaml:1", "a constant rate does not fall",
-    "set schedule to linear or cosine")
-bad("both kinds of reward model", "reward-model", "steps: {path: steps.jsonl}\n",
+bad("a minimum for a constant learning rate", "sft",
+    "optimizer: {schedule: constant, min_lr_ratio: 0.1}\n", "optimizer.min_lr_ratio = 0.1",
+    "sft.yaml:1", "a constant rate does not fall", "set schedule to linear or cosine")
+bad("pairs and steps for a reward model", "reward-model", "steps: {path: steps.jsonl}\n",
     "steps (a process model)", "reward-model.yaml:", "give either pairs",
     "pairs (an outcome model)")
-bad("validation of the other kind", "reward-model", "validation_steps: {path: steps.jsonl}\n",
-    "validation_steps", "reward-model.yaml:1", "it goes with steps", "write validation_pairs")
-bad("accuracy on nothing", "reward-model", "evaluate_every: 5\nheld_out_share: 0\n",
+bad("validation steps for an outcome model", "reward-model",
+    "validation_steps: {path: steps.jsonl}\n", "validation_steps", "reward-model.yaml:1",
+    "it goes with steps", "write validation_pairs")
+bad("accuracy without held-out pairs", "reward-model", "evaluate_every: 5\nheld_out_share: 0\n",
     "evaluate_every = 5", "reward-model.yaml:1", "nothing is held out", "name validation data")
 bad("an empty budget", "grpo", "run: {budget: {}}\n", "budget is empty", "grpo.yaml:1",
     "budget is empty", "give one of seconds")
-bad("monitors in the wrong order", "grpo", "run:\n  monitors:\n    gradient_norm: {jump: 5}\n",
-    "gradient_norm.jump = 5", "grpo.yaml:3", "below factor", "raise jump")
-bad("a minimum of no reward", "sample", "minimum_reward: 1\n", "minimum_reward = 1",
+bad("a jump below the factor of a monitor", "grpo",
+    "run:\n  monitors:\n    gradient_norm: {jump: 5}\n", "gradient_norm.jump = 5", "grpo.yaml:3",
+    "below factor", "raise jump")
+bad("a minimum reward without rewards", "sample", "minimum_reward: 1\n", "minimum_reward = 1",
     "sample.yaml:1", "needs rewards", "name what scores")
-bad("no source of pairs", "pairs", "", "model (to sample the responses)", "pairs.yaml:",
+bad("neither a model nor candidates", "pairs", "", "model (to sample the responses)", "pairs.yaml:",
     "give either model", "or candidates", without=("model", "rewards", "sampling"))
-bad("candidates that are sampled", "pairs",
+bad("sampling settings for candidates", "pairs",
     "samples: 4\ncandidates: [{response: texts, score: scores}]\n", "samples = 4", "pairs.yaml:1",
     "nothing is sampled", "leave it out", without=("model", "rewards", "sampling"))
-bad("no ranking of pairs", "pairs", "rewards: []\n", "rewards = []", "pairs.yaml:1", "it is empty",
-    "name what ranks")
+bad("pairs without rewards", "pairs", "rewards: []\n", "rewards = []", "pairs.yaml:1",
+    "it is empty", "name the rewards that rank")
 bad("a revision of a directory", "sft", "model:\n  path: model\n  revision: main\n",
     'model.revision = "main"', "sft.yaml:3", "a local directory, which has none",
     "leave revision out")
@@ -289,10 +293,10 @@ bad("CUDA graphs for a critic", "ppo",
 bad("CUDA graphs for a reference", "evaluate",
     "reference:\n  path: model\n  cuda_graphs: true\n", "reference.cuda_graphs = true",
     "evaluate.yaml:3", "does not sample", "leave it out")
-bad("a limit for long prompts that is not set", "grpo",
+bad("long prompts dropped without a limit", "grpo",
     "data: {path: prompts.jsonl, long_prompts: drop}\n", 'long_prompts = "drop"', "grpo.yaml:1",
     "needs a limit", "set `max_prompt_tokens`")
-bad("a limit for long responses that is not set", "sft",
+bad("long responses truncated without a limit", "sft",
     "data: {path: demos.jsonl, long_responses: truncate}\n", '"truncate"', "sft.yaml:1",
     "needs a limit", "set `max_response_tokens`")
 bad("two sources of prompts", "grpo",
@@ -300,42 +304,45 @@ bad("two sources of prompts", "grpo",
     "grpo.yaml:1", "both give the prompt", "keep one")
 bad("a template with a lone brace", "grpo", "data: {path: prompts.jsonl, template: 'a } b'}\n",
     "`}`", "grpo.yaml:1", "names no column", "{{ or }} for a brace")
-bad("a column that nothing reads", "sft", "data: {path: demos.jsonl, columns: {answer: x}}\n",
+bad("an unused column mapping", "sft", "data: {path: demos.jsonl, columns: {answer: x}}\n",
     "answer", "sft.yaml:1", "which nothing here reads", "it may name completion")
-bad("an output of another format", "sample", "output: out.csv\n", "out.csv", "sample.yaml:1",
+bad("an output with another suffix", "sample", "output: out.csv\n", "out.csv", "sample.yaml:1",
     "ends in .jsonl", "out.jsonl")
-bad("numbers of another format", "evaluate", "output: out.txt\n", "out.txt", "evaluate.yaml:1",
-    "ends in .json", "out.json")
-_ROAD = "{name: b, stages: [{command: dpo, settings: {data: {path: pairs.jsonl}}}]}"
-bad("a method to no policy", "compare", "methods: [{name: a, stages: [{command: pairs}]}]\n", "pairs",
-    "compare.yaml:1", "which trains no policy", "end it in one of sft, ppo, dpo, grpo")
-bad("two methods of one name", "compare", f"methods: [{_ROAD}, {_ROAD}]\n", "b", "compare.yaml:1",
-    "two methods are called", "name them apart")
-bad("a stage that would climb", "compare",
+bad("an evaluation output with another suffix", "evaluate", "output: out.txt\n", "out.txt",
+    "evaluate.yaml:1", "ends in .json", "out.json")
+_METHOD = "{name: b, stages: [{command: dpo, settings: {data: {path: pairs.jsonl}}}]}"
+bad("a method that trains no policy", "compare",
+    "methods: [{name: a, stages: [{command: pairs}]}]\n", "pairs", "compare.yaml:1",
+    "which trains no policy", "end it in one of sft, ppo, dpo, grpo")
+bad("two methods of one name", "compare", f"methods: [{_METHOD}, {_METHOD}]\n", "b",
+    "compare.yaml:1", "two methods are called", "name them apart")
+bad("a stage name with a path", "compare",
     "methods:\n- name: a\n  stages: [{command: grpo, name: ../up}]\n", "'../up'", "compare.yaml:3",
     "becomes a directory", "use letters, digits")
 bad("seeds twice", "compare", "seeds: [1, 1]\n", "[1, 1]", "compare.yaml:1", "there twice",
     "keep one")
-bad("noise of one batch", "compare", "credit: 1\n", "credit = 1", "compare.yaml:1",
+bad("gradient noise of one batch", "compare", "credit: 1\n", "credit = 1", "compare.yaml:1",
     "at least two batches", "write 2 or more")
 bad("a stage's unknown key", "compare",
     "methods: [{name: a, stages: [{command: grpo, settings: {betta: 1}}]}]\n", "betta",
     "a/seed-0/grpo", "not permitted", "not permitted", early=False)
-bad("a name that stands for nothing", "compare",
+bad("an unknown placeholder", "compare",
     "methods: [{name: a, stages: [{command: grpo, settings: {beta: '${bet}'}}]}]\n", "${bet}",
     "method a", "${bet}", "use one of ${seed}", early=False)
 
-bad("old responses that nothing corrects for", "grpo", "asynchronous: true\n",
-    "asynchronous = true", "grpo.yaml:1", "responses are one step old", "set importance_sampling_cap, 2")
-bad("no step to sample ahead", "ppo", "asynchronous: true\nimportance_limit: 2\nsteps: 1\n",
-    "asynchronous = true", "ppo.yaml:1", "no second step", "take more steps, or leave it out")
+bad("asynchronous GRPO without an importance sampling cap", "grpo", "asynchronous: true\n",
+    "asynchronous = true", "grpo.yaml:1", "responses are one step old",
+    "set importance_sampling_cap, 2")
+bad("asynchronous PPO with one step", "ppo",
+    "asynchronous: true\nimportance_sampling_cap: 2\nsteps: 1\n", "asynchronous = true",
+    "ppo.yaml:1", "no second step", "take more steps, or leave it out")
 
 # --- Rewards --------------------------------------------------------------------------------------
 
-bad("rewards that count for nothing", "grpo", "rewards: [{function: gsm8k, weight: 0}]\n",
+bad("rewards of weight 0", "grpo", "rewards: [{function: gsm8k, weight: 0}]\n",
     "rewards", "grpo.yaml:1", "every weight is 0", "another weight")
-bad("rewards of one name", "grpo", "rewards: [{function: gsm8k}, {function: gsm8k}]\n", "'gsm8k'",
-    "grpo.yaml:1", "2 rewards are called", "'name' of its own")
+bad("two rewards with one name", "grpo", "rewards: [{function: gsm8k}, {function: gsm8k}]\n",
+    "'gsm8k'", "grpo.yaml:1", "2 rewards are called", "'name' of its own")
 bad("a learned reward without a path", "ppo", "rewards:\n- function: reward_model\n",
     "rewards.0.arguments", "ppo.yaml:2", "needs the path of its model", "write `arguments:")
 bad("a learned reward's unknown argument", "ppo",
@@ -344,18 +351,18 @@ bad("a learned reward's unknown argument", "ppo",
 bad("a learned reward's wrong choice", "ppo",
     "rewards:\n- {function: process_reward_model, arguments: {path: model, aggregate: sum}}\n",
     '"sum"', "ppo.yaml:2", "it must be 'none', 'product' or 'minimum'", "'product'")
-bad("a reward in the main thread while that samples", "grpo",
+bad("a reward in the main thread while sampling", "grpo",
     "rewards: [{function: server, timeout: null, while_sampling: true}]\n", "while_sampling = true",
     "grpo.yaml:1", "calls the function in the main thread", "give it a timeout")
-bad("a reward that is none", "grpo", "rewards: [{function: gsm8l}]\n", "'gsm8l'", "rewards.0",
+bad("an unknown reward", "grpo", "rewards: [{function: gsm8l}]\n", "'gsm8l'", "rewards.0",
     "is no built-in reward", "did you mean 'gsm8k'?")
-bad("a reward's file that is not there", "grpo", "rewards: [{function: rewards.py:score}]\n",
+bad("a missing reward file", "grpo", "rewards: [{function: rewards.py:score}]\n",
     "'rewards.py'", "rewards.0", "no such file", "write a path relative to")
 bad("a reward's file without the function", "grpo", "rewards: [{function: reward.py:scores}]\n",
     "'scores'", "rewards.0", "defines no", "did you mean 'score'?")
 bad("a reward without a name", "grpo", "rewards: [{function: 'reward.py:'}]\n", "'reward.py:'",
     "rewards.0", "names no function", "write 'file.py:function'")
-bad("a reward that is no Python", "grpo", "", "reward.py", "reward.py:1", "not valid Python",
+bad("a reward file with a syntax error", "grpo", "", "reward.py", "reward.py:1", "not valid Python",
     "correct the file", files={"reward.py": "def score(responses:\n  return"})
 bad("a reward without its argument", "grpo", "rewards: [{function: length}]\n", "'limit'",
     "rewards.0 (length)", "it needs", "set it in 'arguments'")
@@ -368,13 +375,13 @@ bad("a held-out file without the answer", "grpo",
     "rewards: [{function: gsm8k}]\nevaluation: {data: {path: held_out.jsonl}}\n", "'answer'",
     "on evaluation.data", "needs a data column", "name one in 'columns:",
     files={"held_out.jsonl": '{"prompt": "a"}\n'})
-bad("a key in the arguments", "grpo",
+bad("an API key in the arguments", "grpo",
     "rewards:\n- function: reward.py:score\n  arguments: {api_key: abcdefgh12345}\n", "`api_key`",
     "grpo.yaml:3", "looks like a secret", "put it into an environment variable")
-bad("a token that looks like one", "grpo", "", "`service`",
+bad("a value that looks like a token", "grpo", "", "`service`",
     "argument `rewards.0.arguments.service=…`", "looks like a secret",
     "put it into an environment variable",
     settings=("rewards.0.arguments.service=hf_abcdefghijklmnopqrst",))
-bad("a password in an address", "ppo",
+bad("a password in a URL", "ppo",
     "rewards:\n- {function: reward.py:score, arguments: {url: 'https://me:pw@host/x'}}\n", "`url`",
     "ppo.yaml:2", "looks like a secret", "put it into an environment variable")

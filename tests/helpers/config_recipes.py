@@ -1,4 +1,4 @@
-"""Configurations that the tests of configurations read."""
+"""Configuration classes for the tests of configurations, and helpers that load them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trivium.errors import ConfigurationError
 
 
 class Step(Configuration):
-    """How far each update goes."""
+    """Size of each update."""
 
     rate: float = Field(default=1e-3, gt=0, le=1)
     """Step size."""
@@ -26,7 +26,7 @@ class Reward(Configuration):
     """One reward."""
 
     name: str
-    """Where the reward's function is."""
+    """Name of the reward's function."""
     weight: float = 1.0
 
 
@@ -39,9 +39,9 @@ class Recipe(Configuration):
     step: Step = Step(rate=1e-5)
     inner: Inner = Inner(depth=7, step=Step(rate=0.125))
     rewards: list[Reward] = Field(default=[Reward(name="exact")], min_length=1)
-    """What is rewarded."""
+    """The rewards."""
     steps: int = Field(default=10, gt=0)
-    """How many steps."""
+    """Number of steps."""
     limit: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
     seed: int | None = Field(default=None, ge=0)
     betas: tuple[float, float] = (0.9, 0.99)
@@ -53,22 +53,22 @@ class Recipe(Configuration):
     weights: dict[str, float] = Field(default={})
 
     @model_validator(mode="after")
-    def _short_enough(self) -> Recipe:
+    def _limit_fast_steps(self) -> Recipe:
         if self.steps > 100 and self.fast:
             raise ValueError(f"steps is {self.steps}, too many for fast: lower it to 100")
         return self
 
 
-class Needy(Configuration):
+class RequiredFields(Configuration):
     rewards: list[Reward]
-    """What is rewarded."""
+    """The rewards."""
     steps: int
 
 
 def load_text(
     directory: Path, text: str, *arguments: str, cls: type[Configuration] = Recipe
 ) -> Any:
-    """Load YAML text as a file named recipe.yaml, with arguments."""
+    """Load YAML text from a file named recipe.yaml, with arguments."""
     path = directory / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     return load_configuration(cls, path, arguments)
@@ -77,7 +77,7 @@ def load_text(
 def faults_of(
     directory: Path, text: str, *arguments: str, cls: type[Configuration] = Recipe
 ) -> list[str]:
-    """Return the faults found in YAML text and arguments; the file goes by its bare name."""
+    """Return the faults in YAML text and arguments, with the file's directory left out."""
     with pytest.raises(ConfigurationError) as caught:
         load_text(directory, text, *arguments, cls=cls)
     message = str(caught.value).replace(f"{directory}/", "")

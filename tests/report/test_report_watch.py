@@ -158,7 +158,7 @@ def test_a_port_that_is_none_is_refused(
 ) -> None:
     with pytest.raises(SystemExit):
         main(["watch", str(run), f"--port={port}"])
-    assert "is no port: write a number from 0 to 65535" in capsys.readouterr().err
+    assert "is not a port: write a number from 0 to 65535" in capsys.readouterr().err
 
 
 def test_browser_that_leaves_in_the_middle_of_an_answer_is_no_error(

@@ -391,7 +391,7 @@ def test_run_of_an_earlier_version_is_told_and_left_alone(
     with pytest.raises(ConfigurationError, match="an earlier version of trivium"):
         sft.train(config_of(world, stopped, run={"allow_changes": allow}))
     assert main(["resume", str(stopped)]) == 2
-    assert "cannot go on" in capfd.readouterr().err
+    assert "cannot be resumed" in capfd.readouterr().err
     assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
 
 

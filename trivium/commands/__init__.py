@@ -1,7 +1,7 @@
-"""The commands that a configuration file steers: what each is called, and where it is found.
+"""Table of the commands that take a configuration file.
 
-The command line reads this table without importing torch; everything heavy is imported when a
-command is run. Left out: `chat` and `demo`, which have no configuration file.
+The command line reads this table without importing torch. A command's own modules are imported when
+it runs. `chat`, `demo` and the other commands without a configuration file are not in the table.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from trivium.config.base import Configuration
 
 @dataclass(frozen=True)
 class Command:
-    """One command: its help, an example, and where its configuration and function are.
+    """One command: its help text, an example, and its configuration class and function.
 
-    They lie in modules of their own, so that a configuration is checked before torch is imported.
+    `config` and `function` are written ``module:name``. They are in separate modules, so that a
+    configuration can be validated before torch is imported.
     """
 
     help: str
@@ -27,27 +28,27 @@ class Command:
     example: str
     arguments: str
     trains: bool = False
-    """Whether it writes a run, which can be stopped and go on."""
+    """Whether the command writes a run, which can be resumed."""
 
     def config_class(self) -> type[Configuration]:
-        """The class of the configuration; importing it is quick."""
-        return _imported(self.config)
+        """Return the configuration class. The import is fast."""
+        return _import(self.config)
 
     def load(self) -> Callable[[Any], Any]:
-        """What runs the command; importing it takes seconds."""
-        return _imported(self.function)
+        """Return the function that runs the command. The import takes seconds."""
+        return _import(self.function)
 
     def run(self, config: Any) -> Any:
-        """Run the command, when what its configuration names has been looked at."""
+        """Run the preflight checks, and then the command."""
         if self.trains:
             kind = next(name for name, command in COMMANDS.items() if command is self)
-            _imported("trivium.runs.run_directory:claim")(kind, config.run, config)
-        _imported("trivium.preflight:preflight")(config)
+            _import("trivium.runs.run_directory:claim")(kind, config.run, config)
+        _import("trivium.preflight:preflight")(config)
         return self.load()(config)
 
 
-def _imported(place: str) -> Any:
-    module, name = place.split(":")
+def _import(reference: str) -> Any:
+    module, name = reference.split(":")
     return getattr(import_module(module), name)
 
 
@@ -127,7 +128,7 @@ COMMANDS = {
         trains=True,
     ),
     "reward-model": Command(
-        help="train a reward model on preference pairs, or a process one on labeled steps",
+        help="train a reward model on preference pairs, or a process reward model on labeled steps",
         config="trivium.algorithms.reward_model_config:RewardModelConfig",
         function="trivium.algorithms.reward_model:train",
         example=_REWARD_MODEL,
@@ -135,7 +136,7 @@ COMMANDS = {
         trains=True,
     ),
     "ppo": Command(
-        help="train a policy by PPO, with a critic and the KL penalty in the reward",
+        help="train a policy with PPO: a critic, and the KL penalty in the reward",
         config="trivium.algorithms.ppo_config:PPOConfig",
         function="trivium.algorithms.ppo:train",
         example=_PPO,
@@ -143,7 +144,7 @@ COMMANDS = {
         trains=True,
     ),
     "dpo": Command(
-        help="train a policy by DPO, on pairs from a file or sampled while training",
+        help="train a policy with DPO, on pairs from a file or sampled during training",
         config="trivium.algorithms.dpo_config:DPOConfig",
         function="trivium.algorithms.dpo:train",
         example=_DPO,
@@ -151,7 +152,7 @@ COMMANDS = {
         trains=True,
     ),
     "grpo": Command(
-        help="train a policy by GRPO, on outcome or process rewards",
+        help="train a policy with GRPO, on outcome or process rewards",
         config="trivium.algorithms.grpo_config:GRPOConfig",
         function="trivium.algorithms.grpo:train",
         example=_GRPO,
@@ -166,21 +167,21 @@ COMMANDS = {
         arguments="sampling.temperature=0.7",
     ),
     "pairs": Command(
-        help="write preference pairs: sampled and scored, or from rows that hold candidates",
+        help="write preference pairs, from sampled responses or from scored candidates in the data",
         config="trivium.commands.pairs_config:PairsConfig",
         function="trivium.commands.pairs:run",
         example=_PAIRS,
         arguments="pairs_per_prompt=4",
     ),
     "evaluate": Command(
-        help="measure a model on held-out prompts, with 95 % intervals",
+        help="evaluate a model on held-out prompts, with 95 % confidence intervals",
         config="trivium.commands.evaluate_config:EvaluateConfig",
         function="trivium.commands.evaluate:run",
         example=_EVALUATE,
         arguments="samples=4",
     ),
     "compare": Command(
-        help="run several methods from one base at equal budget, and say which suits the problem",
+        help="run several methods from one base model at equal budget, and recommend one",
         config="trivium.compare.config:CompareConfig",
         function="trivium.compare.run:run",
         example=_COMPARE,

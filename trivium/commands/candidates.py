@@ -1,4 +1,4 @@
-"""Responses that rows of data hold, each with a number that says how good it is."""
+"""Scored responses in rows of data."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from trivium.errors import DataError
 
 @dataclass(frozen=True)
 class Candidates:
-    """A prompt, the number of its row, and scored responses to it."""
+    """A prompt, the index of its row, and scored responses to the prompt."""
 
     prompt: str | Messages
     index: int
@@ -26,7 +26,7 @@ class Candidates:
 
 
 def candidates_of(row: Row, config: PairsConfig) -> Candidates:
-    """The responses and scores that the configuration finds in the row."""
+    """Return the responses and scores of the row's columns that the configuration names."""
     responses: list[str] = []
     scores: list[float] = []
     for candidate in config.candidates:
@@ -37,12 +37,12 @@ def candidates_of(row: Row, config: PairsConfig) -> Candidates:
 
 
 def _texts_and_scores(row: Row, candidate: CandidateConfig) -> tuple[list[str], list[float]]:
-    found = [field_of(row.columns, name) for name in (candidate.response, candidate.score)]
-    texts, numbers = (value if isinstance(value, list) else [value] for value in found)
+    values = [field_of(row.columns, name) for name in (candidate.response, candidate.score)]
+    texts, numbers = (value if isinstance(value, list) else [value] for value in values)
     if len(texts) != len(numbers):
         raise DataError(
             f"`{candidate.response}` holds {len(texts)} responses and `{candidate.score}` "
-            f"{len(numbers)} scores; each response needs one"
+            f"{len(numbers)} scores; each response needs one score"
         )
     return (
         [checked_text(text, f"`{candidate.response}`") for text in texts],
@@ -51,29 +51,32 @@ def _texts_and_scores(row: Row, candidate: CandidateConfig) -> tuple[list[str], 
 
 
 def field_of(columns: dict[str, Any], name: str) -> Any:
-    """A column, or a field in it by its dotted name; of a list, the field of every entry."""
-    return columns[name] if name in columns else _inside(columns, name.split("."), name)
+    """Return a column, or a field in a column by its dotted name.
+
+    If a value on the way is a list, the field of every entry is returned.
+    """
+    return columns[name] if name in columns else _nested_field(columns, name.split("."), name)
 
 
-def _inside(value: Any, keys: Sequence[str], name: str) -> Any:
+def _nested_field(value: Any, keys: Sequence[str], name: str) -> Any:
     if not keys:
         return value
     if isinstance(value, list):
-        return [_inside(entry, keys, name) for entry in value]
+        return [_nested_field(entry, keys, name) for entry in value]
     if isinstance(value, dict) and keys[0] in value:
-        return _inside(value[keys[0]], keys[1:], name)
-    held = f"there are {', '.join(map(str, value))}" if isinstance(value, dict) else ""
-    near = nearest(keys[0], value) if isinstance(value, dict) else None
-    guess = f"; did you mean `{near}`?" if near else ""
-    raise DataError(
-        f"`candidates` names `{name}`, and there is no `{keys[0]}`: "
-        f"{held or f'what should hold it is {shortened(value)}'}{guess}"
-    )
+        return _nested_field(value[keys[0]], keys[1:], name)
+    if isinstance(value, dict):
+        near = nearest(keys[0], value)
+        reason = f"there are {', '.join(map(str, value))}"
+        reason += f"; did you mean `{near}`?" if near else ""
+    else:
+        reason = f"expected an object with this key, found {shortened(value)}"
+    raise DataError(f"`candidates` names `{name}`, and there is no `{keys[0]}`: {reason}")
 
 
 def _number(value: Any, name: str) -> float:
     if not isinstance(value, int | float) or not math.isfinite(value):
         raise DataError(
-            f"`{name}` is {shortened(value)}; a score is true, false or a finite number"
+            f"`{name}` is {shortened(value)}; a score must be true, false or a finite number"
         )
     return float(value)

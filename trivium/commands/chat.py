@@ -1,8 +1,9 @@
 """``trivium chat``: talk to a checkpoint in the terminal.
 
-With a chat template the lines are a conversation; without one each line is a text to continue, and
-an empty line continues it further. What a model writes is untrusted: nothing in it reaches the
-terminal as a command. Tools, images and several models at once are left out.
+If the model has a chat template, the input lines form a conversation. Otherwise the model continues
+each line as plain text, and an empty line continues the last text further. Model output is
+untrusted: control characters in it never reach the terminal. Tools, images and several models at
+once are not supported.
 """
 
 from __future__ import annotations
@@ -34,26 +35,26 @@ _UNSAFE = re.compile(
 
 
 def chat(config: ChatConfig) -> None:
-    """Read lines and answer them until the input ends or says /quit."""
+    """Read lines and answer them until the input ends or a line says /quit."""
     config = config.model_copy(update={"model": config.checkpoint()})
     policy = Policy.load(config.model, temperature=config.sampling.temperature or 1.0)
     conversation = Conversation(config, policy, _write)
     interactive = sys.stdin.isatty()
     if interactive:
-        logger.info("%s; /reset begins anew, /quit or Ctrl-D leaves", conversation.introduction)
+        logger.info("%s; /reset starts over, /quit or Ctrl-D exits", conversation.introduction)
     for line in _lines(interactive):
         match line.strip():
             case "/quit":
                 return
             case "/reset":
                 conversation.reset()
-                logger.info("forgotten")
+                logger.info("conversation reset")
             case _:
                 _answer(conversation, line, interactive)
 
 
 def _answer(conversation: Conversation, line: str, interactive: bool) -> None:
-    """Answer one line; Ctrl-C on a terminal cuts the answer short."""
+    """Answer one line. Ctrl-C on a terminal stops the response."""
     try:
         conversation.say(line)
     except KeyboardInterrupt:
@@ -64,62 +65,65 @@ def _answer(conversation: Conversation, line: str, interactive: bool) -> None:
 
 
 class StreamingEngine(LocalEngine):
-    """Tells of the response's tokens as each is drawn."""
+    """Engine that calls `on_tokens` with the response's tokens after each sampled token."""
 
     def __init__(
-        self, policy: Policy, end_tokens: set[int], tell: Callable[[list[int]], None]
+        self, policy: Policy, end_tokens: set[int], on_tokens: Callable[[list[int]], None]
     ) -> None:
         super().__init__(policy, end_tokens, max_rows=1)
-        self._tell = tell
+        self._on_tokens = on_tokens
 
     def _sample_tokens(
         self, rows: list[Row], head: Head, hidden_RD: Tensor, sampling: Sampling
     ) -> None:
         super()._sample_tokens(rows, head, hidden_RD, sampling)
         for row in rows:
-            self._tell(row.tokens)
+            self._on_tokens(row.tokens)
 
 
 class Conversation:
-    """What has been said, and the model that says more."""
+    """Conversation with a model: its messages or text so far, and the engine that continues it."""
 
     def __init__(self, config: ChatConfig, policy: Policy, write: Callable[[str], None]) -> None:
         self.config, self.policy = config, policy
         self.write = write
         self.encoder = Encoder(policy.tokenizer)
-        self.templated = policy.tokenizer.chat_template is not None
+        self.has_chat_template = policy.tokenizer.chat_template is not None
         self.engine = StreamingEngine(policy, set(local_engine(policy).end_tokens), self._show)
-        self.turns = self.shown = 0
-        self.drawn: list[int] = []
+        self.turns = self.shown_chars = 0
+        self.response_tokens: list[int] = []
         self.reset()
-        if self.templated and config.template is not None:
+        if self.has_chat_template and config.template is not None:
             raise ConfigurationError(
-                "template is for models without a chat template, and this one has its own: leave "
-                "it out"
+                "template is for models without a chat template, and this model has one: leave "
+                "template out"
             )
-        if not self.templated and config.system is not None:
+        if not self.has_chat_template and config.system is not None:
             raise ConfigurationError(
-                "system needs a chat template, which this model lacks: write its text into "
+                "system needs a chat template, and this model has none: put its text into "
                 "template, as in template='Be brief. {line}'"
             )
 
     @property
     def introduction(self) -> str:
-        """What a user should know before the first line."""
+        """One line about the model and the mode, for the start of the conversation."""
         path = self.config.model.path
-        if self.templated:
-            return f"{path}, a conversation"
-        return f"{path} has no chat template: it continues each line, and again at an empty one"
+        if self.has_chat_template:
+            return f"{path}: conversation"
+        return (
+            f"{path} has no chat template: it continues each line as text, and at an empty line "
+            "the last text"
+        )
 
     def reset(self) -> None:
-        """Forget what has been said."""
+        """Start over with an empty conversation."""
         system = self.config.system
         self.messages: Messages = [{"role": "system", "content": system}] if system else []
         self.tokens: list[int] = []
 
     def say(self, line: str) -> None:
-        """Take a line, and write the answer while it is drawn; what was written is remembered."""
-        if self.templated:
+        """Answer a line, writing the response as it is sampled. The conversation keeps both."""
+        if self.has_chat_template:
             self._reply(line)
         else:
             self._continue(line)
@@ -127,13 +131,13 @@ class Conversation:
     def _reply(self, line: str) -> None:
         if not line.strip():
             return
-        said: Messages = [*self.messages, {"role": "user", "content": line}]
+        messages: Messages = [*self.messages, {"role": "user", "content": line}]
         try:
-            self._generate(self.encoder.prompt(said))
+            self._generate(self.encoder.prompt(messages))
         finally:
-            if self.drawn:
-                answer = decode_response(self.policy.tokenizer, self.drawn)
-                self.messages = [*said, {"role": "assistant", "content": answer}]
+            if self.response_tokens:
+                answer = decode_response(self.policy.tokenizer, self.response_tokens)
+                self.messages = [*messages, {"role": "assistant", "content": answer}]
 
     def _continue(self, line: str) -> None:
         if line:
@@ -142,42 +146,42 @@ class Conversation:
         else:
             tokens = self.tokens
         if not tokens:
-            logger.info("nothing to continue: type how the text begins")
+            logger.info("nothing to continue: type the beginning of a text")
             return
         try:
             self._generate(tokens)
         finally:
-            ended = self.drawn[-1:] and self.drawn[-1] in self.engine.end_tokens
-            self.tokens = [] if ended else [*tokens, *self.drawn]
+            ended = self.response_tokens[-1:] and self.response_tokens[-1] in self.engine.end_tokens
+            self.tokens = [] if ended else [*tokens, *self.response_tokens]
 
     def _generate(self, tokens: list[int]) -> None:
-        """Draw and write a response, as far as the context has room; it is in `drawn`."""
-        self.drawn = []
+        """Sample and write a response of at most the remaining context; set `response_tokens`."""
+        self.response_tokens = []
         limit = self.policy.context_length
-        room = min(self.config.sampling.max_tokens, limit - len(tokens))
-        if room < 1:
-            logger.warning("no room is left in the context of %d tokens: /reset begins anew", limit)
+        max_tokens = min(self.config.sampling.max_tokens, limit - len(tokens))
+        if max_tokens < 1:
+            logger.warning("the context of %d tokens is full: /reset starts over", limit)
             return
         self.turns += 1
-        self.shown = 0
-        sampling = self.config.sampling.model_copy(update={"max_tokens": room})
+        self.shown_chars = 0
+        sampling = self.config.sampling.model_copy(update={"max_tokens": max_tokens})
         prompt = Prompt(tokens, "", {}, self.turns)
         ((answer,),) = self.engine.generate([prompt], 1, sampling, seed=self.config.seed, step=0)
-        self.write(printable_text(answer.text[self.shown :]) + "\n")
+        self.write(printable_text(answer.text[self.shown_chars :]) + "\n")
         if answer.finish_reason == "length":
-            logger.info("cut off after %d tokens", len(answer.tokens))
+            logger.info("truncated after %d tokens", len(answer.tokens))
 
     def _show(self, tokens: list[int]) -> None:
-        """Write what the last token adds, once its characters are complete."""
-        self.drawn = list(tokens)
+        """Write the text that the last token adds, once its characters are complete."""
+        self.response_tokens = list(tokens)
         text = decode_response(self.policy.tokenizer, tokens)
         if not text.endswith("\ufffd"):
-            self.write(printable_text(text[self.shown :]))
-            self.shown = len(text)
+            self.write(printable_text(text[self.shown_chars :]))
+            self.shown_chars = len(text)
 
 
 def printable_text(text: str) -> str:
-    """Return text with whatever could steer a terminal written out, as in \\x1b; lines are kept."""
+    """Return text with terminal control characters escaped, as in \\x1b. Line breaks are kept."""
     return _UNSAFE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -187,10 +191,10 @@ def _write(text: str) -> None:
 
 
 def _lines(interactive: bool) -> Iterator[str]:
-    """Yield the input's lines; Ctrl-C at the prompt of a terminal drops what was typed."""
+    """Yield the input's lines. Ctrl-C at a terminal's prompt discards the typed line."""
     if interactive:
         with suppress(ImportError):
-            import readline  # noqa: F401 - gives input() its editing and history
+            import readline  # noqa: F401 - adds line editing and history to input()
     while True:
         try:
             yield input("> " if interactive else "")
@@ -202,4 +206,4 @@ def _lines(interactive: bool) -> Iterator[str]:
             if not interactive:
                 raise
             _write("\n")
-            logger.info("Ctrl-D or /quit leaves")
+            logger.info("Ctrl-D or /quit exits")

@@ -1,4 +1,4 @@
-"""What ``trivium chat`` depends on."""
+"""Configuration of ``trivium chat``."""
 
 from __future__ import annotations
 
@@ -13,28 +13,29 @@ LINE = "{line}"
 
 
 class ChatConfig(Configuration):
-    """Whom to talk to, and how it answers."""
+    """Configuration of ``trivium chat``."""
 
     model: ModelConfig
-    """The model; of a run's directory, its final one."""
+    """The model. For a run's directory, its final model."""
     sampling: Sampling = Sampling(temperature=0.7)
-    """How responses are drawn."""
+    """How responses are sampled."""
     system: str | None = None
     """The system message of the conversation."""
     template: str | None = None
-    """Without a chat template: the prompt made of a line, as in "Question: {line}\\nAnswer:"."""
+    """Prompt made from each input line, for models without a chat template, as in
+    "Question: {line}\\nAnswer:"."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Decides what is drawn."""
+    """Seed of the sampled responses."""
 
     @field_validator("template")
     @classmethod
     def _holds_line(cls, template: str | None) -> str | None:
         if template is not None and LINE not in template:
-            raise ValueError("write {line} where the line that you type belongs")
+            raise ValueError("write {line} where the input line belongs")
         return template
 
     def checkpoint(self) -> ModelConfig:
-        """The model; of a run's directory, its final one."""
+        """Return the model. For a run's directory, return its final model."""
         path = looked_up(self.model.path)
         if (path / "run.json").is_file() and (path / "final").is_dir():
             return self.model.model_copy(update={"path": str(path / "final")})

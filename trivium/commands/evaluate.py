@@ -1,7 +1,7 @@
-"""``trivium evaluate``: how good a model is on held-out prompts, and how far from its reference.
+"""``trivium evaluate``: measure a model on held-out prompts, and its KL to a reference.
 
-The same measurement that a run makes while it trains (``evaluation.evaluator``), for any checkpoint, with
-intervals for each reward alone. Comparing runs is left out.
+The measurement is that of a training run (``evaluation.evaluator``), for any checkpoint, with a
+confidence interval for each single reward. Comparing runs is left to ``trivium compare``.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger("trivium")
 
 @dataclass(frozen=True)
 class Measured:
-    """An evaluation's numbers, with those of each reward alone by its name."""
+    """Results of an evaluation, with the interval of each single reward by its name."""
 
     config: EvaluateConfig
     evaluation: Evaluated
@@ -42,23 +42,23 @@ class Measured:
     sampled_rewards: dict[str, Interval]
 
     def record(self) -> dict[str, Any]:
-        """Everything as plain values, with what it was measured on."""
-        of_each = {
+        """Return all results and the configuration as plain values."""
+        reward_intervals = {
             name: {"greedy": asdict(greedy), "sampled": asdict(self.sampled_rewards[name])}
             for name, greedy in self.greedy_rewards.items()
         }
         return {
             **self.evaluation.record(),
             "outcomes": self.evaluation.outcomes(),
-            "rewards": of_each,
+            "rewards": reward_intervals,
             "config": self.config.model_dump(mode="json"),
         }
 
     def __rich__(self) -> Table:
-        """A table of the means and their 95 % intervals."""
-        measured = self.evaluation.record()
+        """Return a table of the means and their 95 % confidence intervals."""
+        results = self.evaluation.record()
         table = Table(
-            title=f"{printable(self.config.model.path)} on {measured['n']:,} prompts",
+            title=f"{printable(self.config.model.path)} on {results['n']:,} prompts",
             title_justify="left",
             box=box.SIMPLE_HEAD,
         )
@@ -71,25 +71,25 @@ class Measured:
             for name, greedy in self.greedy_rewards.items():
                 _add(table, f"{name}, greedy", greedy)
                 _add(table, f"{name}, sampled", self.sampled_rewards[name])
-        for k, share in measured["pass_at"].items():
+        for k, share in results["pass_at"].items():
             table.add_row(f"pass@{k}", f"{share:.1%}")
         if self.evaluation.kl is not None:
             _add(table, "KL to the reference", self.evaluation.kl)
-            table.add_row("reference log-prob per token", f"{measured['reference_logprob']:.3f}")
-        table.add_row("tokens per response", f"{measured['length']:.1f}")
-        table.add_row("cut off", f"{measured['truncated']:.1%}")
-        table.add_row("distinct words", f"{measured['distinct']:.1%}")
-        table.add_row("repeated 3-grams", f"{measured['repetition']:.1%}")
+            table.add_row("reference log-prob per token", f"{results['reference_logprob']:.3f}")
+        table.add_row("tokens per response", f"{results['length']:.1f}")
+        table.add_row("truncated", f"{results['truncated']:.1%}")
+        table.add_row("distinct words", f"{results['distinct']:.1%}")
+        table.add_row("repeated 3-grams", f"{results['repetition']:.1%}")
         return table
 
 
 def run(config: EvaluateConfig) -> Measured:
-    """Evaluate, and write the numbers if a file is named."""
+    """Evaluate the model, and write the results to the output file if one is set."""
     if config.output is not None:
         require_free(config.output, config.overwrite)
     tokenizer = load_tokenizer(config.model)
-    room = max_prompt_length(context_length(config.model), config.max_tokens)
-    prompts = load_prompts(config.data, tokenizer, room)
+    max_length = max_prompt_length(context_length(config.model), config.max_tokens)
+    prompts = load_prompts(config.data, tokenizer, max_length)
     rewards, _ = load_rewards(config.rewards, prompts, tokenizer)
     policy = Policy.load(config.model, tokenizer, temperature=config.temperature)
     reference = _load_reference(config, policy)
@@ -104,7 +104,7 @@ def run(config: EvaluateConfig) -> Measured:
         seed=config.seed,
     )
     evaluator = Evaluator(settings, prompts, rewards, local_engine(policy), policy, reference)
-    logger.info("answering %d prompts, greedily and sampled", len(prompts))
+    logger.info("generating greedy and sampled responses to %d prompts", len(prompts))
     measured = measure(config, evaluator.evaluate())
     if config.output is not None:
         _write(config.output, measured.record())
@@ -113,7 +113,7 @@ def run(config: EvaluateConfig) -> Measured:
 
 
 def measure(config: EvaluateConfig, evaluated: Evaluated) -> Measured:
-    """The numbers of an evaluation, with intervals for each reward."""
+    """Return the results of an evaluation, with an interval for each reward."""
     return Measured(
         config,
         evaluated,
@@ -123,7 +123,7 @@ def measure(config: EvaluateConfig, evaluated: Evaluated) -> Measured:
 
 
 def _intervals(rollouts: Rollouts) -> dict[str, Interval]:
-    """Each reward's mean and interval; a prompt's samples are one observation, their mean."""
+    """Return each reward's interval. The mean of a prompt's samples is one observation."""
     size = len(rollouts.flat) // len(rollouts.prompts)
     return {
         name: mean_interval(
@@ -139,8 +139,8 @@ def _load_reference(config: EvaluateConfig, policy: Policy) -> Policy | None:
     reference = Policy.load(config.reference, temperature=config.temperature)
     if reference.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ModelError(
-            f"reference.path = {config.reference.path}: its tokenizer is not that of "
-            f"{config.model.path}, so the two give no KL divergence: name a model with the same "
+            f"reference.path = {config.reference.path}: its tokenizer differs from that of "
+            f"{config.model.path}, so their KL divergence is undefined: name a model with the same "
             "vocabulary, or leave reference out"
         )
     return reference

@@ -1,4 +1,4 @@
-"""What ``trivium evaluate`` depends on."""
+"""Configuration of ``trivium evaluate``."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from trivium.rollout.sampling import StopTexts, StopTokens
 
 
 class EvaluateConfig(Configuration):
-    """Everything an evaluation depends on."""
+    """Configuration of ``trivium evaluate``."""
 
     model: ModelConfig
     """The model to evaluate."""
     reference: ModelConfig | None = None
-    """Where the KL divergence is measured from; without it none is measured."""
+    """The reference policy for the KL divergence; null: no KL divergence is measured."""
     data: PromptsConfig
     """Held-out prompts."""
     rewards: RewardConfigs = Field(min_length=1)
-    """What quality is: a weighted sum."""
+    """Rewards whose weighted sum measures quality."""
     samples: int = Field(default=1, ge=1)
-    """Sampled responses per prompt, besides the greedy one."""
+    """Sampled responses per prompt, in addition to the greedy response."""
     temperature: float = Field(default=1.0, gt=0)
-    """Divides the logits of the sampled responses, and of both models in the KL divergence."""
+    """Temperature of the sampled responses, and of both models in the KL divergence."""
     max_tokens: int = Field(default=MAX_TOKENS, ge=1)
-    """Length limit of the responses."""
+    """Maximum number of tokens per response."""
     stop: StopTexts = ()
     """Texts that end a response."""
     stop_tokens: StopTokens = ()
-    """Token ids that end a response, besides the model's own EOS."""
+    """Token ids that end a response, in addition to the model's EOS."""
     pass_threshold: float | None = None
-    """A response passes, for pass@k, with at least this reward; by default pass@k is measured
-    where every reward is 0 or 1."""
+    """Minimum reward of a response that passes, for pass@k. If null, pass@k is measured only if
+    every reward is 0 or 1."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Seed of the sampled responses."""
     output: Path | None = None
-    """A .json file to write the numbers to."""
+    """The .json file to write the results to."""
     overwrite: bool = False
-    """Replace the file if it is there, instead of refusing to start."""
+    """Replace the output file if it exists; false: an existing file is an error."""
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from only_scores("reference", self.reference)

@@ -1,6 +1,7 @@
-"""``trivium memory``: what a run would need, stage by stage, and which micro-batches fit.
+"""``trivium memory``: predict a run's memory stage by stage, and find micro-batches that fit.
 
-Nothing is trained and no weight is read: the run is rehearsed on shapes (``trivium.memory``).
+Nothing is trained and no weights are read: the run is simulated on tensor shapes
+(``trivium.memory``).
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from trivium.memory.stages import predict
 from trivium.models.loading import device_of
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "cache")
-SPARING = (
+ADVICE = (
     "set model.gradient_checkpointing: true, model.dtype: bfloat16 or model.lora, or shorten "
     "prompts and responses"
 )
 
 
 @dataclass(frozen=True)
-class Needed:
-    """What a run of a configuration needs, and what there is."""
+class MemoryReport:
+    """Predicted memory of a run, the free memory in bytes, and advice."""
 
     config: Any
     lengths: Lengths
@@ -39,12 +40,12 @@ class Needed:
 
     def __rich__(self) -> Group:
         longest = max(self.lengths.prompts), max(self.lengths.responses)
-        of_data = Text(
+        summary = Text(
             f"{self.memory.kind} of {self.config.model.path} with prompts of up to {longest[0]:,} "
             f"and responses of up to {longest[1]:,} tokens, "
             f"tokens_per_micro_batch {self.config.tokens_per_micro_batch:,}"
         )
-        return Group(of_data, self._table(), Text(self.advice))
+        return Group(summary, self._table(), Text(self.advice))
 
     def _table(self) -> Table:
         table = Table(box=box.SIMPLE_HEAD)
@@ -60,31 +61,31 @@ class Needed:
         return table
 
 
-def run(kind: str, config: Configuration) -> Needed:
-    """Predict the memory of a run of ``kind`` and compare it with what is free.
+def run(kind: str, config: Configuration) -> MemoryReport:
+    """Predict the memory of a run of ``kind`` and compare it with the free memory.
 
     Raises:
         DataError: the data cannot be read.
-        ModelError: the model cannot be, or computes what cannot be predicted.
+        ModelError: the model cannot be read, or has an operation whose memory cannot be predicted.
     """
     settings: Any = config
     device = device_of(settings.model)
     lengths = data_lengths(kind, config)
     memory, free = predict(kind, config, lengths), free_bytes(device)
-    needed = f"The run needs {_mib(memory.bytes)} MiB at its peak ({memory.peak.name}), to within a"
-    beside = f"{needed} tenth; {_mib(free)} MiB are free on {device}."
+    needed = f"The run needs {_mib(memory.bytes)} MiB at its peak ({memory.peak.name}), ±10 %"
+    comparison = f"{needed}; {_mib(free)} MiB are free on {device}."
     if memory.bytes <= SHARE * free:
-        return Needed(config, lengths, memory, free, f"{beside} It fits.")
-    found = fitting(kind, config, lengths, int(SHARE * free))
-    if found is None:
-        advice = f"{beside} No bound of a micro-batch makes it fit: {SPARING}."
+        return MemoryReport(config, lengths, memory, free, f"{comparison} It fits.")
+    fit = fitting(kind, config, lengths, int(SHARE * free))
+    if fit is None:
+        advice = f"{comparison} No tokens_per_micro_batch makes it fit: {ADVICE}."
     else:
-        bound, less = found
+        bound, smaller = fit
         advice = (
-            f"{beside} With tokens_per_micro_batch: {bound} it needs {_mib(less.bytes)} MiB and "
-            "fits; gradients stay the same."
+            f"{comparison} With tokens_per_micro_batch: {bound} it needs {_mib(smaller.bytes)} MiB "
+            "and fits; the gradients stay the same."
         )
-    return Needed(config, lengths, memory, free, advice)
+    return MemoryReport(config, lengths, memory, free, advice)
 
 
 def _mib(size: int) -> str:

@@ -1,4 +1,4 @@
-"""The one file that a command writes: whether it may be written, and how it appears complete."""
+"""Output files of commands: checks before a command starts, and atomic writing."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from trivium.runs.store import json_line
 
 
 def require_free(path: Path, overwrite: bool) -> None:
-    """Refuse a file that is there already, unless it may go, or that has no place."""
+    """Raise ConfigurationError if the file exists and may not be replaced, or cannot be created."""
     if path.exists() and not (overwrite and path.is_file()):
-        what = "is there already" if path.is_file() else "is a directory"
+        reason = "already exists" if path.is_file() else "is a directory"
         remedy = ", or write overwrite=true to replace it" if path.is_file() else ""
-        raise ConfigurationError(f"output = {path}: {what}; name another file{remedy}")
+        raise ConfigurationError(f"output = {path}: {reason}; name another file{remedy}")
     require_directory(path.parent, f"output = {path}")
 
 
-def require_directory(path: Path, what: str) -> None:
-    """Refuse a directory that would stand where a file is, or below one; `what` needs it."""
-    held = next(one for one in [path, *path.parents] if one.exists())
-    if not held.is_dir():
+def require_directory(path: Path, setting: str) -> None:
+    """Raise ConfigurationError, which names the setting, if a file is at the path or above it."""
+    existing = next(candidate for candidate in [path, *path.parents] if candidate.exists())
+    if not existing.is_dir():
         raise ConfigurationError(
-            f"{what}: {held} is a file, where a directory is needed: name another place"
+            f"{setting}: {existing} is a file, but a directory is needed: name another path"
         )
 
 
 @contextmanager
 def rows_written(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Give a function that writes a row; the file gets its name once the block is through.
+    """Return a context with a function that writes a row. The file appears when the block ends.
 
-    Rows that had been written when the block raises stay beside it, in a file named `.partial`.
+    If the block raises, the rows written so far stay in a file named `….partial`.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -51,5 +51,5 @@ def rows_written(path: Path) -> Iterator[Callable[[Mapping[str, Any]], None]]:
 
 
 def unwritable(path: Path, error: OSError) -> ConfigurationError:
-    """The error for an output that the file system refuses."""
+    """Return the error for an output that the file system cannot write."""
     return ConfigurationError(f"output = {path}: cannot be written: {error.strerror}")

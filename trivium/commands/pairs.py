@@ -1,8 +1,7 @@
 """``trivium pairs``: preference pairs from responses that differ in reward.
 
-The responses are sampled from a model and scored, or rows of data carry several already, each with
-a number that says how good it is. What is learned from the pairs is for ``dpo`` and
-``reward-model``.
+The responses are sampled from a model and scored, or read from rows of data that hold several
+scored responses. Training on the pairs is left to ``dpo`` and ``reward-model``.
 """
 
 from __future__ import annotations
@@ -32,21 +31,22 @@ logger = logging.getLogger("trivium")
 
 
 def run(config: PairsConfig) -> Path:
-    """Find the pairs and write them; returns the file's path.
+    """Make the pairs, write them, and return the file's path.
 
-    Beside it, ``….counts.json`` says how many prompts, responses and tokens it took.
+    A file ``….counts.json`` beside it records the number of prompts, responses and tokens.
 
-    Raises DataError where no prompt yields a pair.
+    Raises:
+        DataError: no prompt gives a pair.
     """
     require_free(config.output, config.overwrite)
     counts: Counter[str] = Counter()
     spending = Spending(config.budget)
     if config.model is not None:
-        found = _from_model(config, config.model, counts, spending)
+        candidates_by_prompt = _from_model(config, config.model, counts, spending)
     else:
-        found = _from_rows(config)
+        candidates_by_prompt = _from_rows(config)
     with rows_written(config.output) as write:
-        for candidates in found:
+        for candidates in candidates_by_prompt:
             pairs = contrasts(candidates, config)
             counts["prompts"] += 1
             counts["pairs"] += len(pairs)
@@ -57,7 +57,7 @@ def run(config: PairsConfig) -> Path:
         if not counts["pairs"]:
             raise DataError(
                 f"{summary}; sample more responses per prompt, at a higher temperature, or use "
-                "rewards that tell them apart"
+                "rewards that differ between them"
                 if config.model
                 else f"{summary}; do the scores differ within a row?"
             )
@@ -67,7 +67,7 @@ def run(config: PairsConfig) -> Path:
 
 
 def contrasts(candidates: Candidates, config: PairsConfig) -> list[dict[str, Any]]:
-    """The rows of one prompt's pairs: the widest gap first, ties in an order drawn by the seed."""
+    """Return the rows of one prompt's pairs, largest gap first, ties shuffled by the seed."""
     texts, scores = candidates.responses, candidates.scores
     usable = [i for i, text in enumerate(texts) if text.strip()]
     gaps = {(i, j): scores[i] - scores[j] for i, j in permutations(usable, 2)}
@@ -96,8 +96,8 @@ def _summary(config: PairsConfig, counts: Counter[str]) -> str:
         parts.append(f"{counts['without']:,} prompts without two responses that differ enough")
     if counts["truncated"]:
         parts.append(
-            f"{counts['truncated']:,} of {counts['responses']:,} responses left out, which the limit "
-            f"of {config.sampling.max_tokens} tokens cut off (see keep_truncated)"
+            f"{counts['truncated']:,} of {counts['responses']:,} responses left out because they "
+            f"are truncated at {config.sampling.max_tokens} tokens (see keep_truncated)"
         )
     return "; ".join(parts)
 
@@ -109,8 +109,8 @@ def _from_model(
     config: PairsConfig, model: ModelConfig, counts: Counter[str], spending: Spending
 ) -> Iterator[Candidates]:
     tokenizer = load_tokenizer(model)
-    room = max_prompt_length(context_length(model), config.sampling.max_tokens)
-    prompts = load_prompts(config.data, tokenizer, room)
+    max_length = max_prompt_length(context_length(model), config.sampling.max_tokens)
+    prompts = load_prompts(config.data, tokenizer, max_length)
     rewards, _ = load_rewards(config.rewards, prompts, tokenizer)
     policy = load_sampler(model, tokenizer, config.sampling)
     for rollouts in sampled(

@@ -1,4 +1,4 @@
-"""What ``trivium pairs`` depends on."""
+"""Configuration of ``trivium pairs``."""
 
 from __future__ import annotations
 
@@ -15,60 +15,60 @@ from trivium.rollout.sampling import Sampling
 
 
 class CandidateConfig(Configuration):
-    """Where a row holds a response, or a list of them, and how good it is."""
+    """Columns of a row that hold a response and its score, or a list of each."""
 
     response: str = Field(min_length=1)
-    """The column of the response's text, or a field in a column, as in `first_model.solution`."""
+    """Column of the response's text, or a field in a column, as in `first_model.solution`."""
     score: str = Field(min_length=1)
-    """The column or field of its score: true, false or a number; the higher the better."""
+    """Column or field of the response's score: true, false or a number; higher is better."""
 
 
 class PairsConfig(OutputConfig):
-    """Everything a file of preference pairs depends on."""
+    """Configuration of ``trivium pairs``."""
 
     data: PromptsConfig
-    """Prompts to sample from, or the rows that hold the candidates."""
+    """Prompts to sample responses for, or the rows that hold the candidates."""
     model: ModelConfig | None = None
     """The model to sample from."""
     rewards: RewardConfigs = ()
-    """What ranks the sampled responses."""
+    """Rewards that rank the sampled responses."""
     sampling: Sampling = Sampling()
-    """How responses are drawn."""
+    """How responses are sampled."""
     samples: int = Field(default=8, ge=2)
     """Responses per prompt."""
     keep_truncated: bool = False
-    """Use responses that the length limit cut off too; read back, they will seem complete."""
+    """Also use truncated responses. In the written pairs they look complete."""
     candidates: tuple[CandidateConfig, ...] = ()
-    """Instead of a model: where each row holds its responses and their scores."""
+    """Columns of the responses and scores in each row, instead of a model."""
 
     pairs_per_prompt: int | None = Field(default=1, ge=1)
-    """At most so many pairs per prompt, those with the widest gap first; null: all there are."""
+    """Maximum number of pairs per prompt, largest reward gap first; null: no limit."""
     minimum_gap: float = Field(default=0.0, ge=0)
-    """How much better the chosen response must be; at 0 any difference will do."""
+    """Minimum reward gap between chosen and rejected; at 0 any difference is enough."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if (self.model is None) == (not self.candidates):
             yield (
                 "",
-                "give either model (to sample the responses) or candidates (the responses that the "
-                "rows hold)",
+                "give either model (to sample the responses) or candidates (to read the responses "
+                "from the rows)",
             )
         if self.model is not None and not self.rewards:
-            yield "rewards", "it is empty: name what ranks the sampled responses"
+            yield "rewards", "it is empty: name the rewards that rank the sampled responses"
         if self.model is not None and self.sampling.greedy:
-            yield "sampling.temperature", "equal responses make no pairs: raise it, 1 is usual"
-        for name in self._without_effect() if self.candidates else []:
+            yield "sampling.temperature", "identical responses make no pairs: raise it, 1 is usual"
+        for name in self._sampling_settings() if self.candidates else []:
             yield name, "with candidates nothing is sampled, so it has no effect: leave it out"
 
-    def _without_effect(self) -> list[str]:
-        """What is set but needs the model that candidates do without."""
-        mine = [
+    def _sampling_settings(self) -> list[str]:
+        """Return the settings that differ from their default and apply only to sampling."""
+        names = [
             name
             for name in ("rewards", "sampling", "samples", "keep_truncated", "budget")
             if getattr(self, name) != type(self).model_fields[name].default
         ]
         if self.data.max_prompt_tokens is not None:
-            mine.append("data.max_prompt_tokens")
+            names.append("data.max_prompt_tokens")
         if self.data.assistant_mark != ASSISTANT_MARK:
-            mine.append("data.assistant_mark")
-        return mine
+            names.append("data.assistant_mark")
+        return names

@@ -1,7 +1,7 @@
 """``trivium sample``: a model's responses to prompts, as rows of a file.
 
-Each row keeps the columns of its prompt's row, so that the file can be data again. Choosing among
-responses is for ``pairs``, measuring with intervals for ``evaluate``.
+Each row keeps the columns of its prompt's row, so that the file can be used as data. Making pairs
+of responses is left to ``pairs``, and measuring with confidence intervals to ``evaluate``.
 """
 
 from __future__ import annotations
@@ -35,23 +35,24 @@ from trivium.training.setup import load_rewards, local_engine, max_prompt_length
 logger = logging.getLogger("trivium")
 
 RESPONSES_PER_BATCH = 512
-"""Responses between two reports of progress; no response depends on it."""
-WRITTEN = ("response", "tokens", "finish_reason", "reward", "components", "step_rewards")
-"""What a row says of its response, besides the prompt."""
+"""Responses between two progress updates. The responses do not depend on it."""
+RESPONSE_COLUMNS = ("response", "tokens", "finish_reason", "reward", "components", "step_rewards")
+"""Columns of a written row, in addition to the prompt and its own columns."""
 
 
 def run(config: SampleConfig) -> Path:
-    """Sample, score and write; returns the file's path.
+    """Sample responses, score and write them, and return the file's path.
 
-    Beside it, ``….counts.json`` says how many prompts, responses and tokens it took.
+    A file ``….counts.json`` beside it records the number of prompts, responses and tokens.
 
-    Raises DataError where no response has the minimum reward.
+    Raises:
+        DataError: no response has the minimum reward.
     """
     require_free(config.output, config.overwrite)
     tokenizer = load_tokenizer(config.model)
-    room = max_prompt_length(context_length(config.model), config.sampling.max_tokens)
-    prompts = load_prompts(config.data, tokenizer, room)
-    _refuse_taken_columns(prompts)
+    max_length = max_prompt_length(context_length(config.model), config.sampling.max_tokens)
+    prompts = load_prompts(config.data, tokenizer, max_length)
+    _check_columns(prompts)
     rewards = load_rewards(config.rewards, prompts, tokenizer)[0] if config.rewards else None
     policy = load_sampler(config.model, tokenizer, config.sampling)
     spending = Spending(config.budget)
@@ -84,7 +85,7 @@ def run(config: SampleConfig) -> Path:
 
 
 def write_counts(output: Path, counts: Counter[str], spending: Spending) -> None:
-    """Write beside a file of rows what was counted, and what it cost."""
+    """Write the counts and the cost to a file beside the output."""
     record = {**counts, **spending.spent}
     output.with_suffix(".counts.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
@@ -92,7 +93,7 @@ def write_counts(output: Path, counts: Counter[str], spending: Spending) -> None
 def load_sampler(
     model: ModelConfig, tokenizer: PreTrainedTokenizerBase, sampling: Sampling
 ) -> Policy:
-    """The policy to sample from, at the temperature it is sampled at."""
+    """Return the policy to sample from, at the sampling temperature."""
     return Policy.load(model, tokenizer, temperature=sampling.temperature or 1.0)
 
 
@@ -107,23 +108,24 @@ def sampled(
     title: str,
     spending: Spending,
 ) -> Iterator[Rollouts]:
-    """Yield every prompt's responses with their rewards (0 where there are none), in batches.
+    """Yield the responses to all prompts and their rewards, in batches.
 
-    Adds to what is spent, and ends early once that is too much.
+    Without reward functions every reward is 0. Each batch is added to `spending`, and sampling
+    ends early when the budget is spent.
     """
     engine = local_engine(policy)
     size = max(1, RESPONSES_PER_BATCH // samples)
     starts = range(0, len(prompts), size)
-    where: dict[str, Any] = {"seed": seed, "step": EVAL_STEP}
+    seed_and_step: dict[str, Any] = {"seed": seed, "step": EVAL_STEP}
     with Progress(title, len(starts)) as progress:
         for start in starts:
-            began, flops_before = time.perf_counter(), flops.total()
+            start_time, flops_before = time.perf_counter(), flops.total()
             batch = list(prompts[start : start + size])
             if rewards is not None:
-                rollouts = roll_out(engine, rewards, batch, samples, sampling, **where)
+                rollouts = roll_out(engine, rewards, batch, samples, sampling, **seed_and_step)
                 metrics = rollouts.metrics()
             else:
-                responses = engine.generate(batch, samples, sampling, **where)
+                responses = engine.generate(batch, samples, sampling, **seed_and_step)
                 unscored = Scores([0.0] * (len(batch) * samples), None, {}, {})
                 rollouts = Rollouts(batch, responses, unscored, {})
                 metrics = {k: v for k, v in rollouts.metrics().items() if k.startswith("length/")}
@@ -131,7 +133,7 @@ def sampled(
             spending.add(
                 {
                     "tokens/generated": float(rollouts.lengths_N.sum()),
-                    "time/total": time.perf_counter() - began,
+                    "time/total": time.perf_counter() - start_time,
                     "flops": flops.total() - flops_before,
                 }
             )
@@ -143,9 +145,9 @@ def sampled(
 
 
 def rows(rollouts: Rollouts, *, scored: bool) -> Iterator[dict[str, Any]]:
-    """Yield one row per response: the prompt's columns, its text, and what came of it."""
+    """Yield one row per response: the prompt's columns, the response and, if scored, rewards."""
     totals = iter(total_rewards(rollouts.scores))
-    number = 0
+    index = 0
     for prompt, responses in zip(rollouts.prompts, rollouts.responses, strict=True):
         for response in responses:
             row = {
@@ -157,32 +159,33 @@ def rows(rollouts: Rollouts, *, scored: bool) -> Iterator[dict[str, Any]]:
             }
             reward = next(totals)
             if scored:
-                row |= {"reward": reward, **_parts_of_reward(rollouts.scores, number)}
-            number += 1
+                row |= {"reward": reward, **_reward_components(rollouts.scores, index)}
+            index += 1
             yield row
 
 
 def total_rewards(scores: Scores) -> list[float]:
-    """The whole reward of each response: its outcome and the sum of its steps."""
+    """Return the total reward of each response: its outcome reward plus its step rewards."""
     steps = scores.steps or [[] for _ in scores.outcomes]
     return [
-        outcome + sum(value for _, value in of_one)
-        for outcome, of_one in zip(scores.outcomes, steps, strict=True)
+        outcome + sum(value for _, value in step_rewards)
+        for outcome, step_rewards in zip(scores.outcomes, steps, strict=True)
     ]
 
 
-def _parts_of_reward(scores: Scores, number: int) -> dict[str, Any]:
-    components = {name: values[number] for name, values in scores.components.items()}
+def _reward_components(scores: Scores, index: int) -> dict[str, Any]:
+    components = {name: values[index] for name, values in scores.components.items()}
     if scores.steps is None:
         return {"components": components}
-    return {"components": components, "step_rewards": scores.steps[number]}
+    return {"components": components, "step_rewards": scores.steps[index]}
 
 
-def _refuse_taken_columns(prompts: Sequence[Prompt]) -> None:
+def _check_columns(prompts: Sequence[Prompt]) -> None:
+    """Raise DataError if a column of the data has the name of a column that is written."""
     columns = {column for prompt in prompts for column in prompt.columns}
-    taken = [name for name in WRITTEN if name in columns]
+    taken = [name for name in RESPONSE_COLUMNS if name in columns]
     if taken:
         raise DataError(
-            f"the data has the columns {', '.join(taken)}, which the rows written here would have "
-            "with another meaning: rename them in the data"
+            f"the data has the columns {', '.join(taken)}, which the output uses for the response: "
+            "rename them in the data"
         )

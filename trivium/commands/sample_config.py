@@ -1,4 +1,4 @@
-"""What ``trivium sample`` depends on, and what every command that writes rows does."""
+"""Configuration of ``trivium sample``, and the settings of all commands that write rows."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from trivium.runs.budget import BudgetConfig
 
 
 class OutputConfig(Configuration):
-    """A file of rows that a command writes."""
+    """Settings of a command that writes a file of rows."""
 
     output: Path
-    """The .jsonl file to write; it appears when it is complete."""
+    """The .jsonl file to write. It appears only when it is complete."""
     overwrite: bool = False
-    """Replace the file if it is there, instead of refusing to start."""
+    """Replace the output file if it exists; false: an existing file is an error."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Decides every random choice."""
+    """Seed of every random choice."""
     budget: BudgetConfig | None = None
-    """Stop sampling when so much is spent, even with prompts left."""
+    """Budget after which sampling stops, even if prompts are left."""
 
     @field_validator("output")
     @classmethod
@@ -36,20 +36,20 @@ class OutputConfig(Configuration):
 
 
 class SampleConfig(OutputConfig):
-    """Everything a file of responses depends on."""
+    """Configuration of ``trivium sample``."""
 
     model: ModelConfig
     """The model to sample from."""
     data: PromptsConfig
-    """Prompts."""
+    """Prompts to sample responses for."""
     rewards: RewardConfigs = ()
-    """Score each response."""
+    """Rewards that score each response."""
     sampling: Sampling = Sampling()
-    """How responses are drawn."""
+    """How responses are sampled."""
     samples: int = Field(default=1, ge=1)
     """Responses per prompt."""
     minimum_reward: float | None = None
-    """Write only responses with at least this reward, as for fine-tuning on one's best samples."""
+    """Write only responses with at least this reward, as for rejection-sampling fine-tuning."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.sampling.greedy and self.samples > 1:

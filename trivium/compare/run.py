@@ -42,7 +42,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     """Run all jobs and return what was found, with the verdict."""
     plan = make_plan(config)
     for settings in check(plan):
-        preflight(settings, made=config.directory)
+        preflight(settings, skip_below=config.directory)
     # These import torch, which a mistake in a stage's settings must not wait for.
     from trivium.compare import gradient_snr, memory, risk
 

@@ -1,7 +1,7 @@
-"""The reference of a configuration's fields, as ``trivium COMMAND --fields`` prints it.
+"""Reference of a configuration's fields, as ``trivium COMMAND --fields`` prints it.
 
-What a field is called, of what type, with which default, and its sentence; checking values is for
-``config``.
+The reference gives the name, type, default and help text of every field. Validation is left to
+``config.base``.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from trivium.config.base import Configuration, all_fields, sections_in, sentence
+from trivium.config.base import Configuration, all_fields, help_text, sections_in
 from trivium.config.option import Option
-from trivium.config.yaml_source import shown
+from trivium.config.yaml_source import format_value
 
-_NAMES = {
+_TYPE_NAMES = {
     int: "whole number",
     float: "number",
     bool: "true or false",
@@ -38,11 +38,11 @@ _BOUNDS = {
 
 
 def describe(cls: type[Configuration]) -> str:
-    """Return a reference of all fields: the name an argument uses, type, default, sentence."""
-    return "\n".join(_described(*field) for field in all_fields(cls))
+    """Return a reference of all fields: argument name, type, default and help text."""
+    return "\n".join(_field_entry(*field) for field in all_fields(cls))
 
 
-def _described(name: str, field: FieldInfo, default: Any) -> str:
+def _field_entry(name: str, field: FieldInfo, default: Any) -> str:
     options = [item.describe() for item in field.metadata if isinstance(item, Option)]
     kind = options[0] if options else _type_name(field.annotation)
     null = " or null" if kind.endswith(" or null") else ""
@@ -50,12 +50,12 @@ def _described(name: str, field: FieldInfo, default: Any) -> str:
     if field.is_required():
         text += ", required"
     elif not isinstance(default, Configuration):
-        text += f", default {shown(to_jsonable_python(default))}"
-    return "\n    ".join(part for part in (text, sentence(field)) if part)
+        text += f", default {format_value(to_jsonable_python(default))}"
+    return "\n    ".join(part for part in (text, help_text(field)) if part)
 
 
 def _type_name(annotation: Any) -> str:
-    """Return a type in words."""
+    """Return a type in plain words."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         details = [x.metadata if isinstance(x, FieldInfo) else [x] for x in arguments[1:]]
@@ -73,7 +73,7 @@ def _type_name(annotation: Any) -> str:
         return f"mapping from {names[0]} to {names[1]}"
     if sections_in(annotation):
         return "section"
-    return _NAMES.get(annotation) or str(annotation.__name__)
+    return _TYPE_NAMES.get(annotation) or str(annotation.__name__)
 
 
 def _bounds(metadata: Sequence[Any]) -> str:

@@ -1,6 +1,6 @@
-"""Where a path that a user wrote leads, what to say where no system can tell, and the cache.
+"""Paths that a user wrote, and the cache directory.
 
-Whether something must be there, and of what kind, is for whoever reads it.
+Whether a path must exist, and as a file or a directory, is checked by the code that reads it.
 """
 
 from __future__ import annotations
@@ -12,26 +12,28 @@ from trivium.errors import ConfigurationError
 
 
 def cache_directory() -> Path:
-    """Where files are kept that can be made again: ``$TRIVIUM_CACHE``, or ``trivium`` in
-    ``$XDG_CACHE_HOME`` or ``~/.cache``.
+    """Return the directory of files that can be recomputed.
+
+    The directory is ``$TRIVIUM_CACHE``, or else ``trivium`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
     Raises:
         RuntimeError: there is no home directory.
     """
-    own, shared = os.environ.get("TRIVIUM_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    return Path(own or Path(shared or "~/.cache") / "trivium").expanduser()
+    own, xdg = os.environ.get("TRIVIUM_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    return Path(own or Path(xdg or "~/.cache") / "trivium").expanduser()
 
 
 def looked_up(written: str) -> Path:
-    """Return the path, with `~` replaced, which may lead nowhere.
+    """Return the path with `~` expanded. The path need not exist.
 
-    Raises ConfigurationError for one that cannot even be looked for: of a user who is not known
-    here, too long, or behind a directory that may not be entered.
+    Raises:
+        ConfigurationError: the path cannot be looked up: its home directory is unknown, it is too
+            long, or a directory on it cannot be entered.
     """
     try:
         path = Path(written).expanduser()
         path.exists()
     except (OSError, RuntimeError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "there is no such home directory"
+        reason = error.strerror if isinstance(error, OSError) else "its home directory is unknown"
         raise ConfigurationError(f"{written}: cannot be looked up: {reason}; check it") from None
     return path

@@ -1,7 +1,6 @@
-"""Names that configurations, metrics and rewards had before version 0.2, and what replaced them.
+"""Names of configuration keys, metrics and reward arguments that version 0.2 replaced.
 
-Nothing is translated: an old name is refused with the new one named, so that a configuration says
-what it means.
+Old names are not translated. They are refused with an error that gives the new name.
 """
 
 from __future__ import annotations
@@ -23,12 +22,13 @@ RENAMED_KEYS = {
     "roads": "methods",
     "stop_at_kl": "target_kl",
 }
-"""Configuration keys, by the last part of their dotted name."""
+"""Configuration keys: the last part of the old dotted name, and of the new one."""
 
 RENAMED_METRICS = {
     "cut_off": "truncated",
     "length/cut_off": "length/truncated",
 }
+"""Metrics of training steps and of evaluations."""
 
 RENAMED_ARGUMENTS = {"ended": "finish_reasons"}
-"""What a reward function may ask for by a parameter's name."""
+"""Parameters of reward functions that Trivium itself passes."""

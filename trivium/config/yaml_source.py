@@ -1,7 +1,8 @@
-"""Plain values from a YAML file and `key.sub=value` arguments, with where each of them came from.
+"""Plain values from a YAML file and `key.sub=value` arguments, with the origin of each value.
 
-A configuration's errors must name a line or an argument, and a number must read the same in both;
-PyYAML alone gives no lines and reads 3e-4 as text. What the values mean is config/base.py's business.
+An error in a configuration must name a line or an argument, and a number must mean the same in
+both. PyYAML alone records no lines and reads 3e-4 as text. Validating the values is left to
+``config.base``.
 """
 
 from __future__ import annotations
@@ -21,36 +22,36 @@ from trivium.errors import ConfigurationError
 
 Keys = tuple[Any, ...]
 
-_DEEPEST = 50
-_MOST = 20_000
-_LARGEST = 2**17
-_LONGEST_INTEGER = 1024  # bits: what a float can still hold
-_LONGEST_SHOWN = 80
+_MAX_DEPTH = 50
+_MAX_VALUES = 20_000
+_MAX_BYTES = 2**17
+_MAX_INTEGER_BITS = 1024  # a larger integer overflows a float
+_MAX_SHOWN = 80
 _TAG = "tag:yaml.org,2002:"
 _SCALARS = {_TAG + name for name in ("null", "bool", "int", "float", "str")}
-_WHOLE = "(0|[1-9][0-9]*(_[0-9]+)*)"
-_INTEGER = re.compile(rf"[-+]?({_WHOLE}|0x[0-9a-fA-F]+)$")
+_DIGITS = "(0|[1-9][0-9]*(_[0-9]+)*)"
+_INTEGER = re.compile(rf"[-+]?({_DIGITS}|0x[0-9a-fA-F]+)$")
 _FLOAT = re.compile(
-    rf"[-+]?({_WHOLE}\.[0-9]*|\.[0-9]+|{_WHOLE}(?=[eE]))([eE][-+]?[0-9]+)?$"
+    rf"[-+]?({_DIGITS}\.[0-9]*|\.[0-9]+|{_DIGITS}(?=[eE]))([eE][-+]?[0-9]+)?$"
     r"|[-+]?\.(inf|Inf|INF)$|\.(nan|NaN|NAN)$"
 )
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain scalars as in YAML 1.2: 3e-4 is a number; `no`, 1:30 and 2026-01-01 are text."""
+    """Read plain scalars as YAML 1.2: 3e-4 is a number; `no`, 1:30 and 2026-01-01 are text."""
 
     yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
 
     def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
-        """Stop at a depth that no configuration has: PyYAML's time grows with its square."""
-        if self.flow_level == _DEEPEST:
-            reason = f"brackets nest more than {_DEEPEST} deep"
+        """Raise at a depth that no configuration needs: PyYAML's time is quadratic in the depth."""
+        if self.flow_level == _MAX_DEPTH:
+            reason = f"brackets nest more than {_MAX_DEPTH} deep"
             raise ScannerError(None, None, reason, self.get_mark())
         super().fetch_flow_collection_start(TokenClass)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Puts in quotes any text that YAML 1.1 or 1.2 would read as something else."""
+    """Quote every text that YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -67,37 +68,37 @@ _Loader.add_implicit_resolver(_TAG + "null", re.compile(r"(~|null|Null|NULL|)$")
 _Loader.add_implicit_resolver(
     _TAG + "bool", re.compile("(true|True|TRUE|false|False|FALSE)$"), list("tTfF")
 )
-for _scalars in (_Loader, _Dumper):
-    _scalars.add_implicit_resolver(_TAG + "int", _INTEGER, list("-+0123456789"))
-    _scalars.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
+for _yaml_class in (_Loader, _Dumper):
+    _yaml_class.add_implicit_resolver(_TAG + "int", _INTEGER, list("-+0123456789"))
+    _yaml_class.add_implicit_resolver(_TAG + "float", _FLOAT, list("-+.0123456789"))
 
 
 def dump_yaml(values: Any) -> str:
-    """Return plain values as YAML text that reads back to the same values."""
+    """Return plain values as YAML text that parses to the same values."""
     return yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1000)
 
 
 def parse_scalar(text: str) -> Any:
-    """Return what unquoted text would be in a file: a number, a truth value, null or text."""
+    """Return the value of unquoted text in a file: a number, a boolean, None or text."""
     node = yaml.ScalarNode(_Loader("").resolve(yaml.ScalarNode, text, (True, False)), text)
     return _Loader("").construct_object(node)
 
 
-def shown(value: Any) -> str:
-    """Return a value as an error message shows it: as in a file, on one line, not too long."""
+def format_value(value: Any) -> str:
+    """Return a value for an error message: as in a file, on one line, at most 80 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - 3] + "..."
+    return text if len(text) <= _MAX_SHOWN else text[: _MAX_SHOWN - 3] + "..."
 
 
 def dotted(keys: Keys) -> str:
-    """Return keys as an argument writes them, `rewards.0.weight`."""
+    """Return keys joined by dots, as an argument writes them: `rewards.0.weight`."""
     return ".".join(map(str, keys))
 
 
 class YamlSource:
-    """The values of a YAML file, corrected by arguments; faults that do not stop it are noted.
+    """Values of a YAML file with arguments applied. ``faults`` collects the recoverable errors.
 
-    Without a file, the values are those that the arguments give.
+    If `path` is None, the arguments give all values.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -105,13 +106,14 @@ class YamlSource:
         self.faults: list[str] = []
         self._origins: dict[Keys, str] = {(): str(self)}
         self._arguments: dict[Keys, str] = {}
-        self._argument: str | None = None
-        self._count = 0
-        node = None if path is None else _compose(_read_text(path), str(path), lines=True)
-        values = {} if node is None else self._plain(node, ())
+        self._current_argument: str | None = None
+        self._value_count = 0
+        node = None if path is None else _parse_yaml(_read_text(path), str(path), lines=True)
+        values = {} if node is None else self._node_value(node, ())
         if not isinstance(values, dict):
             raise ConfigurationError(
-                f"{path}: holds {shown(values)}, not a configuration; write `key: value` lines"
+                f"{path}: holds {format_value(values)}, not a configuration; "
+                "write `key: value` lines"
             )
         self.values: dict[str, Any] = values
 
@@ -120,98 +122,102 @@ class YamlSource:
 
     @property
     def directory(self) -> Path | None:
-        """Where the file lies."""
+        """Directory of the file, or None without a file."""
         return None if self.path is None else self.path.parent
 
     def override(self, argument: str) -> None:
-        """Apply one `key.sub=value` argument, or note why it cannot be applied."""
+        """Apply one `key.sub=value` argument, or add to ``faults`` why it cannot be applied."""
         key, equals, text = argument.partition("=")
-        hidden = is_secret(key.rpartition(".")[2], text)
-        self._argument = f"argument `{f'{key}=…' if hidden else argument}`"
+        hide_value = is_secret(key.rpartition(".")[2], text)
+        self._current_argument = f"argument `{f'{key}=…' if hide_value else argument}`"
         names = key.split(".")
         try:
-            if not _is_text(argument):
-                raise ConfigurationError(f"{self._argument}: is not UTF-8 text; retype it")
+            if not _is_valid_text(argument):
+                raise ConfigurationError(f"{self._current_argument}: is not UTF-8 text; retype it")
             if not equals or not all(names):
-                raise ConfigurationError(f"{self._argument}: not an assignment; write key=value")
-            node = _compose(text, self._argument, lines=False)
+                raise ConfigurationError(
+                    f"{self._current_argument}: not an assignment; write key=value"
+                )
+            node = _parse_yaml(text, self._current_argument, lines=False)
             comment = text[node.end_mark.index if node else 0 :].strip()
             if comment:
                 raise ConfigurationError(
-                    f"{self._argument}: `{comment}` reads as a comment; put the value in quotes"
+                    f"{self._current_argument}: `{comment}` reads as a comment; "
+                    "put the value in quotes"
                 )
-            holder, keys = self._place(names)
+            container, keys = self._container_of(names)
             for table in (self._origins, self._arguments):
-                for known in [known for known in table if known[: len(keys)] == keys]:
-                    del table[known]
-            self._arguments[keys] = self._origins[keys] = self._argument
-            holder[keys[-1]] = None if node is None else self._plain(node, keys)
+                for replaced in [known for known in table if known[: len(keys)] == keys]:
+                    del table[replaced]
+            self._arguments[keys] = self._origins[keys] = self._current_argument
+            container[keys[-1]] = None if node is None else self._node_value(node, keys)
         except ConfigurationError as error:
             self.faults.append(str(error))
 
     def origin(self, keys: Keys) -> str:
-        """Return where the value at `keys` came from, with the arguments that changed parts."""
+        """Return the origin of the value at `keys`, with the arguments that changed parts of it."""
         closest = next(keys[:n] for n in range(len(keys), -1, -1) if keys[:n] in self._origins)
         inside = [a for k, a in self._arguments.items() if k[: len(keys)] == keys and k != closest]
         return " with ".join([self._origins[closest], *inside])
 
-    def _place(self, names: Sequence[str]) -> tuple[Any, Keys]:
-        """Return the mapping or list that holds the named value, and the value's keys."""
-        held: Any = self.values
+    def _container_of(self, names: Sequence[str]) -> tuple[Any, Keys]:
+        """Return the mapping or list that contains the named value, and the value's keys."""
+        container: Any = self.values
         keys: Keys = ()
         for name, following in zip(names, [*names[1:], None], strict=True):
-            keys = (*keys, self._key(held, name, dotted(keys)))
+            keys = (*keys, self._key_in(container, name, dotted(keys)))
             if following is None:
                 break
-            child = held.get(keys[-1]) if isinstance(held, dict) else held[keys[-1]]
+            is_mapping = isinstance(container, dict)
+            child = container.get(keys[-1]) if is_mapping else container[keys[-1]]
             if child is None and following.isdecimal():
                 raise ConfigurationError(
-                    f"{self._argument}: `{dotted(keys)}` is not set in {self}, so there is no "
-                    f"entry {following} to change; give the whole list, {dotted(keys)}=[...]"
+                    f"{self._current_argument}: `{dotted(keys)}` is not set in {self}, so there is "
+                    f"no entry {following} to change; give the whole list, {dotted(keys)}=[...]"
                 )
             if child is None:
-                child = held[keys[-1]] = {}
-            held = child
-        return held, keys
+                child = container[keys[-1]] = {}
+            container = child
+        return container, keys
 
-    def _key(self, held: Any, name: str, parent: str) -> int | str:
-        """Return `name` as a key of the mapping or a number in the list held at `parent`."""
-        if isinstance(held, dict):
+    def _key_in(self, container: Any, name: str, parent: str) -> int | str:
+        """Return `name` as a key of the mapping, or an index of the list, that is at `parent`."""
+        if isinstance(container, dict):
             return name
-        if not isinstance(held, list):
-            reason = f"is {shown(held)}, which has no parts to set; set `{parent}` itself"
+        if not isinstance(container, list):
+            reason = f"is {format_value(container)}, which has no keys; set `{parent}` itself"
         elif not name.isdecimal():
-            reason = f"is a list; name one entry by its number, as in `{parent}.0`"
-        elif int(name) >= len(held):
-            last = f"`{parent}.{len(held) - 1}`" if held else "nothing"
-            reason = f"ends with {last}; to add an entry give the whole list, {parent}=[...]"
+            reason = f"is a list; address one entry by its index, as in `{parent}.0`"
+        elif int(name) >= len(container):
+            last = f"ends with `{parent}.{len(container) - 1}`" if container else "is empty"
+            reason = f"{last}; to add an entry give the whole list, {parent}=[...]"
         else:
             return int(name)
-        raise ConfigurationError(f"{self._argument}: `{parent}` {reason}")
+        raise ConfigurationError(f"{self._current_argument}: `{parent}` {reason}")
 
-    def _plain(self, node: yaml.Node, keys: Keys) -> Any:
-        """Return the node's plain value, noting where it and its parts came from."""
-        origin = self._origin_of(node)
+    def _node_value(self, node: yaml.Node, keys: Keys) -> Any:
+        """Return the node's plain value, and record the origins of the value and its parts."""
+        origin = self._node_origin(node)
         if keys:
             self._origins.setdefault(keys, origin)
-        self._count += 1
-        if len(keys) > _DEEPEST or self._count > _MOST:
+        self._value_count += 1
+        if len(keys) > _MAX_DEPTH or self._value_count > _MAX_VALUES:
             raise ConfigurationError(
-                f"{origin}: values nest more than {_DEEPEST} deep or are more than {_MOST}; does "
-                f"an anchor repeat or hold itself?"
+                f"{origin}: values nest more than {_MAX_DEPTH} deep, or there are more than "
+                f"{_MAX_VALUES}; does an anchor contain itself, or many copies of another?"
             )
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
-            return self._mapping(node, keys)
+            return self._mapping_value(node, keys)
         if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
-            return [self._plain(item, (*keys, n)) for n, item in enumerate(node.value)]
-        return self._scalar(node)
+            return [self._node_value(item, (*keys, n)) for n, item in enumerate(node.value)]
+        return self._scalar_value(node)
 
-    def _mapping(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
+    def _mapping_value(self, node: yaml.MappingNode, keys: Keys) -> dict[str, Any]:
         values: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            origin = self._origin_of(key_node)
+            origin = self._node_origin(key_node)
             key = key_node.value
-            if not isinstance(key_node, yaml.ScalarNode) or not _is_text(key):
+            if not isinstance(key_node, yaml.ScalarNode) or not _is_valid_text(key):
                 self.faults.append(f"{origin}: a key must be a word, not a list or section")
                 continue
             if key in values:
@@ -219,39 +225,41 @@ class YamlSource:
                 self.faults.append(f"{origin}: `{key}` is given twice, first at {first}; keep one")
                 continue
             self._origins[(*keys, key)] = origin
-            values[key] = self._plain(value_node, (*keys, key))
+            values[key] = self._node_value(value_node, (*keys, key))
         return values
 
-    def _scalar(self, node: yaml.Node) -> Any:
-        origin = self._origin_of(node)
+    def _scalar_value(self, node: yaml.Node) -> Any:
+        origin = self._node_origin(node)
         if not isinstance(node, yaml.ScalarNode) or node.tag not in _SCALARS:
             self.faults.append(f"{origin}: the tag `{node.tag}` is not allowed; remove it")
             return None
-        if not _is_text(node.value):
-            self.faults.append(f"{origin}: {shown(node.value)} holds half of a character, not text")
+        if not _is_valid_text(node.value):
+            self.faults.append(
+                f"{origin}: {format_value(node.value)} holds an unpaired surrogate; remove it"
+            )
             return None
         try:
             value = _Loader("").construct_object(node)
         except (ValueError, ArithmeticError, LookupError, yaml.YAMLError):
             kind = node.tag.removeprefix(_TAG)
-            self.faults.append(f"{origin}: {shown(node.value)} is not of type {kind}")
+            self.faults.append(f"{origin}: {format_value(node.value)} is not of type {kind}")
             return None
-        if isinstance(value, int) and value.bit_length() > _LONGEST_INTEGER:
-            self.faults.append(f"{origin}: {shown(node.value)} is too large a number")
+        if isinstance(value, int) and value.bit_length() > _MAX_INTEGER_BITS:
+            self.faults.append(f"{origin}: {format_value(node.value)} is too large a number")
             return None
         return value
 
-    def _origin_of(self, node: yaml.Node) -> str:
-        return self._argument or f"{self}:{node.start_mark.line + 1}"
+    def _node_origin(self, node: yaml.Node) -> str:
+        return self._current_argument or f"{self}:{node.start_mark.line + 1}"
 
 
-def _is_text(value: str) -> bool:
-    """Whether it is whole characters: an escape or a broken argument can give half of one."""
+def _is_valid_text(value: str) -> bool:
+    """Return whether the text has no unpaired surrogate, as from an escape or a bad argument."""
     return not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _compose(text: str, origin: str, lines: bool) -> yaml.Node | None:
-    """Return the YAML text as nodes, which know their lines; `origin` names it in errors."""
+def _parse_yaml(text: str, origin: str, lines: bool) -> yaml.Node | None:
+    """Return the YAML text as nodes, which have line numbers; errors name the text by `origin`."""
     line = ""
     try:
         return _Loader(text).get_single_node()
@@ -270,11 +278,12 @@ def _compose(text: str, origin: str, lines: bool) -> yaml.Node | None:
 def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-        if len(data) <= _LARGEST:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) <= _MAX_BYTES:
             return data.decode("utf-8-sig")
         raise ConfigurationError(
-            f"{path}: holds more than {_LARGEST:,} bytes, which no configuration does; is it data?"
+            f"{path}: holds more than {_MAX_BYTES:,} bytes, too many for a configuration; "
+            "is it a data file?"
         )
     except FileNotFoundError:
         beside = [file.name for file in path.parent.glob("*.y*ml")] if path.parent.is_dir() else []

@@ -1,0 +1,139 @@
+"""One function per command: load the configuration, run the command, print the result.
+
+Modules that import torch are imported inside the functions, after the configuration is checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trivium.commands import COMMANDS, Command
+from trivium.config.base import Configuration, load_configuration
+from trivium.errors import ConfigurationError
+from trivium.models.hf_checkpoint import check_checkpoint
+
+
+def run_command(command: Command, parsed: argparse.Namespace) -> None:
+    """Run a command that has a configuration file, and print its result."""
+    settings = [*parsed.settings, *(parsed.flags if command.trains else [])]
+    config = load_configuration(command.config_class(), parsed.config, settings)
+    with quiet_libraries():
+        result = command.run(config)
+    print_result(result)
+
+
+def run_resume(parsed: argparse.Namespace) -> None:
+    """Resume a run with its own configuration, in the directory where its command was started."""
+    from trivium.runs.store import read_run
+
+    path = parsed.run_directory.absolute()
+    record = read_run(path)
+    command = COMMANDS.get(record["kind"])
+    if command is None or "from" not in record:
+        raise ConfigurationError(
+            f"{path}: this run of {record['kind']!r} cannot be resumed: another version of trivium "
+            "wrote it; start it again with its own command"
+        )
+    if Path(record["from"]).is_dir():
+        os.chdir(record["from"])
+    parsed.config = path / "config.yaml"
+    directory = f"run.directory={json.dumps(str(path), ensure_ascii=False)}"
+    parsed.settings = [directory, "run.resume=true", "run.overwrite=false", *parsed.settings]
+    run_command(command, parsed)
+
+
+def run_memory(parsed: argparse.Namespace) -> None:
+    """Predict the memory of a run, and find the micro-batches that fit."""
+    from trivium.preflight import preflight
+
+    config_class = COMMANDS[parsed.kind].config_class()
+    config = load_configuration(config_class, parsed.config, parsed.settings)
+    preflight(config)
+    from trivium.commands import memory  # imports torch, so only after the checks
+
+    with quiet_libraries():
+        print_result(memory.run(parsed.kind, config))
+
+
+def run_chat(parsed: argparse.Namespace) -> None:
+    """Talk to the checkpoint at a path."""
+    settings = [f"model.path={json.dumps(parsed.path, ensure_ascii=False)}", *parsed.settings]
+    config: Any = load_configuration(chat_config_class(), None, settings)
+    check_checkpoint(config.checkpoint().path)
+    from trivium.commands.chat import chat  # imports torch, so only after the checks
+
+    with quiet_libraries():
+        chat(config)
+
+
+def run_report(parsed: argparse.Namespace) -> None:
+    """Write the report of a run, or of a comparison."""
+    from trivium.report import compare
+    from trivium.report.run import write
+
+    directory, output = parsed.run_directory, parsed.output
+    if (directory / compare.NUMBERS).is_file():
+        print_result(compare.rewrite(directory, output, overwrite=parsed.overwrite))
+    else:
+        print_result(write(directory, output, overwrite=parsed.overwrite))
+
+
+def run_watch(parsed: argparse.Namespace) -> None:
+    """Serve the report of a run until Ctrl-C."""
+    from trivium.report.watch import watch
+
+    watch(parsed.run_directory, parsed.port)
+
+
+def run_demo(parsed: argparse.Namespace) -> None:
+    """Run the demo, which prints its own table."""
+    from trivium.commands.output import require_directory
+    from trivium.demo import run
+
+    require_directory(parsed.directory, f"--directory {parsed.directory}")
+    repeated = [seed for seed in parsed.seed if parsed.seed.count(seed) > 1]
+    if repeated:
+        raise ConfigurationError(f"--seed: {repeated[0]} is given twice: keep one")
+    run(parsed.directory, quick=parsed.quick, seeds=tuple(parsed.seed))
+
+
+def chat_config_class() -> type[Configuration]:
+    """Return the configuration class of `chat`."""
+    from trivium.commands.chat_config import ChatConfig
+
+    return ChatConfig
+
+
+def print_result(result: Any) -> None:
+    """Print the path that a command wrote to, or the table that it returned."""
+    from rich.console import Console
+
+    if isinstance(result, Path):
+        print(f"written to {result}")
+    else:
+        Console().print(result)
+
+
+def _is_wanted(record: logging.LogRecord) -> bool:
+    return "requires torchvision (not installed)" not in record.getMessage()
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence a transformers notice about image processors. Other warnings are shown.
+
+    Messages about reading and writing weights are handled in ``models.loading``.
+    """
+    notices = logging.getLogger("transformers.utils.import_utils")
+    notices.addFilter(_is_wanted)
+    try:
+        yield
+    finally:
+        notices.removeFilter(_is_wanted)
