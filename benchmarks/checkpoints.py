@@ -1,12 +1,13 @@
-"""What saving a run's state costs: time beside that of the steps, memory, and disk.
+"""Measure the cost of saving a run's state: time relative to training, memory, and disk space.
 
     python benchmarks/checkpoints.py [--sizes small,medium] [--methods sft,ppo]
 
-Trains the runs of ``benchmarks/memory.py`` with the defaults for checkpoints, but for minutes; each
-once untouched, and once for as many steps, stopped in their middle by SIGTERM and resumed. Prints,
-per size and method, how long one save took, the share of the run's time that saving took, a
-checkpoint's size beside that of the model, and the peak memory of the fresh and of the resumed run
-(resident memory above the process's before models are loaded).
+The script trains the runs of ``benchmarks/memory.py`` with the default checkpoint settings for some
+minutes. Each run is trained once without interruption, and once for the same number of steps with a
+SIGTERM halfway and a resume. For each size and method the script prints the time of one save, the
+share of the run's time spent on saving, the size of a checkpoint relative to the model, and the
+peak memory of the fresh and the resumed run (resident memory above that of the process before the
+models are loaded).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import yaml
 
 from trivium.runs.store import read_events, read_metrics
 
-MANY = 100_000
+UNLIMITED_STEPS = 100_000
 COLUMNS = (
     "model", "method", "saves", "one save, s", "share of time", "checkpoint / model",
     "fresh peak, MiB", "resumed peak, MiB",
@@ -34,44 +35,44 @@ COLUMNS = (
 
 
 def main() -> int:
-    """Measure; 0 if no saving took 5 % of a run's time and no resumed run needed more memory."""
+    """Return 0 if saving takes below 5 % of every run and resuming needs no more memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="small,medium")
     parser.add_argument("--methods", default=",".join(memory.METHODS))
-    parser.add_argument("--seconds", type=float, default=90.0, help="of training per run")
-    asked = parser.parse_args()
+    parser.add_argument("--seconds", type=float, default=90.0, help="training time per run")
+    options = parser.parse_args()
     print(f"| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|")
-    fine = True
-    for size in asked.sizes.split(","):
-        for method in asked.methods.split(","):
-            fine &= measure(size, method, asked.seconds)
-    return 0 if fine else 1
+    passed = True
+    for size in options.sizes.split(","):
+        for method in options.methods.split(","):
+            passed &= measure(size, method, options.seconds)
+    return 0 if passed else 1
 
 
 def measure(size: str, method: str, seconds: float) -> bool:
-    """One row of the table."""
-    with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory)
-        memory.write_data(place)
-        memory.write_model(place / "model", memory.SIZES[size])
-        fresh = place / "fresh"
-        train(configuration(method, place, MANY, {"seconds": seconds}), fresh)
+    """Measure and print one row of the table; return whether it is within the limits."""
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        memory.write_data(directory)
+        memory.write_model(directory / "model", memory.SIZES[size])
+        fresh = directory / "fresh"
+        train(configuration(method, directory, UNLIMITED_STEPS, {"seconds": seconds}), fresh)
         steps = int(read_metrics(fresh)[-1]["step"])
-        resumed = place / "resumed"
-        same = configuration(method, place, steps, None)
-        process = start(same, resumed)
+        resumed = directory / "resumed"
+        config = configuration(method, directory, steps, None)
+        process = start(config, resumed)
         wait_for_step(resumed, max(1, steps // 2))
         process.send_signal(signal.SIGTERM)
         process.wait()
-        train(same, resumed)
+        train(config, resumed)
         return show(size, method, fresh, resumed)
 
 
 def configuration(
-    method: str, place: Path, steps: int, budget: dict[str, float] | None
+    method: str, directory: Path, steps: int, budget: dict[str, float] | None
 ) -> dict[str, Any]:
-    """A run's settings, ended by its steps or by the clock."""
-    settings = memory.configuration(method, place, place / "model")
+    """Return a run's settings, limited by its steps or by a time budget."""
+    settings = memory.configuration(method, directory, directory / "model")
     settings["run"] = {"budget": budget, "measure_memory": True}
     for name in ("steps", "steps_per_iteration"):
         if name in settings:
@@ -83,25 +84,25 @@ def configuration(
 
 
 def start(config: dict[str, Any], run: Path) -> subprocess.Popen[bytes]:
-    """The command, in a process of its own, on one thread."""
+    """Start the training command in its own process, on one thread."""
     settings = dict(config)
     command = settings.pop("command")
     file = run.with_suffix(".yaml")
     file.write_text(yaml.safe_dump(settings))
-    call = [sys.executable, "-m", "trivium", command, str(file), f"run.directory={run}"]
+    arguments = [sys.executable, "-m", "trivium", command, str(file), f"run.directory={run}"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with run.with_suffix(".log").open("ab") as log:
-        return subprocess.Popen(call, stdout=log, stderr=log, env=environment)
+        return subprocess.Popen(arguments, stdout=log, stderr=log, env=environment)
 
 
 def train(config: dict[str, Any], run: Path) -> None:
-    """The command, to its end."""
+    """Run the training command to its end."""
     if start(config, run).wait() != 0:
         raise SystemExit(run.with_suffix(".log").read_text())
 
 
 def wait_for_step(run: Path, step: int) -> None:
-    """Until a run has logged a step."""
+    """Wait until a run has logged a step."""
     while True:
         time.sleep(0.2)
         if (run / "run.json").exists():
@@ -111,7 +112,7 @@ def wait_for_step(run: Path, step: int) -> None:
 
 
 def show(size: str, method: str, fresh: Path, resumed: Path) -> bool:
-    """Print the row, and say whether it keeps the promises."""
+    """Print the row and return whether it is within the limits."""
     events = {run: {e["kind"]: e for e in read_events(run)} for run in (fresh, resumed)}
     finished = events[fresh]["finished"]
     training = sum(line["time/total"] for line in read_metrics(fresh))

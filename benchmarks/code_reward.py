@@ -1,8 +1,8 @@
-"""How many programs a second the code reward scores on this machine.
+"""Measure how many programs per second the code reward scores on this machine.
 
     python benchmarks/code_reward.py [--responses 512] [--workers N]
 
-Each program is small and right, so that what is measured is the sandbox itself.
+Each program is short and correct, so the script measures the sandbox itself.
 """
 
 from __future__ import annotations
@@ -32,27 +32,28 @@ TESTS = {
 
 
 def _processor_time() -> float:
-    """Return the seconds that this process and those it has waited for have computed."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(one.ru_utime + one.ru_stime for one in used)
+    """Return the processor time of this process and its finished children, in seconds."""
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(usage.ru_utime + usage.ru_stime for usage in usages)
 
 
 def main() -> None:
-    """Score one batch per kind of test; print how long it took, and its processor time."""
+    """Score one batch per kind of test and print the elapsed time and the processor time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--responses", type=int, default=512)
     parser.add_argument("--workers", type=int, default=None)
     options = parser.parse_args()
-    cores = options.workers or len(os.sched_getaffinity(0))
-    print(f"{options.responses} responses, {cores} at once")
+    workers = options.workers or len(os.sched_getaffinity(0))
+    print(f"{options.responses} responses, {workers} in parallel")
     for name, tests in TESTS.items():
         count = options.responses
         started, before = time.perf_counter(), _processor_time()
         scores = code([PROGRAM] * count, [tests] * count, workers=options.workers)
         seconds = time.perf_counter() - started
-        assert scores == [1.0] * count, "every program is right"
-        each = 1e3 * (_processor_time() - before) / count
-        print(f"{name:28} {seconds:6.1f} s {count / seconds:6.0f} a second {each:6.1f} ms each")
+        assert scores == [1.0] * count, "every program is correct"
+        rate = count / seconds
+        per_response = 1e3 * (_processor_time() - before) / count
+        print(f"{name:28} {seconds:6.1f} s {rate:6.0f} per second {per_response:6.1f} ms each")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""How often the verifiers agree with the labels of GSM8K's example solutions.
+"""Measure how often the verifiers agree with the labels of GSM8K's example solutions.
 
     python benchmarks/gsm8k_verifier.py example_model_solutions.jsonl.gz [--reward math]
     python benchmarks/gsm8k_verifier.py train.jsonl.gz --reward steps
 
-The first file holds, for each test question, four models' solutions with the label `is_correct`;
-the second people's solutions, which are taken as correct. Both are OpenAI's, gzipped
-(https://github.com/openai/grade-school-math). Prints the agreement and every disagreement; for the
-step verifier, every equation that it calls wrong in a solution labeled correct.
+The first file holds the solutions of four models to each test question, with the label
+`is_correct`. The second file holds human solutions, which count as correct. OpenAI publishes both
+files, which are gzipped here (https://github.com/openai/grade-school-math). The script prints the
+agreement and every disagreement. For the step verifier it prints every equation that the verifier
+marks as wrong in a solution labeled correct.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from trivium.rewards.steps import steps
 
 
 class Solution(NamedTuple):
-    """One labeled solution; `question` counts from 0, in the file's order."""
+    """One labeled solution; `question` is the 0-based index in the file."""
 
     question: int
     model: str
@@ -57,31 +58,32 @@ def verdicts(solutions: list[Solution], reward: str) -> list[bool]:
 
 
 def report_answers(solutions: list[Solution], reward: str) -> None:
-    """Print how often a verifier of final answers agrees with the labels, and where it does not."""
-    found = verdicts(solutions, reward)
-    wrong = [(s, v) for s, v in zip(solutions, found, strict=True) if s.label != v]
+    """Print the agreement of a final-answer verifier with the labels, and every disagreement."""
+    accepted = verdicts(solutions, reward)
+    wrong = [(s, v) for s, v in zip(solutions, accepted, strict=True) if s.label != v]
     agreed = len(solutions) - len(wrong)
     print(f"{reward}: agrees with {agreed} of {len(solutions)} labels", end=" ")
     print(f"({100 * agreed / len(solutions):.2f} %), {len(wrong)} disagreements; ", end="")
-    print(f"{sum(s.label for s in solutions)} are labeled correct, {sum(found)} are accepted")
+    print(f"{sum(s.label for s in solutions)} are labeled correct, {sum(accepted)} are accepted")
     for solution, verdict in wrong:
         print(f"question {solution.question}, {solution.model}: label {solution.label}, ", end="")
         print(f"verifier {verdict}; ends {solution.text[-60:]!r}, truth {solution.truth[-30:]!r}")
 
 
 def report_steps(solutions: list[Solution]) -> None:
-    """Print how many steps and solutions hold a wrong equation, and those in correct solutions."""
+    """Print how many steps and solutions have a wrong equation, and those in correct solutions."""
     scored = steps([solution.text for solution in solutions])
-    values = [value for of_one in scored for _, value in of_one]
-    print(f"steps: {len(values)} hold an equation, {values.count(0.0)} of them a wrong one")
+    values = [value for solution_steps in scored for _, value in solution_steps]
+    print(f"steps: {len(values)} have an equation, {values.count(0.0)} of them a wrong one")
     clean = Counter(
-        (s.label, all(v for _, v in of)) for s, of in zip(solutions, scored, strict=True)
+        (s.label, all(value for _, value in solution_steps))
+        for s, solution_steps in zip(solutions, scored, strict=True)
     )
     for label in (True, False):
         total = clean[label, True] + clean[label, False]
         print(f"{clean[label, False]} of {total} solutions labeled {label} have a wrong equation")
-    for solution, of_one in zip(solutions, scored, strict=True):
-        for (start, end), value in of_one:
+    for solution, solution_steps in zip(solutions, scored, strict=True):
+        for (start, end), value in solution_steps:
             if solution.label and value == 0.0:
                 text = solution.text[start:end].strip()
                 print(f"question {solution.question}, {solution.model}: {text}")

@@ -1,12 +1,12 @@
-"""Predicted memory of every method beside the measured peak, on models of three sizes.
+"""Compare the predicted memory of every method with the measured peak, on models of three sizes.
 
     python benchmarks/memory.py [--sizes small,medium,large] [--methods sft,ppo] [--show-stages]
 
-Writes random-weight Llamas with a tokenizer of numbered words and data of fixed lengths to a
-temporary directory, predicts each run from its configuration, and then trains in a process of its
-own, on one thread. Measured is the high-water mark of resident memory above that of the process
-after its imports and a first small step (which loads the libraries' code). Prints a Markdown table;
-exit status 1 if any prediction is more than 10 % off.
+The script writes Llamas with random weights, a tokenizer of numbered words and data of fixed
+lengths to a temporary directory. It predicts the memory of each run from its configuration, and
+then trains in a separate process, on one thread. The measured value is the peak of resident memory
+above that of the process after its imports and a first small step, which loads the libraries' code.
+The script prints a Markdown table. The exit status is 1 if any prediction is more than 10 % off.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ EXAMPLES = 64
 
 
 def write_model(directory: Path, settings: dict[str, int]) -> None:
-    """A random Llama with four heads' width of 64 and its tokenizer, whose tokens are words."""
+    """Write a Llama with random weights and heads of width 64, and a tokenizer of whole words."""
     words = {"<end>": 0, "<pad>": 1}
     words |= {f"w{i}": i for i in range(2, settings["vocab_size"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
@@ -77,7 +77,7 @@ def write_model(directory: Path, settings: dict[str, int]) -> None:
 
 
 def write_data(directory: Path) -> None:
-    """Rows that serve every method: fixed numbers of words, and so of tokens."""
+    """Write data for every method, with fixed numbers of words and therefore of tokens."""
 
     def text(words: int, first: int) -> str:
         return " ".join(f"w{2 + (first + i) % 500}" for i in range(words))
@@ -97,7 +97,7 @@ def write_data(directory: Path) -> None:
 
 
 def configuration(method: str, directory: Path, model: Path) -> dict[str, Any]:
-    """The run of one method: a few small optimizer steps."""
+    """Return the configuration of one method's run: a few small optimizer steps."""
     pairs = {"path": str(directory / "pairs.jsonl")}
     prompts = {"path": str(directory / "prompts.jsonl")}
     common = {
@@ -147,7 +147,7 @@ def configuration(method: str, directory: Path, model: Path) -> dict[str, Any]:
 
 
 def train(method: str, path: Path) -> None:
-    """Warm up, take the baseline, train, and print the peak: the child process."""
+    """Warm up, measure the baseline, train, and print the peak. Runs in the child process."""
     kind, run = METHODS[method]
     settings = json.loads(path.read_text())
     tiny = {**settings["tiny"], "run": {"directory": str(path.parent / "warm-up")}}
@@ -158,7 +158,7 @@ def train(method: str, path: Path) -> None:
 
 
 def measure(method: str, settings: dict[str, Any]) -> int:
-    """The peak of a run in a process of its own, in bytes."""
+    """Return the peak memory of a run in its own process, in bytes."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.json"
         path.write_text(json.dumps(settings))
@@ -171,22 +171,22 @@ def measure(method: str, settings: dict[str, Any]) -> int:
 
 
 def compare(method: str, directory: Path, size: str) -> tuple[Memory, int]:
-    """The prediction for one run and its measured peak."""
-    models_of = {name: directory / name for name in ("tiny", size)}
-    for name, path in models_of.items():
+    """Return the predicted memory of one run and its measured peak."""
+    model_paths = {name: directory / name for name in ("tiny", size)}
+    for name, path in model_paths.items():
         if not path.exists():
             write_model(path, SIZES[name])
-    real = configuration(method, directory, models_of[size])
+    real = configuration(method, directory, model_paths[size])
     lengths = Lengths((PROMPT,), (RESPONSE,), held_out=16 if method == "reward-model" else 0)
     predicted = predict(method, METHODS[method][0].model_validate(real), lengths)
     with tempfile.TemporaryDirectory(dir=directory) as folder:
         real["run"] = {"directory": str(Path(folder) / "run")}
-        tiny = configuration(method, directory, models_of["tiny"])
+        tiny = configuration(method, directory, model_paths["tiny"])
         return predicted, measure(method, {"real": real, "tiny": tiny})
 
 
 def print_stages(memory: Memory) -> None:
-    """Every stage and model of a prediction, in MiB."""
+    """Print every stage and model of a prediction, in MiB."""
     for stage in memory.stages:
         print(f"    {stage.name}: {stage.total / 2**20:.0f}")
         for m in stage.models:
@@ -195,7 +195,7 @@ def print_stages(memory: Memory) -> None:
 
 
 def main() -> int:
-    """Compare every method on every size."""
+    """Compare every method on every size; return 1 if a prediction is more than 10 % off."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", default="small,medium,large")
     parser.add_argument("--methods", default=",".join(METHODS))

@@ -1,16 +1,17 @@
-"""Kill runs at random instants, resume them, and compare every bit with a run never killed.
+"""Kill runs at random times, resume them, and compare every bit with an uninterrupted run.
 
     python benchmarks/torture.py [--kills 40] [--seed 0] [--only grpo,ppo] [--jobs 2]
 
-For each algorithm a small run (of ``tests/helpers/stoppable_runs.py``) is trained once, untouched. Then it
-is trained again and again, each time in a process of its own that is killed with SIGKILL after a
-random time, and prepared anew in the same directory until it comes to its end; it must leave the same
-weights, optimizer, metrics, evaluations and samples, to the last bit. Every second run is hit
-while it is saving a checkpoint, where it is slowed down to be hit more often. Ends with
+For each algorithm a small run of ``tests/helpers/stoppable_runs.py`` is trained once without
+interruption. Then the run is repeated: a process trains it, is killed with SIGKILL after a random
+time, and a new process resumes it in the same directory, until the run finishes. It must produce
+the same weights, optimizer state, metrics, evaluations and samples, bit for bit. In every second
+run saving is slowed down, so that kills often happen during a save. The last line of output is
 
     KILLS kills, SAME bit-identical, LOST lost
 
-where the last two count the kills whose run came to such an end, and exit status 1 unless all did.
+The last two numbers count the kills by the result of their run. The exit status is 1 unless every
+kill is bit-identical.
 """
 
 from __future__ import annotations
@@ -43,49 +44,51 @@ from tqdm import tqdm
 from trivium.runs import checkpointing, files
 from trivium.runs.store import is_finished
 
-LONGEST_RUN = 120.0
-"""Seconds after which a run that does not end counts as lost."""
+MAX_RUN_SECONDS = 120.0
+"""Time after which a run that has not finished counts as lost."""
 
 
 @dataclass
 class Tally:
-    """What became of the runs of one algorithm."""
+    """Results of the runs of one algorithm."""
 
     name: str
     kills: int = 0
     runs: int = 0
     same: int = 0
     lost: int = 0
-    """Kills after which the run ended with the same bits, and those after which it was lost."""
-    hit: Counter[str] = field(default_factory=Counter)
+    """Number of kills whose run was lost; ``same`` counts those whose run was bit-identical."""
+    killed: Counter[str] = field(default_factory=Counter)
     reasons: list[str] = field(default_factory=list)
 
 
 def main() -> int:
-    """Torture every algorithm; 0 if no bit was lost."""
+    """Test every algorithm; return 0 if every run is bit-identical."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--kills", type=int, default=40, help="at least so many per algorithm")
+    parser.add_argument("--kills", type=int, default=40, help="minimum kills per algorithm")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", default=",".join(RUNS), help="which runs, between commas")
+    parser.add_argument("--only", default=",".join(RUNS), help="names of runs, separated by commas")
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)))
-    asked = parser.parse_args()
-    names = asked.only.split(",")
-    tasks = [(name, asked.kills, asked.seed) for name in names]
-    with ProcessPoolExecutor(asked.jobs, mp_context=get_context("fork")) as pool:
+    options = parser.parse_args()
+    names = options.only.split(",")
+    tasks = [(name, options.kills, options.seed) for name in names]
+    with ProcessPoolExecutor(options.jobs, mp_context=get_context("fork")) as pool:
         tallies = []
         for tally in pool.map(torture, *zip(*tasks, strict=True)):
             tallies.append(tally)
             show(tally)
-    kills, fine, lost = (sum(getattr(t, x) for t in tallies) for x in ("kills", "same", "lost"))
-    print(f"{kills} kills, {fine} bit-identical, {lost} lost")
-    return 0 if fine == kills else 1
+    kills, identical, lost = (
+        sum(getattr(t, x) for t in tallies) for x in ("kills", "same", "lost")
+    )
+    print(f"{kills} kills, {identical} bit-identical, {lost} lost")
+    return 0 if identical == kills else 1
 
 
 def show(tally: Tally) -> None:
-    """One algorithm's line, and where its runs were hit."""
-    places = ", ".join(f"{place} {count}" for place, count in sorted(tally.hit.items()))
+    """Print the results of one algorithm and when its runs were killed."""
+    phases = ", ".join(f"{phase} {count}" for phase, count in sorted(tally.killed.items()))
     print(
-        f"{tally.name:14} {tally.kills:3} kills in {tally.runs} runs ({places}): "
+        f"{tally.name:14} {tally.kills:3} kills in {tally.runs} runs ({phases}): "
         f"{tally.same} bit-identical, {tally.lost} lost",
         flush=True,
     )
@@ -94,43 +97,44 @@ def show(tally: Tally) -> None:
 
 
 def torture(name: str, kills: int, seed: int) -> Tally:
-    """Train one algorithm's run until it was killed so often, and compare each that ended."""
+    """Train one algorithm's run until it has been killed `kills` times; compare every result."""
     torch.set_num_threads(1)
-    chance = random.Random(f"{seed}/{name}")
+    rng = random.Random(f"{seed}/{name}")
     tally = Tally(name)
-    with tempfile.TemporaryDirectory() as directory:
-        place = Path(directory)
-        train, configured = RUNS[name]
-        os.environ["TRIVIUM_CACHE"] = str(place / "cache")
-        world = World(place)
-        config = configured(world, place / "whole")
-        took = in_child(lambda: train(config), place / "whole.log", None)[1]
-        expected = outcome(place / "whole")
+    with tempfile.TemporaryDirectory() as temporary:
+        directory = Path(temporary)
+        train, configure = RUNS[name]
+        os.environ["TRIVIUM_CACHE"] = str(directory / "cache")
+        world = World(directory)
+        config = configure(world, directory / "uninterrupted")
+        log = directory / "uninterrupted.log"
+        duration = run_in_child(lambda: train(config), log, None)[1]
+        expected = outcome(directory / "uninterrupted")
         while tally.kills < kills:
-            run = place / f"run-{tally.runs}"
+            run = directory / f"run-{tally.runs}"
             slow = tally.runs % 2 == 1
-            again = configured(world, run)
+            repeated = configure(world, run)
             before = tally.kills
-            one_run(tally, lambda: train(again), run, chance, took, slow)  # noqa: B023
-            judge(tally, expected, run, tally.kills - before)
+            train_with_kills(tally, lambda: train(repeated), run, rng, duration, slow)  # noqa: B023
+            check(tally, expected, run, tally.kills - before)
             shutil.rmtree(run)
     return tally
 
 
-def one_run(
+def train_with_kills(
     tally: Tally,
     train: Callable[[], object],
     run: Path,
-    chance: random.Random,
-    took: float,
+    rng: random.Random,
+    duration: float,
     slow: bool,
 ) -> None:
-    """Train to the end, killed several times on the way."""
+    """Train to the end, with up to three kills on the way."""
     began = time.monotonic()
-    left = 3
-    while time.monotonic() - began < LONGEST_RUN:
-        instant = chance.uniform(0, took * 1.1) if left > 0 else None
-        status, _ = in_child(train, run.with_suffix(".log"), instant, slow=slow)
+    kills_left = 3
+    while time.monotonic() - began < MAX_RUN_SECONDS:
+        kill_after = rng.uniform(0, duration * 1.1) if kills_left > 0 else None
+        status, _ = run_in_child(train, run.with_suffix(".log"), kill_after, slow=slow)
         if status == 0:
             return
         if status != -signal.SIGKILL:
@@ -138,25 +142,25 @@ def one_run(
                 f"ended with {status}: {run.with_suffix('.log').read_text()[-500:]}"
             )
             return
-        left -= 1
+        kills_left -= 1
         tally.kills += 1
-        tally.hit[where_hit(run)] += 1
+        tally.killed[phase_of(run)] += 1
         if (run / "run.json").exists() and is_finished(run):
             return
 
 
-def in_child(
-    train: Callable[[], object], log: Path, instant: float | None, *, slow: bool = False
+def run_in_child(
+    train: Callable[[], object], log: Path, kill_after: float | None, *, slow: bool = False
 ) -> tuple[int, float]:
-    """Call in a process of its own, killed after so many seconds; exit status and duration.
+    """Train in a child process, and return its exit status and duration.
 
-    Without an instant it has the time of the longest run.
+    The process is killed after `kill_after` seconds, or after MAX_RUN_SECONDS if that is None.
     """
     began = time.monotonic()
     child = os.fork()
     if child == 0:
         _become_child(train, log, slow)
-    while time.monotonic() - began < (LONGEST_RUN if instant is None else instant):
+    while time.monotonic() - began < (MAX_RUN_SECONDS if kill_after is None else kill_after):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return os.waitstatus_to_exitcode(status), time.monotonic() - began
@@ -168,13 +172,13 @@ def in_child(
 
 
 def _become_child(train: Callable[[], object], log: Path, slow: bool) -> None:
-    """Train with output to a log, and never return."""
+    """Train with output to a log file, and exit the process."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
-    # Bars for writing weights share a lock between forked processes, which a killed one may hold.
+    # Progress bars of forked processes share a lock, which a killed process may still hold.
     tqdm.set_lock(threading.RLock())
-    checkpointing._SHARE = 0  # Save at every pause.
+    checkpointing._SHARE = 0  # Save at every opportunity.
     if slow:
         _slow_down_saving()
     status = 1
@@ -189,18 +193,18 @@ def _become_child(train: Callable[[], object], log: Path, slow: bool) -> None:
 
 
 def _slow_down_saving() -> None:
-    """Make every flush to the disk take a while, so that kills come in the middle of a save."""
-    flush = files.os.fsync
+    """Slow down every flush to disk, so that kills often happen during a save."""
+    fsync = files.os.fsync
 
-    def slowly(descriptor: int) -> None:
-        flush(descriptor)
+    def slow_fsync(descriptor: int) -> None:
+        fsync(descriptor)
         time.sleep(0.004)
 
-    files.os.fsync = slowly
+    files.os.fsync = slow_fsync
 
 
-def where_hit(run: Path) -> str:
-    """What a killed run was doing, as its directory tells."""
+def phase_of(run: Path) -> str:
+    """Return what a killed run was doing, judged by the files in its directory."""
     if not (run / "run.json").exists():
         return "before it began"
     if any(run.rglob(".*.partial")) or any(run.rglob(".*.previous")):
@@ -211,12 +215,12 @@ def where_hit(run: Path) -> str:
     return "inside a step" if "-p" in names[-1] else "between steps"
 
 
-def judge(tally: Tally, expected: object, run: Path, kills: int) -> None:
-    """Compare a run that ended, after so many kills, with the one that was never killed."""
+def check(tally: Tally, expected: object, run: Path, kills: int) -> None:
+    """Compare a run that was killed `kills` times with the uninterrupted run."""
     tally.runs += 1
     try:
         differences = same(expected, outcome(run))
-    except Exception as error:  # Whatever a damaged run raises: it is lost.
+    except Exception as error:  # A damaged run may raise any error; it is lost.
         tally.lost += kills
         tally.reasons.append(f"lost: {type(error).__name__}: {error}")
         return

@@ -1,7 +1,7 @@
-"""What is compared: every case of the benchmark, with the ratio that is promised of it.
+"""Cases of the benchmark, with the minimum speed ratio of each.
 
-Where TRL has a choice that costs nothing but time, its side gets the faster one, as measured: which
-that is stands in docs/performance.md.
+If a TRL setting changes only the speed, the benchmark uses the faster value, as measured.
+docs/performance.md lists these settings.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ Method = Literal["grpo", "generation", "dpo", "sft", "reward-model", "ppo"]
 
 @dataclass(frozen=True)
 class Case:
-    """A step of a method, as both sides do it.
+    """A training step of a method, run by Trivium and by TRL.
 
     Attributes:
-        name: by which it is asked for, and found in the results.
-        method: what is trained, or ``generation``.
-        size: of the models: S, M, or S with another vocabulary, as in S-8192.
+        name: name of the case on the command line and in the results.
+        method: method that is trained, or ``generation``.
+        size: size of the models: S, M, or S with another vocabulary, as in S-8192.
         prompt: tokens of every prompt.
-        minimum: the ratio that is promised.
-        response: the most tokens of a response.
+        minimum: target ratio of TRL's cost to Trivium's; None for no target.
+        response: largest number of tokens of a response.
         prompts: prompts, pairs or examples per step.
         samples: responses per prompt.
         epochs: optimizer steps on one batch of responses.
-        beta: the coefficient of the KL term.
-        precomputed: whether the reference's log-probs are there before the steps that count.
-        lean_head: whether TRL is patched, so that its head sees response positions only.
-        their_rows_per_pass: rows (pairs) in one forward pass of TRL's; None: all of the step.
-        our_tokens_per_pass: tokens in one of Trivium's; None: its default.
+        beta: coefficient of the KL term.
+        precomputed: whether the reference's log-probs are computed before the measured steps.
+        lean_head: whether TRL is patched so that its head sees only response positions.
+        their_rows_per_pass: rows (pairs) in one forward pass of TRL; None for the whole step.
+        our_tokens_per_pass: tokens in one forward pass of Trivium; None for the default.
         their_settings: further settings of TRL's trainer.
-        memory: compare peak memory instead of time.
-        steps: that are measured of Trivium.
-        their_steps: that are measured of TRL.
-        warm_up: steps before them, which are not.
+        memory: whether to compare peak memory instead of time.
+        steps: measured steps of Trivium.
+        their_steps: measured steps of TRL.
+        warm_up: steps before the measured ones.
         repetitions: pairs of runs.
-        quick: whether ``make bench-quick`` has it.
+        quick: whether ``make bench-quick`` runs the case.
     """
 
     name: str
@@ -67,11 +67,11 @@ class Case:
 STATIC = {"cache_implementation": "static"}
 """Faster for TRL with long prompts, slower with short ones."""
 LARGE = {"steps": 3, "their_steps": 1, "repetitions": 3}
-"""Steps of M are long, and so averages already."""
+"""Steps of M are long, so a few of them suffice."""
 
 
 def grpo() -> Iterator[Case]:
-    """Whole cycles of GRPO: responses, rewards, update."""
+    """Yield whole GRPO steps: responses, rewards, update."""
     again = {"epochs": 4, "beta": 0.04, "steps": 5, "their_steps": 2}
     large = {**LARGE, "their_rows_per_pass": 16}
     yield Case("grpo-s-256", "grpo", "S", 256, 4, quick=True)
@@ -84,7 +84,7 @@ def grpo() -> Iterator[Case]:
 
 
 def generation() -> Iterator[Case]:
-    """Sampling alone, in tokens per second."""
+    """Yield sampling without training, in tokens per second."""
     yield Case("generation-s-256", "generation", "S", 256, 4, their_settings=STATIC, quick=True)
     yield Case("generation-s-32", "generation", "S", 32, 2, quick=True)
     yield Case("generation-m-256", "generation", "M", 256, 2, their_settings=STATIC, **LARGE)
@@ -92,7 +92,7 @@ def generation() -> Iterator[Case]:
 
 
 def from_data() -> Iterator[Case]:
-    """Methods that learn from given responses: from pairs, and SFT from examples."""
+    """Yield the methods that train on a data set: DPO, reward models and SFT."""
     pairs = {"prompts": 16, "samples": 2}
     for precomputed in (False, True):
         end = "-precomputed" if precomputed else ""
@@ -112,7 +112,7 @@ def from_data() -> Iterator[Case]:
 
 
 def ppo() -> Iterator[Case]:
-    """PPO with one response per prompt, as TRL has it, and with eight, which is as much work."""
+    """Yield PPO with one response per prompt, as in TRL, and with eight, at the same total work."""
     own = {"epochs": 4, "beta": 0.05}
     for name, prompts, minimum in (("", 64, 2.0), ("-groups", 8, None)):
         shape = {"prompts": prompts, "samples": 64 // prompts}
@@ -122,7 +122,7 @@ def ppo() -> Iterator[Case]:
 
 
 def memory(cases: list[Case]) -> Iterator[Case]:
-    """The peak memory of each: all of a step in one pass on both sides, and by eight responses."""
+    """Yield memory cases: the whole step in one pass, and eight responses per pass."""
     once = {"memory": True, "repetitions": 1, "warm_up": 0, "quick": False}
     for case in cases:
         steps = 1 if case.epochs > 1 else 2
@@ -140,7 +140,7 @@ def memory(cases: list[Case]) -> Iterator[Case]:
 
 
 def curves() -> Iterator[Case]:
-    """GRPO on S around prompts of 128, groups of 8 and responses of up to 64: one thing varies."""
+    """Yield GRPO on S with prompts of 128, groups of 8 and responses of up to 64, one varied."""
     short = {"repetitions": 2, "steps": 4, "their_steps": 1, "their_rows_per_pass": 16}
     middle = Case("", "grpo", "S", 128, **short)
     for prompt in (32, 128, 512, 2048):
@@ -163,18 +163,18 @@ CASES = {case.name: case for case in [*TIMES, *memory(TIMES), *CURVES]}
 
 
 def chosen(patterns: str) -> list[Case]:
-    """The cases whose names are, or match, one of the patterns between commas."""
+    """Return the cases whose names match one of the comma-separated patterns."""
     from fnmatch import fnmatch
 
     wanted = patterns.split(",")
     unknown = [p for p in wanted if not any(fnmatch(name, p) for name in CASES)]
     if unknown:
-        raise SystemExit(f"no case is called {', '.join(unknown)}; there are {', '.join(CASES)}")
+        raise SystemExit(f"no case matches {', '.join(unknown)}; the cases are {', '.join(CASES)}")
     return [case for name, case in CASES.items() if any(fnmatch(name, p) for p in wanted)]
 
 
 def hurried(case: Case) -> Case:
-    """The case with fewer steps, once, for a quick look."""
+    """Return the case with fewer steps and one repetition, for a quick look."""
     return replace(
         case,
         steps=max(1, case.steps // 2),

@@ -1,12 +1,12 @@
-"""Trivium on one GPU: tokens per second, and the share of the GPU's arithmetic that is used.
+"""Measure Trivium on one GPU: tokens per second and model FLOPs utilization.
 
     python benchmarks/speed/gpu.py [--peak-tflops 989]
 
-A Qwen2 of half a billion random weights in bfloat16 samples 8 responses to each of 32 prompts and
-learns from them by GRPO, first without and then with CUDA graphs in sampling. The model FLOPs that
-Trivium counts (``trivium.models.flops``), over the seconds that they took, are set against the
-GPU's peak: as given, or else that of a product of large matrices, measured here. Where PyTorch
-finds no GPU it says so, and measures nothing.
+A Qwen2 with half a billion random weights in bfloat16 samples 8 responses to each of 32 prompts and
+trains on them with GRPO, first without and then with CUDA graphs for sampling. The model FLOPs per
+second (``trivium.models.flops``) are divided by the GPU's peak, which is given as an option or
+measured with a product of large matrices. Without a GPU the script prints a message and measures
+nothing.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from helpers.tiny_models import Size, write_world
 from ours import REWARD
+from worlds import Size, write_world
 
 from trivium.algorithms import grpo
 from trivium.algorithms.grpo_config import GRPOConfig
@@ -35,37 +35,37 @@ PROMPT, RESPONSE, PROMPTS, SAMPLES, STEPS = 512, 512, 32, 8, 5
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peak-tflops", type=float, help="of dense bfloat16, as the maker says")
-    asked = parser.parse_args()
+    parser.add_argument("--peak-tflops", type=float, help="dense bfloat16 peak of the GPU")
+    options = parser.parse_args()
     if not torch.cuda.is_available():
-        print("PyTorch finds no GPU here: nothing was measured")
+        print("PyTorch finds no GPU on this machine: nothing was measured")
         return
-    peak = asked.peak_tflops or measured_peak()
+    peak = options.peak_tflops or measured_peak()
     print(f"{torch.cuda.get_device_name()}, peak {peak:.0f} TFLOP/s in bfloat16")
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder) / "world"
         write_world(world, HALF_A_BILLION, prompt_tokens=PROMPT, response_tokens=RESPONSE)
         for graphs in (False, True):
-            tell(peak, graphs, *train(world, graphs))
+            report(peak, graphs, *train(world, graphs))
 
 
-def tell(peak: float, graphs: bool, sampling: float, steps: list[dict[str, float]]) -> None:
-    """Print the tokens per second of each stage, and the share of the peak that it reaches."""
+def report(peak: float, graphs: bool, sampling: float, steps: list[dict[str, float]]) -> None:
+    """Print the tokens per second and the FLOPs utilization of each stage."""
     tokens = fmean(step["tokens/generated"] for step in steps)
     learning = fmean(step["flops"] for step in steps) - sampling
     for stage, cost in {"rollout": sampling, "update": learning}.items():
         seconds = fmean(step[f"time/{stage}"] for step in steps)
-        found = {
+        result = {
             "stage": stage,
             "cuda_graphs": graphs,
             "tokens_per_second": tokens / seconds,
             "flops_share": cost / seconds / (peak * 1e12),
         }
-        print(json.dumps(found))
+        print(json.dumps(result))
 
 
 def measured_peak(size: int = 8192) -> float:
-    """TFLOP/s of a product of two squares in bfloat16, the best of ten."""
+    """Return the TFLOP/s of a product of two square bfloat16 matrices, the best of ten."""
     left, right = torch.randn(2, size, size, device="cuda", dtype=torch.bfloat16)
     best = 0.0
     for _ in range(10):
@@ -78,13 +78,13 @@ def measured_peak(size: int = 8192) -> float:
 
 
 def train(world: Path, graphs: bool) -> tuple[float, list[dict[str, float]]]:
-    """FLOPs of sampling, and the steps' numbers; the first step, a warm-up, is left out."""
+    """Return the FLOPs of sampling and the steps' metrics, without the warm-up step."""
     generate, costs = LocalEngine.generate, list[float]()
     model = {"path": str(world / "model"), "dtype": "bfloat16", "device": "cuda"}
 
-    def counted(self: LocalEngine, *given: Any, **named: Any) -> Any:
+    def counted(self: LocalEngine, *args: Any, **kwargs: Any) -> Any:
         before = flops.total()
-        responses = generate(self, *given, **named)
+        responses = generate(self, *args, **kwargs)
         costs.append(flops.total() - before)
         return responses
 

@@ -1,7 +1,7 @@
-"""How fast this core multiplies matrices: what arithmetic alone would take is measured by it.
+"""Matrix-product speed of this core, which gives a lower bound on a step's time.
 
-Both of the libraries that PyTorch comes with are tried, for on some processors one of them reaches
-less than half of what the core can do.
+Both libraries that PyTorch includes are measured, because on some processors one of them reaches
+less than half of the core's peak.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ SIZE = 1024
 
 @torch.no_grad()
 def rates(repetitions: int = 2) -> dict[str, float]:
-    """The most float32 operations per second of processor time now, by library: PyTorch's own
-    product, and oneDNN's."""
+    """Return the current peak of float32 operations per second of processor time, by library:
+    PyTorch's own product and oneDNN's."""
     left, right = torch.rand(SIZE, SIZE), torch.rand(SIZE, SIZE)
     best = {}
     for name, multiply in (("torch", torch.mm), ("onednn", _onednn)):

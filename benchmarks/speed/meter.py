@@ -1,6 +1,6 @@
-"""What both workers measure themselves with: processor time of steps, and their peak memory.
+"""Measurement of a worker's steps: processor time and peak memory.
 
-Imports nothing of Trivium or TRL.
+Both workers use this module, which imports neither Trivium nor TRL.
 """
 
 from __future__ import annotations
@@ -20,26 +20,25 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 def begin() -> tuple[dict[str, Any], Path, Path]:
-    """The worker's task, its world and a directory of its own, from the command line.
+    """Return the task, the directory of models and data, and the output directory.
 
-    One thread: the core was chosen by who started this process.
+    All come from the command line. The worker uses one thread; its parent process chose the core.
     """
     torch.set_num_threads(1)
-    task, world, place = sys.argv[1:]
-    return json.loads(task), Path(world), Path(place)
+    task, world, output = sys.argv[1:]
+    return json.loads(task), Path(world), Path(output)
 
 
 class Meter:
-    """Processor time of this process from step to step, or its peak memory over all steps.
+    """Meter of this process's processor time per step, or of its peak memory over all steps.
 
-    How fast the core is changes with what its neighbors do, so it is measured after each step.
-
-    Memory that is freed goes back to the system at once while memory is measured, and only then:
-    it costs time.
+    The speed of the core changes with the load on its neighbors, so it is measured after each step.
+    Only when memory is measured is freed memory returned to the system at once, because that takes
+    time.
     """
 
-    def __init__(self, place: Path, *, memory: bool) -> None:
-        self._place = place
+    def __init__(self, output: Path, *, memory: bool) -> None:
+        self._output = output
         self._memory = memory
         self._began = 0.0
         self._seconds: list[float] = []
@@ -54,7 +53,7 @@ class Meter:
             self._before = _status("VmRSS")
 
     def loaded(self) -> None:
-        """All models are loaded: time and memory count from here."""
+        """Start the measurement, after all models are loaded."""
         if self._memory:
             self._trim(0)
             Path("/proc/self/clear_refs").write_text("5")
@@ -62,7 +61,7 @@ class Meter:
         self._began = time.process_time()
 
     def step(self) -> None:
-        """A step ends here."""
+        """Record the end of a step."""
         self._seconds.append(time.process_time() - self._began)
         if self._memory:
             self._peak = _status("VmHWM")
@@ -71,25 +70,25 @@ class Meter:
         self._began = time.process_time()
 
     def note(self, **numbers: Any) -> None:
-        """Something else for the report."""
+        """Add further numbers to the report."""
         self._numbers |= numbers
 
     def report(self) -> None:
-        """Write what was measured, for who started this process."""
-        found = {
+        """Write the measurements for the parent process, and exit."""
+        measurements = {
             "seconds": self._seconds,
             "rates": self._rates,
             "peak_bytes": self._peak - self._base,
             "base_bytes": self._base - self._before,
             **self._numbers,
         }
-        (self._place / "report.json").write_text(json.dumps(found))
-        # Nothing that happens while the interpreter ends may matter.
+        (self._output / "report.json").write_text(json.dumps(measurements))
+        # Skip the interpreter's shutdown, whose errors must not count.
         sys.stdout.flush()
         os._exit(0)
 
 
 def _status(name: str) -> int:
-    """A line of this process's status, in bytes."""
+    """Return a value of /proc/self/status in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))

@@ -1,9 +1,9 @@
-"""One case on Trivium's side, in a process of its own: the real loops, their steps watched.
+"""Run one case with Trivium in a separate process: the real training loops, with steps measured.
 
-    python ours.py TASK WORLD PLACE
+    python ours.py TASK WORLD OUTPUT
 
-TASK is a case (``cases.py``) as JSON. Loops are run as ``trivium`` runs them; only the log of a
-step is wrapped, where a step ends.
+TASK is a case (``cases.py``) as JSON. The loops run as in ``trivium``; only the call that logs a
+step is wrapped, to measure the end of the step.
 """
 
 from __future__ import annotations
@@ -41,43 +41,43 @@ LOOPS: dict[str, tuple[Any, Callable[[Any], Path]]] = {
 
 
 def main() -> None:
-    task, world, place = meter.begin()
-    measured = meter.Meter(place, memory=task["memory"])
+    task, world, output = meter.begin()
+    measured = meter.Meter(output, memory=task["memory"])
     if task["method"] == "generation":
         generate(task, world, measured)
     else:
-        train(task, world, place, measured)
+        train(task, world, output, measured)
     measured.report()
 
 
-def train(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -> None:
-    """Run the loop; the models are loaded when its training begins.
+def train(task: dict[str, Any], world: Path, output: Path, measured: meter.Meter) -> None:
+    """Run the training loop, and measure from the moment its models are loaded.
 
-    DPO's reference log-probs are computed before: each step gets its share of their cost, unless
-    the case is one where that is left out on both sides.
+    DPO computes the reference's log-probs before the first step. Each step gets its share of their
+    cost, unless the case leaves it out on both sides.
     """
     steps = task["steps"] + task["warm_up"]
     scored: list[tuple[float, float]] = []
     log, enter, prepare = Training.log, Training.__enter__, dpo.Offline.prepare
 
-    def watched_enter(self: Training) -> Training:
+    def measured_enter(self: Training) -> Training:
         measured.loaded()
         return enter(self)
 
-    def watched_log(self: Training, *given: Any) -> None:
-        log(self, *given)
+    def measured_log(self: Training, *args: Any) -> None:
+        log(self, *args)
         measured.step()
 
-    def watched_prepare(self: dpo.Offline, *given: Any) -> None:
+    def measured_prepare(self: dpo.Offline, *args: Any) -> None:
         began, cost = time.process_time(), flops.total()
-        prepare(self, *given)
+        prepare(self, *args)
         if not task["precomputed"]:
             scored.append(((time.process_time() - began) / steps, (flops.total() - cost) / steps))
 
-    Training.__enter__, Training.log = watched_enter, watched_log
-    dpo.Offline.prepare = watched_prepare
-    kind, run = LOOPS[task["method"]]
-    lines = read_metrics(run(kind.model_validate(configuration(task, world, place))))
+    Training.__enter__, Training.log = measured_enter, measured_log
+    dpo.Offline.prepare = measured_prepare
+    config_class, run = LOOPS[task["method"]]
+    lines = read_metrics(run(config_class.model_validate(configuration(task, world, output))))
     names = ("tokens/generated", "tokens/trained")
     seconds, cost = scored[0] if scored else (0.0, 0.0)
     measured.note(
@@ -92,15 +92,15 @@ def train(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter)
     )
 
 
-def configuration(task: dict[str, Any], world: Path, place: Path) -> dict[str, Any]:
-    """The run's configuration, everything that is not named here being Trivium's default."""
+def configuration(task: dict[str, Any], world: Path, output: Path) -> dict[str, Any]:
+    """Return the run's configuration; all other settings are Trivium's defaults."""
     method, steps = task["method"], task["steps"] + task["warm_up"]
     model = {"path": str(world / "model"), "device": "cpu"}
     optimizer = {"learning_rate": 1e-8, "schedule": "constant"}
     common = {
         "model": model,
         "run": {
-            "directory": str(place / "run"),
+            "directory": str(output / "run"),
             "seed": task["seed"],
             "checkpoints": {"seconds": 1e6},
         },
@@ -155,7 +155,7 @@ def configuration(task: dict[str, Any], world: Path, place: Path) -> dict[str, A
 
 
 def generate(task: dict[str, Any], world: Path, measured: meter.Meter) -> None:
-    """Sample alone, as the loops do."""
+    """Sample without training, as the training loops do."""
     policy = Policy.load(ModelConfig(path=str(world / "model"), device="cpu"))
     prompts = load_prompts(PromptsConfig(path=str(world / "data.jsonl")), policy.tokenizer)
     engine = local_engine(policy)

@@ -1,4 +1,4 @@
-"""What pairs of runs come to: numbers for results.json, and the table that is made of it."""
+"""Results of pairs of runs: the entries of results.json and the table made from them."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Side:
-    """One run: means over the steps that count.
+    """Measurements of one run: means over the measured steps.
 
     Attributes:
         seconds: processor time of a step.
         tokens: response tokens of a step.
         bytes: peak memory above that of the loaded models.
-        base_bytes: what the loaded models take.
-        flops: that a step needs, where they are counted.
-        possible: operations that products of matrices could have done meanwhile, by library.
-        stages: wall-clock seconds of a step's parts, where they are told apart.
+        base_bytes: memory of the loaded models.
+        flops: FLOPs of a step, if they are counted.
+        possible: operations that matrix products could have done in the same time, by library.
+        stages: wall-clock seconds of each stage of a step, if they are measured.
     """
 
     seconds: float
@@ -63,7 +63,7 @@ class Side:
         )
 
     def cost(self, case: Case) -> float:
-        """What is compared: seconds of a token or step, or bytes."""
+        """Return the compared cost: seconds per token or step, or bytes."""
         if case.memory:
             return self.bytes
         return self.seconds / (self.tokens if case.method == "generation" else 1)
@@ -71,7 +71,7 @@ class Side:
 
 @dataclass(frozen=True)
 class Pair:
-    """A run of each side, with the same seed."""
+    """A Trivium run and a TRL run with the same seed."""
 
     case: Case
     ours: Side
@@ -79,7 +79,7 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """How many times theirs costs what ours does."""
+        """TRL's cost divided by Trivium's."""
         return self.theirs.cost(self.case) / self.ours.cost(self.case)
 
     def __str__(self) -> str:
@@ -92,10 +92,11 @@ class Pair:
 
 
 def summary(case: Case, pairs: list[Pair], *, quick: bool) -> dict[str, Any]:
-    """A case's entry in results.json; distances are from what arithmetic alone would have taken by
-    the faster library, and with ``_torch`` by PyTorch's own product.
+    """Return a case's entry in results.json.
 
-    TRL's distance is from the FLOPs that Trivium counted, made those of its own number of tokens.
+    A limit distance is the measured time divided by the time of the arithmetic alone with the
+    faster library; ``_torch`` uses PyTorch's own product. TRL's distance uses the FLOPs that
+    Trivium counted, scaled to TRL's number of tokens.
     """
     ratios = [pair.ratio for pair in pairs]
     sides = {"ours": [p.ours for p in pairs], "theirs": [p.theirs for p in pairs]}
@@ -121,42 +122,42 @@ def summary(case: Case, pairs: list[Pair], *, quick: bool) -> dict[str, Any]:
         "quick": quick,
         "task": asdict(case),
         "code": code(),
-        **circumstances(case),
+        **environment(case),
     }
 
 
 def distances(pairs: list[Pair]) -> dict[str, float | None]:
-    """How far each side is from arithmetic alone, and the rates that its limit stands on."""
+    """Return each side's distance from the arithmetic limit, and the rates behind the limit."""
     names = "limit_distance", "limit_distance_torch", "their_limit_distance"
     rates = "peak_gflops", "torch_gflops"
     if pairs[0].case.memory:
         return dict.fromkeys((*names, *rates))
-    found = []
+    rows = []
     for ours, theirs in ((pair.ours, pair.theirs) for pair in pairs):
         their_flops = ours.flops * theirs.tokens / ours.tokens
-        best, torchs = max(ours.possible.values()), ours.possible["torch"]
-        found.append(
+        best, torch_only = max(ours.possible.values()), ours.possible["torch"]
+        rows.append(
             (
                 best / ours.flops,
-                torchs / ours.flops,
+                torch_only / ours.flops,
                 max(theirs.possible.values()) / their_flops,
                 best / ours.seconds / 1e9,
-                torchs / ours.seconds / 1e9,
+                torch_only / ours.seconds / 1e9,
             )
         )
-    medians = map(median, zip(*found, strict=True))
+    medians = map(median, zip(*rows, strict=True))
     return dict(zip((*names, *rates), medians, strict=True))
 
 
 def shares(runs: list[Side]) -> dict[str, float]:
-    """The share of each of Trivium's stages in the time of all of them."""
+    """Return the share of each of Trivium's stages in their total time."""
     seconds = {name: fmean(run.stages[name] for run in runs) for name in runs[0].stages}
     total = sum(seconds.values())
     return {name.removeprefix("time/"): value / total for name, value in seconds.items()}
 
 
-def circumstances(case: Case) -> dict[str, Any]:
-    """The processor, and the versions of what was compared."""
+def environment(case: Case) -> dict[str, Any]:
+    """Return the processor and the versions of the compared libraries."""
     pins = (HERE / f"{peer(case)}.txt").read_text().split()
     return {
         "cpu": processor(),
@@ -169,19 +170,19 @@ def circumstances(case: Case) -> dict[str, Any]:
 
 
 def peer(case: Case) -> str:
-    """The version of TRL that a case is compared with: the last that has the method."""
+    """Return the TRL version that a case is compared with: the last that has the method."""
     return "trl-1.9" if case.method == "ppo" else "trl-1.16"
 
 
 def processor() -> str:
-    """What the system calls this processor."""
+    """Return the system's name of this processor."""
     cpus = Path("/proc/cpuinfo").read_text().splitlines()
     return next((line.split(":")[1].strip() for line in cpus if "model name" in line), "unknown")
 
 
 @cache
 def code() -> str:
-    """Short for all code that is measured, and that measures it."""
+    """Return a hash of all measured code and of the code that measures it."""
     workers = [
         HERE / f"{name}.py" for name in ("limit", "meter", "ours", "reward", "theirs", "worlds")
     ]
@@ -191,22 +192,22 @@ def code() -> str:
 
 
 def digest(*files: Path) -> str:
-    """Short for these files' contents."""
-    whole = hashlib.sha256()
+    """Return a short hash of the files' contents."""
+    sha256 = hashlib.sha256()
     for file in files:
-        whole.update(file.read_bytes())
-    return whole.hexdigest()[:12]
+        sha256.update(file.read_bytes())
+    return sha256.hexdigest()[:12]
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The results that there are, in the order of the cases."""
+    """Return the saved results in the order of the cases."""
     results = json.loads(path.read_text()) if path.exists() else []
     order = list(CASES)
     return sorted((r for r in results if r["case"] in CASES), key=lambda r: order.index(r["case"]))
 
 
 def write(path: Path, entry: dict[str, Any]) -> None:
-    """Put a case's entry among the results, in place of its former one, and make the table anew."""
+    """Save a case's entry in place of its previous one, and rewrite the table."""
     others = [r for r in read(path) if r["case"] != entry["case"]]
     path.write_text(json.dumps([*others, entry], indent=1) + "\n")
     path.write_text(json.dumps(read(path), indent=1) + "\n")
@@ -214,13 +215,13 @@ def write(path: Path, entry: dict[str, Any]) -> None:
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """A Markdown table of all results; those of other code than the last are marked so."""
+    """Return a Markdown table of all results; results of older code are marked."""
     rows = [COLUMNS, ["---"] * len(COLUMNS), *map(cells, results)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def cells(r: dict[str, Any]) -> list[str]:
-    """A row of the table."""
+    """Return a row of the table."""
     memory = r["unit"] == "bytes"
     fast = r["case"].startswith("generation")
     promised = "" if r["minimum"] is None else f"{r['minimum']:g}"

@@ -1,10 +1,10 @@
-"""One case on TRL's side, in a process of its own, in an environment that has no Trivium.
+"""Run one case with TRL in a separate process, in an environment without Trivium.
 
-    python theirs.py TASK WORLD PLACE
+    python theirs.py TASK WORLD OUTPUT
 
-TASK is a case (``cases.py``) as JSON. TRL's trainers are run as they are, with what they need to be
-fast on one core: no gradient checkpointing, no half precision that the core lacks, no evaluation,
-saving or logging. Wherever a setting costs nothing but time, it is the faster one.
+TASK is a case (``cases.py``) as JSON. TRL's trainers run unmodified, with the settings that are
+fastest on one core: no gradient checkpointing, no half precision (the core does not support it), no
+evaluation, saving or logging. A setting that changes only the speed has its fastest value.
 """
 
 from __future__ import annotations
@@ -38,43 +38,43 @@ COMMON = {
 
 
 def main() -> None:
-    task, world, place = meter.begin()
-    measured = meter.Meter(place, memory=task["memory"])
+    task, world, output = meter.begin()
+    measured = meter.Meter(output, memory=task["memory"])
     if task["lean_head"]:
-        put_head_on_responses_only()
-    METHODS[task["method"]](task, world, place, measured)
+        use_head_on_responses_only()
+    METHODS[task["method"]](task, world, output, measured)
     measured.report()
 
 
-def put_head_on_responses_only() -> None:
-    """Let TRL do on the CPU what it does on GPUs: its head sees the response's positions alone."""
+def use_head_on_responses_only() -> None:
+    """Make TRL apply its head only to response positions on the CPU, as it does on GPUs."""
     from trl.trainer import utils
 
     utils._use_triton = lambda device: True
 
 
-class Watch(TrainerCallback):
-    """Tells the meter when training begins, and when every so many optimizer steps end."""
+class MeterCallback(TrainerCallback):
+    """Callback that reports the start of training and every n-th optimizer step to the meter."""
 
     def __init__(self, measured: meter.Meter, every: int = 1) -> None:
-        self.measured, self.every, self.seen = measured, every, 0
+        self.measured, self.every, self.steps = measured, every, 0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
         self.measured.loaded()
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
-        self.seen += 1
-        if self.seen % self.every == 0:
+        self.steps += 1
+        if self.steps % self.every == 0:
             self.measured.step()
 
 
 def rows(task: dict[str, Any], world: Path, columns: dict[str, str]) -> Dataset:
-    """The rows that the steps need, under TRL's names."""
+    """Return the rows that the steps need, with TRL's column names."""
     lines = (world / "data.jsonl").read_text().splitlines()
-    found = [json.loads(line) for line in lines]
+    records = [json.loads(line) for line in lines]
     if task["method"] in ("dpo", "sft", "reward-model"):
-        found = found[: task["prompts"] * steps(task)]
-    return Dataset.from_list([{new: row[old] for new, old in columns.items()} for row in found])
+        records = records[: task["prompts"] * steps(task)]
+    return Dataset.from_list([{new: row[old] for new, old in columns.items()} for row in records])
 
 
 def steps(task: dict[str, Any]) -> int:
@@ -82,7 +82,7 @@ def steps(task: dict[str, Any]) -> int:
 
 
 def batches(task: dict[str, Any], rows: int) -> dict[str, int]:
-    """How many rows are in a pass, and how many passes in an optimizer step."""
+    """Return the rows per forward pass and the passes per optimizer step."""
     size = task["their_rows_per_pass"] or rows
     return {"per_device_train_batch_size": size, "gradient_accumulation_steps": rows // size}
 
@@ -95,7 +95,7 @@ def scorer(world: Path) -> Any:
     return AutoModelForSequenceClassification.from_pretrained(world / "scorer", num_labels=1)
 
 
-def grpo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -> None:
+def grpo(task: dict[str, Any], world: Path, output: Path, measured: meter.Meter) -> None:
     from trl import GRPOConfig, GRPOTrainer
 
     lengths: list[int] = []
@@ -108,7 +108,7 @@ def grpo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) 
     config = GRPOConfig(
         **COMMON,
         **batches(task, responses),
-        output_dir=str(place),
+        output_dir=str(output),
         seed=task["seed"],
         max_steps=steps(task) * task["epochs"],
         num_generations=task["samples"],
@@ -125,14 +125,14 @@ def grpo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) 
         config,
         rows(task, world, {"prompt": "prompt"}),
         processing_class=tokenizer(world),
-        callbacks=[Watch(measured, every=task["epochs"])],
+        callbacks=[MeterCallback(measured, every=task["epochs"])],
     )
     trainer.train()
     measured.note(tokens=lengths)
 
 
-def generation(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -> None:
-    """As GRPOTrainer samples: prompts repeated, and everything after the first end dropped."""
+def generation(task: dict[str, Any], world: Path, output: Path, measured: meter.Meter) -> None:
+    """Sample as GRPOTrainer does: repeat prompts, and drop tokens after the first end token."""
     import torch
 
     words, model = tokenizer(world), language_model(world)
@@ -155,7 +155,7 @@ def generation(task: dict[str, Any], world: Path, place: Path, measured: meter.M
     for step in range(steps(task)):
         chosen = prompts[step * task["prompts"] :][: task["prompts"]]
         repeated = [prompt for prompt in chosen for _ in range(task["samples"])]
-        made = 0
+        count = 0
         for first in range(0, len(repeated), size):
             batch = words(
                 repeated[first : first + size],
@@ -164,26 +164,27 @@ def generation(task: dict[str, Any], world: Path, place: Path, measured: meter.M
                 padding_side="left",
             )
             with torch.no_grad():
-                whole = model.generate(**batch, generation_config=config)
-            made += int(until_end(whole[:, batch["input_ids"].shape[1] :], words).sum())
+                sequences = model.generate(**batch, generation_config=config)
+            responses = sequences[:, batch["input_ids"].shape[1] :]
+            count += int(until_end(responses, words).sum())
         measured.step()
-        tokens.append(made)
+        tokens.append(count)
     measured.note(tokens=tokens)
 
 
 def until_end(responses: Any, words: Any) -> Any:
-    """Which tokens come before the first end token, or are it."""
+    """Return a mask of the tokens up to and including the first end token."""
     ends = (responses == words.eos_token_id).int()
     return ends.cumsum(1) - ends == 0
 
 
-def dpo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -> None:
+def dpo(task: dict[str, Any], world: Path, output: Path, measured: meter.Meter) -> None:
     from trl import DPOConfig, DPOTrainer
 
     config = DPOConfig(
         **COMMON,
         **batches(task, task["prompts"]),
-        output_dir=str(place),
+        output_dir=str(output),
         seed=task["seed"],
         num_train_epochs=1,
         precompute_ref_log_probs=task["precomputed"],
@@ -195,21 +196,21 @@ def dpo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -
         args=config,
         train_dataset=pairs,
         processing_class=tokenizer(world),
-        callbacks=[Watch(measured)],
+        callbacks=[MeterCallback(measured)],
     )
-    made = trainer.train_dataset
-    responses = [ids for side in ("chosen_ids", "rejected_ids") for ids in made[side]]
+    data = trainer.train_dataset
+    responses = [ids for side in ("chosen_ids", "rejected_ids") for ids in data[side]]
     note_tokens(task, measured, sum(map(len, responses)))
     trainer.train()
 
 
-def sft(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -> None:
+def sft(task: dict[str, Any], world: Path, output: Path, measured: meter.Meter) -> None:
     from trl import SFTConfig, SFTTrainer
 
     config = SFTConfig(
         **COMMON,
         **batches(task, task["prompts"]),
-        output_dir=str(place),
+        output_dir=str(output),
         seed=task["seed"],
         num_train_epochs=1,
         **task["their_settings"],
@@ -219,20 +220,21 @@ def sft(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -
         args=config,
         train_dataset=rows(task, world, {"prompt": "prompt", "completion": "chosen"}),
         processing_class=tokenizer(world),
-        callbacks=[Watch(measured)],
+        callbacks=[MeterCallback(measured)],
     )
-    learned = trainer.train_dataset["labels"]
-    note_tokens(task, measured, sum(label != -100 for labels in learned for label in labels))
+    rows_of_labels = trainer.train_dataset["labels"]
+    trained = sum(label != -100 for labels in rows_of_labels for label in labels)
+    note_tokens(task, measured, trained)
     trainer.train()
 
 
-def reward_model(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -> None:
+def reward_model(task: dict[str, Any], world: Path, output: Path, measured: meter.Meter) -> None:
     from trl import RewardConfig, RewardTrainer
 
     config = RewardConfig(
         **COMMON,
         **batches(task, task["prompts"]),
-        output_dir=str(place),
+        output_dir=str(output),
         seed=task["seed"],
         num_train_epochs=1,
         center_rewards_coefficient=0.01,
@@ -245,36 +247,36 @@ def reward_model(task: dict[str, Any], world: Path, place: Path, measured: meter
             task, world, {"prompt": "prompt", "chosen": "chosen", "rejected": "rejected"}
         ),
         processing_class=tokenizer(world),
-        callbacks=[Watch(measured)],
+        callbacks=[MeterCallback(measured)],
     )
-    made = trainer.train_dataset
-    whole = sum(len(ids) for side in ("chosen_ids", "rejected_ids") for ids in made[side])
-    note_tokens(task, measured, whole - 2 * len(made) * task["prompt"])
+    data = trainer.train_dataset
+    total = sum(len(ids) for side in ("chosen_ids", "rejected_ids") for ids in data[side])
+    note_tokens(task, measured, total - 2 * len(data) * task["prompt"])
     trainer.train()
 
 
 def note_tokens(task: dict[str, Any], measured: meter.Meter, total: int) -> None:
-    """Response tokens of all steps together, as so many in each on average."""
+    """Record the mean number of response tokens per step, from the total of all steps."""
     measured.note(tokens=[total / steps(task)] * steps(task))
 
 
-def ppo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -> None:
+def ppo(task: dict[str, Any], world: Path, output: Path, measured: meter.Meter) -> None:
     from trl.experimental.ppo import PPOConfig, PPOTrainer, ppo_trainer
 
     lengths: list[int] = []
     truncate = ppo_trainer.truncate_response
 
     def counted(stop: int, padding: int, responses: Any) -> Any:
-        cut = truncate(stop, padding, responses)
-        lengths.append(int((cut != padding).sum()))
-        return cut
+        truncated = truncate(stop, padding, responses)
+        lengths.append(int((truncated != padding).sum()))
+        return truncated
 
     ppo_trainer.truncate_response = counted
     responses = task["prompts"] * task["samples"]
     config = PPOConfig(
         **COMMON,
         **batches(task, responses),
-        output_dir=str(place),
+        output_dir=str(output),
         seed=task["seed"],
         total_episodes=responses * steps(task),
         num_ppo_epochs=task["epochs"],
@@ -302,7 +304,7 @@ def ppo(task: dict[str, Any], world: Path, place: Path, measured: meter.Meter) -
         tokens,
         scorer(world),
         eval_dataset=tokens,
-        callbacks=[Watch(measured)],
+        callbacks=[MeterCallback(measured)],
     )
     trainer.train()
     measured.note(tokens=lengths)

@@ -1,9 +1,10 @@
-"""The models and the data that both sides of the comparison are given.
+"""Models and data that both sides of the comparison use.
 
-Qwen2 with random weights, in two sizes, and a tokenizer whose words are one token each, space
-included. The end token's logit is raised until it has a probability of 2 in the most tokens that a
-response may have, so that lengths spread over all that are possible, as those of a trained model
-do: each is that of a geometric distribution, cut off. Imports nothing of Trivium or TRL.
+The models are Qwen2 with random weights, in two sizes. The tokenizer has one token per word,
+including the space before it. The logit of the end token is raised until its probability is 2 over
+the largest number of response tokens. Response lengths then follow a truncated geometric
+distribution and spread over all possible lengths, as for a trained model. The module imports
+neither Trivium nor TRL.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from transformers.utils.logging import disable_progress_bar
 
 END, PADDING = 0, 1
 SPACE = "Ġ"
-"""What the tokenizer's vocabulary writes for a space."""
+"""Symbol of a space in the tokenizer's vocabulary."""
 SYLLABLES = [c + v for c, v in product("bcdfghjklmnpqrstvwxyz", "aeiou")]
-COMMON = 80.0
-"""The constant that dimension 0 of every embedding holds, in standard deviations of the others."""
+CONSTANT_DIMENSION = 80.0
+"""Value of dimension 0 of every embedding, in standard deviations of the other dimensions."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a Qwen2 is made of; keys are shared by pairs of heads."""
+    """Size of a Qwen2; every pair of query heads shares a key head."""
 
     width: int
     layers: int
@@ -70,15 +71,15 @@ def write_world(
     response_tokens: int = 64,
     rows: int = 1024,
 ) -> None:
-    """Checkpoints ``model`` and ``scorer``, and ``data.jsonl``, whose rows serve every method.
+    """Write the checkpoints ``model`` and ``scorer``, and ``data.jsonl`` for every method.
 
     Args:
-        directory: where; it must not exist.
-        size: of both models.
-        prompt_tokens: of every prompt.
-        response_tokens: the most of a response, its end included; half of it is the mean of the
-            distribution that is cut off there.
-        rows: of the data.
+        directory: output directory, which must not exist.
+        size: size of both models.
+        prompt_tokens: tokens of every prompt.
+        response_tokens: largest number of tokens of a response, with its end token; the mean of the
+            distribution before truncation is half of it.
+        rows: number of rows of data.
     """
     disable_progress_bar()
     directory.mkdir(parents=True)
@@ -89,39 +90,40 @@ def write_world(
     config = size.config()
     config.num_labels = 1
     scorer = Qwen2ForSequenceClassification(config)
-    for name, written in {"model": model, "scorer": scorer}.items():
-        written.save_pretrained(directory / name)
+    for name, network in {"model": model, "scorer": scorer}.items():
+        network.save_pretrained(directory / name)
         tokenizer.save_pretrained(directory / name)
-    drawn = random.Random(0)
+    rng = random.Random(0)
     with (directory / "data.jsonl").open("w") as file:
         for _ in range(rows):
-            file.write(json.dumps(_row(drawn, words, prompt_tokens, response_tokens)) + "\n")
+            file.write(json.dumps(_row(rng, words, prompt_tokens, response_tokens)) + "\n")
 
 
 def _tokenizer(vocabulary: int) -> tuple[Qwen2Tokenizer, list[str]]:
-    """A tokenizer of so many tokens, and the words that are one token with the space before them.
+    """Return a tokenizer with `vocabulary` tokens and the words that are one token.
 
-    It is Qwen2's own, since ``transformers`` gives Qwen2 no other: byte pairs are merged to
-    syllables, and these to words. Consonants and vowels take turns, so there is one way to do it.
+    It has Qwen2's tokenizer class, the only one that ``transformers`` accepts for Qwen2. Byte pairs
+    are merged into syllables, and syllables into words. Consonants and vowels alternate, so the
+    merges are unambiguous.
     """
     letters = sorted({letter for syllable in SYLLABLES for letter in syllable})
-    parts = ["<end>", "<pad>", SPACE, *letters, *SYLLABLES, *(SPACE + s for s in SYLLABLES)]
+    short_tokens = ["<end>", "<pad>", SPACE, *letters, *SYLLABLES, *(SPACE + s for s in SYLLABLES)]
     merges = [(s[0], s[1]) for s in SYLLABLES] + [(SPACE, s) for s in SYLLABLES]
     longer = [*product(SYLLABLES, repeat=2), *islice(product(SYLLABLES, repeat=3), vocabulary)]
-    chosen = longer[: vocabulary - len(parts)]
-    words = ["".join(syllables) for syllables in chosen]
-    merges += [(SPACE + "".join(syllables[:-1]), syllables[-1]) for syllables in chosen]
-    tokens = parts + [SPACE + word for word in words]
-    numbered = {token: i for i, token in enumerate(tokens)}
+    longer_words = longer[: vocabulary - len(short_tokens)]
+    words = ["".join(syllables) for syllables in longer_words]
+    merges += [(SPACE + "".join(syllables[:-1]), syllables[-1]) for syllables in longer_words]
+    tokens = short_tokens + [SPACE + word for word in words]
+    token_ids = {token: i for i, token in enumerate(tokens)}
     names = {"eos_token": "<end>", "pad_token": "<pad>", "unk_token": "<pad>"}
-    return Qwen2Tokenizer(vocab=numbered, merges=merges, **names), words
+    return Qwen2Tokenizer(vocab=token_ids, merges=merges, **names), words
 
 
 @torch.no_grad()
 def _raise_end(model: Qwen2ForCausalLM, response: int) -> None:
-    """Let the end token have a probability of 2 in ``response`` on average, at random contexts."""
+    """Raise the end token's mean probability over random contexts to 2 / `response`."""
     embedding = model.get_input_embeddings().weight
-    embedding[:, 0] = COMMON * embedding.std()
+    embedding[:, 0] = CONSTANT_DIMENSION * embedding.std()
     tokens = torch.randint(2, len(embedding), (16, 64))
     hidden = model.model(tokens).last_hidden_state.flatten(0, 1)
     logits = hidden @ embedding.T
@@ -136,11 +138,11 @@ def _raise_end(model: Qwen2ForCausalLM, response: int) -> None:
     embedding[END, 0] *= 1 + middle
 
 
-def _row(drawn: random.Random, words: list[str], prompt: int, response: int) -> dict[str, Any]:
+def _row(rng: random.Random, words: list[str], prompt: int, response: int) -> dict[str, Any]:
     def text(count: int) -> str:
-        return "".join(" " + drawn.choice(words) for _ in range(count))
+        return "".join(" " + rng.choice(words) for _ in range(count))
 
     def length() -> int:
-        return min(1 + int(drawn.expovariate(2 / response)), response - 1)
+        return min(1 + int(rng.expovariate(2 / response)), response - 1)
 
     return {"prompt": text(prompt), "chosen": text(length()), "rejected": text(length())}

@@ -1,4 +1,4 @@
-"""What a held-out evaluation measures, by hand and by enumeration."""
+"""Metrics of held-out evaluations, checked by hand and by enumeration."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.data.batch import Batch
 from trivium.data.chat import token_pieces
+from trivium.data.group import Group
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.evaluation.evaluator import Evaluator
@@ -35,24 +36,24 @@ from trivium.runs.store import read_evaluations, read_outcomes, read_samples
 
 
 @pytest.mark.parametrize(("n", "passed"), [(4, 0), (4, 1), (5, 2), (6, 6), (7, 3)])
-def test_pass_at_k_is_the_share_of_subsets_with_a_pass(n: int, passed: int) -> None:
+def test_pass_at_k_is_the_share_of_subsets_that_contain_a_pass(n: int, passed: int) -> None:
     results = [True] * passed + [False] * (n - passed)
     for k in range(1, n + 1):
         subsets = list(combinations(results, k))
         assert pass_at_k(n, passed, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
 
 
-def test_pass_at_more_than_was_drawn_is_refused() -> None:
+def test_pass_at_k_beyond_the_number_of_samples_is_an_error() -> None:
     with pytest.raises(ValueError, match="pass@3 of 2 responses"):
         pass_at_k(2, 1, 3)
 
 
-def test_win_is_counted_over_all_pairs_of_a_prompt_and_ties_are_half() -> None:
+def test_wins_are_counted_over_all_pairs_of_a_prompt_and_ties_count_half() -> None:
     assert wins([[1.0, 0.0], [2.0]], [[0.0, 0.5], [2.0]]) == [(1 + 1 + 0.5 + 0) / 4, 0.5]
 
 
-def test_repetition_counts_word_grams_that_came_before() -> None:
-    # a b c | b c a | c a b | a b c | b c d: one of five was there before.
+def test_repetition_counts_n_grams_that_occur_earlier() -> None:
+    # a b c | b c a | c a b | a b c | b c d: one of five occurs earlier.
     assert repetition(["a b c a b c d"]) == pytest.approx(1 / 5)
     assert repetition(["Happy, happy happy happy happy"]) == pytest.approx(2 / 3)
     assert repetition(["a b", "", "a b c"]) == 0.0
@@ -65,7 +66,7 @@ def test_distinct_words_ignore_case_and_texts_without_words() -> None:
 
 
 @pytest.mark.parametrize("draw", ["coin", "normal"])
-def test_intervals_hold_the_truth_about_95_times_in_100(draw: str) -> None:
+def test_intervals_contain_the_true_mean_in_about_95_percent_of_draws(draw: str) -> None:
     rng = random.Random(1)
     inside = 0
     for _ in range(2000):
@@ -78,7 +79,7 @@ def test_intervals_hold_the_truth_about_95_times_in_100(draw: str) -> None:
     assert 0.93 <= inside / 2000 <= 0.97
 
 
-# --- In runs --------------------------------------------------------------------------------------
+# --- Evaluations of runs --------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -86,7 +87,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def evaluated(world: World, training: dict[str, object], **options: object) -> Path:
+def evaluated_run(world: World, training: dict[str, object], **options: object) -> Path:
     evaluation = {"data": world.prompts, **options}
     settings = world.on_policy() | {"steps_per_iteration": 2, "beta": 0.1} | training
     return grpo.train(GRPOConfig(**(settings | {"evaluation": evaluation})))
@@ -95,8 +96,8 @@ def evaluated(world: World, training: dict[str, object], **options: object) -> P
 MOVING = {"optimizer": {"learning_rate": 0.05, "max_grad_norm": 1e6}}
 
 
-def test_measures_follow_from_the_kept_responses(world: World) -> None:
-    path = evaluated(world, MOVING | {"run": world.run(samples=9)}, samples=3, max_tokens=5)
+def test_metrics_follow_from_the_saved_responses(world: World) -> None:
+    path = evaluated_run(world, MOVING | {"run": world.run(samples=9)}, samples=3, max_tokens=5)
     first, last = read_evaluations(path)
     rows = [r for r in read_samples(path) if r["drawn"] == "sampled" and r["step"] == 2]
     assert [(r["index"], r["sample"]) for r in rows] == [(i, j) for i in range(4) for j in range(3)]
@@ -114,15 +115,15 @@ def test_measures_follow_from_the_kept_responses(world: World) -> None:
     assert last["distinct"] == pytest.approx(distinct_words([r["response"] for r in rows]))
     assert first["kl"] == 0.0 and first["win_rate"] is None
     (before, after) = read_outcomes(path)
-    beats = wins(after["sampled"], before["sampled"])
-    assert last["win_rate"] == pytest.approx(sum(beats) / 4)
+    won = wins(after["sampled"], before["sampled"])
+    assert last["win_rate"] == pytest.approx(sum(won) / 4)
     assert after["index"] == [0, 1, 2, 3]
     assert [sum(group) / 3 for group in after["sampled"]] == pytest.approx(means)
     assert last["pass_at"] == {}
 
 
-def test_reference_logprob_is_the_base_models_own_opinion(world: World) -> None:
-    path = evaluated(world, MOVING | {"run": world.run(samples=9)}, max_tokens=5)
+def test_reference_logprob_is_the_log_prob_under_the_base_model(world: World) -> None:
+    path = evaluated_run(world, MOVING | {"run": world.run(samples=9)}, max_tokens=5)
     base = Policy.load(ModelConfig(path=world.path))
     rows = [r for r in read_samples(path) if r["drawn"] == "sampled" and r["step"] == 2]
     trained = Policy.load(ModelConfig(path=str(path / "final")))
@@ -130,38 +131,36 @@ def test_reference_logprob_is_the_base_models_own_opinion(world: World) -> None:
     logprobs, ratios = [], []
     for row in rows:
         tokens = tokenizer.encode(row["response"]) + [0] * (row["finish_reason"] == "eos")
-        from trivium.data.group import Group
-
         batch = Batch.of([Group(tokenizer.encode(row["prompt"]), [tokens])])
         with torch.no_grad():
-            mine, ref = trained.score(batch).logprobs_T, base.score(batch).logprobs_T
-        logprobs += ref.tolist()
-        ratios.append((mine - ref).tolist())
+            policy_T, ref_T = trained.score(batch).logprobs_T, base.score(batch).logprobs_T
+        logprobs += ref_T.tolist()
+        ratios.append((policy_T - ref_T).tolist())
     last = read_evaluations(path)[-1]
     assert last["reference_logprob"] == pytest.approx(sum(logprobs) / len(logprobs), abs=1e-4)
     assert [r["log_ratio"] for r in rows] == [pytest.approx(r, abs=2e-4) for r in ratios]
 
 
-def test_log_ratios_stay_with_their_responses_however_passes_are_cut(
+def test_log_ratios_do_not_depend_on_the_micro_batch_size(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = []
-    for most in (16384, 20):
-        monkeypatch.setitem(Evaluator.__init__.__kwdefaults__, "tokens_per_micro_batch", most)
-        path = evaluated(world, MOVING | {"run": world.run(samples=9)}, samples=3, max_tokens=5)
+    results = []
+    for tokens in (16384, 20):
+        monkeypatch.setitem(Evaluator.__init__.__kwdefaults__, "tokens_per_micro_batch", tokens)
+        path = evaluated_run(world, MOVING | {"run": world.run(samples=9)}, samples=3, max_tokens=5)
         rows = [r for r in read_samples(path) if r["drawn"] == "sampled" and r["step"] == 2]
-        kept.append(([r["log_ratio"] for r in rows], read_evaluations(path)[-1]["kl_low"]))
-    (whole, low), (cut, low_cut) = kept
-    assert [pytest.approx(ratios, abs=2e-4) for ratios in whole] == cut
-    assert low_cut == pytest.approx(low, abs=1e-4)
+        results.append(([r["log_ratio"] for r in rows], read_evaluations(path)[-1]["kl_low"]))
+    (one_batch, low), (many_batches, low_many) = results
+    assert [pytest.approx(ratios, abs=2e-4) for ratios in one_batch] == many_batches
+    assert low_many == pytest.approx(low, abs=1e-4)
 
 
-def test_passes_are_counted_where_rewards_are_right_or_wrong(world: World) -> None:
-    (world.directory / "right.py").write_text(
-        "def right(prompts, responses): return [float('a' in r) for r in responses]"
+def test_pass_at_k_is_measured_if_every_reward_is_0_or_1(world: World) -> None:
+    (world.directory / "correct.py").write_text(
+        "def correct(prompts, responses): return [float('a' in r) for r in responses]"
     )
-    right = [{"function": f"{world.directory / 'right.py'}:right", "timeout": None}]
-    path = evaluated(world, {}, samples=5, rewards=right)
+    rewards = [{"function": f"{world.directory / 'correct.py'}:correct", "timeout": None}]
+    path = evaluated_run(world, {}, samples=5, rewards=rewards)
     totals = read_outcomes(path)[-1]["sampled"]
     expected = {
         str(k): pytest.approx(sum(pass_at_k(5, int(sum(t)), k) for t in totals) / 4)
@@ -170,8 +169,8 @@ def test_passes_are_counted_where_rewards_are_right_or_wrong(world: World) -> No
     assert read_evaluations(path)[-1]["pass_at"] == expected
 
 
-def test_a_threshold_makes_any_reward_pass_or_fail(world: World) -> None:
-    path = evaluated(world, {}, samples=2, pass_threshold=0.5)
+def test_pass_threshold_makes_pass_at_k_defined_for_any_reward(world: World) -> None:
+    path = evaluated_run(world, {}, samples=2, pass_threshold=0.5)
     totals = read_outcomes(path)[-1]["sampled"]
     passed = [sum(t >= 0.5 for t in group) for group in totals]
     expected = sum(pass_at_k(2, c, 2) for c in passed) / 4
@@ -180,16 +179,18 @@ def test_a_threshold_makes_any_reward_pass_or_fail(world: World) -> None:
 
 def test_held_out_responses_end_as_training_responses_do(world: World) -> None:
     sampling = {"max_tokens": 30, "stop": ["a"], "stop_tokens": [2]}
-    path = evaluated(world, {"sampling": sampling, "run": world.run(samples=9)}, samples=4)
+    path = evaluated_run(world, {"sampling": sampling, "run": world.run(samples=9)}, samples=4)
     rows = [r for r in read_samples(path) if r["drawn"] != "training"]
     assert all("a" not in r["response"][:-1] and "b" not in r["response"][:-1] for r in rows)
     assert {r["finish_reason"] for r in rows} >= {"stop"}
-    own = evaluated(world, {"sampling": sampling, "run": world.run(samples=9)}, samples=4, stop=())
+    own = evaluated_run(
+        world, {"sampling": sampling, "run": world.run(samples=9)}, samples=4, stop=()
+    )
     ended = {r["finish_reason"] for r in read_samples(own) if r["drawn"] != "training"}
     assert "stop" not in ended
 
 
-def test_online_dpo_is_evaluated_as_it_samples(world: World) -> None:
+def test_online_dpo_is_evaluated_with_its_training_sampling(world: World) -> None:
     online = {
         "data": world.prompts, "rewards": world.reward("letters"), "steps": 1,
         "sampling": {"max_tokens": 30, "stop": ["a"]},
@@ -204,16 +205,16 @@ def test_online_dpo_is_evaluated_as_it_samples(world: World) -> None:
     assert rows and all("a" not in r["response"][:-1] for r in rows)
 
 
-def test_settings_of_an_evaluation_come_from_it_then_from_training() -> None:
+def test_evaluation_settings_override_those_of_training() -> None:
     data = PromptsConfig(path="p.jsonl")
     training = Sampling(temperature=0.5, top_k=3, max_tokens=7, stop=("x",), stop_tokens=(4,))
     inherited = EvaluationConfig(data=data).sampling(training)
     assert (inherited.max_tokens, inherited.stop, inherited.stop_tokens) == (7, ("x",), (4,))
-    assert inherited.top_k == 0, "the policy is measured as it is"
+    assert inherited.top_k == 0, "the unfiltered policy is measured"
     own = EvaluationConfig(data=data, max_tokens=9, stop=(), stop_tokens=(1,)).sampling(training)
     assert (own.max_tokens, own.stop, own.stop_tokens) == (9, (), (1,))
     assert EvaluationConfig(data=data).sampling(None).max_tokens == 256
 
 
-def test_pieces_join_to_the_text_with_special_tokens_as_written() -> None:
+def test_token_pieces_include_special_tokens() -> None:
     assert token_pieces(letters_tokenizer(), [1, 11, 0]) == ["a", ".", "<eos>"]

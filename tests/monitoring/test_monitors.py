@@ -1,4 +1,4 @@
-"""Each monitor speaks on a stream made to provoke it, once, and is silent on a healthy one."""
+"""Each monitor raises one alarm on metrics that provoke it, and none on healthy metrics."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run(
     evaluations: Mapping[int, Mapping[str, Any]] | None = None,
     config: Mapping[str, Any] | None = None,
 ) -> list[Alarm]:
-    """The alarms of a run: steps from 1 on, evaluations after the steps they are given for."""
+    """Return the alarms of a run with these metrics per step and evaluations after some steps."""
     monitors = Monitors(MonitorsConfig.model_validate(config or {}))
     held_out = dict(evaluations or {})
     alarms = monitors.evaluated(0, held_out[0]) if 0 in held_out else []
@@ -41,7 +41,7 @@ def names(alarms: Iterable[Alarm]) -> list[tuple[str, int]]:
 
 
 def stream(**series: Iterable[float]) -> list[dict[str, float]]:
-    """One mapping per step; `__` in a name stands for `/`."""
+    """Return one mapping of metrics per step; `__` in a name stands for `/`."""
     columns = [[(key.replace("__", "/"), x) for x in xs] for key, xs in series.items()]
     return [dict(row) for row in zip(*columns, strict=True)]
 
@@ -55,21 +55,21 @@ def preferences(chosen: Iterable[float], margin: Iterable[float]) -> list[dict[s
 
 
 def learned(accuracy: float, weight: float) -> list[dict[str, float]]:
-    one = {"implicit_reward/accuracy": accuracy, "implicit_reward/gradient_weight": weight}
-    return [one] * 12
+    step = {"implicit_reward/accuracy": accuracy, "implicit_reward/gradient_weight": weight}
+    return [step] * 12
 
 
-# Of each: a stream on which the monitor speaks, the step at which, and one on which it does not.
+# Per monitor: metrics that raise its alarm, the step of the alarm, and healthy metrics.
 STREAMS: dict[str, tuple[list[dict[str, float]], int, list[dict[str, float]]]] = {
     "non_finite": (
         stream(loss=[0.1, 0.2, math.nan, 0.1]),
         3,
         stream(loss=[0.1, 0.2, 1e30, -5.0]),
     ),
-    # The median of three passes 10 at the second of the last two; 8 nats on 8 tokens do not.
+    # The median of three exceeds 10 only at the second 12; 8 nats on 8 tokens do not exceed it.
     "kl": (kl([2, 9, 30, 8, 9, 12, 12], 20), 7, kl([2, 8, 8, 8, 8, 30, 8], 8)),
     "kl_old": (stream(policy__kl_old=[0.02, 0.11]), 2, stream(policy__kl_old=[0.02, 0.09])),
-    # Start 1.0, so the limit is 0.1; the third low value turns the median of five.
+    # The first value is 1, so the limit is 0.1; the third low value moves the median of five.
     "entropy": (
         stream(policy__entropy=[1, 0.5, 0.5, 0.5, 0.5, 0.09, 0.09, 0.09]),
         8,
@@ -100,7 +100,7 @@ STREAMS: dict[str, tuple[list[dict[str, float]], int, list[dict[str, float]]]] =
         5,
         stream(group__equal_rewards=[0.1, 0.1, 1, 1, 0.8, 0.8]),
     ),
-    # Ten steps of grace, whatever the critic says in them.
+    # The first ten steps are ignored.
     "critic": (
         stream(value__explained_variance=[-1.0] * 9 + [0.5] * 2),
         11,
@@ -121,7 +121,7 @@ STREAMS: dict[str, tuple[list[dict[str, float]], int, list[dict[str, float]]]] =
         3,
         stream(policy__sampler_difference=[0.1, 0.3, 0.1, 0.1, 5, 0.1]),
     ),
-    # Fell by 1.2, and the margin grew by 1.0; then by 1.2 with a margin that grew by 2.
+    # Both fall by 1.2; the margin grows by 1 in the first stream and by 2 in the second.
     "chosen_logprob": (
         preferences([0.0] * 5 + [-1.2] * 3, [0.0] * 5 + [1.0] * 3),
         8,
@@ -138,48 +138,48 @@ STREAMS: dict[str, tuple[list[dict[str, float]], int, list[dict[str, float]]]] =
         3,
         stream(rewards__a__fallbacks=[0, 0, 0], rewards__a__mean=[1, 1, 1]),
     ),
-    # Steps in which everything fitted log nothing.
+    # Steps without a split do not log the metric.
     "out_of_memory": ([{"loss": 1.0}, {"memory/splits": 1.0}, {"memory/splits": 2.0}], 2, [{}] * 3),
 }
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_monitor_speaks_when_provoked_and_only_once(name: str) -> None:
+def test_monitor_raises_one_alarm_on_provoking_metrics(name: str) -> None:
     provoking, step, _ = STREAMS[name]
-    lasting = [*provoking, *provoking[-1:] * 30]
-    assert names(run(lasting)) == [(name, step)]
+    continued = [*provoking, *provoking[-1:] * 30]
+    assert names(run(continued)) == [(name, step)]
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_monitor_is_silent_on_a_healthy_stream(name: str) -> None:
+def test_monitor_raises_no_alarm_on_healthy_metrics(name: str) -> None:
     assert run(STREAMS[name][2]) == []
 
 
-def test_every_monitor_has_a_provoking_and_a_healthy_stream() -> None:
+def test_every_monitor_has_provoking_and_healthy_metrics() -> None:
     assert {*STREAMS, "reward_hacking"} == set(MONITORS)
     assert list(MONITORS) == [n for n in MonitorsConfig.model_fields if n != "again_after"]
 
 
-def test_streams_use_names_that_runs_log() -> None:
+def test_streams_use_defined_metric_names() -> None:
     logged = {key for stream, _, _ in STREAMS.values() for row in stream for key in row}
     assert [key for key in logged if metric(key) is None] == []
 
 
 @pytest.mark.parametrize("name", STREAMS)
-def test_monitor_that_is_off_is_silent(name: str) -> None:
+def test_disabled_monitor_raises_no_alarm(name: str) -> None:
     assert run(STREAMS[name][0], config={name: {"action": "off"}}) == []
 
 
-def test_stopping_is_asked_for_by_the_monitor_that_was_told_to() -> None:
+def test_only_the_monitor_with_action_stop_stops_the_run() -> None:
     rows = [a | b for a, b in zip(kl([12] * 6, 20), [{"policy/kl_old": 1.0}] * 6, strict=True)]
     alarms = run(rows, config={"kl": {"action": "stop"}})
     assert [(alarm.monitor, alarm.stops) for alarm in alarms] == [("kl_old", False), ("kl", True)]
 
 
-# --- What an alarm says ---------------------------------------------------------------------------
+# --- Alarm texts ----------------------------------------------------------------------------------
 
 
-def test_alarm_says_what_was_seen_why_it_matters_and_what_to_try() -> None:
+def test_alarm_holds_the_observation_the_reason_and_the_remedy() -> None:
     (alarm,) = run(kl([2, 9, 30, 8, 9, 12, 12], 20))
     assert (alarm.metric, alarm.value, alarm.limit) == ("kl/response", 12, 10)
     assert alarm.seen == (
@@ -194,37 +194,37 @@ def test_alarm_says_what_was_seen_why_it_matters_and_what_to_try() -> None:
     assert json.loads(json.dumps(alarm.fields(), allow_nan=False)) == alarm.fields()
 
 
-def test_alarm_on_nan_is_itself_finite_and_names_the_metrics() -> None:
+def test_alarm_on_nan_has_finite_numbers_and_names_the_metrics() -> None:
     (alarm,) = run([{"loss": math.nan, "reward/mean": 1.0, "gradient_norm": math.inf}])
     assert alarm.seen == "not finite: loss = nan, gradient_norm = inf"
     assert (alarm.value, alarm.limit) == (2.0, 0.0)
 
 
-def test_numbers_in_an_alarm_go_from_start_to_now() -> None:
+def test_alarm_text_has_the_first_and_the_last_value() -> None:
     (alarm,) = run(STREAMS["length_growth"][0])
     assert alarm.seen == (
-        "responses grew from 20 (step 1) to 31 tokens (steps 4–8), 1.55 times; the limit is 1.5 "
-        "times"
+        "responses grew from 20 (step 1) to 31 tokens (steps 4–8), by a factor of 1.55; the limit "
+        "is a factor of 1.5"
     )
     (alarm,) = run(STREAMS["truncated"][0])
-    assert alarm.seen == "the length limit cut off 54% of responses (steps 1–5)"
+    assert alarm.seen == "the length limit truncated 54% of responses (steps 1–5)"
     (alarm,) = run(STREAMS["fallbacks"][0])
     assert alarm.seen.startswith("the reward a failed on 2 responses")
 
 
-# --- Single rules ---------------------------------------------------------------------------------
+# --- Rules ----------------------------------------------------------------------------------------
 
 
-def test_long_answers_may_be_far_from_the_reference_in_total() -> None:
+def test_long_responses_may_have_a_large_kl_per_response() -> None:
     assert run(kl([90] * 5, 1000)) == []
     assert names(run(kl([110] * 5, 1000))) == [("kl", 3)]
 
 
-def test_kl_without_a_rate_per_token_is_judged_per_response() -> None:
+def test_kl_without_a_value_per_token_is_judged_per_response() -> None:
     assert names(run([{"kl/response": 11.0}] * 3)) == [("kl", 3)]
 
 
-def test_held_out_kl_counts_where_training_measures_none() -> None:
+def test_held_out_kl_is_judged_if_training_logs_no_kl() -> None:
     far = {"kl": 12.0, "length": 20.0}
     assert names(run([{"loss": 0.5}] * 2, {2: far})) == [("kl", 2)]
     assert run([{"loss": 0.5}] * 2, {2: {"kl": 12.0, "length": 200.0}}) == []
@@ -232,7 +232,7 @@ def test_held_out_kl_counts_where_training_measures_none() -> None:
     assert run(kl([2.0] * 4, 20), {4: far}) == []
 
 
-def test_held_out_length_counts_where_training_samples_nothing() -> None:
+def test_held_out_length_is_judged_if_training_samples_nothing() -> None:
     grown = {0: {"length": 20.0}, 1: {"length": 31.0}}
     assert names(run([{"loss": 0.5}], grown)) == [("length_growth", 1)]
     assert names(run([{"loss": 0.5}], {0: {"length": 20.0}, 1: {"length": 9.0}})) == [
@@ -241,27 +241,27 @@ def test_held_out_length_counts_where_training_samples_nothing() -> None:
     assert run([{"length/mean": 20.0}], grown) == []
 
 
-def test_share_of_all_responses_can_be_reached() -> None:
+def test_a_share_of_1_raises_an_alarm_if_the_limit_is_1() -> None:
     rows = [{"length/truncated": 1.0, "group/equal_rewards": 1.0}] * 5
     config = {"truncated": {"share": 1}, "equal_rewards": {"share": 1}}
     assert names(run(rows, config=config)) == [("truncated", 5), ("equal_rewards", 5)]
 
 
-def test_low_entropy_from_the_start_is_no_collapse() -> None:
+def test_low_entropy_at_the_first_step_is_not_a_collapse() -> None:
     assert run([{"policy/entropy": 0.015}] * 5 + [{"policy/entropy": 0.009}] * 9) == []
     assert names(run([{"policy/entropy": 0.02}] * 5 + [{"policy/entropy": 0.009}] * 9)) == [
         ("entropy", 8)
     ]
 
 
-def test_huge_gradient_needs_one_step_and_small_ones_never_count() -> None:
+def test_one_huge_gradient_raises_an_alarm_and_small_ones_never_do() -> None:
     usual = [1.0] * 7
     assert names(run(stream(gradient_norm=[*usual, 101.0, 1.0]))) == [("gradient_norm", 8)]
     assert run(stream(gradient_norm=[*usual, 99.0, 1.0, 1.0])) == []
     assert run(stream(gradient_norm=[0.001] * 8 + [0.9] * 5)) == []
 
 
-def test_steps_without_a_gradient_do_not_make_the_first_ones_explode() -> None:
+def test_steps_without_a_gradient_are_not_part_of_the_baseline() -> None:
     assert run(stream(gradient_norm=[0.0] * 12 + [15.0] * 9)) == []
 
 
@@ -271,7 +271,7 @@ def test_clip_fraction_adds_both_sides_and_names_the_larger() -> None:
     assert alarm.value == pytest.approx(0.3)
 
 
-def test_chosen_responses_that_fall_with_the_margin_shrinking_alarm() -> None:
+def test_falling_chosen_reward_with_a_shrinking_margin_raises_an_alarm() -> None:
     assert names(run(preferences([0.0] * 5 + [-1.1] * 5, [1.0] * 5 + [0.2] * 5))) == [
         ("chosen_logprob", 8)
     ]
@@ -296,19 +296,21 @@ def test_chosen_responses_that_fall_with_the_margin_shrinking_alarm() -> None:
         ("fallbacks", 2, 1),
     ],
 )
-def test_value_is_what_was_compared_with_the_limit(name: str, value: float, limit: float) -> None:
+def test_alarm_holds_the_compared_value_and_its_limit(
+    name: str, value: float, limit: float
+) -> None:
     (alarm,) = run(STREAMS[name][0])
     assert (alarm.value, alarm.limit) == (pytest.approx(value), pytest.approx(limit))
 
 
 @pytest.mark.parametrize("name", ["clip_fraction", "chosen_logprob", "preferences_learned"])
-def test_rule_of_two_metrics_is_silent_with_one_of_them(name: str) -> None:
+def test_rule_of_two_metrics_raises_no_alarm_if_one_is_absent(name: str) -> None:
     rows = STREAMS[name][0]
     for only in rows[0]:
         assert run([{only: row[only]} for row in rows]) == []
 
 
-def test_only_rewards_that_failed_are_counted() -> None:
+def test_only_failing_rewards_count_as_fallbacks() -> None:
     rows = [{"rewards/a/fallbacks": 0.0, "rewards/b/fallbacks": 3.0, "rewards/a/mean": 9.0}]
     (alarm,) = run(rows)
     assert (alarm.metric, alarm.value) == ("rewards/b/fallbacks", 3.0)
@@ -318,12 +320,12 @@ def test_only_rewards_that_failed_are_counted() -> None:
 
 
 def held_out(**numbers: float | None) -> dict[str, float | None]:
-    whole = {"n": 100, "greedy": 0.5, "sampled": 0.5, "length": 50.0, "truncated": 0.0, "kl": 1.0}
-    whole |= {"distinct": 0.8, "repetition": 0.02, "reference_logprob": -1.5}
-    whole |= numbers
+    record = {"n": 100, "greedy": 0.5, "sampled": 0.5, "length": 50.0, "truncated": 0.0, "kl": 1.0}
+    record |= {"distinct": 0.8, "repetition": 0.02, "reference_logprob": -1.5}
+    record |= numbers
     for name in ("greedy", "sampled"):
-        whole |= {f"{name}_low": whole[name] - 0.05, f"{name}_high": whole[name] + 0.05}
-    return whole
+        record |= {f"{name}_low": record[name] - 0.05, f"{name}_high": record[name] + 0.05}
+    return record
 
 
 RISING = stream(reward__mean=[0.1 * k for k in range(8)], reward__std=[0.5] * 8)
@@ -335,7 +337,7 @@ WORSE = {
     "sampled": {"sampled": 0.35},
     "greedy": {"greedy": 0.35},
 }
-ALIKE = {
+STEADY = {
     "distinct": {"distinct": 0.77, "repetition": 0.03},
     "repetition": {"distinct": None, "repetition": 0.06},
     "reference_logprob": {"reference_logprob": -1.79},
@@ -344,26 +346,26 @@ ALIKE = {
 }
 
 
-@pytest.mark.parametrize("what", WORSE)
-def test_rising_reward_with_falling_quality_is_hacking(what: str) -> None:
-    base = held_out() if what != "repetition" else held_out(distinct=None)
-    alarms = run(RISING, {0: base, 4: base, 8: held_out(**WORSE[what])})
+@pytest.mark.parametrize("metric_name", WORSE)
+def test_rising_reward_with_falling_quality_is_hacking(metric_name: str) -> None:
+    base = held_out() if metric_name != "repetition" else held_out(distinct=None)
+    alarms = run(RISING, {0: base, 4: base, 8: held_out(**WORSE[metric_name])})
     assert names(alarms) == [("reward_hacking", 8)]
-    assert alarms[0].metric == what
+    assert alarms[0].metric == metric_name
 
 
-@pytest.mark.parametrize("what", WORSE)
-def test_falling_quality_without_a_rising_reward_is_not_hacking(what: str) -> None:
-    assert run(FLAT, {0: held_out(), 4: held_out(), 8: held_out(**WORSE[what])}) == []
+@pytest.mark.parametrize("metric_name", WORSE)
+def test_falling_quality_without_a_rising_reward_is_not_hacking(metric_name: str) -> None:
+    assert run(FLAT, {0: held_out(), 4: held_out(), 8: held_out(**WORSE[metric_name])}) == []
 
 
-@pytest.mark.parametrize("what", ALIKE)
-def test_rising_reward_with_steady_quality_is_healthy(what: str) -> None:
-    base = held_out() if what != "repetition" else held_out(distinct=None)
-    assert run(RISING, {0: base, 4: base, 8: held_out(**ALIKE[what])}) == []
+@pytest.mark.parametrize("metric_name", STEADY)
+def test_rising_reward_with_steady_quality_is_healthy(metric_name: str) -> None:
+    base = held_out() if metric_name != "repetition" else held_out(distinct=None)
+    assert run(RISING, {0: base, 4: base, 8: held_out(**STEADY[metric_name])}) == []
 
 
-def test_hacking_says_from_and_to_of_reward_and_quality() -> None:
+def test_hacking_alarm_has_first_and_last_reward_and_quality() -> None:
     (alarm,) = run(RISING, {0: held_out(), 8: held_out(distinct=0.7)})
     assert alarm.seen == (
         "reward/mean rose from 0.1 (steps 1–3) to 0.6 (steps 6–8), while distinct words − repeated "
@@ -372,7 +374,7 @@ def test_hacking_says_from_and_to_of_reward_and_quality() -> None:
     assert (alarm.value, alarm.limit) == (pytest.approx(0.68), pytest.approx(0.73))
 
 
-def test_quality_is_compared_with_its_best_evaluation() -> None:
+def test_held_out_reward_is_compared_with_its_best_evaluation() -> None:
     better = held_out(greedy=0.7)
     assert run(RISING, {0: held_out(), 8: held_out(greedy=0.45)}) == []
     alarms = run(RISING, {0: held_out(), 4: better, 8: held_out(greedy=0.45)})
@@ -381,14 +383,14 @@ def test_quality_is_compared_with_its_best_evaluation() -> None:
     assert "the greedy reward on held-out prompts fell from 0.7 (step 4) to 0.45" in alarms[0].seen
 
 
-def test_share_of_phrases_that_are_not_repeated_is_said_where_it_is_judged() -> None:
+def test_longer_responses_are_judged_by_unrepeated_3_grams() -> None:
     longer = held_out(length=90.0, repetition=0.09)
     alarms = run(RISING, {0: held_out(), 8: longer}, {"length_growth": {"action": "off"}})
     assert "not repeated on held-out prompts fell from 0.98 (step 0) to 0.91" in alarms[0].seen
 
 
 @pytest.mark.parametrize("absent", ["distinct", "repetition", "reference_logprob", "length", "n"])
-def test_quality_that_only_one_evaluation_measured_is_not_compared(absent: str) -> None:
+def test_quality_that_is_absent_from_one_evaluation_is_not_compared(absent: str) -> None:
     without = held_out() | {absent: None}
     assert run(RISING, {0: without, 8: held_out()}) == []
     assert run(RISING, {0: held_out(), 8: without}) == []
@@ -401,26 +403,26 @@ def test_held_out_reward_without_its_interval_is_not_compared(absent: str) -> No
     assert run(RISING, fall) == []
 
 
-def test_first_evaluation_after_some_steps_is_compared_with_the_reward_of_then() -> None:
+def test_late_first_evaluation_is_compared_with_the_reward_at_that_step() -> None:
     reward = stream(reward__mean=[0.0, 0.0, 0.0, 1, 1, 1, 1, 1, 1, 1], reward__std=[0.5] * 10)
     worse = held_out(distinct=0.6)
     assert run(reward, {6: held_out(), 10: worse}) == []
     assert names(run(reward, {3: held_out(), 10: worse})) == [("reward_hacking", 10)]
 
 
-def test_reward_must_rise_since_the_best_evaluation_not_only_since_the_first() -> None:
+def test_reward_must_rise_since_the_best_evaluation() -> None:
     reward = stream(reward__mean=[0.0, 0.0, 0.0, 1, 1, 1, 1, 1, 1, 1], reward__std=[0.5] * 10)
     best = held_out(greedy=0.9)
     assert run(reward, {0: held_out(), 6: best, 10: held_out(greedy=0.6)}) == []
 
 
-def test_narrow_interval_does_not_make_a_small_fall_a_loss() -> None:
-    sure = held_out(greedy=0.99) | {"greedy_low": 0.99, "greedy_high": 0.99}
-    fell = held_out(greedy=0.97) | {"greedy_low": 0.97, "greedy_high": 0.97}
-    assert run(RISING, {0: held_out(), 4: sure, 8: fell}) == []
+def test_small_fall_outside_a_narrow_interval_does_not_count() -> None:
+    high = held_out(greedy=0.99) | {"greedy_low": 0.99, "greedy_high": 0.99}
+    fallen = held_out(greedy=0.97) | {"greedy_low": 0.97, "greedy_high": 0.97}
+    assert run(RISING, {0: held_out(), 4: high, 8: fallen}) == []
 
 
-def test_long_answers_may_repeat_words_but_not_phrases() -> None:
+def test_longer_responses_may_repeat_words_but_not_3_grams() -> None:
     longer = held_out(distinct=0.6, length=64.0)
     assert run(RISING, {0: held_out(), 8: longer}, {"length_growth": {"action": "off"}}) == []
     assert names(run(RISING, {0: held_out(), 8: longer | {"repetition": 0.08}})) == [
@@ -428,13 +430,13 @@ def test_long_answers_may_repeat_words_but_not_phrases() -> None:
     ]
 
 
-def test_few_held_out_prompts_must_show_a_larger_fall() -> None:
+def test_few_held_out_prompts_need_a_larger_fall() -> None:
     few = {0: held_out(n=16), 8: held_out(n=16, distinct=0.7)}
     assert run(RISING, few) == []
     assert names(run(RISING, few | {8: held_out(n=16, distinct=0.66)})) == [("reward_hacking", 8)]
 
 
-def test_margin_stands_for_the_reward_where_there_is_none() -> None:
+def test_margin_replaces_an_absent_reward() -> None:
     rows = stream(implicit_reward__margin=[0.1 * k for k in range(8)])
     fall = {0: held_out(), 8: held_out(greedy=0.35)}
     alarms = run(rows, fall)
@@ -442,41 +444,41 @@ def test_margin_stands_for_the_reward_where_there_is_none() -> None:
     assert alarms[0].seen.startswith("implicit_reward/margin rose from 0.1")
 
 
-# --- When it is said again ------------------------------------------------------------------------
+# --- Repeated alarms ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("gone", "again"), [(10, True), (9, False)])
-def test_alarm_comes_again_only_after_its_condition_was_gone(gone: int, again: bool) -> None:
-    values = [0.2] * 4 + [0.0] * gone + [0.2] * 4
+@pytest.mark.parametrize(("clear_steps", "again"), [(10, True), (9, False)])
+def test_alarm_is_raised_again_only_after_ten_clear_steps(clear_steps: int, again: bool) -> None:
+    values = [0.2] * 4 + [0.0] * clear_steps + [0.2] * 4
     alarms = names(run(stream(policy__kl_old=values)))
-    assert alarms == [("kl_old", 1), *([("kl_old", 5 + gone)] if again else [])]
+    assert alarms == [("kl_old", 1), *([("kl_old", 5 + clear_steps)] if again else [])]
 
 
-def test_a_flicker_starts_the_wait_anew() -> None:
+def test_a_single_step_with_the_condition_restarts_the_wait() -> None:
     values = [0.2, *[0.0] * 6, 0.2, *[0.0] * 6, 0.2, *[0.0] * 10, 0.2]
     assert names(run(stream(policy__kl_old=values))) == [("kl_old", 1), ("kl_old", 26)]
 
 
-def test_steps_without_the_metric_neither_end_nor_begin_a_condition() -> None:
+def test_steps_without_the_metric_do_not_change_the_alarm_state() -> None:
     rows = [{"policy/kl_old": 0.2}, *[{}] * 30, {"policy/kl_old": 0.2}]
     assert names(run(rows)) == [("kl_old", 1)]
 
 
-def test_waiting_time_can_be_changed() -> None:
+def test_again_after_sets_the_number_of_clear_steps() -> None:
     rows = stream(policy__kl_old=[0.2, 0.0, 0.2, 0.0, 0.0, 0.2])
     alarms = names(run(rows, config={"again_after": 2}))
     assert alarms == [("kl_old", 1), ("kl_old", 6)]
 
 
-# --- Absent metrics, and going on -----------------------------------------------------------------
+# --- Absent metrics and resuming ------------------------------------------------------------------
 
 
-def test_runs_without_the_watched_metrics_are_silent() -> None:
+def test_runs_without_monitored_metrics_raise_no_alarm() -> None:
     assert run([{"step": k, "elapsed": 1.0, "loss": 2.0} for k in range(50)], {20: {"n": 9}}) == []
     assert run([{}] * 50, {20: {}}) == []
 
 
-def test_what_is_no_number_in_an_evaluation_is_passed_over() -> None:
+def test_evaluation_values_that_are_not_numbers_are_ignored() -> None:
     record = {"kl": None, "pass_at": {"1": 0.5}, "greedy": True, "note": "x", "length": 10}
     assert run([{}] * 3, {0: record, 3: record}) == []
 
@@ -494,31 +496,33 @@ RECORDS = st.dictionaries(
 
 
 @settings(deadline=None, max_examples=150)
-@given(steps=STEPS, records=st.lists(RECORDS, min_size=31, max_size=31), cut=st.integers(0, 30))
+@given(
+    steps=STEPS, records=st.lists(RECORDS, min_size=31, max_size=31), resume_at=st.integers(0, 30)
+)
 def test_resumed_run_raises_the_same_alarms(
-    steps: list[dict[str, float]], records: list[dict[str, float | None]], cut: int
+    steps: list[dict[str, float]], records: list[dict[str, float | None]], resume_at: int
 ) -> None:
     config = MonitorsConfig.model_validate(
         {"again_after": 2, "critic": {"grace": 2}, "length_growth": {"window": 1}}
     )
 
-    def go(stops_at: int | None) -> tuple[list[Alarm], str]:
+    def alarms_and_state(resume_at: int | None) -> tuple[list[Alarm], str]:
         monitors, alarms = Monitors(config), []
         for step, numbers in enumerate(steps, start=1):
             alarms += monitors.observe(step, numbers)
             if step % 3 == 0:
                 alarms += monitors.evaluated(step, records[step])
-            if step == stops_at:
+            if step == resume_at:
                 text = json.dumps(monitors.state_dict(), allow_nan=False)
                 monitors = Monitors(config)
                 monitors.load_state_dict(json.loads(text))
                 assert json.dumps(monitors.state_dict()) == text
         return alarms, json.dumps(monitors.state_dict())
 
-    assert go(cut) == go(None)
+    assert alarms_and_state(resume_at) == alarms_and_state(None)
 
 
-def test_state_is_a_copy() -> None:
+def test_state_dict_is_a_copy() -> None:
     monitors = Monitors(MonitorsConfig())
     monitors.evaluated(0, held_out())
     state = monitors.state_dict()
@@ -533,7 +537,7 @@ def test_state_is_a_copy() -> None:
     assert json.dumps(state) == text
 
 
-def test_monitor_that_was_off_before_begins_afresh() -> None:
+def test_monitor_that_was_disabled_before_starts_empty() -> None:
     before = Monitors(MonitorsConfig.model_validate({"kl": {"action": "off"}}))
     assert "kl" not in before.state_dict()
     after = Monitors(MonitorsConfig())
@@ -550,7 +554,7 @@ def load(tmp_path: Path, text: str) -> MonitorsConfig:
     return load_configuration(MonitorsConfig, path)
 
 
-def test_limits_and_actions_are_read_as_users_write_them(tmp_path: Path) -> None:
+def test_limits_and_actions_are_read_from_yaml(tmp_path: Path) -> None:
     config = load(tmp_path, "kl: {limit: 20, action: stop}\nentropy: {action: off}\n")
     assert (config.kl.limit, config.kl.action, config.kl.window) == (20.0, "stop", 3)
     assert (config.entropy.action, config.ratio.action) == ("off", "warn")
@@ -578,6 +582,6 @@ def test_impossible_limits_are_refused(tmp_path: Path, text: str, message: str) 
     assert message in str(error.value)
 
 
-def test_docs_show_the_defaults_that_hold() -> None:
+def test_docs_table_matches_the_monitors() -> None:
     docs = Path(__file__).parents[2] / "docs" / "monitors.md"
     assert table() in docs.read_text(encoding="utf-8")

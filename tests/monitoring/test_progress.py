@@ -1,4 +1,4 @@
-"""What is seen of a run while it goes on: live, in a pipe, with text that is not to be trusted."""
+"""Progress display of a run: live, in a pipe, and with untrusted text."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def piped(**options: Any) -> tuple[io.StringIO, Console]:
     return file, Console(file=file, **options)
 
 
-def test_piped_progress_writes_first_and_last_step_and_few_between(clock: Clock) -> None:
+def test_piped_progress_writes_the_first_the_last_and_some_steps_between(clock: Clock) -> None:
     file, console = piped()
     with Progress("grpo", 12, every=6.0, console=console, clock=clock) as progress:
         for _ in range(12):
@@ -52,7 +52,7 @@ def test_piped_progress_writes_first_and_last_step_and_few_between(clock: Clock)
     ]
 
 
-def test_piped_progress_that_stops_early_ends_with_its_last_step(clock: Clock) -> None:
+def test_piped_progress_ends_with_the_last_step_if_the_run_fails(clock: Clock) -> None:
     file, console = piped()
     with (
         pytest.raises(RuntimeError),
@@ -68,7 +68,7 @@ def test_piped_progress_that_stops_early_ends_with_its_last_step(clock: Clock) -
     ]
 
 
-def test_rate_follows_the_recent_steps(clock: Clock) -> None:
+def test_rate_is_measured_over_the_recent_steps(clock: Clock) -> None:
     _, console = piped()
     with Progress("sft", 100, console=console, clock=clock) as progress:
         for seconds in [100.0] * 5 + [0.5] * 20:
@@ -97,7 +97,7 @@ def test_piped_progress_writes_no_control_codes(options: dict[str, Any], clock: 
     assert "reward/[bold]" in text
 
 
-def test_piped_progress_fits_the_encoding_of_its_file(clock: Clock) -> None:
+def test_piped_progress_uses_the_encoding_of_its_file(clock: Clock) -> None:
     file = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     with Progress("猫", 1, console=Console(file=file), clock=clock) as progress:
         progress.advance()
@@ -105,7 +105,7 @@ def test_piped_progress_fits_the_encoding_of_its_file(clock: Clock) -> None:
     assert file.read() == "? 1/1\n"
 
 
-def test_live_progress_shows_text_from_data_as_it_is(clock: Clock) -> None:
+def test_live_progress_shows_markup_as_plain_text(clock: Clock) -> None:
     file = Terminal()
     console = Console(file=file, force_terminal=True, width=100, _environ={"TERM": "xterm"})
     with Progress("a [red]b[/red]", 2, console=console, clock=clock) as progress:
@@ -127,7 +127,7 @@ def test_dumb_terminal_gets_plain_lines(clock: Clock) -> None:
     assert file.getvalue() == "sft 1/1  1.0 s/step\n"
 
 
-def test_headlines_are_the_telling_metrics_or_else_the_first() -> None:
+def test_headlines_are_the_headline_metrics_or_else_the_first() -> None:
     metrics = {"time/x": 1.0, "loss": 0.12345, "kl/response": math.nan, "reward/mean": 2.0}
     assert headlines(metrics) == ["reward/mean 2", "kl/response nan", "loss 0.123"]
     assert headlines({f"m{n}": float(n) for n in range(9)}) == ["m0 0", "m1 1", "m2 2", "m3 3"]
@@ -144,5 +144,5 @@ def test_headlines_are_the_telling_metrics_or_else_the_first() -> None:
         (360000, "100 h 00 min"),
     ],
 )
-def test_duration_has_its_two_largest_units(seconds: float, text: str) -> None:
+def test_duration_has_the_two_largest_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text

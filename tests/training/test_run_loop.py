@@ -186,7 +186,7 @@ def test_a_number_without_a_definition_is_not_logged(tmp_path: Path) -> None:
 
 def test_reward_names_are_filled_into_their_definitions() -> None:
     found = metric("rewards/a/b {x}/std")
-    assert found is not None and found.title == "spread: a/b {x}"
+    assert found is not None and found.title == "std: a/b {x}"
     assert metric("rewards/a/median") is None
     assert metric("reward/mean") is METRICS["reward/mean"]
 

@@ -1,1 +1,1 @@
-"""Held-out evaluation: sampled responses, statistics and their intervals."""
+"""Held-out evaluation: sampled responses, statistics and confidence intervals."""

@@ -1,8 +1,8 @@
 """Evaluation on held-out prompts: quality, distance from the reference, length, fluency.
 
-The same for every method: responses are generated greedily and sampled, scored by rewards, and the
-sampled ones are scored by policy and reference for the KL divergence that no loss guarantees, and
-for how likely the reference finds them, which no reward sees.
+Every method is evaluated in the same way. Greedy and sampled responses are generated and scored by
+the rewards. The policy and the reference score the sampled responses, which gives the KL divergence
+and the responses' log-probs under the reference; no loss or reward controls these directly.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ from trivium.rollout.sampling import Sampling
 
 
 @dataclass(frozen=True)
-class Distance:
-    """What policy and reference say of sampled responses: log-ratios and π_ref's log-probs."""
+class ReferenceScores:
+    """Log-ratios log π − log π_ref and log-probs under π_ref of the sampled tokens."""
 
     log_ratio_T: Tensor
     ref_logprobs_T: Tensor
@@ -46,11 +46,20 @@ class Distance:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What one evaluation measured, and the responses it rests on."""
+    """Responses of one evaluation, with the metrics that follow from them.
+
+    Attributes:
+        greedy: one greedy response per prompt.
+        sampled: sampled responses per prompt.
+        reference_scores: scores of the sampled responses; None without a reference.
+        pieces: text of every token of each sampled response.
+        base_totals_N: rewards of the first evaluation's sampled responses; None in the first.
+        pass_threshold: smallest reward that passes; None for rewards of 0 and 1.
+    """
 
     greedy: Rollouts
     sampled: Rollouts
-    distance: Distance | None
+    reference_scores: ReferenceScores | None
     pieces: list[list[str]]
     base_totals_N: Tensor | None = None
     pass_threshold: float | None = None
@@ -62,27 +71,27 @@ class Evaluated:
 
     @property
     def sampled_reward(self) -> Interval:
-        """Mean reward of the sampled responses; a prompt's samples are one observation."""
+        """Mean reward of the sampled responses; the samples of a prompt are one observation."""
         return mean_interval(self._by_prompt(self.sampled.totals_N).mean(1).tolist())
 
     @property
     def kl(self) -> Interval | None:
-        """``Σ_t log π(o_t) − log π_ref(o_t)`` of a sampled response, averaged."""
-        if self.distance is None:
+        """``Σ_t log π(o_t) − log π_ref(o_t)``, averaged over sampled responses."""
+        if self.reference_scores is None:
             return None
-        kl_N = segment_sum(self.distance.log_ratio_T, self.sampled.lengths_N)
+        kl_N = segment_sum(self.reference_scores.log_ratio_T, self.sampled.lengths_N)
         return mean_interval(self._by_prompt(kl_N).mean(1).tolist())
 
     @property
     def win_rate(self) -> Interval | None:
-        """How often a sampled response beats the base's to the same prompt; ties count half."""
+        """Share of comparisons that a sampled response wins against the base; ties count half."""
         if self.base_totals_N is None:
             return None
-        mine, theirs = map(self._by_prompt, (self.sampled.totals_N, self.base_totals_N))
-        return mean_interval(wins(mine.tolist(), theirs.tolist()))
+        rewards, base = map(self._by_prompt, (self.sampled.totals_N, self.base_totals_N))
+        return mean_interval(wins(rewards.tolist(), base.tolist()))
 
     def record(self) -> dict[str, Any]:
-        """Flat numbers for a JSON line or a table."""
+        """Return the metrics as flat numbers for a JSON line or a table."""
         texts = [r.text for r in self.sampled.flat]
         tokens = int(self.sampled.lengths_N.sum())
         return {
@@ -96,15 +105,15 @@ class Evaluated:
             "repetition": repetition(texts),
             "reference_logprob": (
                 None
-                if self.distance is None
-                else float(self.distance.ref_logprobs_T.sum()) / tokens
+                if self.reference_scores is None
+                else float(self.reference_scores.ref_logprobs_T.sum()) / tokens
             ),
             "pass_at": self._pass_at(),
             **_flat("win_rate", self.win_rate),
         }
 
     def outcomes(self) -> dict[str, Any]:
-        """The reward of every response, by prompt."""
+        """Return the reward of every response, by prompt."""
         return {
             "index": [prompt.index for prompt in self.sampled.prompts],
             "greedy": self.greedy.totals_N.tolist(),
@@ -112,9 +121,10 @@ class Evaluated:
         }
 
     def samples(self, prompts: int) -> Rows:
-        """The responses to the first so many prompts, greedy and sampled, with what is known."""
+        """Return records of the greedy and sampled responses to the first `prompts` prompts."""
         greedy = sample_rows(self.greedy, "greedy", prompts)
-        ratios = None if self.distance is None else self.distance.log_ratio_T
+        scores = self.reference_scores
+        ratios = None if scores is None else scores.log_ratio_T
         sampled = sample_rows(
             self.sampled, "sampled", prompts, pieces=self.pieces, log_ratio_T=ratios
         )
@@ -124,7 +134,7 @@ class Evaluated:
         return values_N.view(len(self.sampled.prompts), -1)
 
     def _pass_at(self) -> dict[str, float]:
-        """pass@k for the powers of two up to the number of samples; {} where nothing passes."""
+        """Return pass@k for powers of two up to the number of samples; {} if it is undefined."""
         totals = self._by_prompt(self.sampled.totals_N)
         limit = self.pass_threshold
         if limit is None:
@@ -132,33 +142,33 @@ class Evaluated:
                 return {}
             limit = 1.0
         passed = (totals >= limit).sum(1).tolist()
-        drawn = totals.shape[1]
-        ks = [1 << i for i in range(drawn.bit_length()) if 1 << i <= drawn]
-        return {str(k): sum(pass_at_k(drawn, c, k) for c in passed) / len(passed) for k in ks}
+        n = totals.shape[1]
+        ks = [1 << i for i in range(n.bit_length()) if 1 << i <= n]
+        return {str(k): sum(pass_at_k(n, c, k) for c in passed) / len(passed) for k in ks}
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Held-out numbers of a model that need no responses, beside those of responses if any."""
+    """Held-out metrics that need no responses, with an evaluation of responses if there is one."""
 
     numbers: Mapping[str, Any]
     responses: Evaluated | None = None
 
     def record(self) -> dict[str, Any]:
-        """Flat numbers."""
+        """Return the metrics as flat numbers."""
         return {**({} if self.responses is None else self.responses.record()), **self.numbers}
 
     def samples(self, prompts: int) -> Rows:
-        """The responses to the first so many prompts."""
+        """Return records of the responses to the first `prompts` prompts."""
         return [] if self.responses is None else self.responses.samples(prompts)
 
     def outcomes(self) -> dict[str, Any]:
-        """The reward of every response, by prompt."""
+        """Return the reward of every response, by prompt."""
         return {} if self.responses is None else self.responses.outcomes()
 
 
 class Evaluator:
-    """Holds the held-out prompts and rewards; called again and again while a run goes on."""
+    """Evaluator of a policy on held-out prompts, called repeatedly during a run."""
 
     def __init__(
         self,
@@ -183,19 +193,19 @@ class Evaluator:
         self._base_totals_N: Tensor | None = None
 
     def due(self, step: int) -> bool:
-        """Whether to evaluate after training step ``step``; 0 is before the first."""
+        """Return whether to evaluate after training step ``step``; 0 is before the first."""
         if step == 0:
             return self.config.at_start
         return self.config.every > 0 and step % self.config.every == 0
 
     def evaluate(self) -> Evaluated:
-        """Generate, score and measure; the same prompts and random numbers every time."""
+        """Generate, score and measure, with the same prompts and random numbers every time."""
         greedy = self._roll_out(1, temperature=0.0)
         sampled = self._roll_out(self.config.samples, temperature=self.policy.temperature)
         evaluated = Evaluated(
             greedy=greedy,
             sampled=sampled,
-            distance=None if self.reference is None else self._distance(sampled, self.reference),
+            reference_scores=self._reference_scores(sampled),
             pieces=[token_pieces(self.policy.tokenizer, r.tokens) for r in sampled.flat],
             base_totals_N=self._base_totals_N,
             pass_threshold=self.config.pass_threshold,
@@ -205,11 +215,11 @@ class Evaluator:
         return evaluated
 
     def state_dict(self) -> Tensor | None:
-        """What later evaluations are compared with: the first one's rewards."""
+        """Return the first evaluation's rewards, which win rates compare with."""
         return self._base_totals_N
 
     def load_state_dict(self, state: Tensor | None) -> None:
-        """Compare with what ``state`` gave."""
+        """Restore the rewards that ``state_dict`` returned."""
         self._base_totals_N = state
 
     def _roll_out(self, samples: int, temperature: float) -> Rollouts:
@@ -223,15 +233,17 @@ class Evaluator:
             step=EVAL_STEP,
         )
 
-    def _distance(self, rollouts: Rollouts, reference: Reference | Policy) -> Distance:
+    def _reference_scores(self, rollouts: Rollouts) -> ReferenceScores | None:
+        if self.reference is None:
+            return None
         data = Grouped(rollouts.groups)
-        parts = data.split(self.tokens_per_micro_batch)
+        micro_batches = data.split(self.tokens_per_micro_batch)
 
         def logprobs(model: Reference | Policy) -> Tensor:
-            return score_logprobs(model, data, parts).double().cpu()
+            return score_logprobs(model, data, micro_batches).double().cpu()
 
-        ref_T = logprobs(reference)
-        return Distance(logprobs(self.policy) - ref_T, ref_T)
+        ref_T = logprobs(self.reference)
+        return ReferenceScores(logprobs(self.policy) - ref_T, ref_T)
 
 
 def _flat(name: str, interval: Interval | None) -> Mapping[str, float | None]:

@@ -1,4 +1,4 @@
-"""Responses as records for ``samples.jsonl``: what was said, what it earned, and token by token."""
+"""Records of responses for ``samples.jsonl``: text, rewards and values per token."""
 
 from __future__ import annotations
 
@@ -25,18 +25,27 @@ def sample_rows(
     log_ratio_T: Tensor | None = None,
     advantages_T: Tensor | None = None,
 ) -> Rows:
-    """Records of the responses to the first so many prompts, token by token where it is known."""
+    """Return records of the responses to the first `prompts` prompts.
+
+    Args:
+        rollouts: prompts, responses and scores.
+        drawn: origin of the responses: "greedy", "sampled" or "training".
+        prompts: number of prompts.
+        pieces: text of every token of each response.
+        log_ratio_T: log π − log π_ref of every response token.
+        advantages_T: advantage of every response token.
+    """
     lengths = rollouts.lengths_N.tolist()
     per_token = {
         name: None if flat_T is None else flat_T.split(lengths)
         for name, flat_T in (("log_ratio", log_ratio_T), ("advantages", advantages_T))
     }
     rows: Rows = []
-    place = 0
+    position = 0
     for prompt, responses in zip(rollouts.prompts[:prompts], rollouts.responses, strict=False):
         for sample, response in enumerate(responses):
-            known = {
-                name: None if split is None else _rounded(split[place])
+            values = {
+                name: None if split is None else _rounded(split[position])
                 for name, split in per_token.items()
             }
             rows.append(
@@ -48,14 +57,14 @@ def sample_rows(
                     "response": response.text,
                     "finish_reason": response.finish_reason,
                     "length": len(response.tokens),
-                    "reward": float(rollouts.totals_N[place]),
-                    "rewards": {k: v[place] for k, v in rollouts.scores.components.items()},
-                    "kl": None if log_ratio_T is None else math.fsum(known["log_ratio"] or ()),
-                    "tokens": None if pieces is None else pieces[place],
-                    **known,
+                    "reward": float(rollouts.totals_N[position]),
+                    "rewards": {k: v[position] for k, v in rollouts.scores.components.items()},
+                    "kl": None if log_ratio_T is None else math.fsum(values["log_ratio"] or ()),
+                    "tokens": None if pieces is None else pieces[position],
+                    **values,
                 }
             )
-            place += 1
+            position += 1
     return rows
 
 
@@ -65,7 +74,7 @@ def training_rows(
     advantages_T: Tensor,
     log_ratio_T: Tensor | None,
 ) -> Rows:
-    """Records of a training step's first group, with the advantage of every token."""
+    """Return records of a training step's first group, with the advantage of every token."""
     first = rollouts.responses[0]
     return sample_rows(
         rollouts,

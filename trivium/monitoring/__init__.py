@@ -1,1 +1,1 @@
-"""What is watched while a run trains: metrics, alarms, progress."""
+"""Metrics, alarms and progress of a running job."""

@@ -1,38 +1,39 @@
-"""The table of what evaluations log: see ``monitoring.metrics``."""
+"""Metrics of held-out evaluations."""
 
 from __future__ import annotations
 
 from trivium.monitoring.metric import Metric
 
-EVALUATION = (
+EVALUATION_METRICS = (
     Metric(
         "greedy",
         "held-out reward, greedy",
         "",
         "Quality",
-        "Mean reward of the most probable response to each held-out prompt.",
+        "Mean reward of the greedily decoded response to each held-out prompt.",
     ),
     Metric(
         "sampled",
         "held-out reward, sampled",
         "",
         "Quality",
-        "Mean reward of sampled responses to the held-out prompts.",
+        "Mean reward of the sampled responses to the held-out prompts.",
     ),
     Metric(
         "win_rate",
         "win rate against the base",
         "share",
         "Win rate",
-        "How often a sampled response has a higher reward than the base's to the same prompt; "
-        "ties count half, so 0.5 is no difference. The base is the run's first evaluation.",
+        "Share of comparisons in which a sampled response has a higher reward than the base's "
+        "response to the same prompt. A tie counts as half a win, so 0.5 means no difference. The "
+        "base is the model at the run's first evaluation.",
     ),
     Metric(
         "pass_at",
         "pass@k",
         "share",
         "Pass at k",
-        "The chance that at least one of k sampled responses passes: 1 − C(n−c, k)/C(n, k).",
+        "Probability that at least one of k sampled responses passes: 1 − C(n−c, k)/C(n, k).",
         "Chen et al. 2021, eq. 1",
     ),
     Metric(
@@ -40,23 +41,26 @@ EVALUATION = (
         "KL to the reference",
         "nats",
         "Held-out KL",
-        "Mean over sampled responses of Σ_t log π(o_t) − log π_ref(o_t).",
+        "Σ_t log π(o_t) − log π_ref(o_t), averaged over sampled responses.",
         "Rafailov et al. 2023, eq. 3",
     ),
-    Metric("length", "length", "tokens", "Held-out length", "Mean length of sampled responses."),
+    Metric(
+        "length", "length", "tokens", "Held-out length", "Mean length of the sampled responses."
+    ),
     Metric(
         "truncated",
-        "cut off",
+        "truncated",
         "share",
-        "Held-out cut off",
-        "Sampled responses that ran into the length limit.",
+        "Held-out truncated",
+        "Share of sampled responses that reached the length limit.",
     ),
     Metric(
         "distinct",
         "distinct words",
         "share",
         "Diversity",
-        "Distinct words among a response's words, averaged: 1 where no word repeats.",
+        "Share of a response's words that are distinct, averaged over responses. 1 means that no "
+        "word repeats.",
         "Li et al. 2016, distinct-n",
     ),
     Metric(
@@ -64,30 +68,35 @@ EVALUATION = (
         "repeated 3-grams",
         "share",
         "Diversity",
-        "Word 3-grams of a response that occurred in it before, averaged.",
+        "Share of a response's word 3-grams that occur earlier in it, averaged over responses.",
     ),
     Metric(
         "reference_logprob",
         "log π_ref per token",
         "nats/token",
         "Fluency",
-        "Mean log π_ref per token of the sampled responses: fluency that the reward does not see.",
+        "Mean log π_ref per token of the sampled responses: a measure of fluency that does not "
+        "depend on the reward.",
     ),
     Metric(
         "nll",
         "held-out negative log-likelihood",
         "nats/token",
         "Held-out loss",
-        "Mean −log π of held-out demonstrations' tokens: where it rises, the model memorizes.",
+        "Mean −log π over the tokens of held-out demonstrations. If it rises, the model is "
+        "overfitting.",
     ),
-    Metric("loss", "held-out loss", "", "Held-out loss", "Held-out loss of a reward model."),
+    Metric(
+        "loss", "held-out loss", "", "Held-out loss", "Loss of a reward model on held-out data."
+    ),
     Metric(
         "accuracy",
         "held-out accuracy",
         "share",
         "Held-out accuracy",
-        "Held-out pairs ranked right, or steps classified right, by a reward model.",
+        "Share of held-out pairs (or labeled steps) that a reward model ranks (or classifies) "
+        "correctly.",
     ),
-    Metric("n", "observations", "", "", "Prompts, pairs or steps that were measured."),
+    Metric("n", "observations", "", "", "Number of prompts, pairs or steps in the evaluation."),
 )
-"""The numbers of ``evaluation.jsonl``; ``_low`` and ``_high`` behind a name bound 95 %."""
+"""The metrics of ``evaluation.jsonl``. ``NAME_low`` and ``NAME_high`` bound a 95 % interval."""

@@ -1,7 +1,7 @@
-"""What a monitor remembers between steps: recent values, first values, and whether it has spoken.
+"""Metric history that a monitor keeps between steps: recent values, first values, alarm state.
 
-Plain lists and numbers, so that a checkpoint can hold them as JSON and a resumed run raises the
-same alarms. What is judged by them is for ``monitor_rules``.
+The state holds plain lists and numbers, so a checkpoint can store it as JSON and a resumed run
+raises the same alarms. The conditions of the alarms are in ``monitoring.rules``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Series:
-    """Values of one metric at successive steps, oldest first."""
+    """Values of one metric at successive steps, oldest first, as (step, value) points."""
 
     points: list[list[float]]
 
@@ -32,39 +32,43 @@ class Series:
         return fmean(self.values)
 
     @property
-    def at(self) -> str:
-        """The steps in words: ``step 3`` or ``steps 3–7``."""
+    def steps(self) -> str:
+        """Range of steps as text: ``step 3`` or ``steps 3–7``."""
         first, last = int(self.points[0][0]), int(self.points[-1][0])
         return f"step {first}" if first == last else f"steps {first}–{last}"
 
 
 @dataclass
-class Memory:
-    """One monitor's memory.
+class MonitorState:
+    """State of one monitor between steps.
 
     Attributes:
-        recent: the last points (step, value) of each metric, as many as were asked for.
+        recent: the last points (step, value) of each metric, up to the largest requested window.
         first: the first points of each metric.
-        notes: what else a rule keeps.
-        raised: whether the alarm was raised and its condition has not been gone for long.
-        clear_since: the step since which the condition is gone.
+        rule_state: other JSON values that the monitor's rule keeps.
+        raised: whether the alarm has been raised.
+        clear_since: the first step at which the condition no longer held; None while it holds.
     """
 
     recent: dict[str, list[list[float]]] = field(default_factory=dict)
     first: dict[str, list[list[float]]] = field(default_factory=dict)
-    notes: dict[str, Any] = field(default_factory=dict)
+    rule_state: dict[str, Any] = field(default_factory=dict)
     raised: bool = False
     clear_since: int | None = None
 
-    def begins(self, holds: bool, step: int, again_after: int) -> bool:
-        """Whether an alarm is due, now that its condition holds, or does not, at `step`."""
-        if not holds:
+    def should_raise(self, condition: bool, step: int, again_after: int) -> bool:
+        """Update the alarm state with the condition at `step` and return whether to raise it.
+
+        An alarm is raised when its condition first holds, and again only after the condition has
+        not held for `again_after` steps.
+        """
+        if not condition:
             if self.clear_since is None:
                 self.clear_since = step
             return False
-        gone = self.clear_since is not None and step - self.clear_since >= again_after
+        cleared = self.clear_since is not None and step - self.clear_since >= again_after
         self.clear_since = None
-        due = not self.raised or gone
+        due = not self.raised or cleared
         self.raised = True
         return due
 
@@ -72,44 +76,45 @@ class Memory:
         return asdict(self)
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> Memory:
-        """The memory that `state()` came from."""
+    def from_state_dict(cls, state: Mapping[str, Any]) -> MonitorState:
+        """Return the state that `state_dict` saved."""
         return cls(**deepcopy(dict(state)))
 
 
-class View:
-    """The numbers of one step, or of one evaluation, and what a monitor remembers of earlier ones.
+class MetricHistory:
+    """Metrics of the current step or evaluation, with the history that one monitor keeps.
 
-    Asking for a metric remembers it. A number that is absent, or not finite, answers None.
+    Requesting a metric's history stores its current value. A metric that is absent or not finite
+    has no value: the methods return None.
     """
 
-    def __init__(self, step: int, numbers: Mapping[str, float], memory: Memory) -> None:
+    def __init__(self, step: int, metrics: Mapping[str, float], state: MonitorState) -> None:
         self.step = step
-        self.numbers = numbers
-        self.notes = memory.notes
-        self._memory = memory
+        self.metrics = metrics
+        self.rule_state = state.rule_state
+        self._state = state
 
-    def get(self, name: str) -> float | None:
-        """This step's value."""
-        return self.numbers.get(name)
+    def current(self, name: str) -> float | None:
+        """Return the metric's value at this step."""
+        return self.metrics.get(name)
 
-    def history(self, name: str, most: int) -> Series | None:
-        """The last values up to this step's, at most so many; None where this step has none."""
-        if name not in self.numbers:
+    def recent(self, name: str, max_points: int) -> Series | None:
+        """Return up to `max_points` last values; None if the metric is absent at this step."""
+        if name not in self.metrics:
             return None
-        points = self._memory.recent.setdefault(name, [])
-        points.append([self.step, self.numbers[name]])
-        del points[:-most]
+        points = self._state.recent.setdefault(name, [])
+        points.append([self.step, self.metrics[name]])
+        del points[:-max_points]
         return Series(list(points))
 
-    def last(self, name: str, window: int) -> Series | None:
-        """The last `window` values; None before there are so many, or where this step has none."""
-        series = self.history(name, window)
-        return series if series is not None and len(series.points) == window else None
+    def window(self, name: str, size: int) -> Series | None:
+        """Return the last `size` values; None if there are fewer or the metric is absent now."""
+        series = self.recent(name, size)
+        return series if series is not None and len(series.points) == size else None
 
-    def start(self, name: str, window: int) -> Series | None:
-        """The first `window` values of the run; None before there are so many."""
-        points = self._memory.first.setdefault(name, [])
-        if len(points) < window and name in self.numbers:
-            points.append([self.step, self.numbers[name]])
-        return Series(list(points)) if len(points) >= window else None
+    def first(self, name: str, size: int) -> Series | None:
+        """Return the first `size` values of the run; None if there are fewer so far."""
+        points = self._state.first.setdefault(name, [])
+        if len(points) < size and name in self.metrics:
+            points.append([self.step, self.metrics[name]])
+        return Series(list(points)) if len(points) >= size else None

@@ -1,4 +1,4 @@
-"""What is known of a logged number besides its value."""
+"""Description of a logged metric."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Metric:
-    """One logged number.
+    """One logged metric.
 
     Attributes:
-        name: as it stands in ``metrics.jsonl``.
-        title: what a curve is called.
-        unit: of the number; empty for a plain number, "share" for one in [0, 1].
-        panel: which curves are drawn together.
-        meaning: what it is and what to make of it, in a sentence or two.
-        source: where it is defined.
+        name: key in ``metrics.jsonl`` or ``evaluation.jsonl``.
+        title: label of its curve in the report.
+        unit: unit of the value; empty for a plain number, "share" for a number in [0, 1].
+        panel: report panel that shows the curve; metrics of one panel are drawn together.
+        meaning: definition and interpretation, in one to three sentences.
+        source: paper that defines it.
     """
 
     name: str

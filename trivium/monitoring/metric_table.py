@@ -1,4 +1,4 @@
-"""The table of what training steps log: see ``monitoring.metrics``."""
+"""Metrics of training steps that describe learning. ``cost_table`` has memory, speed and time."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from trivium.monitoring.metric import Metric
 _PPO = "Schulman et al. 2017"
 _RLHF = "Ouyang et al. 2022"
 _DPO = "Rafailov et al. 2023"
-_GRPO = "Shao et al. 2024"
 _K = "Schulman 2020, Approximating KL divergence"
 _37 = "Huang et al. 2022, The 37 implementation details of PPO"
 
-TABLE = (
+LEARNING_METRICS = (
     Metric(
-        "loss", "loss", "", "Loss", "The minimized objective, averaged over the step's updates."
+        "loss",
+        "loss",
+        "",
+        "Loss",
+        "The objective that is minimized, averaged over the step's optimizer steps.",
     ),
     Metric(
         "nll",
         "negative log-likelihood",
         "nats/token",
         "Loss",
-        "Mean −log π of the learned tokens of the step's demonstrations.",
+        "Mean −log π over the trained tokens of the step's demonstrations.",
     ),
     Metric(
         "pretraining/nll",
         "pretraining-mix negative log-likelihood",
         "nats/token",
         "Loss",
-        "Mean −log π of the demonstrations mixed into PPO (PPO-ptx).",
+        "Mean −log π over the demonstrations that are mixed into PPO (PPO-ptx).",
         f"{_RLHF}, eq. 2",
     ),
     Metric(
@@ -36,7 +39,7 @@ TABLE = (
         "share",
         "Reward model",
         "Share of the step's pairs (or labeled steps) that the reward model ranks (or classifies) "
-        "right, before it learns from them.",
+        "correctly, measured before it trains on them.",
         f"{_RLHF}, eq. 1",
     ),
     Metric(
@@ -44,11 +47,12 @@ TABLE = (
         "reward",
         "",
         "Reward",
-        "Mean total reward of the step's responses: outcome plus the sum over steps.",
+        "Mean total reward of the step's responses: outcome reward plus the sum of process "
+        "rewards.",
     ),
     Metric(
         "reward/std",
-        "reward spread",
+        "reward std",
         "",
         "Reward",
         "Standard deviation of the total reward over the step's responses.",
@@ -58,11 +62,11 @@ TABLE = (
         "reward: {reward}",
         "",
         "Rewards",
-        "Mean of one reward function, before its weight.",
+        "Mean of one reward function over the step's responses, before its weight is applied.",
     ),
     Metric(
         "rewards/<reward>/std",
-        "spread: {reward}",
+        "std: {reward}",
         "",
         "Rewards",
         "Standard deviation of one reward function over the step's responses.",
@@ -72,14 +76,15 @@ TABLE = (
         "fallbacks: {reward}",
         "responses",
         "Rewards",
-        "Responses whose reward failed and got the fallback value that the configuration allows.",
+        "Number of responses for which the reward function failed and the configured fallback "
+        "value was used.",
     ),
     Metric(
         "group/equal_rewards",
         "groups of equal rewards",
         "share",
         "Advantage",
-        "Groups whose responses all got the same reward: they teach nothing.",
+        "Share of groups whose responses all have the same reward. They have no policy gradient.",
         "Yu et al. 2025 (DAPO), section 3.2",
     ),
     Metric(
@@ -87,20 +92,18 @@ TABLE = (
         "skipped groups",
         "share",
         "Advantage",
-        "Groups that no pass was spent on, as they have no gradient: Â = 0 (or no weight) on every "
-        "token, and no KL term. What is measured of the updates (entropy, ratios, clipping, Â) is "
-        "then of the other responses.",
+        "Share of groups that skip the forward pass because their gradient is zero: Â = 0 (or "
+        "weight 0) on every token, and no KL term. Entropy, ratios, clip fractions and Â are then "
+        "measured on the other groups.",
         "Yu et al. 2025 (DAPO), section 3.2",
     ),
-    Metric(
-        "advantage/mean", "advantage", "", "Advantage", "Mean Â over the tokens of the updates."
-    ),
+    Metric("advantage/mean", "advantage", "", "Advantage", "Mean Â over the trained tokens."),
     Metric(
         "advantage/std",
-        "advantage spread",
+        "advantage std",
         "",
         "Advantage",
-        "Standard deviation of Â over the tokens of the updates.",
+        "Standard deviation of Â over the trained tokens.",
         _PPO,
     ),
     Metric(
@@ -108,7 +111,8 @@ TABLE = (
         "KL to the reference (k1)",
         "nats/token",
         "KL to the reference",
-        "Mean of log π − log π_ref on the policy's own tokens: unbiased, may be negative.",
+        "Mean of log π − log π_ref over sampled tokens. The estimator is unbiased and may be "
+        "negative.",
         _K,
     ),
     Metric(
@@ -116,7 +120,8 @@ TABLE = (
         "KL to the reference (k3)",
         "nats/token",
         "KL to the reference",
-        "Mean of exp(−l) − 1 + l with l = log π − log π_ref: unbiased, never negative.",
+        "Mean of exp(−l) − 1 + l with l = log π − log π_ref. The estimator is unbiased and never "
+        "negative.",
         _K,
     ),
     Metric(
@@ -124,7 +129,7 @@ TABLE = (
         "KL to the reference, per response",
         "nats",
         "KL to the reference",
-        "k1 summed over a response, averaged over responses: an estimate of KL(π‖π_ref).",
+        "k1 summed over each response and averaged over responses: an estimate of KL(π‖π_ref).",
         _K,
     ),
     Metric(
@@ -132,7 +137,8 @@ TABLE = (
         "KL coefficient β",
         "",
         "KL to the reference",
-        "Weight of the KL penalty in PPO's reward; moves if adaptive_kl is on.",
+        "Weight of the KL penalty in PPO's reward. It changes during the run if adaptive_kl is "
+        "set.",
         "Ziegler et al. 2019, section 2.2",
     ),
     Metric(
@@ -140,8 +146,8 @@ TABLE = (
         "entropy",
         "nats/token",
         "Policy",
-        "Mean entropy of the policy at the tokens it wrote, but for skipped groups'. A fall to 0 "
-        "ends exploration.",
+        "Mean entropy of the policy at the sampled tokens, without those of skipped groups. "
+        "Exploration ends when it falls to 0.",
         _PPO,
     ),
     Metric(
@@ -149,7 +155,8 @@ TABLE = (
         "KL to π_old (k3)",
         "nats/token",
         "Update",
-        "How far the updates moved the policy from the one that sampled: k3 on its tokens.",
+        "How far the step's updates moved the policy from π_old: the k3 estimate on the sampled "
+        "tokens.",
         _K,
     ),
     Metric(
@@ -157,35 +164,42 @@ TABLE = (
         "KL to π_old (k1)",
         "nats/token",
         "Update",
-        "Mean of log π_old − log π on the sampled tokens.",
+        "Mean of log π_old − log π over the sampled tokens.",
         _K,
     ),
-    Metric("policy/ratio_mean", "ratio", "", "Ratio", "Mean of ρ = π/π_old over tokens.", _PPO),
-    Metric("policy/ratio_min", "smallest ratio", "", "Ratio", "Smallest ρ of the step.", _PPO),
-    Metric("policy/ratio_max", "largest ratio", "", "Ratio", "Largest ρ of the step.", _PPO),
+    Metric(
+        "policy/ratio_mean",
+        "ratio",
+        "",
+        "Ratio",
+        "Mean of ρ = π/π_old over the trained tokens.",
+        _PPO,
+    ),
+    Metric("policy/ratio_min", "minimum ratio", "", "Ratio", "Smallest ρ of the step.", _PPO),
+    Metric("policy/ratio_max", "maximum ratio", "", "Ratio", "Largest ρ of the step.", _PPO),
     Metric(
         "policy/clip_low",
-        "clipped below",
+        "clipped below 1 − ε",
         "share",
         "Update",
-        "Tokens with ρ < 1 − ε and Â < 0: clipping removes their gradient.",
+        "Share of tokens with ρ < 1 − ε and Â < 0. Clipping removes their gradient.",
         f"{_37}, detail 8",
     ),
     Metric(
         "policy/clip_high",
-        "clipped above",
+        "clipped above 1 + ε",
         "share",
         "Update",
-        "Tokens with ρ > 1 + ε and Â > 0: clipping removes their gradient.",
+        "Share of tokens with ρ > 1 + ε and Â > 0. Clipping removes their gradient.",
         f"{_37}, detail 8",
     ),
     Metric(
         "policy/sampler_difference",
-        "sampler−trainer difference",
+        "sampler–trainer difference",
         "nats",
         "Update",
-        "Largest |log π(sampler) − log π(trainer)| before the update, over the sampled tokens that "
-        "the trainer scored then: the first update's, and those of policy/old_scored.",
+        "Largest |log π(sampler) − log π(trainer)| before the update, over the sampled tokens "
+        "that the trainer scored: the first minibatch's, and those that policy/old_scored counts.",
         "Yao et al. 2025, truncated importance sampling",
     ),
     Metric(
@@ -193,9 +207,10 @@ TABLE = (
         "tokens scored for π_old",
         "share",
         "Update",
-        "Response tokens whose log-probs under π_old took a pass of their own. The first update "
-        "knows its own; others need one only where the sampler is not within sampler_tolerance, or "
-        "a KL to the reference asks for the trainer's own.",
+        "Share of response tokens whose log-probs under π_old needed a separate forward pass. The "
+        "first minibatch computes its own. Later minibatches need the pass only if the sampler's "
+        "log-probs are outside sampler_tolerance, or if the KL to the reference needs the "
+        "trainer's.",
     ),
     Metric("value/mean", "value", "", "Critic", "Mean V(s_t) of the critic before the update."),
     Metric(
@@ -211,7 +226,7 @@ TABLE = (
         "value loss",
         "",
         "Critic",
-        "Mean of the critic's (clipped) squared error over tokens and updates.",
+        "Mean of the critic's (clipped) squared error over tokens and optimizer steps.",
         _PPO,
     ),
     Metric(
@@ -219,7 +234,8 @@ TABLE = (
         "explained variance",
         "",
         "Critic",
-        "1 − Var(Target − V_old)/Var(Target): 1 is perfect, 0 or less no better than a constant.",
+        "1 − Var(Target − V_old)/Var(Target). 1 is a perfect critic; 0 or less is no better than "
+        "a constant.",
         _37,
     ),
     Metric(
@@ -227,7 +243,7 @@ TABLE = (
         "implicit reward, chosen",
         "",
         "Implicit reward",
-        "Mean of β(log π − log π_ref) of chosen responses.",
+        "Mean of β(log π − log π_ref) over chosen responses.",
         f"{_DPO}, section 4",
     ),
     Metric(
@@ -235,7 +251,7 @@ TABLE = (
         "implicit reward, rejected",
         "",
         "Implicit reward",
-        "Mean of β(log π − log π_ref) of rejected responses.",
+        "Mean of β(log π − log π_ref) over rejected responses.",
         f"{_DPO}, section 4",
     ),
     Metric(
@@ -243,7 +259,7 @@ TABLE = (
         "margin",
         "",
         "Implicit reward",
-        "Mean difference of the implicit rewards of chosen and rejected.",
+        "Mean difference between the implicit rewards of the chosen and the rejected response.",
         f"{_DPO}, eq. 7",
     ),
     Metric(
@@ -251,7 +267,7 @@ TABLE = (
         "preference accuracy",
         "share",
         "Preference",
-        "Share of the step's pairs with a positive margin, before the update.",
+        "Share of the step's pairs with a positive margin, measured before the update.",
         f"{_DPO}, eq. 7",
     ),
     Metric(
@@ -259,7 +275,8 @@ TABLE = (
         "gradient weight",
         "share",
         "Preference",
-        "Mean of σ(r̂_l − r̂_w): how strongly pairs still pull; falls to 0 as they are learned.",
+        "Mean of σ(r̂_l − r̂_w), the weight of each pair's gradient. It falls to 0 as the pairs "
+        "are learned.",
         f"{_DPO}, section 4",
     ),
     Metric(
@@ -267,7 +284,7 @@ TABLE = (
         "log π(chosen)",
         "nats",
         "Log-probs of pairs",
-        "Mean log-prob of chosen responses. DPO often lets it fall while the margin grows.",
+        "Mean log-prob of the chosen responses. In DPO it often falls while the margin grows.",
         "Pal et al. 2024, Smaug",
     ),
     Metric(
@@ -275,125 +292,55 @@ TABLE = (
         "log π(rejected)",
         "nats",
         "Log-probs of pairs",
-        "Mean log-prob of rejected responses.",
+        "Mean log-prob of the rejected responses.",
         _DPO,
     ),
-    Metric("pairs/found", "pairs", "pairs", "Preference", "Pairs that the step's samples gave."),
-    Metric("length/mean", "length", "tokens", "Length", "Mean response length."),
-    Metric("length/min", "shortest", "tokens", "Length", "Shortest response of the step."),
-    Metric("length/max", "longest", "tokens", "Length", "Longest response of the step."),
+    Metric(
+        "pairs/found",
+        "pairs",
+        "pairs",
+        "Preference",
+        "Number of preference pairs that the step's responses gave.",
+    ),
+    Metric("length/mean", "length", "tokens", "Length", "Mean length of the step's responses."),
+    Metric("length/min", "minimum", "tokens", "Length", "Length of the step's shortest response."),
+    Metric("length/max", "maximum", "tokens", "Length", "Length of the step's longest response."),
     Metric(
         "length/truncated",
-        "cut off",
+        "truncated",
         "share",
-        "Cut off",
-        "Responses that ran into the length limit instead of ending by themselves.",
+        "Truncated",
+        "Share of responses that reached the length limit before an end token or stop text.",
     ),
     Metric(
         "length/empty",
         "empty",
         "share",
-        "Cut off",
-        "Responses without any text: they ended at once.",
+        "Truncated",
+        "Share of responses without any text: their first token ended them.",
     ),
     Metric(
         "gradient_norm",
         "gradient norm",
         "",
         "Optimizer",
-        "Global norm of the policy's gradient before clipping, averaged over the step's updates.",
+        "Global norm of the policy's gradient before clipping, averaged over the step's optimizer "
+        "steps.",
         "Pascanu et al. 2013",
     ),
-    Metric("learning_rate", "learning rate", "", "Optimizer", "Of the step's last update."),
-    Metric("optimizer_steps", "updates", "updates", "Optimizer", "Optimizer steps of this step."),
     Metric(
-        "memory/splits",
-        "halved micro-batches",
-        "micro-batches",
-        "Memory",
-        "Micro-batches of the step's updates that did not fit the memory and were done in halves; "
-        "absent where all fitted.",
-    ),
-    Metric("tokens/generated", "generated tokens", "tokens", "Tokens", "Tokens sampled this step."),
-    Metric(
-        "tokens/trained",
-        "trained tokens",
-        "tokens",
-        "Tokens",
-        "Response tokens with a gradient, counted once per epoch over them.",
+        "learning_rate",
+        "learning rate",
+        "",
+        "Optimizer",
+        "Learning rate of the step's last optimizer step.",
     ),
     Metric(
-        "tokens/per_second",
-        "response tokens per second",
-        "tokens/s",
-        "Speed",
-        "Trained tokens over the whole step's time.",
-    ),
-    Metric(
-        "tokens/per_second/rollout",
-        "generation speed",
-        "tokens/s",
-        "Speed",
-        "Generated tokens over the time of generation.",
-    ),
-    Metric(
-        "tokens/per_second/update",
-        "update speed",
-        "tokens/s",
-        "Speed",
-        "Trained tokens over the time of the updates.",
-    ),
-    Metric(
-        "flops",
-        "model FLOPs",
-        "FLOPs",
-        "Cost",
-        "Floating-point operations of all models' matrix products and attention in the step.",
-        "Kaplan et al. 2020, section 2.1",
-    ),
-    Metric("time/total", "step", "s", "Time", "Wall-clock of the step, evaluation not included."),
-    Metric(
-        "time/rollout",
-        "rollout",
-        "s",
-        "Time",
-        "Sampling responses; where they were sampled ahead, waiting for those that are left.",
-    ),
-    Metric(
-        "time/scoring",
-        "scoring",
-        "s",
-        "Time",
-        "Reward functions and reward models, from the end of sampling on: what rewards with "
-        "while_sampling did before costs no time of its own.",
-    ),
-    Metric(
-        "time/logprobs",
-        "log-probs",
-        "s",
-        "Time",
-        "Passes without gradient: π_old, π_ref, critic; and advantages from them.",
-    ),
-    Metric("time/update", "update", "s", "Time", "Forward, backward and optimizer."),
-    Metric(
-        "time/reward_update",
-        "reward update",
-        "s",
-        "Time",
-        "Judging responses and training the reward model further.",
-        f"{_GRPO}, algorithm 1",
-    ),
-    Metric("time_share/rollout", "rollout", "share", "Share of time", "time/rollout of the step."),
-    Metric("time_share/scoring", "scoring", "share", "Share of time", "time/scoring of the step."),
-    Metric(
-        "time_share/logprobs", "log-probs", "share", "Share of time", "time/logprobs of the step."
-    ),
-    Metric("time_share/update", "update", "share", "Share of time", "time/update of the step."),
-    Metric(
-        "time_share/reward_update",
-        "reward update",
-        "share",
-        "Share of time",
-        "time/reward_update of the step.",
+        "optimizer_steps",
+        "optimizer steps",
+        "steps",
+        "Optimizer",
+        "Number of optimizer steps in this training step.",
     ),
 )
+"""Metrics of rewards, advantages, losses and optimization, in display order."""

@@ -1,8 +1,8 @@
-"""Every number that a run logs: its name, unit, meaning and source, in this one place.
+"""Look up the metrics that runs log: name, unit, meaning and source.
 
-The docs' table, the report's panels and tooltips, and the check that nothing unnamed is logged all
-come from ``METRICS`` (``monitoring.metric_table``). A name with ``<reward>`` in it stands for one name
-per reward function.
+The table in the docs, the report's panels and tooltips, and the check that every logged metric is
+defined all read ``METRICS`` and ``EVALUATIONS``. A name that contains ``<reward>`` stands for one
+metric per reward function.
 """
 
 from __future__ import annotations
@@ -10,38 +10,42 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from trivium.monitoring.evaluation_table import EVALUATION
+from trivium.monitoring.cost_table import COST_METRICS
+from trivium.monitoring.evaluation_table import EVALUATION_METRICS
 from trivium.monitoring.metric import Metric
-from trivium.monitoring.metric_table import TABLE
+from trivium.monitoring.metric_table import LEARNING_METRICS
 
-METRICS = {metric.name: metric for metric in TABLE}
-"""All metrics of training steps by name, in the order in which they are shown."""
-EVALUATIONS = {metric.name: metric for metric in EVALUATION}
-"""All numbers of held-out evaluations by name."""
+METRICS = {metric.name: metric for metric in (*LEARNING_METRICS, *COST_METRICS)}
+"""Metrics of training steps by name, in display order."""
+EVALUATIONS = {metric.name: metric for metric in EVALUATION_METRICS}
+"""Metrics of held-out evaluations by name, in display order."""
 
-_REWARD = re.compile(r"rewards/(?P<reward>.+)/(?P<what>mean|std|fallbacks)")
+_REWARD = re.compile(r"rewards/(?P<reward>.+)/(?P<statistic>mean|std|fallbacks)")
 
 
 def metric(name: str) -> Metric | None:
-    """The metric that a logged name belongs to, with the reward's name filled in; None if none."""
+    """Return the training metric of a logged name, with the reward's name filled in.
+
+    Return None if the name is not defined.
+    """
     if name in METRICS:
         return METRICS[name]
-    found = _REWARD.fullmatch(name)
-    if found is None:
+    match = _REWARD.fullmatch(name)
+    if match is None:
         return None
-    general = METRICS[f"rewards/<reward>/{found['what']}"]
+    template = METRICS[f"rewards/<reward>/{match['statistic']}"]
     return Metric(
         name,
-        general.title.format(reward=found["reward"]),
-        general.unit,
-        general.panel,
-        general.meaning,
-        general.source,
+        template.title.format(reward=match["reward"]),
+        template.unit,
+        template.panel,
+        template.meaning,
+        template.source,
     )
 
 
 def table(metrics: Iterable[Metric]) -> str:
-    """Metrics as a Markdown table, for the docs."""
+    """Return the metrics as a Markdown table for the docs."""
     rows = ["| name | unit | meaning | source |", "|---|---|---|---|"]
     for m in metrics:
         rows.append(f"| `{m.name}` | {m.unit} | {_cell(m.meaning)} | {_cell(m.source)} |")
@@ -49,7 +53,7 @@ def table(metrics: Iterable[Metric]) -> str:
 
 
 def _cell(text: str) -> str:
-    """Text in a Markdown table, where a bare bar would begin a new cell."""
+    """Escape the bars in a Markdown table cell, where a bare bar begins a new cell."""
     return text.replace("|", "\\|")
 
 
@@ -57,17 +61,17 @@ _STAGES = ("rollout", "scoring", "logprobs", "update", "reward_update")
 
 
 def derived(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The numbers that follow from a step's others: rates, and shares of time."""
-    found = {}
+    """Return the metrics that follow from a step's others: throughputs and shares of time."""
+    result = {}
     total, trained = metrics["time/total"], metrics.get("tokens/trained")
     for stage in _STAGES:
         if f"time/{stage}" in metrics and total > 0:
-            found[f"time_share/{stage}"] = metrics[f"time/{stage}"] / total
+            result[f"time_share/{stage}"] = metrics[f"time/{stage}"] / total
     if trained is not None and total > 0:
-        found["tokens/per_second"] = trained / total
-    rates = {"rollout": metrics.get("tokens/generated"), "update": trained}
-    for stage, tokens in rates.items():
+        result["tokens/per_second"] = trained / total
+    stage_tokens = {"rollout": metrics.get("tokens/generated"), "update": trained}
+    for stage, tokens in stage_tokens.items():
         seconds = metrics.get(f"time/{stage}", 0.0)
         if tokens is not None and seconds > 0:
-            found[f"tokens/per_second/{stage}"] = tokens / seconds
-    return found
+            result[f"tokens/per_second/{stage}"] = tokens / seconds
+    return result

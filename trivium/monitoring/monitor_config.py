@@ -1,7 +1,7 @@
-"""What each monitor allows: limits, windows, and what an alarm does.
+"""Configuration of the monitors: limits, windows, and the action of an alarm.
 
-A default is set so that healthy runs stay silent (docs/monitors.md has the measurements). Windows
-are counted in training steps that log the metric. How a limit is watched is in ``monitor_rules``.
+The defaults raise no alarm in healthy runs (docs/monitors.md has the measurements). Windows count
+the training steps that log the metric. The conditions are in ``monitoring.rules``.
 """
 
 from __future__ import annotations
@@ -15,236 +15,241 @@ from trivium.config.base import Configuration, Conflict
 
 
 class MonitorConfig(Configuration):
-    """What every monitor can be told."""
+    """Setting that every monitor has."""
 
     action: Literal["warn", "stop", "off"] = "warn"
-    """What an alarm does: tell, or tell and stop the run; off: the monitor does not watch."""
+    """Action of an alarm: warn logs it, stop also ends the run, off disables the monitor."""
 
 
 class NonFiniteConfig(MonitorConfig):
-    """Metrics that are NaN or infinite: any is one too many."""
+    """Metrics that are NaN or infinite. A single one raises the alarm."""
 
 
 class KLConfig(MonitorConfig):
-    """Distance from the reference: alarms where both limits are passed.
+    """KL to the reference. The alarm is raised if both limits are passed.
 
-    A limit per response alone would forbid long answers, whose log-ratios add up over thousands of
-    tokens; one per token alone would call ten tokens' worth of a new habit a failure. Adaptive
-    controllers after Ziegler et al. 2019 aim at single-digit nats per response; Gao et al. 2022
-    show quality turning down as the distance grows on.
+    A limit per response alone would flag long responses, whose log-ratios add up over thousands of
+    tokens. A limit per token alone would flag a change of style in ten tokens. Adaptive controllers
+    after Ziegler et al. 2019 target single-digit nats per response. Gao et al. 2022 show that
+    quality falls as the distance grows further.
     """
 
     limit: float = Field(default=10.0, gt=0)
-    """Nats per response."""
+    """Largest KL in nats per response."""
     per_token: float = Field(default=0.1, gt=0)
-    """Nats per token, for long answers: 100 nats over 1000 tokens."""
+    """Largest KL in nats per token, for long responses: 100 nats over 1000 tokens."""
     window: int = Field(default=3, ge=1)
-    """Steps whose median counts."""
+    """Number of steps in the median."""
 
 
 class KLOldConfig(MonitorConfig):
-    """Distance that one step's updates moved the policy.
+    """KL between the policies before and after one step's updates.
 
-    PPO implementations stop a batch's updates at 0.01 to 0.03 nats per token; healthy runs here had
-    up to 0.023, in their first step.
+    PPO implementations stop the updates on a batch at 0.01 to 0.03 nats per token. Healthy runs of
+    Trivium reached 0.023, in their first step.
     """
 
     limit: float = Field(default=0.1, gt=0)
-    """Nats per token (k3) from π_old in one step."""
+    """Largest KL (k3) from π_old in one step, in nats per token."""
 
 
 class EntropyConfig(MonitorConfig):
     """Entropy collapse.
 
-    Cui et al. 2025 find reward to be bought with entropy, and none left to buy once it is gone. A
-    task with one right answer ends low: a verified demo run went to 0.19 of its start in health.
+    Cui et al. 2025 find that reward is gained at the cost of entropy, and that learning stops when
+    entropy is used up. On a task with one correct answer a healthy run also ends low: a demo run
+    fell to 0.19 of its first entropy.
     """
 
     share: float = Field(default=0.1, gt=0, lt=1)
-    """Alarm below this share of the entropy that the run began with."""
+    """Alarm if entropy is below this share of the first step's entropy."""
     floor: float = Field(default=0.01, gt=0)
-    """Alarm below so many nats per token too, where the run began with twice as many."""
+    """Alarm also if entropy is below this many nats per token. The floor applies only if the first
+    step had at least twice as much."""
     window: int = Field(default=5, ge=1)
-    """Steps whose median counts."""
+    """Number of steps in the median."""
 
 
 class LengthGrowthConfig(MonitorConfig):
     """Length explosion.
 
-    Longer is what reward models (Singhal et al. 2023), DPO (Park et al. 2024) and sums over steps
-    pay for unasked. Reasoning that is meant to grow passes any limit: raise it there.
+    Reward models (Singhal et al. 2023), DPO (Park et al. 2024) and sums of process rewards favor
+    longer responses. If responses are meant to grow, raise the factor.
     """
 
     factor: float = Field(default=1.5, gt=1)
-    """Alarm above so many times the length that the run began with."""
+    """Alarm if the length is above the first step's length times this."""
     window: int = Field(default=5, ge=1)
-    """Steps whose median counts."""
+    """Number of steps in the median."""
 
 
 class LengthCollapseConfig(MonitorConfig):
     """Length collapse."""
 
     share: float = Field(default=0.5, gt=0, lt=1)
-    """Alarm below this share of the length that the run began with."""
+    """Alarm if the length is below this share of the first step's length."""
     window: int = Field(default=5, ge=1)
-    """Steps whose median counts."""
+    """Number of steps in the median."""
 
 
 class TruncatedConfig(MonitorConfig):
-    """Responses that the length limit ends. Switch it off where texts have no end by design."""
+    """Responses that the length limit truncates. Disable it if texts have no end by design."""
 
     share: float = Field(default=0.5, gt=0, le=1)
-    """Alarm where at least this share of responses is cut off."""
+    """Alarm if at least this share of responses is truncated."""
     window: int = Field(default=5, ge=1)
-    """Steps whose mean counts."""
+    """Number of steps in the mean."""
 
 
 class EmptyConfig(MonitorConfig):
-    """Responses without text. A model that does not know its chat template ends at once."""
+    """Responses without text, as given by a model that was not trained on its chat template."""
 
     share: float = Field(default=0.5, gt=0, le=1)
-    """Alarm where at least this share of a step's responses is empty."""
+    """Alarm if at least this share of a step's responses is empty."""
     window: int = Field(default=1, ge=1)
-    """Steps whose mean counts; one is enough, since a healthy policy rarely says nothing."""
+    """Number of steps in the mean. One is enough: healthy policies rarely give empty responses."""
 
 
 class EqualRewardsConfig(MonitorConfig):
-    """Groups that teach nothing (Yu et al. 2025, section 3.2)."""
+    """Groups of equal rewards, which have no gradient (Yu et al. 2025, section 3.2)."""
 
     share: float = Field(default=0.9, gt=0, le=1)
-    """Alarm where at least this share of groups has equal rewards."""
+    """Alarm if at least this share of groups has equal rewards."""
     window: int = Field(default=5, ge=1)
-    """Steps whose median counts."""
+    """Number of steps in the median."""
 
 
 class CriticConfig(MonitorConfig):
-    """A critic that is worse than a constant: explained variance below 0.
+    """Critic that is worse than a constant: its explained variance is below 0.
 
-    A fresh critic stands around 0, by noise on either side, so the default asks for a little more.
+    The explained variance of a new critic is noise around 0, so the default limit is slightly
+    lower.
     """
 
     limit: float = Field(default=-0.05, lt=1)
-    """Alarm where the explained variance is below this."""
+    """Alarm if the explained variance is below this."""
     grace: int = Field(default=10, ge=0)
-    """First steps that do not count."""
+    """Number of first steps that are ignored."""
     window: int = Field(default=5, ge=1)
-    """Steps whose median counts."""
+    """Number of steps in the median."""
 
 
 class ClipFractionConfig(MonitorConfig):
-    """Clipping saturated: a few per cent of tokens are usual, less where responses are long."""
+    """Saturated clipping. A few percent of tokens are usual, fewer with long responses."""
 
     share: float = Field(default=0.3, gt=0, le=1)
-    """Alarm where clipping takes the gradient of at least this share of tokens."""
+    """Alarm if clipping removes the gradient of at least this share of tokens."""
     window: int = Field(default=5, ge=1)
-    """Steps whose mean counts."""
+    """Number of steps in the mean."""
 
 
 class RatioConfig(MonitorConfig):
-    """Extreme ratios. Single tokens reach 100 in a healthy first step; a median does not."""
+    """Extreme ratios. Single tokens reach 100 in a healthy first step, but medians do not."""
 
     limit: float = Field(default=100.0, gt=1)
-    """Alarm where the largest ρ of a step is above this."""
+    """Alarm if the largest ρ of a step is above this."""
     window: int = Field(default=5, ge=1)
-    """Steps whose median counts."""
+    """Number of steps in the median."""
 
 
 class SamplerConfig(MonitorConfig):
-    """Sampler and trainer disagree on what the policy is.
+    """Difference between the sampler's and the trainer's log-probs.
 
-    At ln 1.2 ≈ 0.2 the disagreement alone is as large as the usual clip range. Our own engine
-    differs by 1e-5 to 1e-4; bfloat16 servers by much more (Yao et al. 2025).
+    At ln 1.2 ≈ 0.2 the difference alone is as large as the usual clip range. Trivium's own engine
+    differs by 1e-5 to 1e-4, bfloat16 servers by much more (Yao et al. 2025).
     """
 
     limit: float = Field(default=0.2, gt=0)
-    """Nats between both log-probs of a token, at most."""
+    """Largest difference between the two log-probs of a token, in nats."""
     window: int = Field(default=3, ge=1)
-    """Steps whose median counts."""
+    """Number of steps in the median."""
 
 
 class ChosenConfig(MonitorConfig):
-    """DPO that makes the chosen responses unlikely (Pal et al. 2024, Smaug)."""
+    """DPO that lowers the probability of the chosen responses (Pal et al. 2024, Smaug)."""
 
     fall: float = Field(default=1.0, gt=0)
-    """Alarm where the chosen responses' implicit reward fell by more than this (10 nats at β 0.1).
-    """
+    """Alarm if the chosen responses' implicit reward fell by more than this (10 nats at β = 0.1)
+    and by more than `share` of the margin's growth."""
     share: float = Field(default=1.0, gt=0)
-    """And by more than this share of what the margin grew."""
+    """Share of the margin's growth that the fall must exceed."""
     window: int = Field(default=5, ge=1)
-    """Steps whose median counts."""
+    """Number of steps in the median."""
 
 
 class PreferencesLearnedConfig(MonitorConfig):
-    """Pairs that are all told apart, with certainty: further steps only move the policy away."""
+    """Pairs that are fully learned: further steps only move the policy away from the reference."""
 
     accuracy: float = Field(default=0.99, gt=0.5, le=1)
-    """Alarm where the preference accuracy is at least this."""
+    """Alarm if the preference accuracy is at least this and the gradient weight below `weight`."""
     weight: float = Field(default=0.05, gt=0, lt=0.5)
-    """And the mean gradient weight below this; it starts at 0.5."""
+    """Limit of the mean gradient weight, which starts at 0.5."""
     window: int = Field(default=10, ge=1)
-    """Steps whose median counts."""
+    """Number of steps in the median."""
 
 
 class GradientConfig(MonitorConfig):
-    """Exploding gradients, against the run's own. Single spikes are clipped and pass unless huge.
+    """Exploding gradients, relative to the run's own gradient norms.
 
-    Both limits are times the median of the `window` steps before (of 5 at least).
+    Gradient clipping handles single spikes, so only very large ones count. Both limits multiply the
+    median of the `window` steps before (at least 5).
     """
 
     factor: float = Field(default=10.0, gt=1)
-    """Alarm where the median of the last `steps` norms is so many times as large."""
+    """Alarm if the median of the last `steps` norms is more than this times the earlier median."""
     jump: float = Field(default=100.0, gt=1)
-    """Alarm where one norm is so many times as large."""
+    """Alarm if a single norm is more than this times the earlier median."""
     floor: float = Field(default=1.0, gt=0)
-    """Norms up to this are never too large."""
+    """Norms up to this never raise the alarm."""
     steps: int = Field(default=3, ge=1)
-    """Last norms whose median counts."""
+    """Number of last norms in the median."""
     window: int = Field(default=20, ge=5)
-    """Norms before them that they are compared with."""
+    """Number of earlier norms that they are compared with."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.jump < self.factor:
             yield (
                 "jump",
-                f"below factor, which is {self.factor:g}: a single norm must pass a higher limit "
-                "than several; raise jump",
+                f"below factor, which is {self.factor:g}: the limit for a single norm must not be "
+                "lower than the limit for several; raise jump",
             )
 
 
 class FallbacksConfig(MonitorConfig):
-    """Rewards that fail and get their fallback value."""
+    """Reward functions that fail, so that their fallback value is used."""
 
     limit: int = Field(default=1, ge=1)
-    """Alarm where one reward fails on so many responses of a step."""
+    """Alarm if one reward function fails on at least this many responses of a step."""
 
 
 class OutOfMemoryConfig(MonitorConfig):
-    """Micro-batches that do not fit the memory and are done in halves, at the cost of time."""
+    """Micro-batches that run out of memory and are split in half, which costs time."""
 
     limit: int = Field(default=1, ge=1)
-    """Alarm where so many micro-batches of a step were halved."""
+    """Alarm if at least this many micro-batches of a step were split."""
 
 
 class RewardHackingConfig(MonitorConfig):
-    """Training reward rises while held-out quality, which it does not see, falls.
+    """Training reward that rises while held-out quality falls.
 
-    Quality is the held-out reward beyond its interval, the variety of words, and the likelihood
-    under the reference. Healthy runs here lost up to 0.04 of variety (60 responses) and 0.1 nats.
+    Quality is measured by the held-out reward (beyond its interval), the variety of words, and the
+    likelihood under the reference. Healthy runs of Trivium lost up to 0.04 of variety (60
+    responses) and 0.1 nats.
     """
 
     rise: float = Field(default=0.1, gt=0)
-    """What counts as risen: so many of the reward's standard deviations at the start."""
+    """Smallest rise that counts, in standard deviations of the reward at the start of the run."""
     window: int = Field(default=3, ge=1)
-    """Steps over which training rewards are averaged."""
+    """Number of steps over which training rewards are averaged."""
     variety: float = Field(default=0.05, gt=0, le=2)
-    """Alarm where distinct words − repeated 3-grams (shares) fell by more than this, and by more
-    than noise; where answers grew, repeated 3-grams alone count, since long texts repeat words."""
+    """Alarm if distinct words − repeated 3-grams (shares) fell by more than this and by more than
+    noise. If responses grew, only repeated 3-grams count, because long texts repeat words."""
     reference_logprob: float = Field(default=0.3, gt=0)
-    """Alarm where samples lost more than so many nats per token under the reference."""
+    """Alarm if the samples' log-prob under the reference fell by more nats per token than this."""
 
 
 class MonitorsConfig(Configuration):
-    """Rules over a run's metrics that raise alarms; every monitor warns by default."""
+    """Rules over a run's metrics that raise alarms. Every monitor warns by default."""
 
     non_finite: NonFiniteConfig = NonFiniteConfig()
     kl: KLConfig = KLConfig()
@@ -267,4 +272,4 @@ class MonitorsConfig(Configuration):
     reward_hacking: RewardHackingConfig = RewardHackingConfig()
 
     again_after: int = Field(default=10, ge=1)
-    """An alarm is raised again only after so many steps without its condition."""
+    """Number of steps without its condition after which an alarm can be raised again."""

@@ -1,9 +1,9 @@
-"""Monitors: rules over a run's metrics that speak up while it goes on.
+"""Monitors: rules over a run's metrics that raise alarms during the run.
 
-A reward curve that rises says little; what it may hide is watched here. An alarm is raised when
-its condition begins, not at every step, and again only after the condition was gone for a while.
-When a condition holds is decided in ``monitor_rules`` and ``monitor_hacking``, limits stand in
-``monitor_config``. Left out: showing, storing and obeying alarms, which is for whoever observes.
+A rising reward curve can hide a failing run; monitors check the other metrics. An alarm is raised
+when its condition first holds, not at every step, and again only after the condition has not held
+for some steps. The conditions are in ``rules`` and ``reward_hacking``, the limits in
+``monitor_config``. Showing, storing and acting on alarms is left to the caller.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trivium.monitoring import rules
-from trivium.monitoring.history import Memory, View
+from trivium.monitoring.history import MetricHistory, MonitorState
 from trivium.monitoring.monitor_config import MonitorConfig, MonitorsConfig, NonFiniteConfig
-from trivium.monitoring.reward_hacking import remember_reward, reward_hacking
+from trivium.monitoring.reward_hacking import record_reward, reward_hacking
 from trivium.monitoring.rules import Finding
 
 __all__ = ["MONITORS", "Alarm", "Monitor", "Monitors", "MonitorsConfig", "table"]
@@ -24,18 +24,18 @@ __all__ = ["MONITORS", "Alarm", "Monitor", "Monitors", "MonitorsConfig", "table"
 
 @dataclass(frozen=True)
 class Alarm:
-    """What a monitor has to say.
+    """One alarm of a monitor.
 
     Attributes:
-        monitor: its name in the configuration.
-        step: the training step, or the one after which was evaluated.
-        metric: what it watched, as in ``metrics.jsonl`` or ``evaluation.jsonl``.
-        value: the metric's value, over a window where the monitor has one.
-        limit: what the value passed.
-        seen: what happened, in numbers.
-        why: why that matters.
-        remedy: what to try.
-        stops: whether the run is to stop.
+        monitor: name of the monitor in the configuration.
+        step: training step, or the step after which the evaluation ran.
+        metric: metric that was compared, as in ``metrics.jsonl`` or ``evaluation.jsonl``.
+        value: value of the metric, over a window if the monitor has one.
+        limit: limit that the value passed.
+        seen: observation in words and numbers.
+        why: why the observation matters.
+        remedy: settings to try.
+        stops: whether the run stops.
     """
 
     monitor: str
@@ -50,239 +50,258 @@ class Alarm:
 
     @property
     def message(self) -> str:
-        """What was seen and what to try, for a terminal."""
+        """Observation and remedy in one line, for a terminal."""
         return f"{self.monitor}, step {self.step}: {self.seen}. {self.remedy}"
 
     def fields(self) -> dict[str, Any]:
-        """All of it, for the run's events."""
+        """Return all attributes, for the run's events."""
         return asdict(self)
 
 
-AttentionSpec = Callable[[Any, View], Finding | None]
+Rule = Callable[[Any, MetricHistory], Finding | None]
+"""Function that judges a metric history by the monitor's configuration."""
 
 
 @dataclass(frozen=True)
 class Monitor:
-    """One monitor: what it watches, what its alarm says, and its rules.
+    """One monitor: its condition, the texts of its alarm, and its rules.
 
     Attributes:
         watches: the condition in words, for the docs.
-        why: why it matters, a sentence or two.
-        remedy: settings to try, one sentence.
-        after_step: judges a training step's metrics.
-        after_evaluation: judges a held-out evaluation.
+        why: why the condition matters, in one or two sentences.
+        remedy: settings to try, in one sentence.
+        after_step: rule that judges the metrics of a training step.
+        after_evaluation: rule that judges a held-out evaluation.
     """
 
     watches: str
     why: str
     remedy: str
-    after_step: AttentionSpec | None = None
-    after_evaluation: AttentionSpec | None = None
+    after_step: Rule | None = None
+    after_evaluation: Rule | None = None
 
 
 MONITORS = {
     "non_finite": Monitor(
-        "any metric or evaluation that is NaN or infinite",
+        "any metric or evaluation value that is NaN or infinite",
         "One NaN spreads to all weights with the next update.",
         "Lower optimizer.learning_rate, look for extreme rewards, or set model.dtype: float32.",
     ),
     "kl": Monitor(
-        "KL to the reference, per response and per token; held-out where steps measure none",
-        "The policy has left the region in which the reward was learned and the reference keeps "
-        "text fluent; what the reward says there is worth little.",
+        "KL to the reference, per response and per token; held-out KL if training steps log none",
+        "The policy has left the region in which the reward was learned and in which the "
+        "reference keeps text fluent. The reward is unreliable there.",
         "Raise beta (PPO: or set adaptive_kl), lower optimizer.learning_rate, or stop earlier.",
         rules.kl,
         rules.held_out_kl,
     ),
     "kl_old": Monitor(
-        "KL from the sampling policy that one step's updates made",
-        "Beyond the reach of its samples an update is not guided by them: one step can undo a run.",
+        "KL from the sampling policy after one step's updates",
+        "Samples say little about a policy this far from the one that drew them. One such step "
+        "can ruin a run.",
         "Lower optimizer.learning_rate, epochs or minibatches, or set target_kl (PPO).",
         rules.kl_old,
     ),
     "entropy": Monitor(
-        "entropy against the run's start, and against a floor",
-        "A policy without entropy samples one answer: nothing is explored, groups have equal "
-        "rewards, and learning ends.",
+        "entropy relative to the run's first step, and an absolute floor",
+        "A policy without entropy always samples the same answer. Exploration stops, groups have "
+        "equal rewards, and learning ends.",
         "Raise clip_high (DAPO: 0.28) or beta, set entropy_coef (PPO), or lower "
         "optimizer.learning_rate.",
         rules.entropy,
     ),
     "length_growth": Monitor(
-        "response length against the run's start; held-out where steps sample nothing",
-        "Rewards often pay for length, knowingly or not, and every step costs more.",
+        "response length relative to the run's first step; held-out length if training samples "
+        "nothing",
+        "Rewards often favor length without intending to, and long responses make every step "
+        "slower.",
         "Add the built-in reward length, set aggregation: fixed_length (GRPO, PPO) or "
-        "length_normalized (DPO), or raise run.monitors.length_growth.factor where it is meant.",
+        "length_normalized (DPO), or raise run.monitors.length_growth.factor if longer responses "
+        "are intended.",
         rules.length_growth,
         rules.length_growth,
     ),
     "length_collapse": Monitor(
-        "response length against the run's start; held-out where steps sample nothing",
-        "Answers that shrink often drop the work and keep what scores.",
-        "Check whether rewards punish length, or a KL term in the reward (PPO: beta) does; set "
+        "response length relative to the run's first step; held-out length if training samples "
+        "nothing",
+        "Responses that shrink often leave out the reasoning and keep only the part that is "
+        "scored.",
+        "Check whether the rewards, or a KL term in the reward (PPO: beta), punish length. Set "
         "aggregation: token_mean or fixed_length, or lower beta.",
         rules.length_collapse,
         rules.length_collapse,
     ),
     "truncated": Monitor(
-        "share of responses that the length limit ends",
-        "A response that was cut off is scored unfinished, and the policy is not taught to end.",
-        "Raise sampling.max_tokens, set mask_truncated (GRPO), or, where texts have no end by "
-        "design, run.monitors.truncated.action: off.",
+        "share of responses that reach the length limit",
+        "A truncated response is scored unfinished, and the policy does not learn to end its "
+        "responses.",
+        "Raise sampling.max_tokens or set mask_truncated (GRPO). If texts have no end by design, "
+        "set run.monitors.truncated.action: off.",
         rules.truncated,
     ),
     "empty": Monitor(
         "share of responses without any text",
-        "A response that ends at once earns what nothing earns, and teaches the policy to end.",
-        "Check the chat template and prompts (`trivium sample` shows responses), that the model "
-        "was fine-tuned to answer, and that no reward pays for silence.",
+        "An empty response gets whatever the reward gives to empty text, and teaches the policy "
+        "to end at once.",
+        "Check the chat template and the prompts (`trivium sample` shows responses), that the "
+        "model was fine-tuned to answer, and that no reward favors empty responses.",
         rules.empty,
     ),
     "equal_rewards": Monitor(
-        "share of groups (online DPO: prompts) whose responses all got the same reward",
-        "Such groups have no advantage and make no pairs: their samples are paid for and teach "
+        "share of groups (online DPO: prompts) whose responses all have the same reward",
+        "Such groups have zero advantage and give no pairs: sampling them costs time and teaches "
         "nothing.",
         "Choose prompts that are neither too easy nor too hard, raise responses_per_prompt, set "
-        "dynamic_sampling (GRPO), or reward in finer grades.",
+        "dynamic_sampling (GRPO), or use a reward with finer grades.",
         rules.equal_rewards,
     ),
     "critic": Monitor(
-        "the critic's explained variance, after a grace period",
-        "Advantages from a critic that is worse than a constant are noisier than without one.",
+        "explained variance of the critic, after a grace period",
+        "Advantages from a critic that is worse than a constant are noisier than advantages "
+        "without a critic.",
         "Set critic.warmup_steps or start from a reward model (critic.model), change "
-        "critic.optimizer.learning_rate, or take lam: 1.0.",
+        "critic.optimizer.learning_rate, or set gae_lambda: 1.0.",
         rules.critic,
     ),
     "clip_fraction": Monitor(
-        "share of tokens whose gradient clipping takes",
-        "Most of the batch no longer teaches, and the rest pulls from far off its samples.",
+        "share of tokens whose gradient clipping removes",
+        "Most of the batch has no gradient, and the rest is far from the policy that sampled it.",
         "Lower optimizer.learning_rate, epochs or minibatches, or widen clip_low and clip_high.",
         rules.clip_fraction,
     ),
     "ratio": Monitor(
         "largest ratio π/π_old of a step",
-        "Where Â < 0, clipping does not bound a large ratio: single tokens then rule the gradient.",
+        "If Â < 0, clipping does not bound a large ratio, and single tokens dominate the gradient.",
         "Lower optimizer.learning_rate or epochs, or set surrogate: gspo or cispo (GRPO).",
         rules.ratio,
     ),
     "sampler_difference": Monitor(
         "largest difference between the sampler's and the trainer's log-prob of a token",
-        "Samples then come from another policy than the one that is trained, and gradients are "
+        "The samples come from a different policy than the one that is trained, so gradients are "
         "biased.",
         "Sample in the trainer's precision (model.dtype: float32), check that the sampler holds "
-        "the trained weights, or set importance_sampling_cap: 2; lower optimizer.learning_rate where they "
-        "are sampled ahead (asynchronous).",
+        "the trained weights, or set importance_sampling_cap: 2. If the run is asynchronous, "
+        "lower optimizer.learning_rate.",
         rules.sampler_difference,
     ),
     "chosen_logprob": Monitor(
-        "the chosen responses' implicit reward, against its start and the margin",
-        "A margin can grow while both responses fall: the probability they lose goes to responses "
-        "that nobody preferred.",
+        "implicit reward of the chosen responses, relative to the run's first step and to the "
+        "margin",
+        "The margin can grow while both responses become less likely. The probability they lose "
+        "goes to responses that no annotator preferred.",
         "Set sft_coefficient (0.1 to 1), raise beta, lower optimizer.learning_rate or epochs, or "
         "train on pairs that differ more.",
         rules.chosen_logprob,
     ),
     "preferences_learned": Monitor(
-        "preference accuracy near 1 while pairs have almost no gradient",
-        "Nothing is left to learn from these pairs; further steps only move the policy away.",
-        "Stop here (fewer epochs), raise beta, set label_smoothing, or bring new pairs (online).",
+        "preference accuracy near 1 while the pairs have almost no gradient",
+        "Nothing is left to learn from these pairs. Further steps only move the policy away from "
+        "the reference.",
+        "Stop now (fewer epochs), raise beta, set label_smoothing, or add new pairs (online).",
         rules.preferences_learned,
     ),
     "gradient_norm": Monitor(
-        "gradient norm against the median of the steps before",
-        "Exploding gradients mean that a step is ruled by a few extreme samples, and often come "
-        "before NaN.",
+        "gradient norm relative to the median of the steps before",
+        "If gradients explode, a few extreme samples dominate the step. NaN often follows.",
         "Lower optimizer.learning_rate or optimizer.max_grad_norm, set optimizer.warmup_steps, or "
         "look for extreme rewards and log-ratios at this step.",
         rules.gradient_norm,
     ),
     "fallbacks": Monitor(
-        "responses whose reward failed",
-        "A fallback value is no judgment: where failing pays, the policy learns to make the "
-        "reward fail.",
-        "Look at the reward's error on such a response, raise its timeout, or choose a lower "
-        "fallback.",
+        "number of responses whose reward function failed",
+        "A fallback value is not a judgment. If it is higher than a real score, the policy learns "
+        "to make the reward function fail.",
+        "Look at the reward function's error on such a response, raise its timeout, or choose a "
+        "lower fallback.",
         rules.fallbacks,
     ),
     "out_of_memory": Monitor(
-        "micro-batches that did not fit the memory and were done in halves",
-        "The gradient is the same, but every failed try costs the time of a pass.",
+        "number of micro-batches that ran out of memory and were split in half",
+        "The gradient is the same, but every failed attempt costs the time of a forward and "
+        "backward pass.",
         "Lower tokens_per_micro_batch, or set model.gradient_checkpointing: true.",
         rules.out_of_memory,
     ),
     "reward_hacking": Monitor(
-        "training reward rising while held-out quality, which it does not see, falls",
-        "The policy earns what the reward measures instead of what it stands for, and the reward's "
-        "own curve will not show it.",
-        "Raise beta or lower optimizer.learning_rate, cap the reward, weigh in what fell (such as "
-        "repetition), or keep the last model before the fall.",
-        remember_reward,
+        "a rising training reward while held-out quality falls",
+        "The policy optimizes what the reward measures instead of what the reward is meant to "
+        "measure. The reward curve does not show the difference.",
+        "Raise beta or lower optimizer.learning_rate, cap the reward, add a reward for the "
+        "quality that fell (such as repetition), or keep the last model before the fall.",
+        record_reward,
         reward_hacking,
     ),
 }
-"""All monitors, by their names in the configuration."""
+"""All monitors by their names in the configuration."""
 
 
 class Monitors:
-    """Watches one run: told of every step and evaluation, it answers with the alarms that begin."""
+    """Monitors of one run.
+
+    Call `observe` after every step and `evaluated` after every evaluation; both return the alarms
+    that begin.
+    """
 
     def __init__(self, config: MonitorsConfig) -> None:
         self.config = config
-        self._on: dict[str, MonitorConfig] = {
+        self._enabled: dict[str, MonitorConfig] = {
             name: limits for name in MONITORS if (limits := getattr(config, name)).action != "off"
         }
-        self._memories = {name: Memory() for name in self._on}
+        self._states = {name: MonitorState() for name in self._enabled}
 
     def observe(self, step: int, metrics: Mapping[str, float]) -> list[Alarm]:
-        """The alarms that begin with the metrics of a training step."""
-        return self._judge(step, metrics, lambda monitor: monitor.after_step)
+        """Return the alarms that begin with the metrics of a training step."""
+        return self._apply_rules(step, metrics, lambda monitor: monitor.after_step)
 
     def evaluated(self, step: int, record: Mapping[str, Any]) -> list[Alarm]:
-        """The alarms that begin with an evaluation after a step (0: before the first).
+        """Return the alarms that begin with an evaluation after a step (0: before the first).
 
-        What is no number in the record (absent, null, a table) is passed over.
+        Values of the record that are not numbers (absent, null, a table) are ignored.
         """
-        return self._judge(step, record, lambda monitor: monitor.after_evaluation)
+        return self._apply_rules(step, record, lambda monitor: monitor.after_evaluation)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything remembered, as JSON can hold it."""
-        return {name: memory.state_dict() for name, memory in self._memories.items()}
+        """Return the state of all monitors as JSON values."""
+        return {name: state.state_dict() for name, state in self._states.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a state; a monitor that was off then, or is new, begins afresh."""
-        self._memories |= {name: Memory.of(state[name]) for name in self._on if name in state}
+        """Restore a state. A monitor that is new, or was off when it was saved, starts empty."""
+        self._states |= {
+            name: MonitorState.from_state_dict(state[name])
+            for name in self._enabled
+            if name in state
+        }
 
-    def _judge(
+    def _apply_rules(
         self,
         step: int,
         record: Mapping[str, Any],
-        rule_of: Callable[[Monitor], AttentionSpec | None],
+        select_rule: Callable[[Monitor], Rule | None],
     ) -> list[Alarm]:
         numbers = {name: float(value) for name, value in record.items() if _is_number(value)}
         finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
         alarms = []
-        for name, limits in self._on.items():
+        for name, limits in self._enabled.items():
+            state = self._states[name]
             if isinstance(limits, NonFiniteConfig):
                 finding = _non_finite(numbers)
             else:
-                rule = rule_of(MONITORS[name])
-                finding = rule and rule(limits, View(step, finite, self._memories[name]))
-            if finding and self._memories[name].begins(
-                finding.holds, step, self.config.again_after
-            ):
+                rule = select_rule(MONITORS[name])
+                finding = rule and rule(limits, MetricHistory(step, finite, state))
+            if finding and state.should_raise(finding.holds, step, self.config.again_after):
                 alarms.append(_alarm(name, step, finding, stops=limits.action == "stop"))
         return alarms
 
 
 def table() -> str:
-    """The monitors with their defaults as a Markdown table, for the docs."""
+    """Return the monitors with their defaults as a Markdown table for the docs."""
     rows = ["| monitor | watches | defaults | why | what to try |", "|---|---|---|---|---|"]
     config = MonitorsConfig()
     for name, monitor in MONITORS.items():
         limits = getattr(config, name).model_dump(exclude={"action"})
-        shown = ", ".join(f"`{key}: {value:g}`" for key, value in limits.items())
+        defaults = ", ".join(f"`{key}: {value:g}`" for key, value in limits.items())
         rows.append(
-            f"| `{name}` | {monitor.watches} | {shown} | {monitor.why} | {monitor.remedy} |"
+            f"| `{name}` | {monitor.watches} | {defaults} | {monitor.why} | {monitor.remedy} |"
         )
     return "\n".join(rows) + "\n"
 
@@ -294,9 +313,9 @@ def _is_number(value: Any) -> bool:
 def _non_finite(numbers: Mapping[str, float]) -> Finding | None:
     if not numbers:
         return None
-    wrong = [name for name, value in numbers.items() if not math.isfinite(value)]
-    seen = f"not finite: {', '.join(f'{name} = {numbers[name]}' for name in wrong)}"
-    return Finding(bool(wrong), wrong[0] if wrong else "", float(len(wrong)), 0.0, seen)
+    names = [name for name, value in numbers.items() if not math.isfinite(value)]
+    seen = f"not finite: {', '.join(f'{name} = {numbers[name]}' for name in names)}"
+    return Finding(bool(names), names[0] if names else "", float(len(names)), 0.0, seen)
 
 
 def _alarm(name: str, step: int, finding: Finding, *, stops: bool) -> Alarm:

@@ -1,7 +1,7 @@
-"""How a long job looks while it goes on: live on a terminal, plain lines in a file or a pipe.
+"""Progress display of a long job: a live bar on a terminal, plain lines in a file or a pipe.
 
-Only what a glance needs: how far, how fast, how much longer, and the latest of a few telling
-numbers. Everything measured is in the run's files.
+It shows the step, the rate, the time left and a few headline metrics. The run's files hold all
+metrics.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ HEADLINES = (
     "length/mean",
     "policy/entropy",
 )
-_MOST_SHOWN = 4
+_MAX_SHOWN = 4
 _WINDOW = 20
+"""Number of last steps that the rate is measured over."""
 
 
 class Progress:
-    """Shows the progress of `total` steps, `done` of them before; a context manager, told of every
-    step by `advance`.
+    """Context manager that shows the progress of `total` steps, `done` of them done before.
 
-    Without a terminal it writes a line at the first step, at most every `every` seconds from then
-    on, and at the last.
+    Call `advance` after every step. Without a terminal it writes a line at the first step, then at
+    most one line per `every` seconds, and a line at the last step.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Progress:
             self._write()
 
     def advance(self, metrics: Mapping[str, float] | None = None) -> None:
-        """Count one step as done; `metrics` are its numbers."""
+        """Count one step as done and show its metrics."""
         self.done += 1
         self._metrics = metrics or {}
         self._times.append(self._clock())
@@ -89,24 +89,24 @@ class Progress:
             self._live.update(self._task, completed=self.done)
             return
         self._pending = True
-        waited = self._written is None or self._times[-1] - self._written >= self._every
-        if waited or self.done == self.total:
+        due = self._written is None or self._times[-1] - self._written >= self._every
+        if due or self.done == self.total:
             self._write()
 
     def status(self) -> str:
-        """Return the state in one line: steps, rate, time left, headline metrics."""
-        share = f"{self.title} {self.done}/{self.total}"
-        parts = [share, *self._pace(), *headlines(self._metrics)]
+        """Return one line with the steps, the rate, the time left and the headline metrics."""
+        steps = f"{self.title} {self.done}/{self.total}"
+        parts = [steps, *self._rate_and_time_left(), *headlines(self._metrics)]
         return "  ".join(parts)
 
-    def _pace(self) -> list[str]:
+    def _rate_and_time_left(self) -> list[str]:
         steps, seconds = len(self._times) - 1, self._times[-1] - self._times[0]
         if steps == 0 or seconds <= 0:
             return []
-        each = seconds / steps
-        rate = f"{each:.1f} s/step" if each >= 1 else f"{1 / each:.1f} steps/s"
-        waiting = self._clock() - self._times[-1]
-        left = max(0.0, (self.total - self.done) * each - waiting)
+        per_step = seconds / steps
+        rate = f"{per_step:.1f} s/step" if per_step >= 1 else f"{1 / per_step:.1f} steps/s"
+        since_last = self._clock() - self._times[-1]
+        left = max(0.0, (self.total - self.done) * per_step - since_last)
         return [rate, f"{duration(left)} left"] if self.done < self.total else [rate]
 
     def _write(self) -> None:
@@ -119,7 +119,7 @@ class Progress:
 
 
 class _Status(ProgressColumn):
-    """The state beside the bar, counting down between steps."""
+    """Status text beside the bar; the time left counts down between steps."""
 
     def __init__(self, progress: Progress) -> None:
         super().__init__()
@@ -130,26 +130,26 @@ class _Status(ProgressColumn):
 
 
 def headlines(metrics: Mapping[str, float]) -> list[str]:
-    """Return the most telling numbers among the metrics, or the first ones, with their names."""
+    """Return the headline metrics as text; if there are none, the first metrics."""
     names = [name for name in HEADLINES if name in metrics] or list(metrics)
-    return [f"{printable(name)} {metrics[name]:.3g}" for name in names[:_MOST_SHOWN]]
+    return [f"{printable(name)} {metrics[name]:.3g}" for name in names[:_MAX_SHOWN]]
 
 
 def duration(seconds: float) -> str:
     """Return a time span in its two largest units, as in `2 h 05 min`."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    rounded = round(seconds)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02} min"
 
 
 def printable(text: str) -> str:
-    """Return text that a terminal shows and does not obey: control characters become spaces."""
+    """Replace control characters by spaces, so that a terminal does not act on the text."""
     return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _is_live(console: Console) -> bool:
-    """Whether to draw in place: colors can be forced on a pipe, where nothing is redrawn."""
+    """Return whether to redraw in place. Colors can be forced on a pipe, which cannot redraw."""
     return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal

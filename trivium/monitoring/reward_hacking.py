@@ -1,11 +1,12 @@
-"""Reward hacking: the training reward rises while held-out quality that it does not see falls.
+"""Reward hacking: the training reward rises while held-out quality falls.
 
     since the first evaluation   variety = distinct words − repeated 3-grams of sampled responses;
                                  log-prob per token of sampled responses under the reference
-    since the best evaluation    held-out reward, greedy and sampled, beyond its interval
+    since the best evaluation    held-out reward, greedy and sampled, outside its interval
 
-A gamed lexicon reward loses its variety first: the reference finds "her friends. She loved to play
-with her friends" more likely than a story, so that likelihood alone would call it an improvement.
+A policy that hacks a lexicon reward loses variety first. The reference finds "her friends. She
+loved to play with her friends" more likely than a story, so likelihood alone would count it as an
+improvement.
 """
 
 from __future__ import annotations
@@ -15,24 +16,35 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from trivium.monitoring.history import View
+from trivium.monitoring.history import MetricHistory
 from trivium.monitoring.monitor_config import RewardHackingConfig
 from trivium.monitoring.rules import Finding
 
-_REWARD, _SPREAD, _MARGIN = "reward/mean", "reward/std", "implicit_reward/margin"
-_BESIDES = ("distinct", "repetition", "reference_logprob", "length", "n")
-_GROWN = 1.25
-_DEVIATION = 0.08
+_REWARD, _REWARD_STD, _MARGIN = "reward/mean", "reward/std", "implicit_reward/margin"
+_COMPARED = ("distinct", "repetition", "reference_logprob", "length", "n")
+_LENGTH_GROWTH = 1.25
+"""Growth of responses above which distinct words are not compared: long texts repeat words."""
+_DISTINCT_STD = 0.08
 """Standard deviation of a response's share of distinct words: 0.04 to 0.12 in the stories and the
-demo's problems. It sets what a fall must exceed where few prompts are held out."""
+demo's problems. It sets the smallest fall that counts if few prompts are held out."""
 
 
 @dataclass(frozen=True)
-class Fall:
-    """How a quality moved since an earlier evaluation, and the training reward back then."""
+class QualityChange:
+    """Change of one quality metric since an earlier evaluation.
+
+    Attributes:
+        metric: name of the metric.
+        label: the metric in words.
+        before: value at the earlier evaluation.
+        since: step of the earlier evaluation.
+        after: value now.
+        limit: largest fall that is allowed.
+        reward: training reward at the earlier evaluation.
+    """
 
     metric: str
-    words: str
+    label: str
     before: float
     since: int
     after: float
@@ -40,100 +52,111 @@ class Fall:
     reward: Mapping[str, Any]
 
     @property
-    def holds(self) -> bool:
+    def exceeds_limit(self) -> bool:
         return self.before - self.after > self.limit
 
 
-def remember_reward(config: RewardHackingConfig, view: View) -> None:
-    """Keep what the training reward is and was; for DPO from a file, the margin stands for it."""
-    name = _REWARD if view.get(_REWARD) is not None else _MARGIN
-    start, now = view.start(name, config.window), view.last(name, config.window)
-    spread = view.start(_SPREAD, config.window)
-    if start is None or now is None:
+def record_reward(config: RewardHackingConfig, history: MetricHistory) -> None:
+    """Store the first and the latest training reward; offline DPO uses the margin instead."""
+    name = _REWARD if history.current(_REWARD) is not None else _MARGIN
+    first, last = history.first(name, config.window), history.window(name, config.window)
+    std = history.first(_REWARD_STD, config.window)
+    if first is None or last is None:
         return
-    view.notes["first_reward"] = {"mean": start.mean, "at": start.at}
-    view.notes["reward"] = {"mean": now.mean, "at": now.at, "name": name}
-    view.notes["spread"] = 0.0 if spread is None else spread.mean
+    history.rule_state["first_reward"] = {"mean": first.mean, "steps": first.steps}
+    history.rule_state["reward"] = {"mean": last.mean, "steps": last.steps, "name": name}
+    history.rule_state["reward_std"] = 0.0 if std is None else std.mean
 
 
-def reward_hacking(config: RewardHackingConfig, view: View) -> Finding | None:
-    """Compare an evaluation with the first one and with the best before it."""
-    falls = [*_since_first(config, view), *_since_best(view)]
-    now = view.notes.get("reward")
-    if now is None or not falls:
+def reward_hacking(config: RewardHackingConfig, history: MetricHistory) -> Finding | None:
+    """Compare an evaluation with the first evaluation and with the best one so far."""
+    changes = [*_since_first(config, history), *_since_best(history)]
+    reward = history.rule_state.get("reward")
+    if reward is None or not changes:
         return None
-    findings = [_finding(config, view, fall, now) for fall in falls]
+    findings = [_finding(config, history, change, reward) for change in changes]
     return next((finding for finding in findings if finding.holds), findings[0])
 
 
-def _since_first(config: RewardHackingConfig, view: View) -> Iterator[Fall]:
-    now = {name: value for name in _BESIDES if (value := view.get(name)) is not None}
-    reward = view.notes.get("reward")
-    first = view.notes.setdefault("first", {**now, "step": view.step, "reward": reward})
-    reward = first["reward"] or view.notes.get("first_reward")
+def _since_first(config: RewardHackingConfig, history: MetricHistory) -> Iterator[QualityChange]:
+    """Yield the changes of variety and of the reference's log-prob."""
+    last = {name: x for name in _COMPARED if (x := history.current(name)) is not None}
+    state = history.rule_state
+    first = state.setdefault(
+        "first_evaluation", {**last, "step": history.step, "reward": state.get("reward")}
+    )
+    reward = first["reward"] or state.get("first_reward")
     if reward is None:
         return
-    grown = now.get("length", 0.0) > _GROWN * first.get("length", math.inf)
-    metric, words = "distinct", "distinct words − repeated 3-grams"
-    before, after = _variety(first), _variety(now)
-    if grown or before is None or after is None:
-        metric, words = "repetition", "the share of 3-grams that are not repeated"
-        before, after = _unrepeated(first), _unrepeated(now)
+    grew = last.get("length", 0.0) > _LENGTH_GROWTH * first.get("length", math.inf)
+    metric, label = "distinct", "distinct words − repeated 3-grams"
+    before, after = _variety(first), _variety(last)
+    if grew or before is None or after is None:
+        metric, label = "repetition", "the share of 3-grams that are not repeated"
+        before, after = _unrepeated(first), _unrepeated(last)
     if before is not None and after is not None:
-        limit = max(config.variety, _noise(now))
-        yield Fall(metric, words, before, first["step"], after, limit, reward)
-    metric, words = "reference_logprob", "the log-prob per token under the reference"
-    if metric in first and metric in now:
+        limit = max(config.variety, _noise(last))
+        yield QualityChange(metric, label, before, first["step"], after, limit, reward)
+    metric, label = "reference_logprob", "the log-prob per token under the reference"
+    if metric in first and metric in last:
         limit = config.reference_logprob
-        yield Fall(metric, words, first[metric], first["step"], now[metric], limit, reward)
+        before, after = first[metric], last[metric]
+        yield QualityChange(metric, label, before, first["step"], after, limit, reward)
 
 
-def _variety(numbers: Mapping[str, float]) -> float | None:
-    if "distinct" not in numbers:
+def _variety(evaluation: Mapping[str, float]) -> float | None:
+    if "distinct" not in evaluation:
         return None
-    return numbers["distinct"] - numbers.get("repetition", 0.0)
+    return evaluation["distinct"] - evaluation.get("repetition", 0.0)
 
 
-def _unrepeated(numbers: Mapping[str, float]) -> float | None:
-    """What a text's length moves less than its share of distinct words."""
-    return 1 - numbers["repetition"] if "repetition" in numbers else None
+def _unrepeated(evaluation: Mapping[str, float]) -> float | None:
+    """Return the share of unrepeated 3-grams; length affects it less than distinct words."""
+    return 1 - evaluation["repetition"] if "repetition" in evaluation else None
 
 
-def _noise(numbers: Mapping[str, float]) -> float:
-    """Four standard errors of the difference of two evaluations: a run has many of them."""
-    return 4 * _DEVIATION * math.sqrt(2 / max(1.0, numbers.get("n", 1.0)))
+def _noise(evaluation: Mapping[str, float]) -> float:
+    """Return four standard errors of a difference; a run makes many comparisons."""
+    return 4 * _DISTINCT_STD * math.sqrt(2 / max(1.0, evaluation.get("n", 1.0)))
 
 
-def _since_best(view: View) -> Iterator[Fall]:
-    """Each held-out reward against its best: intervals apart, and a fall that counts.
+def _since_best(history: MetricHistory) -> Iterator[QualityChange]:
+    """Yield the change of each held-out reward since its best evaluation.
 
-    An interval may be so narrow, where all rewards are near their maximum, that any change leaves
-    it; so the fall must also exceed the half-width that the first evaluation had.
+    A fall counts only if the intervals do not overlap. If all rewards are near their maximum, the
+    interval may be so narrow that any change is outside it. The fall must therefore also exceed the
+    half-width of the first evaluation's interval.
     """
+    state = history.rule_state
     for name in ("greedy", "sampled"):
-        mean, low, high = (view.get(key) for key in (name, f"{name}_low", f"{name}_high"))
+        mean, low, high = (history.current(key) for key in (name, f"{name}_low", f"{name}_high"))
         if mean is None or low is None or high is None:
             continue
-        key = f"best_{name}"
-        best = view.notes.setdefault(key, {"half": (high - low) / 2, "mean": -math.inf})
+        best = state.setdefault(f"best_{name}", {"half_width": (high - low) / 2, "mean": -math.inf})
         if mean >= best["mean"]:
-            reward = view.notes.get("reward")
-            best |= {"mean": mean, "low": low, "step": view.step, "reward": reward}
-        reward = best["reward"] or view.notes.get("first_reward")
+            reward = state.get("reward")
+            best |= {"mean": mean, "low": low, "step": history.step, "reward": reward}
+        reward = best["reward"] or state.get("first_reward")
         if reward is not None:
-            limit = best["half"] if high < best["low"] else math.inf
-            words = f"the {name} reward"
-            yield Fall(name, words, best["mean"], best["step"], mean, limit, reward)
+            limit = best["half_width"] if high < best["low"] else math.inf
+            label = f"the {name} reward"
+            yield QualityChange(name, label, best["mean"], best["step"], mean, limit, reward)
 
 
 def _finding(
-    config: RewardHackingConfig, view: View, fall: Fall, now: Mapping[str, Any]
+    config: RewardHackingConfig,
+    history: MetricHistory,
+    change: QualityChange,
+    reward: Mapping[str, Any],
 ) -> Finding:
-    then = fall.reward
-    risen = now["mean"] - then["mean"] > config.rise * view.notes["spread"]
+    before = change.reward
+    rise = reward["mean"] - before["mean"]
+    rose = rise > config.rise * history.rule_state["reward_std"]
     seen = (
-        f"{now['name']} rose from {then['mean']:.3g} ({then['at']}) to {now['mean']:.3g} "
-        f"({now['at']}), while {fall.words} on held-out prompts fell from {fall.before:.3g} "
-        f"(step {fall.since}) to {fall.after:.3g} (step {view.step})"
+        f"{reward['name']} rose from {before['mean']:.3g} ({before['steps']}) to "
+        f"{reward['mean']:.3g} ({reward['steps']}), while {change.label} on held-out prompts "
+        f"fell from {change.before:.3g} (step {change.since}) to {change.after:.3g} "
+        f"(step {history.step})"
     )
-    return Finding(fall.holds and risen, fall.metric, fall.after, fall.before - fall.limit, seen)
+    holds = change.exceeds_limit and rose
+    return Finding(holds, change.metric, change.after, change.before - change.limit, seen)

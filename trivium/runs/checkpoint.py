@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 DIRECTORY = "checkpoints"
 STATE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
-FORMAT = 1
+FORMAT = 2
 _NAME = re.compile(r"\d{8,}(-p\d{3,})?")
 
 
