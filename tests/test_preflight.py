@@ -62,7 +62,7 @@ def test_memory_does_not_grow_while_a_million_rows_are_read(tmp_path: Path) -> N
 def test_preview_stops_after_its_row_limit_and_the_loader_reads_all_rows(
     tmp_path: Path, world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preview, "MOST_ROWS", 3)
+    monkeypatch.setattr(preview, "MAX_ROWS", 3)
     config = PromptsConfig(path=rows(tmp_path / "p.jsonl", [{"prompt": "a"}] * 3 + [{"x": 1}]))
     assert survey(config) == {"prompt"}
     with pytest.raises(DataError, match=r"p\.jsonl:4: no column `prompt`"):
@@ -175,8 +175,8 @@ def test_duplicate_rows_mixed_formats_and_unread_columns_are_counted(
         "the same as an earlier row": 1,
         "rows differ in form (2 as plain text, 1 as text without a prompt)": 1,
     }
-    assert report.unread == ("id",)
-    assert "columns that are not read: id" in str(report)
+    assert report.unused_columns == ("id",)
+    assert "unused columns: id" in str(report)
 
 
 def test_column_with_a_mapped_name_counts_as_read(world: World, tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_column_with_a_mapped_name_counts_as_read(world: World, tmp_path: Path) 
     config = DemonstrationsConfig(
         path=path, template="{question}", columns={"completion": "answer"}
     )
-    assert read_demonstrations(config, tokenizer)[1].unread == ("id",)
+    assert read_demonstrations(config, tokenizer)[1].unused_columns == ("id",)
 
 
 def test_duplicate_pairs_and_prompts_are_counted(world: World, tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
-"""Writes the story openings of this recipe: prompts.jsonl to train on, heldout.jsonl to measure on.
+"""Write the story openings: prompts.jsonl for training, heldout.jsonl for evaluation.
 
-The two share neither a name nor a sentence, so that what is learned is not about the openings.
-Sad, plain and merry openings alternate: a story may turn out well or badly from each.
+The two files have no name and no sentence in common, so that evaluation measures generalization.
+Sad, neutral and happy openings alternate; each allows a happy or a sad story.
 """
 
 from __future__ import annotations
@@ -63,16 +63,16 @@ HELD_OUT = {
 
 
 def rows(names: list[str], openings: list[str]) -> list[dict[str, str]]:
-    """Every name with every opening, name by name: a share from the front holds every opening."""
+    """Return every opening for every name, sorted by name, so that a prefix has all openings."""
     return [{"prompt": o.format(name=name)} for name, o in product(names, openings)]
 
 
 def main() -> None:
-    """Write both files beside this one."""
-    here = Path(__file__).resolve().parent
+    """Write both files to the directory of this script."""
+    directory = Path(__file__).resolve().parent
     for file, parts in (("prompts.jsonl", TRAINING), ("heldout.jsonl", HELD_OUT)):
         lines = [json.dumps(row) + "\n" for row in rows(**parts)]
-        (here / file).write_text("".join(lines), encoding="utf-8")
+        (directory / file).write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Rewards for stories: how happy one sounds (VADER, Hutto & Gilbert 2014), and how repetitive.
+"""Reward functions for stories: sentiment (VADER, Hutto & Gilbert 2014) and repetition.
 
-Plain functions, as a user writes them: named in a recipe as `sentiment.py:function`.
+They are plain functions such as a user writes; a recipe names them as `sentiment.py:function`.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ WORD = re.compile(r"[\w']+")
 
 @cache
 def analyzer() -> SentimentIntensityAnalyzer:
-    """VADER, with its lexicon read once."""
+    """Return VADER's analyzer; its lexicon is read once."""
     return SentimentIntensityAnalyzer()
 
 
 def sentiment(
     prompts: list[str], responses: list[str], cap: float = 1.0, **columns: list[Any]
 ) -> list[float]:
-    """VADER's compound score, from −1 (all bad) to 1 (all good).
+    """Return VADER's compound score, from −1 (most negative) to 1 (most positive).
 
-    More than ``cap`` earns nothing: a story may be happy enough.
+    ``cap`` is the maximum reward.
     """
     return [min(cap, analyzer().polarity_scores(text)["compound"]) for text in responses]
 
 
 def repetition(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
-    """The share of a story's word pairs that occurred in it before, from 0 to 1."""
+    """Return the share of a story's adjacent word pairs that are repetitions, from 0 to 1."""
     return [repeated_pairs(WORD.findall(text.lower())) for text in responses]
 
 
 def distinct(prompts: list[str], responses: list[str], **columns: list[Any]) -> list[float]:
-    """The share of a story's words that are different ones, from 0 to 1."""
-    split = [WORD.findall(text.lower()) for text in responses]
-    return [len(set(words)) / len(words) if words else 0.0 for words in split]
+    """Return the number of distinct words divided by the number of words, from 0 to 1."""
+    word_lists = [WORD.findall(text.lower()) for text in responses]
+    return [len(set(words)) / len(words) if words else 0.0 for words in word_lists]
 
 
 def repeated_pairs(words: list[str]) -> float:
-    """1 − (different neighbors) / (neighbors); a text of fewer than two words repeats nothing."""
+    """Return 1 − (distinct adjacent pairs) / (adjacent pairs), or 0 for fewer than two words."""
     pairs = list(pairwise(words))
     return 1 - len(set(pairs)) / len(pairs) if pairs else 0.0

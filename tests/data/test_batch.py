@@ -1,4 +1,4 @@
-"""The layout of groups on one line, against a layout written token by token."""
+"""The packed sequence of groups, compared with one written token by token."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ GROUPS = st.lists(
 )
 
 
-def test_layout_by_hand() -> None:
+def test_packed_sequence_by_hand() -> None:
     batch = Batch.of([Group([10, 11], [[20], [21, 22]]), Group([12], [[23, 24]])])
     assert batch.tokens_L.tolist() == [10, 11, 20, 21, 22, 12, 23, 24]
     assert batch.positions_L.tolist() == [0, 1, 2, 2, 3, 0, 1, 2]
@@ -32,23 +32,23 @@ def test_layout_by_hand() -> None:
 
 @settings(max_examples=50, deadline=None, derandomize=True)
 @given(GROUPS)
-def test_every_token_lies_where_the_maps_say(groups: list[Group]) -> None:
+def test_maps_agree_with_a_token_by_token_packing(groups: list[Group]) -> None:
     batch = Batch.of(groups)
-    line: list[tuple[int, int]] = []  # token and position
-    seen, predictors, starts, prompt_starts = [], [], [], []
+    packed: list[tuple[int, int]] = []  # token and position
+    token_positions, logit_positions, starts, prompt_starts = [], [], [], []
     for group in groups:
-        prompt_starts.append(len(line))
-        line += [(token, position) for position, token in enumerate(group.prompt)]
-        prompt_end = len(line) - 1
+        prompt_starts.append(len(packed))
+        packed += [(token, position) for position, token in enumerate(group.prompt)]
+        prompt_end = len(packed) - 1
         for response in group.responses:
-            starts.append(len(line))
+            starts.append(len(packed))
             for t, token in enumerate(response):
-                predictors.append(prompt_end if t == 0 else len(line) - 1)
-                seen.append(len(line))
-                line.append((token, len(group.prompt) + t))
-    assert list(zip(batch.tokens_L.tolist(), batch.positions_L.tolist(), strict=True)) == line
-    assert batch.token_positions_T.tolist() == seen
-    assert batch.logit_positions_T.tolist() == predictors
+                logit_positions.append(prompt_end if t == 0 else len(packed) - 1)
+                token_positions.append(len(packed))
+                packed.append((token, len(group.prompt) + t))
+    assert list(zip(batch.tokens_L.tolist(), batch.positions_L.tolist(), strict=True)) == packed
+    assert batch.token_positions_T.tolist() == token_positions
+    assert batch.logit_positions_T.tolist() == logit_positions
     assert batch.starts_N.tolist() == starts
     assert batch.prompt_starts_G.tolist() == prompt_starts
     assert batch.prompt_lengths_G.tolist() == [len(group.prompt) for group in groups]
@@ -62,11 +62,11 @@ def test_moving_a_batch_keeps_every_field() -> None:
         assert torch.equal(getattr(moved, f.name), getattr(batch, f.name))
 
 
-def test_groups_that_hold_nothing_are_refused() -> None:
+def test_empty_groups_are_refused() -> None:
     with pytest.raises(ValueError, match="prompt is empty"):
         Group([], [[1]])
     for responses in ([], [[1], []]):
-        with pytest.raises(ValueError, match="every response a token"):
+        with pytest.raises(ValueError, match="every response at least one token"):
             Group([1], responses)
     with pytest.raises(ValueError, match="at least one group"):
         Batch.of([])

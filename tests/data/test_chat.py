@@ -1,4 +1,4 @@
-"""Text to tokens and back: templates, ends of responses, and where characters fall."""
+"""Text to tokens and back: templates, ends of responses, and tokens of characters."""
 
 from __future__ import annotations
 
@@ -38,11 +38,11 @@ def stories(shared_dir):
     return AutoTokenizer.from_pretrained(shared_dir / "checkpoints" / "stories260k")
 
 
-def shown(tokens, kept):
-    """The text of the kept tokens, with | at each gap."""
+def trained_text(tokens, loss_mask):
+    """Return the text of the tokens with a loss, with | at each gap."""
     parts, text = [], ""
-    for token, keep in zip(tokens, kept, strict=True):
-        if keep:
+    for token, has_loss in zip(tokens, loss_mask, strict=True):
+        if has_loss:
             text += BYTES.decode([token])
         elif text:
             parts.append(text)
@@ -50,19 +50,19 @@ def shown(tokens, kept):
     return "|".join([*parts, text] if text else parts)
 
 
-# --- where responses end --------------------------------------------------------------------------
+# --- ends of responses ----------------------------------------------------------------------------
 
 
-def test_plain_response_is_the_prompts_continuation_and_ends_in_one_eos():
-    made = Encoder(BYTES).exchange("Question: eggs?\nAnswer:", " 31 eggs")
+def test_plain_response_continues_the_prompt_and_ends_with_one_eos():
+    exchange = Encoder(BYTES).exchange("Question: eggs?\nAnswer:", " 31 eggs")
     joint = encode(BYTES, "Question: eggs?\nAnswer: 31 eggs")
-    assert made.prompt + made.response == [*joint, BYTES.eos_token_id]
-    assert made.trained == [True] * len(made.response)
-    assert not made.straddled
+    assert exchange.prompt + exchange.response == [*joint, BYTES.eos_token_id]
+    assert exchange.loss_mask == [True] * len(exchange.response)
+    assert not exchange.encoded_separately
 
 
 @pytest.mark.parametrize("tail", ["<|endoftext|>", "<|im_end|>", "<|im_end|>\n<|endoftext|>\n"])
-def test_response_that_already_ends_is_not_ended_again(tail):
+def test_response_with_an_end_token_gets_no_second_one(tail):
     response = Encoder(BYTES).exchange("Answer:", f" 4.\n{tail}").response
     assert BYTES.decode(response) == f" 4.\n{tail.split('>')[0]}>"
 
@@ -73,17 +73,17 @@ def test_end_token_inside_a_response_does_not_end_it(text):
     assert BYTES.decode(response) == f"{text}<|endoftext|>"
 
 
-def test_rendered_response_ends_at_the_end_of_turn_and_not_at_its_line_break():
-    made = Encoder(BYTES).exchange(CHAT[:1], "31 eggs")
-    assert BYTES.decode(made.prompt) == render(BYTES, CHAT[:1], open_turn=True)
-    assert BYTES.decode(made.response) == "31 eggs<|im_end|>"
+def test_rendered_response_ends_with_the_end_of_turn_not_its_line_break():
+    exchange = Encoder(BYTES).exchange(CHAT[:1], "31 eggs")
+    assert BYTES.decode(exchange.prompt) == render(BYTES, CHAT[:1], open_turn=True)
+    assert BYTES.decode(exchange.response) == "31 eggs<|im_end|>"
 
 
-def test_template_without_an_end_of_turn_gets_the_eos():
+def test_response_gets_the_eos_if_the_template_has_no_end_of_turn():
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}assistant: {% endif %}"
-    made = Encoder(chatml_tokenizer(template)).exchange(CHAT[:1], "31 eggs")
-    assert BYTES.decode(made.response) == "31 eggs\n<|endoftext|>"
+    exchange = Encoder(chatml_tokenizer(template)).exchange(CHAT[:1], "31 eggs")
+    assert BYTES.decode(exchange.response) == "31 eggs\n<|endoftext|>"
 
 
 def test_tokenizer_without_an_eos_is_refused():
@@ -93,7 +93,7 @@ def test_tokenizer_without_an_eos_is_refused():
         Encoder(tokenizer).exchange("Answer:", " 4")
 
 
-def test_end_tokens_are_the_tokenizers_the_generation_configs_and_the_templates():
+def test_end_tokens_come_from_tokenizer_generation_config_and_template():
     eos, start, end = (BYTES.convert_tokens_to_ids(f"<|{n}|>") for n in
                        ("endoftext", "im_start", "im_end"))  # fmt: skip
     assert end_tokens(BYTES) == {eos, end}
@@ -112,7 +112,7 @@ def test_special_token_of_the_next_turn_is_not_an_end_of_turn():
 # --- prompts --------------------------------------------------------------------------------------
 
 
-def test_bos_is_there_once_whether_or_not_the_text_writes_it(stories):
+def test_prompt_has_exactly_one_bos_even_if_its_text_contains_it(stories):
     assert leading_tokens(stories) == [stories.bos_token_id]
     assert leading_tokens(BYTES) == []
     plain = Encoder(stories).prompt("Once upon a time")
@@ -120,98 +120,107 @@ def test_bos_is_there_once_whether_or_not_the_text_writes_it(stories):
     assert Encoder(stories).prompt("<s>Once upon").count(stories.bos_token_id) == 1
 
 
-def test_tokenizer_that_adds_an_eos_does_not_end_prompts(stories):
+def test_eos_added_by_the_tokenizer_is_not_part_of_the_prompt(stories):
     from tokenizers.processors import TemplateProcessing
 
     changed = AutoTokenizer.from_pretrained(stories.name_or_path)
     changed.backend_tokenizer.post_processor = TemplateProcessing(
         single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
     )
-    made = Encoder(changed).exchange("Once upon", " a time")
-    assert made.prompt == [1, *encode(stories, "Once upon")]
-    assert made.response == [*encode(stories, "Once upon a time")[len(made.prompt) - 1 :], 2]
+    exchange = Encoder(changed).exchange("Once upon", " a time")
+    assert exchange.prompt == [1, *encode(stories, "Once upon")]
+    assert exchange.response == [
+        *encode(stories, "Once upon a time")[len(exchange.prompt) - 1 :],
+        2,
+    ]
 
 
-def test_passage_is_predicted_from_its_bos_or_its_first_token(stories):
-    led = Encoder(stories).passage("Once upon a time")
-    assert led.prompt == [1]
-    assert led.response == [*encode(stories, "Once upon a time"), 2]
-    bare = Encoder(BYTES).passage("two and two")
-    assert [*bare.prompt, *bare.response] == [*encode(BYTES, "two and two"), BYTES.eos_token_id]
-    assert len(bare.prompt) == 1
+def test_document_is_predicted_from_its_bos_or_its_first_token(stories):
+    with_bos = Encoder(stories).document("Once upon a time")
+    assert with_bos.prompt == [1]
+    assert with_bos.response == [*encode(stories, "Once upon a time"), 2]
+    no_bos = Encoder(BYTES).document("two and two")
+    assert [*no_bos.prompt, *no_bos.response] == [*encode(BYTES, "two and two"), BYTES.eos_token_id]
+    assert len(no_bos.prompt) == 1
 
 
-def test_text_that_would_share_a_token_with_the_prompt_is_encoded_apart(stories):
+def test_text_that_would_share_a_token_with_the_prompt_is_encoded_separately(stories):
     for tokenizer in (BYTES, stories):
         encoder = Encoder(tokenizer)
-        made = encoder.exchange("the answer is ", "the answer")
-        assert made.straddled
-        assert made.prompt == encoder.prompt("the answer is ")
-        assert decode_response(tokenizer, made.response) == "the answer"
+        exchange = encoder.exchange("the answer is ", "the answer")
+        assert exchange.encoded_separately
+        assert exchange.prompt == encoder.prompt("the answer is ")
+        assert decode_response(tokenizer, exchange.response) == "the answer"
 
 
-def test_text_encoded_apart_gains_no_space_whatever_it_begins_with(stories):
+def test_separately_encoded_text_gains_no_space(stories):
     tokenizer = AutoTokenizer.from_pretrained(stories.name_or_path)
     tokenizer.add_tokens([AddedToken("\n\n", normalized=False)])
-    made = Encoder(tokenizer).exchange("Once\n", "\nupon")
-    assert made.straddled
-    assert decode_response(tokenizer, made.response) == "\nupon"
+    exchange = Encoder(tokenizer).exchange("Once\n", "\nupon")
+    assert exchange.encoded_separately
+    assert decode_response(tokenizer, exchange.response) == "\nupon"
 
 
-def test_messages_need_a_template_and_the_error_says_what_to_do():
+def test_messages_without_a_template_are_an_error_with_a_remedy():
     with pytest.raises(ModelError, match=r"no chat template.*chat_template.jinja"):
         Encoder(chatml_tokenizer(None)).prompt(CHAT[:1])
 
 
-def test_template_that_refuses_the_messages_is_quoted():
-    refusing = chatml_tokenizer("{{ raise_exception('no system role here') }}")
+def test_error_of_the_template_is_quoted():
+    raising = chatml_tokenizer("{{ raise_exception('no system role here') }}")
     with pytest.raises(DataError, match="no system role here"):
-        Encoder(refusing).prompt(CHAT[:1])
+        Encoder(raising).prompt(CHAT[:1])
 
 
 # --- chats of several turns -----------------------------------------------------------------------
 
 
-def test_only_the_assistants_tokens_of_a_chat_are_trained():
-    made = Encoder(BYTES).dialogue(CHAT, 1)
-    assert BYTES.decode(made.prompt + made.response) == render(BYTES, CHAT).removesuffix("\n")
-    assert BYTES.decode(made.prompt) == render(BYTES, CHAT[:1], open_turn=True)
-    assert shown(made.response, made.trained) == "31 eggs<|im_end|>|46 eggs<|im_end|>"
+def test_only_assistant_tokens_of_a_chat_have_a_loss():
+    exchange = Encoder(BYTES).dialogue(CHAT, 1)
+    assert BYTES.decode(exchange.prompt + exchange.response) == render(BYTES, CHAT).removesuffix(
+        "\n"
+    )
+    assert BYTES.decode(exchange.prompt) == render(BYTES, CHAT[:1], open_turn=True)
+    assert (
+        trained_text(exchange.response, exchange.loss_mask) == "31 eggs<|im_end|>|46 eggs<|im_end|>"
+    )
 
 
 def test_earlier_assistant_turns_may_belong_to_the_prompt():
-    made = Encoder(BYTES).dialogue(CHAT, 3)
-    assert BYTES.decode(made.prompt) == render(BYTES, CHAT[:3], open_turn=True)
-    assert shown(made.response, made.trained) == "46 eggs<|im_end|>"
+    exchange = Encoder(BYTES).dialogue(CHAT, 3)
+    assert BYTES.decode(exchange.prompt) == render(BYTES, CHAT[:3], open_turn=True)
+    assert trained_text(exchange.response, exchange.loss_mask) == "46 eggs<|im_end|>"
 
 
-def test_turns_without_a_special_end_are_told_apart_by_their_rendering():
+def test_turns_without_an_end_token_are_separated_by_rendering():
     template = "{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}"
     template += "{% if add_generation_prompt %}assistant: {% endif %}"
-    made = Encoder(chatml_tokenizer(template)).dialogue(CHAT, 1)
-    assert shown(made.response, made.trained) == "31 eggs\n|46 eggs\n<|endoftext|>"
+    exchange = Encoder(chatml_tokenizer(template)).dialogue(CHAT, 1)
+    assert trained_text(exchange.response, exchange.loss_mask) == "31 eggs\n|46 eggs\n<|endoftext|>"
 
 
 def test_second_end_token_after_a_turn_is_left_out():
     closing = "{% if not add_generation_prompt %}<|endoftext|>{% endif %}"
-    made = Encoder(chatml_tokenizer(CHATML + closing)).dialogue(CHAT, 1)
-    assert shown(made.response, made.trained) == "31 eggs<|im_end|>|46 eggs<|im_end|>"
+    exchange = Encoder(chatml_tokenizer(CHATML + closing)).dialogue(CHAT, 1)
+    assert (
+        trained_text(exchange.response, exchange.loss_mask) == "31 eggs<|im_end|>|46 eggs<|im_end|>"
+    )
 
 
-def test_template_that_rewrites_the_prompt_is_named_with_both_texts():
+def test_template_that_changes_the_prompt_is_an_error_with_both_texts():
     thinking = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
-    with pytest.raises(DataError, match=r"(?s)does not keep a prompt.*message 2.*<think>"):
+    with pytest.raises(DataError, match=r"(?s)does not render a prompt.*message 2.*<think>"):
         Encoder(chatml_tokenizer(thinking)).dialogue(CHAT, 1)
 
 
-def test_chat_with_a_line_break_first_keeps_the_prompts_tokens():
+def test_response_that_begins_with_a_line_break_keeps_the_prompt_tokens():
     tokenizer = chatml_tokenizer()
     tokenizer.add_tokens(["\n\n"])
     encoder = Encoder(tokenizer)
-    made = encoder.exchange(CHAT[:1], "\n\n31 eggs")
-    assert made.straddled
-    assert made.prompt == encoder.prompt(CHAT[:1])
-    assert decode_response(tokenizer, made.response) == "\n\n31 eggs"
+    exchange = encoder.exchange(CHAT[:1], "\n\n31 eggs")
+    assert exchange.encoded_separately
+    assert exchange.prompt == encoder.prompt(CHAT[:1])
+    assert decode_response(tokenizer, exchange.response) == "\n\n31 eggs"
 
 
 @pytest.mark.parametrize(
@@ -226,7 +235,7 @@ def test_chat_with_a_line_break_first_keeps_the_prompts_tokens():
         ([{"role": "user", "content": "\ud800"}], "surrogate"),
     ],
 )
-def test_what_is_no_chat_is_refused_by_name(value, reason):
+def test_invalid_messages_are_refused_with_their_label(value, reason):
     with pytest.raises(DataError, match=reason):
         checked_messages(value, "`m`")
 
@@ -240,7 +249,7 @@ def test_null_entries_of_messages_are_removed_and_tool_calls_need_no_content():
 
 
 def ends_by_definition(tokenizer, tokens, char_ends):
-    """The first prefix of tokens whose text has the characters: the slow way, without caches."""
+    """Return the index at which the decoded tokens first contain the characters, without caches."""
     text = decode_response(tokenizer, tokens)
     return [
         next(i for i in range(len(tokens))
@@ -249,13 +258,13 @@ def ends_by_definition(tokenizer, tokens, char_ends):
     ]  # fmt: skip
 
 
-def test_response_keeps_the_space_that_begins_it(stories):
+def test_response_keeps_its_leading_space(stories):
     tokens = encode(stories, "Once upon a time")
     assert decode_response(stories, tokens[2:]) == stories.decode(tokens)[len("Once upon") :]
     assert decode_response(stories, [*tokens[2:], 2]).startswith(" ")
 
 
-def test_step_ends_are_the_tokens_that_hold_the_last_characters():
+def test_step_ends_are_the_tokens_of_the_last_characters():
     text = "31+9=40.\n40+6=46."
     tokens = [*encode(BYTES, text), BYTES.eos_token_id]
     (first, last) = step_ends(BYTES, tokens, [8, len(text)])
@@ -292,12 +301,12 @@ def test_step_ends_of_a_sentencepiece_tokenizer_agree_with_their_definition(stor
         assert step_ends(stories, tokens, ends) == ends_by_definition(stories, tokens, ends)
 
 
-def test_step_ends_of_plain_characters_take_one_decoding(stories, monkeypatch):
+def test_step_ends_of_plain_characters_need_one_decode_call(stories, monkeypatch):
     tokens = encode(stories, "a Lily has 31 eggs.\nShe finds 9.")[1:]
     step_ends(stories, tokens, [1])
     calls = []
-    plain = stories.decode
-    monkeypatch.setattr(stories, "decode", lambda *a, **k: calls.append(a) or plain(*a, **k))
+    decode = stories.decode
+    monkeypatch.setattr(stories, "decode", lambda *a, **k: calls.append(a) or decode(*a, **k))
     step_ends(stories, tokens, range(1, 20))
     assert len(calls) == 1
 

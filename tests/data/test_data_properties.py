@@ -1,4 +1,4 @@
-"""Loaders hold for any rows: what is written comes back, and what cannot be used is named."""
+"""Loaders on arbitrary rows: values round-trip, and every error names its file and line."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def columns_of(path: Path) -> list[dict[str, Any]]:
     return [row.columns for row in rows]
 
 
-def put(path: Path, text: str) -> Path:
+def write(path: Path, text: str) -> Path:
     data = text.encode()
     path.write_bytes(gzip.compress(data, 1) if path.suffix == ".gz" else data)
     return path
@@ -66,21 +66,21 @@ def json_lines(rows: list[Any], ascii_only: bool = True) -> str:
 @EACH
 @given(rows=ROWS, ascii_only=st.booleans(), indent=st.sampled_from([None, 0, 3]))
 @pytest.mark.parametrize("zipped", ["", ".gz"])
-def test_rows_of_any_values_come_back_from_every_json_file(
+def test_arbitrary_rows_round_trip_through_every_json_format(
     tmp_path: Path, zipped: str, rows: list[Any], ascii_only: bool, indent: int | None
 ) -> None:
     lines = json_lines(rows, ascii_only)
     array = json.dumps(rows, ensure_ascii=ascii_only, indent=indent)
-    assert columns_of(put(tmp_path / f"a.jsonl{zipped}", lines)) == rows
-    assert columns_of(put(tmp_path / f"b.json{zipped}", lines)) == rows
-    assert columns_of(put(tmp_path / f"c.json{zipped}", array)) == rows
-    assert columns_of(put(tmp_path / f"d.json{zipped}", "\ufeff\n " + array + "\r\n")) == rows
+    assert columns_of(write(tmp_path / f"a.jsonl{zipped}", lines)) == rows
+    assert columns_of(write(tmp_path / f"b.json{zipped}", lines)) == rows
+    assert columns_of(write(tmp_path / f"c.json{zipped}", array)) == rows
+    assert columns_of(write(tmp_path / f"d.json{zipped}", "\ufeff\n " + array + "\r\n")) == rows
 
 
 @EACH
 @given(data=st.data())
 @pytest.mark.parametrize("zipped", ["", ".gz"])
-def test_rows_of_any_texts_come_back_from_csv(tmp_path: Path, zipped: str, data: Any) -> None:
+def test_arbitrary_text_rows_round_trip_through_csv(tmp_path: Path, zipped: str, data: Any) -> None:
     names = data.draw(st.lists(TEXT, min_size=1, max_size=4, unique=True))
     texts = st.fixed_dictionaries(dict.fromkeys(names, TEXT))
     rows = data.draw(st.lists(texts, min_size=1, max_size=5))
@@ -89,7 +89,7 @@ def test_rows_of_any_texts_come_back_from_csv(tmp_path: Path, zipped: str, data:
     writer = csv.DictWriter(written, names, lineterminator=ending, quoting=csv.QUOTE_ALL)
     writer.writeheader()
     writer.writerows(rows)
-    assert columns_of(put(tmp_path / f"a.csv{zipped}", written.getvalue())) == rows
+    assert columns_of(write(tmp_path / f"a.csv{zipped}", written.getvalue())) == rows
 
 
 COLUMN_KINDS = [TEXT, st.booleans(), st.integers(-(2**63), 2**63 - 1), st.lists(TEXT, max_size=3)]
@@ -98,7 +98,7 @@ COLUMN_KINDS += [st.floats(allow_nan=False), st.fixed_dictionaries({"role": TEXT
 
 @EACH
 @given(data=st.data())
-def test_typed_columns_come_back_from_parquet(tmp_path: Path, data: Any) -> None:
+def test_typed_columns_round_trip_through_parquet(tmp_path: Path, data: Any) -> None:
     pa = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -112,14 +112,14 @@ def test_typed_columns_come_back_from_parquet(tmp_path: Path, data: Any) -> None
 @EACH
 @given(rows=ROWS, limit=st.integers(1, 6))
 def test_a_limit_reads_the_first_rows(tmp_path: Path, rows: list[Any], limit: int) -> None:
-    path = put(tmp_path / "a.jsonl", json_lines(rows))
+    path = write(tmp_path / "a.jsonl", json_lines(rows))
     config = RowsConfig(path=str(path), limit=limit)
     items, report = collect(config, lambda row, notes: row.columns)
     assert items == rows[:limit]
     assert (report.rows, report.kept) == (len(items), len(items))
 
 
-# --- any value in any column ----------------------------------------------------------------------
+# --- arbitrary values in the columns --------------------------------------------------------------
 
 ROLE = st.sampled_from(["user", "assistant", "system", "tool"])
 MESSAGE = st.fixed_dictionaries({"role": ROLE | JSON, "content": TEXT | JSON})
@@ -136,32 +136,29 @@ LOADER_NAMES = ["prompts", "demonstrations", "preferences", "step labels"]
 
 @settings(EACH, max_examples=80)
 @given(data=st.data())
-@pytest.mark.parametrize(
-    ("config_class", "read", "names"),
-    LOADERS,
-    ids=["prompts", "demonstrations", "preferences", "step labels"],
-)
-def test_any_value_in_any_column_is_used_dropped_or_named_by_its_line(
+@pytest.mark.parametrize(("config_class", "read", "names"), LOADERS, ids=LOADER_NAMES)
+def test_any_row_is_kept_or_dropped_or_reported_with_its_line(
     tmp_path: Path, config_class: Any, read: Callable[..., Any], names: str, data: Any
 ) -> None:
     optional = dict.fromkeys(names.split(), ANY)
     if config_class is StepLabelsConfig:
         optional["completions"] = ANY | st.lists(TEXT, max_size=3)
         optional["labels"] = ANY | st.lists(st.booleans() | NUMBER | st.just(10**400), max_size=3)
-    one = st.fixed_dictionaries({}, optional=optional) | JSON
-    rows = data.draw(st.lists(one, min_size=1, max_size=4))
-    path = put(tmp_path / "a.jsonl", json_lines(rows))
+    row = st.fixed_dictionaries({}, optional=optional) | JSON
+    rows = data.draw(st.lists(row, min_size=1, max_size=4))
+    path = write(tmp_path / "a.jsonl", json_lines(rows))
     try:
         items, report = read(config_class(path=str(path)), BYTES)
     except DataError as error:
-        told = str(error).split("\n")
+        messages = str(error).split("\n")
     else:
         assert report.rows == len(rows) == len(items) + sum(report.dropped.values())
         return
-    at = [number for number in range(len(rows) + 1) for line in told if f":{number}: " in line[:90]]
-    assert at == sorted(set(at)) or told[0].endswith("nothing is left")
-    for line in told:
-        assert line.startswith(str(path)) and line.isprintable()
+    lines = range(len(rows) + 1)
+    reported = [line for line in lines for text in messages if f":{line}: " in text[:90]]
+    assert reported == sorted(set(reported))
+    for text in messages:
+        assert text.startswith(str(path)) and text.isprintable()
 
 
 # --- order and counts -----------------------------------------------------------------------------
@@ -171,14 +168,14 @@ VISIBLE = TEXT.filter(lambda text: text.strip() and "<|" not in text)
 
 @EACH
 @given(st.lists(st.tuples(VISIBLE, VISIBLE | st.just(" ")), min_size=1, max_size=6))
-def test_demonstrations_keep_order_and_count_what_is_empty(
+def test_demonstrations_keep_order_and_count_empty_responses(
     tmp_path: Path, pairs: list[tuple[str, str]]
 ) -> None:
     rows = [{"prompt": prompt, "completion": completion} for prompt, completion in pairs]
-    config = DemonstrationsConfig(path=str(put(tmp_path / "a.jsonl", json_lines(rows))))
+    config = DemonstrationsConfig(path=str(write(tmp_path / "a.jsonl", json_lines(rows))))
     full = [pair for pair in pairs if pair[1].strip()]
     if not full:
-        with pytest.raises(DataError, match="dropped: empty response; nothing is left"):
+        with pytest.raises(DataError, match="dropped: empty response; no row is left"):
             read_demonstrations(config, BYTES)
         return
     items, report = read_demonstrations(config, BYTES)
@@ -192,7 +189,7 @@ def test_demonstrations_keep_order_and_count_what_is_empty(
 def test_every_step_ends_where_its_text_is_complete(tmp_path: Path, steps: Any) -> None:
     texts, labels = [text for text, _ in steps], [label for _, label in steps]
     row = {"prompt": "p", "completions": texts, "labels": labels}
-    config = StepLabelsConfig(path=str(put(tmp_path / "a.jsonl", json_lines([row]))))
+    config = StepLabelsConfig(path=str(write(tmp_path / "a.jsonl", json_lines([row]))))
     (item,), _ = read_step_labels(config, BYTES)
     (response,) = item.group.responses
     assert item.labels == labels
@@ -222,38 +219,37 @@ def encoder(template: str) -> Encoder:
 
 
 def chat_of(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
-    pairs = [(("user", asked), ("assistant", said)) for asked, said in turns]
+    pairs = [(("user", question), ("assistant", answer)) for question, answer in turns]
     return [{"role": role, "content": text} for pair in pairs for role, text in pair]
 
 
 @EACH
 @given(turns=TURNS, first=st.integers(0, 2))
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_a_response_follows_the_very_tokens_that_a_rollout_would_see(
+def test_response_continues_the_prompt_tokens_of_a_rollout(
     template: str, turns: list[tuple[str, str]], first: int
 ) -> None:
     chat = chat_of(turns)
     at = 1 + 2 * min(first, len(turns) - 1)
-    coder = encoder(template)
+    chat_encoder = encoder(template)
     try:
-        exchange = coder.exchange(chat[:at], chat[at:])
+        exchange = chat_encoder.exchange(chat[:at], chat[at:])
     except DataError:
         assert template in ("counts ahead", "last one differs")
         return
     assert template != "counts ahead"
-    assert exchange.prompt == coder.prompt(chat[:at])
-    assert len(exchange.trained) == len(exchange.response)
-    text = coder.tokenizer.decode([*exchange.prompt, *exchange.response])
-    whole = render(coder.tokenizer, chat)
-    assert text.removesuffix("<|endoftext|>").strip() == whole.strip()
+    assert exchange.prompt == chat_encoder.prompt(chat[:at])
+    assert len(exchange.loss_mask) == len(exchange.response)
+    text = chat_encoder.tokenizer.decode([*exchange.prompt, *exchange.response])
+    rendered = render(chat_encoder.tokenizer, chat)
+    assert text.removesuffix("<|endoftext|>").strip() == rendered.strip()
 
 
 @EACH
 @given(TURNS)
-def test_only_the_assistant_s_words_and_their_end_are_trained(turns: Any) -> None:
+def test_loss_covers_only_assistant_text_and_end_of_turn(turns: Any) -> None:
     chat = chat_of(turns)
     exchange = encoder("chatml").exchange(chat[:1], chat[1:])
-    pairs = zip(exchange.response, exchange.trained, strict=True)
-    trained = [token for token, is_trained in pairs if is_trained]
-    said = "".join(f"{text}<|im_end|>" for _, text in turns)
-    assert BYTES.decode(trained) == said
+    pairs = zip(exchange.response, exchange.loss_mask, strict=True)
+    trained = [token for token, has_loss in pairs if has_loss]
+    assert BYTES.decode(trained) == "".join(f"{answer}<|im_end|>" for _, answer in turns)

@@ -1,4 +1,4 @@
-"""Demonstrations: which tokens are prompt, response and trained, and what is refused or cut."""
+"""Demonstrations: tokens of prompt and response, loss mask, limits and errors."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from trivium.errors import DataError
 
 BYTES: Any = chatml_tokenizer()
 EOS = BYTES.eos_token_id
-ASKED = [{"role": "user", "content": "how many eggs?"}]
+QUESTION = [{"role": "user", "content": "how many eggs?"}]
 ANSWER = {"role": "assistant", "content": "31"}
-AGAIN = {"role": "user", "content": "and then?"}
+FOLLOW_UP = {"role": "user", "content": "and then?"}
 
 
 @pytest.fixture
@@ -39,19 +39,19 @@ def texts(item):
     return BYTES.decode(item.group.prompt), BYTES.decode(item.group.responses[0])
 
 
-def learned(item):
-    pairs = zip(item.group.responses[0], item.trained, strict=True)
-    return BYTES.decode([token for token, trained in pairs if trained])
+def trained_text(item):
+    pairs = zip(item.group.responses[0], item.loss_mask, strict=True)
+    return BYTES.decode([token for token, has_loss in pairs if has_loss])
 
 
-# --- shapes ---------------------------------------------------------------------------------------
+# --- formats --------------------------------------------------------------------------------------
 
 
-def test_prompt_and_completion_make_one_trained_response(read):
+def test_prompt_and_completion_give_a_response_with_loss_on_every_token(read):
     ((item,), _) = read({"prompt": "Q: eggs?\nA:", "completion": " 31"})
     assert texts(item) == ("Q: eggs?\nA:", " 31<|endoftext|>")
-    assert all(item.trained)
-    assert len(item.trained) == len(item.group.responses[0])
+    assert all(item.loss_mask)
+    assert len(item.loss_mask) == len(item.group.responses[0])
 
 
 def test_question_and_answer_columns_are_mapped(read):
@@ -69,27 +69,27 @@ def test_template_writes_the_prompt_of_a_completion(read):
 @pytest.mark.parametrize(
     "row",
     [
-        {"prompt": ASKED, "completion": "31"},
-        {"prompt": ASKED, "completion": [ANSWER]},
-        {"messages": [*ASKED, ANSWER]},
-        {"messages": [*ASKED, {**ANSWER, "name": None}], "prompt": "not this one"},
+        {"prompt": QUESTION, "completion": "31"},
+        {"prompt": QUESTION, "completion": [ANSWER]},
+        {"messages": [*QUESTION, ANSWER]},
+        {"messages": [*QUESTION, {**ANSWER, "name": None}], "prompt": "not this one"},
     ],
 )
-def test_every_conversational_shape_makes_the_same_demonstration(read, row):
+def test_all_chat_formats_give_the_same_demonstration(read, row):
     ((item,), _) = read(row)
     prompt = "<|im_start|>user\nhow many eggs?<|im_end|>\n<|im_start|>assistant\n"
     assert texts(item) == (prompt, "31<|im_end|>")
 
 
-def test_turns_of_the_user_inside_a_response_are_not_trained(read):
+def test_user_turns_inside_a_response_have_no_loss(read):
     second = {"role": "assistant", "content": "46"}
-    ((item,), report) = read({"messages": [*ASKED, ANSWER, AGAIN, second, AGAIN]})
-    assert learned(item) == "31<|im_end|>46<|im_end|>"
+    ((item,), report) = read({"messages": [*QUESTION, ANSWER, FOLLOW_UP, second, FOLLOW_UP]})
+    assert trained_text(item) == "31<|im_end|>46<|im_end|>"
     assert BYTES.decode(item.group.responses[0]).count("and then?") == 1
-    assert report.notes == {"turns after the assistant's last are left out": 1}
+    assert report.notes == {"turns after the last assistant turn are left out": 1}
 
 
-def test_bare_text_is_learned_after_its_first_token(read):
+def test_text_without_a_prompt_has_a_loss_after_its_first_token(read):
     ((item,), _) = read({"text": "two and two make four."})
     tokens = encode(BYTES, "two and two make four.")
     assert [*item.group.prompt, *item.group.responses[0]] == [*tokens, EOS]
@@ -101,7 +101,7 @@ def test_chat_and_system_options_apply_to_demonstrations(read):
     assert texts(item)[0].startswith(
         "<|im_start|>system\nbe brief<|im_end|>\n<|im_start|>user\neggs"
     )
-    ((item,), _) = read({"messages": [*ASKED, ANSWER]}, system="be brief")
+    ((item,), _) = read({"messages": [*QUESTION, ANSWER]}, system="be brief")
     assert texts(item)[0].startswith("<|im_start|>system\nbe brief")
     assert texts(item)[1] == "31<|im_end|>"
 
@@ -127,17 +127,17 @@ def test_gsm8k_demonstrations_decode_to_question_and_answer(shared_dir):
 # --- limits ---------------------------------------------------------------------------------------
 
 
-def test_long_responses_are_errors_dropped_or_cut_without_an_eos(read):
+def test_long_responses_are_errors_or_dropped_or_truncated_without_eos(read):
     rows = [{"prompt": "A:", "completion": " 31" * 20}, {"prompt": "A:", "completion": " 31"}]
     with pytest.raises(DataError, match=r"rows.jsonl:1: a response has \d+ tokens.* is 6; raise"):
         read(*rows, max_response_tokens=6)
     (items, report) = read(*rows, max_response_tokens=6, long_responses="drop")
     assert (len(items), report.dropped) == (1, {"response longer than 6 tokens": 1})
     (items, report) = read(*rows, max_response_tokens=6, long_responses="truncate")
-    (cut, whole) = [item.group.responses[0] for item in items]
-    assert (len(cut), EOS in cut, whole[-1]) == (6, False, EOS)
-    assert len(items[0].trained) == 6
-    assert report.notes == {"response cut at 6 tokens": 1}
+    (truncated, complete) = [item.group.responses[0] for item in items]
+    assert (len(truncated), EOS in truncated, complete[-1]) == (6, False, EOS)
+    assert len(items[0].loss_mask) == 6
+    assert report.notes == {"response truncated at 6 tokens": 1}
 
 
 def test_response_of_exactly_the_limit_keeps_its_eos(read):
@@ -148,11 +148,11 @@ def test_response_of_exactly_the_limit_keeps_its_eos(read):
     assert not report.notes
 
 
-def test_response_cut_before_the_assistants_first_token_is_dropped(read):
+def test_response_truncated_before_the_first_assistant_token_is_dropped(read):
     template = "{% for m in messages %}{{ m.role + ': ' + m.content }}{% endfor %}"
     template += "{% if add_generation_prompt %}assistant: {% endif %}"
-    silent = {"role": "assistant", "content": ""}
-    rows = [{"messages": [*ASKED, silent, AGAIN, ANSWER]}, {"messages": [*ASKED, ANSWER]}]
+    empty = {"role": "assistant", "content": ""}
+    rows = [{"messages": [*QUESTION, empty, FOLLOW_UP, ANSWER]}, {"messages": [*QUESTION, ANSWER]}]
     (items, report) = read(
         *rows,
         tokenizer=chatml_tokenizer(template),
@@ -160,10 +160,10 @@ def test_response_cut_before_the_assistants_first_token_is_dropped(read):
         long_responses="truncate",
     )
     assert len(items) == 1
-    assert report.dropped == {"nothing to learn within `max_response_tokens`": 1}
+    assert report.dropped == {"no token to train on within `max_response_tokens`": 1}
 
 
-def test_demonstrations_are_dropped_with_their_long_prompts(read):
+def test_demonstrations_with_long_prompts_are_dropped(read):
     rows = [{"prompt": "A:" * 20, "completion": " 31"}, {"prompt": "A:", "completion": " 31"}]
     (items, report) = read(*rows, max_prompt_tokens=8, long_prompts="drop")
     assert (len(items), report.dropped) == (1, {"prompt longer than 8 tokens": 1})
@@ -174,14 +174,14 @@ def test_option_without_its_limit_is_refused():
         DemonstrationsConfig(path="x", long_responses="truncate")
 
 
-# --- faults ---------------------------------------------------------------------------------------
+# --- errors ---------------------------------------------------------------------------------------
 
 
 def test_empty_responses_are_dropped_and_counted(read):
     good = {"prompt": "A:", "completion": " 31"}
     empty = {"role": "assistant", "content": ""}
     (items, report) = read(
-        good, {**good, "completion": " \n"}, {"messages": [*ASKED, empty]}, {"text": ""}
+        good, {**good, "completion": " \n"}, {"messages": [*QUESTION, empty]}, {"text": ""}
     )
     assert (len(items), report.dropped) == (1, {"empty response": 3})
 
@@ -197,19 +197,23 @@ def test_prompt_that_shares_a_token_with_its_response_is_noted(read):
 @pytest.mark.parametrize(
     ("row", "options", "reason"),
     [
-        ({"question": "x"}, {}, "no demonstration: the columns are question, and it takes"),
+        ({"question": "x"}, {}, "no demonstration: the columns are question, and a demon"),
         ({"prompt": "x", "completion": 3}, {}, "`completion` is 3"),
         ({"completion": "x"}, {}, "no column `prompt`"),
         ({"prompt": "x"}, {"template": "{prompt}"}, "no column `completion`"),
         ({"prompt": "x", "completion": [ANSWER]}, {}, "chat: true"),
-        ({"prompt": ASKED, "completion": [*ASKED, ANSWER]}, {}, "runs from a message of 'user'"),
-        ({"prompt": ASKED, "completion": [ANSWER, *ASKED]}, {}, "to one of 'user'"),
-        ({"messages": ASKED}, {}, "no assistant's turn that answers"),
-        ({"messages": [ANSWER, *ASKED]}, {}, "no assistant's turn that answers"),
+        (
+            {"prompt": QUESTION, "completion": [*QUESTION, ANSWER]},
+            {},
+            "begins with a message of 'user'",
+        ),
+        ({"prompt": QUESTION, "completion": [ANSWER, *QUESTION]}, {}, "ends with one of 'user'"),
+        ({"messages": QUESTION}, {}, "no assistant turn after another"),
+        ({"messages": [ANSWER, *QUESTION]}, {}, "no assistant turn after another"),
         ({"text": "x"}, {"chat": True}, "remove `chat`"),
         ({"text": 3}, {}, "`text` is 3"),
     ],
 )
-def test_row_that_is_no_demonstration_is_named_with_the_reason(read, row, options, reason):
+def test_invalid_row_is_reported_with_line_and_reason(read, row, options, reason):
     with pytest.raises(DataError, match=f"rows.jsonl:1: .*{reason}"):
         read(row, **options)

@@ -1,4 +1,4 @@
-"""Prompts come from a column, a template, a chat or a pair of dialogues, with their limits."""
+"""Prompts from a column, a template, a chat or a pair of dialogues, and their limits."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from trivium.data.chat import encode
-from trivium.data.prompts import PromptsConfig, fill, load_prompts, read_prompts
+from trivium.data.prompts import PromptsConfig, fill_template, load_prompts, read_prompts
 from trivium.data.rows import Row
 from trivium.errors import DataError
 
 BYTES: Any = chatml_tokenizer()
-ASKED = [{"role": "user", "content": "how many eggs?"}]
+QUESTION = [{"role": "user", "content": "how many eggs?"}]
 ANSWER = {"role": "assistant", "content": "31"}
 
 
@@ -41,63 +41,65 @@ def test_plain_prompt_is_used_verbatim_with_the_rows_other_columns(load):
     assert [prompt.index for prompt in (first, second)] == [0, 1]
 
 
-def test_mapped_column_is_the_prompt_and_stays_known_by_its_own_name(load):
+def test_mapped_prompt_column_keeps_its_original_name_too(load):
     (prompt,) = load({"question": "2+2?", "answer": "4"}, columns={"prompt": "question"})
     assert prompt.text == "2+2?"
     assert prompt.columns == {"question": "2+2?", "answer": "4"}
 
 
-def test_messages_are_rendered_with_the_assistants_turn_opened(load):
+def test_messages_are_rendered_with_an_open_assistant_turn(load):
     rendered = "<|im_start|>user\nhow many eggs?<|im_end|>\n<|im_start|>assistant\n"
-    for row in ({"prompt": ASKED}, {"messages": ASKED}, {"messages": [*ASKED, ANSWER]}):
+    for row in ({"prompt": QUESTION}, {"messages": QUESTION}, {"messages": [*QUESTION, ANSWER]}):
         (prompt,) = load(row)
-        assert (text_of(prompt), prompt.text) == (rendered, ASKED)
+        assert (text_of(prompt), prompt.text) == (rendered, QUESTION)
 
 
-def test_answer_left_out_of_a_chat_stays_with_the_columns(load):
-    (prompt,) = load({"messages": [*ASKED, ANSWER]})
+def test_removed_assistant_turn_stays_in_the_columns(load):
+    (prompt,) = load({"messages": [*QUESTION, ANSWER]})
     assert prompt.columns["messages"][-1] == ANSWER
 
 
-def test_chat_option_makes_plain_text_the_users_message_behind_the_system_message(load):
+def test_chat_option_makes_plain_text_a_user_message_after_the_system_message(load):
     (prompt,) = load({"prompt": "how many eggs?"}, chat=True, system="be brief")
     system = {"role": "system", "content": "be brief"}
-    assert prompt.text == [system, *ASKED]
-    (own,) = load({"prompt": [{"role": "system", "content": "mine"}, *ASKED]}, system="be brief")
+    assert prompt.text == [system, *QUESTION]
+    (own,) = load({"prompt": [{"role": "system", "content": "mine"}, *QUESTION]}, system="be brief")
     assert own.text[0]["content"] == "mine"
 
 
-def test_system_message_without_a_chat_is_an_error_and_not_ignored(load):
-    with pytest.raises(DataError, match=r"rows.jsonl:1: .*no place for `system`.*chat: true"):
+def test_system_message_without_a_chat_is_an_error(load):
+    with pytest.raises(
+        DataError, match=r"rows.jsonl:1: .*cannot have a `system` message.*chat: true"
+    ):
         load({"prompt": "how many eggs?"}, system="be brief")
 
 
-def test_prompt_that_ends_with_the_assistants_turn_is_refused(load):
-    with pytest.raises(DataError, match="ends with the assistant's turn"):
-        load({"prompt": [*ASKED, ANSWER]})
+def test_prompt_that_ends_with_an_assistant_turn_is_refused(load):
+    with pytest.raises(DataError, match="ends with an assistant turn"):
+        load({"prompt": [*QUESTION, ANSWER]})
 
 
-def test_dialogues_of_a_pair_give_their_shared_prompt(load):
-    talk = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: eggs?\n\nAssistant:"
-    pair = {"chosen": talk + " 31", "rejected": talk + " 30"}
+def test_dialogues_of_a_pair_give_their_common_prompt(load):
+    dialogue = "\n\nHuman: hi\n\nAssistant: hello\n\nHuman: eggs?\n\nAssistant:"
+    pair = {"chosen": dialogue + " 31", "rejected": dialogue + " 30"}
     (prompt,) = load(pair)
-    assert prompt.text == talk
+    assert prompt.text == dialogue
     assert prompt.columns == pair
 
 
 def test_equal_dialogues_give_no_prompt(load):
-    one = {"chosen": "two eggs are", "rejected": "two eggs are"}
-    (prompt,) = load(one, {"prompt": "eggs?"})
+    pair = {"chosen": "two eggs are", "rejected": "two eggs are"}
+    (prompt,) = load(pair, {"prompt": "eggs?"})
     assert prompt.text == "eggs?"
 
 
-def test_row_without_a_prompt_lists_its_columns(load):
+def test_error_for_a_missing_prompt_lists_the_columns(load):
     with pytest.raises(DataError, match=r"rows.jsonl:2: no column `prompt`; the columns are promt"):
         load({"prompt": "x"}, {"promt": "x"})
 
 
 @pytest.mark.parametrize(("value", "reason"), [(3, "is 3"), ({}, "is {}"), ("\ud800", "surrogate")])
-def test_prompt_that_is_no_text_is_refused(load, value, reason):
+def test_prompt_that_is_not_text_is_refused(load, value, reason):
     with pytest.raises(DataError, match=reason):
         load({"prompt": value})
 
@@ -113,7 +115,7 @@ def test_empty_prompt_needs_a_bos(load, shared_dir, tmp_path):
 # --- limits ---------------------------------------------------------------------------------------
 
 
-def test_long_prompts_are_errors_or_dropped_and_counted_and_keep_the_rows_numbers(load, tmp_path):
+def test_long_prompts_are_errors_or_dropped_and_row_numbers_are_kept(load, tmp_path):
     rows = [{"prompt": "eggs " * 20}, {"prompt": "eggs"}]
     with pytest.raises(DataError, match=r"rows.jsonl:1: the prompt has \d+ tokens.*is 9;.*drop"):
         load(*rows, max_prompt_tokens=9)
@@ -137,30 +139,30 @@ def test_prompt_of_exactly_the_limit_is_kept(load):
 
 def test_template_is_filled_from_columns_and_evaluates_nothing_else():
     row = Row({"q": "2+2 in {q}", "n": 3, "a.b": "x"}, 0, "here")
-    assert fill("Q: {q} ({n}, {a.b}) {{q}}\n", row) == "Q: 2+2 in {q} (3, x) {q}\n"
+    assert fill_template("Q: {q} ({n}, {a.b}) {{q}}\n", row) == "Q: 2+2 in {q} (3, x) {q}\n"
 
 
 @pytest.mark.parametrize("name", ["q.__class__", "q[0]", "q!r", "q:>9", "0", " q"])
-def test_template_reaches_no_further_than_a_columns_name(name):
+def test_template_fields_are_plain_column_names(name):
     with pytest.raises(DataError, match="the columns are q"):
-        fill(f"{{{name}}}", Row({"q": "x"}, 0, "here"))
+        fill_template(f"{{{name}}}", Row({"q": "x"}, 0, "here"))
 
 
-def test_template_with_an_unknown_column_names_the_nearest():
+def test_template_with_an_unknown_column_suggests_the_nearest():
     with pytest.raises(
         DataError, match=r"names \{qestion\}.*question, answer; did you mean \{ques"
     ):
-        fill("{qestion}", Row({"question": "x", "answer": "y"}, 0, "here"))
+        fill_template("{qestion}", Row({"question": "x", "answer": "y"}, 0, "here"))
 
 
-@pytest.mark.parametrize("held", [None, [1], {"a": 1}, True])
-def test_template_takes_text_and_numbers_only(held):
+@pytest.mark.parametrize("value", [None, [1], {"a": 1}, True])
+def test_template_takes_text_and_numbers_only(value):
     with pytest.raises(DataError, match="takes text or numbers"):
-        fill("{q}", Row({"q": held}, 0, "here"))
+        fill_template("{q}", Row({"q": value}, 0, "here"))
 
 
 @pytest.mark.parametrize("template", ["{", "a } b", "{}", "{{{", "{a{b}"])
-def test_template_with_stray_braces_is_refused_at_once(template):
+def test_template_with_unmatched_braces_is_refused(template):
     with pytest.raises(ValidationError, match="for a brace"):
         PromptsConfig(path="x", template=template)
 
@@ -169,12 +171,12 @@ def test_template_with_stray_braces_is_refused_at_once(template):
     "options",
     [{"template": "{q}", "columns": {"prompt": "q"}}, {"long_prompts": "drop"}],
 )
-def test_options_that_contradict_each_other_are_refused(options):
+def test_conflicting_options_are_refused(options):
     with pytest.raises(ValidationError, match=r"keep one|needs a limit"):
         PromptsConfig(path="x", **options)
 
 
-def test_gsm8k_makes_prompts_with_their_answers(shared_dir):
+def test_gsm8k_gives_prompts_with_their_answers(shared_dir):
     tokenizer = AutoTokenizer.from_pretrained(shared_dir / "checkpoints" / "stories260k")
     prompts = load_prompts(
         PromptsConfig(

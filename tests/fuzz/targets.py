@@ -258,8 +258,8 @@ def _check_item(item: Any, config: Any) -> None:
     assert 0 < len(prompt) <= (config.max_prompt_tokens or len(prompt))
     for response in item.group.responses if hasattr(item, "group") else []:
         assert 0 < len(response) <= (config.max_response_tokens or len(response))
-    if hasattr(item, "trained"):
-        assert len(item.trained) == len(item.group.responses[0]) and any(item.trained)
+    if hasattr(item, "loss_mask"):
+        assert len(item.loss_mask) == len(item.group.responses[0]) and any(item.loss_mask)
     if hasattr(item, "ends"):
         assert item.ends == sorted(set(item.ends)) and len(item.ends) == len(item.labels) > 0
         assert item.ends[0] >= 0 and item.ends[-1] < len(item.group.responses[0])

@@ -124,7 +124,7 @@ _BOUNDS = [
     ("grpo", "model.device", "GPU 0", 'the default is "auto"'),
     ("grpo", "data.path", "''", "hub name"),
     ("grpo", "data.limit", "0", "Read at most"),
-    ("grpo", "data.max_prompt_tokens", "0", "longest prompt"),
+    ("grpo", "data.max_prompt_tokens", "0", "number of tokens of a prompt"),
     ("grpo", "rewards", "[]", "What is rewarded"),
     ("grpo", "rewards.0.timeout", "0", "the default is 60"),
     ("grpo", "evaluation.samples", "0", "the default is 1"),
@@ -305,7 +305,7 @@ bad("two sources of prompts", "grpo",
 bad("a template with a lone brace", "grpo", "data: {path: prompts.jsonl, template: 'a } b'}\n",
     "`}`", "grpo.yaml:1", "names no column", "{{ or }} for a brace")
 bad("an unused column mapping", "sft", "data: {path: demos.jsonl, columns: {answer: x}}\n",
-    "answer", "sft.yaml:1", "which nothing here reads", "it may name completion")
+    "answer", "sft.yaml:1", "which this section does not use", "it may name completion")
 bad("an output with another suffix", "sample", "output: out.csv\n", "out.csv", "sample.yaml:1",
     "ends in .jsonl", "out.jsonl")
 bad("an evaluation output with another suffix", "evaluate", "output: out.txt\n", "out.txt",

@@ -1,4 +1,4 @@
-"""A byte-level tokenizer, trained on the spot, with the chat templates that tests need."""
+"""A byte-level tokenizer, trained on a small corpus, with chat templates for tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ CORPUS = [
 
 
 def chatml_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
-    """No BOS, no pad token, `<|endoftext|>` as EOS and turns that end with `<|im_end|>`."""
+    """Return a tokenizer without BOS and pad token.
+
+    Its EOS is `<|endoftext|>`, and turns end with `<|im_end|>`.
+    """
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()

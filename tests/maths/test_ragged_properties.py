@@ -76,7 +76,7 @@ def listed(data: Data) -> list[tuple[Any, ...]]:
     return found
 
 
-def line_length(data: Grouped, part: list[int]) -> int:
+def packed_length(data: Grouped, part: list[int]) -> int:
     return len(Batch.of(data.select(part).groups).tokens_L)
 
 
@@ -107,7 +107,7 @@ def test_a_split_holds_every_response_once_within_its_bound(
         assert part == sorted(part)
         assert listed(data.select(part)) == [everything[i] for i in part]
         units = {group_of[i] for i in part} if whole else part
-        assert line_length(data, part) <= max_tokens or len(units) == 1
+        assert packed_length(data, part) <= max_tokens or len(units) == 1
     if whole:
         assert sum(len({group_of[i] for i in part}) for part in parts) == len(data.groups)
 
@@ -274,7 +274,7 @@ def test_every_epoch_of_a_plan_holds_every_response_once(
         assert sum(map(len, owners)) == len(data.groups), "a group lies in one optimizer step"
         assert max(map(len, owners)) - min(map(len, owners)) <= 1
     for part in (part for step in steps for part in step.micro_batches):
-        assert line_length(data, part) <= max_tokens or len(part) == 1
+        assert packed_length(data, part) <= max_tokens or len(part) == 1
     first = first_epoch_micro_batches(steps, len(everything))
     assert first == [part for step in steps[:per_epoch] for part in step.micro_batches]
     other = replace(data, groups=[Group([1] * len(g.prompt), g.responses) for g in data.groups])
@@ -372,7 +372,7 @@ def units_of(data: Grouped, max_tokens: int, whole: bool) -> list[list[int]]:
     units = []
     for g in sorted(range(len(data.groups)), key=longest.__getitem__):
         members = list(range(first[g], first[g + 1]))
-        fits = line_length(data, members) <= max_tokens
+        fits = packed_length(data, members) <= max_tokens
         units += [members] if whole or fits else [[m] for m in members]
     return units
 
@@ -399,7 +399,7 @@ def test_split_is_into_few_parts_of_even_work_and_divides_no_group_that_fits(
         parts = [units[a:b] for a, b in zip([0, *ends][:-1], ends, strict=True)]
         flat = [sorted(r for unit in part for r in unit) for part in parts]
         pairs = zip(flat, parts, strict=True)
-        if all(line_length(data, f) <= max_tokens or len(part) == 1 for f, part in pairs):
+        if all(packed_length(data, f) <= max_tokens or len(part) == 1 for f, part in pairs):
             cuts.append(flat)
     fewest = min(map(len, cuts))
     assert len(found) == fewest

@@ -443,12 +443,12 @@ def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
     """Let every forward pass of more tokens fail, and every other backward pass of a few less."""
     failed: list[int] = []
 
-    def limited(backbone: Any, batch: Batch, line_index: Tensor, *, shared: bool) -> Tensor:
+    def limited(backbone: Any, batch: Batch, packed_index: Tensor, *, shared: bool) -> Tensor:
         tokens = len(batch.tokens_L)
         if tokens > most:
             failed.append(tokens)
             raise torch.OutOfMemoryError("CUDA out of memory")
-        hidden = attend(backbone, batch, line_index, shared=shared)
+        hidden = attend(backbone, batch, packed_index, shared=shared)
         if not torch.is_grad_enabled():
             return hidden
         allowed = len(hidden) if tokens <= most - 5 else 0

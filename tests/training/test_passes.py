@@ -171,10 +171,10 @@ def test_first_step_tells_what_a_pass_over_the_whole_batch_would(
     expected_T = score_logprobs(parts.policy, experience, whole)
     attend = policies.states_at
 
-    def limited(backbone: Any, batch: Any, line_index: Tensor, *, shared: bool) -> Tensor:
+    def limited(backbone: Any, batch: Any, packed_index: Tensor, *, shared: bool) -> Tensor:
         if len(batch.tokens_L) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return attend(backbone, batch, line_index, shared=shared)
+        return attend(backbone, batch, packed_index, shared=shared)
 
     monkeypatch.setattr(policies, "states_at", limited)
     optimizer = Optimizer([(config.optimizer, trained_parameters(parts.policy.model))], 10)

@@ -43,7 +43,7 @@ class PretrainingMix:
         index = epoch_batch(len(self.texts), count, self.steps, seed=self.seed)
         self.steps += 1
         texts = [self.texts[i] for i in index]
-        loss_mask = torch.tensor([t for text in texts for t in text.trained])
+        loss_mask = torch.tensor([t for text in texts for t in text.loss_mask])
         batch = WeightedGroups([text.group for text in texts], loss_mask_T=loss_mask)
         parts = batch.split_with_token_weights(batch.split(max_tokens), token_mean)
         return [MicroBatch(part, self._loss) for part in parts]

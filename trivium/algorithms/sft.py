@@ -49,7 +49,7 @@ def train(config: SFTConfig) -> Path:
     held_out = HeldOut(policy, validation, evaluator, config.tokens_per_micro_batch)
 
     if config.sort_by_length:
-        demonstrations = sorted(demonstrations, key=lambda d: len(d.trained))
+        demonstrations = sorted(demonstrations, key=lambda d: len(d.loss_mask))
     count, size, seed = len(demonstrations), config.examples_per_step, config.run.seed
     steps = config.steps or num_steps(config.epochs, count, size)
     trained = [(config.optimizer, trained_parameters(policy.model))]
@@ -134,7 +134,7 @@ class HeldOut:
 
 def to_groups(demonstrations: list[Demonstration]) -> WeightedGroups:
     """Return demonstrations as groups, with the trained tokens marked."""
-    mask = [t for d in demonstrations for t in d.trained]
+    mask = [t for d in demonstrations for t in d.loss_mask]
     return WeightedGroups([d.group for d in demonstrations], loss_mask_T=torch.tensor(mask))
 
 

@@ -1,1 +1,1 @@
-"""From files to tokens: rows, prompts, demonstrations, preferences, and the batches they form."""
+"""Data loading: rows, prompts, demonstrations, preferences, and token batches."""

@@ -1,8 +1,8 @@
-"""Groups and batches: one prompt's tokens once, its responses end to end, nothing padded.
+"""Packed batches of groups: each prompt once, its responses after it, no padding.
 
-A group is one prompt and its n ≥ 1 responses. A batch lays the tokens of several groups on one
-line, each prompt followed by its responses, and records where everything is. What a model is fed,
-and how attention keeps the responses apart, is ``models.attention``'s business.
+A group is one prompt and its n ≥ 1 responses. A batch packs the tokens of several groups into one
+sequence, each prompt followed by its responses, and stores the index of every part. How a model
+reads the packed sequence, and how attention separates the responses, is in ``models.attention``.
 """
 
 from __future__ import annotations
@@ -22,17 +22,19 @@ from trivium.maths.ragged import repeat_per_segment, segment_ids, segment_starts
 
 @dataclass(frozen=True)
 class Batch:
-    """Groups on one line of L tokens, with the maps between the line and the flat responses.
+    """Groups in one packed sequence of L tokens, and the maps to the flat response tokens.
 
     Attributes:
-        tokens_L, positions_L: token ids and position ids; each response continues its prompt's.
-        prompt_lengths_G, sizes_G: tokens of each prompt, responses of each group.
-        lengths_N: tokens of each response.
-        prompt_starts_G, starts_N: where each prompt and each response begins on the line.
+        tokens_L, positions_L: token ids and position ids; the position ids of each response
+            continue those of its prompt.
+        prompt_lengths_G, sizes_G: number of tokens of each prompt, of responses of each group.
+        lengths_N: number of tokens of each response.
+        prompt_starts_G, starts_N: index of each prompt's and each response's first token in the
+            packed sequence.
         targets_T: the response tokens, flat.
-        token_positions_T: where each response token lies on the line.
-        logit_positions_T: the position on the line that predicts each response token: the prompt's
-            last token for the first, the previous response token for the others.
+        token_positions_T: index of each response token in the packed sequence.
+        logit_positions_T: index of the token whose logits predict each response token: the
+            prompt's last token for the first one, the previous response token for the others.
     """
 
     tokens_L: Tensor
@@ -48,7 +50,7 @@ class Batch:
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Batch:
-        """Lay ``groups`` out on one line (CPU tensors)."""
+        """Pack ``groups`` into one sequence (CPU tensors)."""
         if not groups:
             raise ValueError("a batch needs at least one group")
         prompt_lengths_G = torch.tensor([len(g.prompt) for g in groups])
@@ -57,10 +59,10 @@ class Batch:
         segments = [s for g in groups for s in (g.prompt, *g.responses)]
         segment_lengths = torch.tensor([len(s) for s in segments])
         starts = segment_starts(segment_lengths)
-        prompt_at_G = segment_starts(sizes_G + 1)
+        prompt_segments_G = segment_starts(sizes_G + 1)
         is_response = torch.ones(len(segments), dtype=torch.bool)
-        is_response[prompt_at_G] = False
-        prompt_starts_G, starts_N = starts[prompt_at_G], starts[is_response]
+        is_response[prompt_segments_G] = False
+        prompt_starts_G, starts_N = starts[prompt_segments_G], starts[is_response]
 
         tokens_L = torch.tensor(list(chain.from_iterable(segments)))
         first_position = torch.zeros(len(segments), dtype=torch.long)
@@ -92,40 +94,42 @@ class Batch:
 
     @property
     def last_tokens_N(self) -> Tensor:
-        """Where each response's last token lies on the line, ``[N]``."""
+        """Index of each response's last token in the packed sequence, ``[N]``."""
         return self.starts_N + self.lengths_N - 1
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch with its tensors on ``device``."""
+        """Return the same batch with its tensors on ``device``."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}
         return replace(self, **moved)
 
 
 @dataclass(frozen=True)
 class Grouped:
-    """Groups and the tensors that belong to their responses; subclasses add the tensors.
+    """Groups with tensors that belong to their responses; subclasses add the tensors.
 
-    A field whose name ends in ``_N`` holds one entry per response, one that ends in ``_T`` one per
-    response token, and ``select`` cuts all of them alike.
+    A field whose name ends in ``_N`` has one entry per response, a field whose name ends in ``_T``
+    one entry per response token. ``select`` indexes all of them.
     """
 
     groups: list[Group]
 
     @property
     def sizes_G(self) -> Tensor:
+        """Number of responses of each group, ``[G]``."""
         return torch.tensor([len(g.responses) for g in self.groups])
 
     @property
     def lengths_N(self) -> Tensor:
+        """Number of tokens of each response, ``[N]``."""
         return torch.tensor([len(r) for g in self.groups for r in g.responses])
 
     @property
     def tokens(self) -> int:
-        """Tokens on the line: each prompt once, and all responses."""
+        """Number of tokens of the packed sequence: each prompt once, and all responses."""
         return sum(len(g.prompt) + sum(map(len, g.responses)) for g in self.groups)
 
     def select(self, responses: Sequence[int]) -> Self:
-        """Only these responses (flat indices, ascending), with the prompts they need."""
+        """Return only these responses (flat indices, ascending), with their prompts."""
         group_of = segment_ids(self.sizes_G).tolist()
         flat = [r for g in self.groups for r in g.responses]
         groups = [
@@ -134,39 +138,39 @@ class Grouped:
         ]
         index_N = torch.as_tensor(responses, dtype=torch.long)
         index_T = token_index(self.lengths_N, index_N)
-        cut = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "groups"}
-        for name, tensor in cut.items():
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "groups"}
+        for name, tensor in tensors.items():
             if tensor is not None:
                 index = index_T if name.endswith("_T") else index_N
-                cut[name] = tensor.index_select(0, index.to(tensor.device))
-        return replace(self, groups=groups, **cut)
+                tensors[name] = tensor.index_select(0, index.to(tensor.device))
+        return replace(self, groups=groups, **tensors)
 
     def split(self, max_tokens: int, *, whole_groups: bool = False) -> list[list[int]]:
-        """Cut into micro-batches of at most ``max_tokens`` on the line: response indices of each.
+        """Return the response indices of micro-batches of at most ``max_tokens`` packed tokens.
 
-        They are few and of even work, and groups of similar length go together. A group is divided
-        (its prompt is then repeated) only where it does not fit by itself, and never with
-        ``whole_groups``; a single response may exceed the limit.
+        The micro-batches are few, cost about the same, and hold groups of similar length. A group
+        is split over micro-batches, with its prompt repeated, only if it exceeds ``max_tokens``
+        alone, and never with ``whole_groups``. A single response may exceed ``max_tokens``.
         """
         return pack(self.groups, max_tokens, whole_groups=whole_groups)
 
     def halves(self, *, whole_groups: bool = False) -> tuple[list[int], list[int]] | None:
-        """Cut in two, as evenly in response tokens as can be: response indices of both halves.
+        """Return the response indices of two halves with about equal numbers of response tokens.
 
-        None where there is nothing to cut: a single response or, with ``whole_groups``, one group.
+        Return None for a single response or, with ``whole_groups``, for a single group.
         """
         count = len(self.lengths_N)
         ends = self.sizes_G.cumsum(0).tolist() if whole_groups else range(1, count + 1)
-        before = [0, *accumulate(self.lengths_N.tolist())]
-        cuts = [end for end in ends if end < count]
-        if not cuts:
+        tokens_before = [0, *accumulate(self.lengths_N.tolist())]
+        candidates = [end for end in ends if end < count]
+        if not candidates:
             return None
-        cut = min(cuts, key=lambda end: abs(2 * before[end] - before[-1]))
-        return list(range(cut)), list(range(cut, count))
+        middle = min(candidates, key=lambda end: abs(2 * tokens_before[end] - tokens_before[-1]))
+        return list(range(middle)), list(range(middle, count))
 
 
 def token_index(lengths_N: Tensor, responses: Tensor) -> Tensor:
-    """The flat token positions of these responses, in their order."""
+    """Return the flat token indices of these responses, in their order."""
     lengths = lengths_N[responses]
     start = segment_starts(lengths_N)[responses] - segment_starts(lengths)
     return torch.arange(int(lengths.sum())) + repeat_per_segment(start, lengths)

@@ -1,9 +1,9 @@
-"""Text to tokens and back: chat templates, where responses begin and end, where characters fall.
+"""Text to tokens and back: chat templates, ends of responses, and tokens of characters.
 
-A prompt's tokens are those that a rollout will see, so a response in the data is tokenized as the
-continuation of exactly these. A response that is complete ends in a token that ends generation,
-once. Plain text is used as it is; messages are rendered by the tokenizer's own chat template.
-Reading files and choosing columns is for the loaders.
+A prompt has the same tokens as in a rollout, so a response in the data is tokenized as the
+continuation of these tokens. A complete response ends in exactly one token that ends generation.
+Plain text is used verbatim; messages are rendered by the tokenizer's own chat template. The
+loaders read files and choose columns.
 """
 
 from __future__ import annotations
@@ -27,32 +27,33 @@ if TYPE_CHECKING:
 Messages = list[dict[str, Any]]
 """A chat: each message has text under `role` and `content`."""
 Reply = str | Messages
-"""A response: its text, or messages that begin and end with the assistant's."""
+"""A response: its text, or messages that begin and end with an assistant turn."""
 
 _PROBE = "probe"
 _ANCHORS = ("\n", ":", "a")
+"""Characters that stand in for the end of a prompt when a text is encoded separately."""
 
 
 # --- tokens to text -------------------------------------------------------------------------------
 
 
 @dataclass
-class _Pieces:
-    """What each token adds to a text, remembered, and a token to stand before the first."""
+class _TokenTexts:
+    """Cache of the text that each token adds, and a token to decode before it."""
 
-    before: list[int]
-    before_text: str
-    of: dict[int, str] = field(default_factory=dict)
-
-
-_PIECES: WeakKeyDictionary[PreTrainedTokenizerBase, _Pieces] = WeakKeyDictionary()
+    prefix: list[int]
+    prefix_text: str
+    text_of: dict[int, str] = field(default_factory=dict)
 
 
-def _pieces(tokenizer: PreTrainedTokenizerBase) -> _Pieces:
-    if tokenizer not in _PIECES:
-        before = encode(tokenizer, "a")[-1:]
-        _PIECES[tokenizer] = _Pieces(before, _decode(tokenizer, before))
-    return _PIECES[tokenizer]
+_TOKEN_TEXTS: WeakKeyDictionary[PreTrainedTokenizerBase, _TokenTexts] = WeakKeyDictionary()
+
+
+def _token_texts(tokenizer: PreTrainedTokenizerBase) -> _TokenTexts:
+    if tokenizer not in _TOKEN_TEXTS:
+        prefix = encode(tokenizer, "a")[-1:]
+        _TOKEN_TEXTS[tokenizer] = _TokenTexts(prefix, _decode(tokenizer, prefix))
+    return _TOKEN_TEXTS[tokenizer]
 
 
 def _decode(
@@ -65,20 +66,20 @@ def _decode(
 
 
 def decode_response(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> str:
-    """Return the text that the tokens add to a prompt: no special tokens, every space kept.
+    """Return the text that the tokens add to a prompt, without special tokens, with all spaces.
 
-    A tokenizer of the sentencepiece kind drops the space that begins a text, but a response does
-    not begin one, so it is decoded behind another token.
+    A sentencepiece tokenizer drops the space at the beginning of a text. A response is not the
+    beginning of its text, so another token is decoded before it.
     """
-    pieces = _pieces(tokenizer)
-    text = _decode(tokenizer, [*pieces.before, *tokens])
-    if text.startswith(pieces.before_text):
-        return text[len(pieces.before_text) :]
+    known = _token_texts(tokenizer)
+    text = _decode(tokenizer, [*known.prefix, *tokens])
+    if text.startswith(known.prefix_text):
+        return text[len(known.prefix_text) :]
     return _decode(tokenizer, tokens)
 
 
 def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> list[str]:
-    """Return what each token adds to a text; a special token as it is written."""
+    """Return the text that each token adds; for a special token, its name."""
     pieces = [decode_response(tokenizer, [token]) for token in tokens]
     return [
         piece or _decode(tokenizer, [token], keep_special=True)
@@ -89,28 +90,28 @@ def token_pieces(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int]) -> l
 def step_ends(
     tokenizer: PreTrainedTokenizerBase, tokens: Sequence[int], char_ends: Sequence[int]
 ) -> list[int]:
-    """Return the index of the token with which the text before each character end is complete.
+    """Return, for each character end, the index of the token that completes the text before it.
 
-    The text is `decode_response`'s, and an end is exclusive, as in a span. A character of several
-    tokens is complete with its last. Raises ValueError for an end outside [1, len(text)].
+    The text is that of `decode_response`. An end is exclusive, as in a span. The last token of a
+    character completes it. Raises ValueError for an end outside [1, len(text)].
     """
     text = decode_response(tokenizer, tokens)
     for end in char_ends:
         if not 1 <= end <= len(text):
-            raise ValueError(f"a step ends at character {end} of a text of {len(text)}")
-    known = _pieces(tokenizer).of
-    for token in set(tokens) - known.keys():
-        known[token] = decode_response(tokenizer, [token])
-    if "".join(known[token] for token in tokens) == text:
-        token_ends = list(accumulate(len(known[token]) for token in tokens))
+            raise ValueError(f"a step ends at character {end} of a text of {len(text)} characters")
+    text_of = _token_texts(tokenizer).text_of
+    for token in set(tokens) - text_of.keys():
+        text_of[token] = decode_response(tokenizer, [token])
+    if "".join(text_of[token] for token in tokens) == text:
+        token_ends = list(accumulate(len(text_of[token]) for token in tokens))
         return [bisect_left(token_ends, end) for end in char_ends]
 
-    def completes(index: int, end: int) -> bool:
+    def is_complete(index: int, end: int) -> bool:
         return decode_response(tokenizer, tokens[: index + 1])[:end] == text[:end]
 
     indices = range(len(tokens))
     return [
-        bisect_left(indices, True, key=lambda i, end=end: completes(i, end)) for end in char_ends
+        bisect_left(indices, True, key=lambda i, end=end: is_complete(i, end)) for end in char_ends
     ]
 
 
@@ -118,17 +119,17 @@ def step_ends(
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the text's tokens, without any that the tokenizer would add around them."""
+    """Return the text's tokens, without special tokens before or after them."""
     checked_text(text, "the text to be tokenized")
     return tokenizer.encode(text, add_special_tokens=False, verbose=False)
 
 
 def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Return the tokens that the tokenizer puts before a text, such as its BOS."""
-    bare = encode(tokenizer, "a")
-    whole = tokenizer.encode("a", verbose=False)
-    at = next((i for i in range(len(whole)) if whole[i : i + len(bare)] == bare), 0)
-    return whole[:at]
+    """Return the tokens that the tokenizer adds before a text, such as its BOS."""
+    plain = encode(tokenizer, "a")
+    full = tokenizer.encode("a", verbose=False)
+    count = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), 0)
+    return full[:count]
 
 
 def end_tokens(
@@ -136,17 +137,17 @@ def end_tokens(
 ) -> frozenset[int]:
     """Return the tokens that end a response.
 
-    They are the tokenizer's EOS, the generation configuration's (one or several), and the special
-    token with which the chat template ends the assistant's turn.
+    They are the EOS of the tokenizer, the EOS (one or several) of the generation configuration,
+    and the special token with which the chat template ends an assistant turn.
     """
-    named = None if generation_config is None else generation_config.eos_token_id
-    several = named if isinstance(named, list | tuple) else [named]
-    found = [tokenizer.eos_token_id, *several, _turn_end(tokenizer)]
-    return frozenset(token for token in found if token is not None)
+    configured = None if generation_config is None else generation_config.eos_token_id
+    eos_tokens = configured if isinstance(configured, list | tuple) else [configured]
+    candidates = [tokenizer.eos_token_id, *eos_tokens, _turn_end(tokenizer)]
+    return frozenset(token for token in candidates if token is not None)
 
 
 def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
-    """Return the special token that follows the content of a rendered assistant turn, if any."""
+    """Return the special token after the content of a rendered assistant turn, or None."""
     if tokenizer.chat_template is None:
         return None
     turns = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
@@ -164,78 +165,85 @@ def _turn_end(tokenizer: PreTrainedTokenizerBase) -> int | None:
 
 
 def render(tokenizer: PreTrainedTokenizerBase, messages: Messages, open_turn: bool = False) -> str:
-    """Return the messages as the chat template writes them, ready for the assistant's turn if open.
+    """Return the messages as text by the chat template.
 
-    Raises ModelError where the tokenizer has no template, DataError where it refuses the messages.
+    With `open_turn`, the text ends with the beginning of an assistant turn. Raises ModelError if
+    the tokenizer has no template, DataError if the template rejects the messages.
     """
     if tokenizer.chat_template is None:
         raise ModelError(
             f"the tokenizer of {tokenizer.name_or_path or 'the model'} has no chat template, and "
-            "the data holds messages; use a chat model, put the model's chat_template.jinja "
-            "beside its tokenizer, or give the data as plain text (see `template`)"
+            "the data contains messages; use a chat model, put the model's chat_template.jinja "
+            "next to its tokenizer, or write the data as plain text (see `template`)"
         )
     try:
         text = tokenizer.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=open_turn
         )
     except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"the chat template refuses these messages: {error}") from None
+        raise DataError(f"the chat template rejects these messages: {error}") from None
     return str(text)
 
 
-def checked_messages(value: Any, what: str) -> Messages:
-    """Return `value` if it is a chat, without null entries; `what` names it in the DataError."""
+def checked_messages(value: Any, label: str) -> Messages:
+    """Return the messages in `value` without null entries.
+
+    Raises DataError, which calls the value `label`, if it is not a list of messages.
+    """
     if not isinstance(value, list) or not value:
         raise DataError(
-            f"{what} is {shortened(value)}, not messages; write a list such as "
+            f"{label} is {shortened(value)}, not messages; write a list such as "
             '[{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]'
         )
-    return [_checked_message(part, f"message {n} of {what}") for n, part in enumerate(value, 1)]
+    return [
+        _checked_message(message, f"message {number} of {label}")
+        for number, message in enumerate(value, 1)
+    ]
 
 
-def _checked_message(value: Any, what: str) -> dict[str, Any]:
+def _checked_message(value: Any, label: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise DataError(f"{what} is {shortened(value)}, not an object with `role` and `content`")
-    message = {key: part for key, part in value.items() if part is not None}
+        raise DataError(f"{label} is {shortened(value)}, not an object with `role` and `content`")
+    message = {key: entry for key, entry in value.items() if entry is not None}
     calls_tools = bool(message.get("tool_calls"))
     for key in ("role",) if calls_tools and "content" not in message else ("role", "content"):
         if key not in message:
-            held = ", ".join(map(str, message)) or "nothing"
-            raise DataError(f"{what} has no `{key}`; it has {held}. Write `role` and `content`")
-        checked_text(message[key], f"`{key}` of {what}")
+            keys = ", ".join(map(str, message)) or "nothing"
+            raise DataError(f"{label} has no `{key}`; it has {keys}. Write `role` and `content`")
+        checked_text(message[key], f"`{key}` of {label}")
     return message
 
 
-def shared_length(one: str, other: str) -> int:
-    """Return how many characters the two texts begin with in common."""
+def common_prefix_length(one: str, other: str) -> int:
+    """Return the number of characters in the longest common prefix of two texts."""
     pairs = zip(one, other, strict=False)
-    ends = (at for at, (a, b) in enumerate(pairs) if a != b)
-    return next(ends, min(len(one), len(other)))
+    differences = (index for index, (a, b) in enumerate(pairs) if a != b)
+    return next(differences, min(len(one), len(other)))
 
 
 def reply_text(reply: Reply) -> str:
-    """Return the response's text: of several messages, the last one's."""
+    """Return the response's text: of several messages, that of the last."""
     return reply if isinstance(reply, str) else str(reply[-1].get("content", ""))
 
 
 @dataclass(frozen=True)
 class Exchange:
-    """A prompt and its complete response in tokens.
+    """A prompt and its complete response, as tokens.
 
     Attributes:
-        trained: for each response token, whether it was the assistant's to write.
-        straddled: whether the tokenizer alone would have merged text across a border of turns, so
-            that the texts were encoded one by one.
+        loss_mask: for each response token, whether it belongs to an assistant turn.
+        encoded_separately: whether the tokenizer would have merged text across a boundary of
+            turns, so that the texts were encoded one by one.
     """
 
     prompt: list[int]
     response: list[int]
-    trained: list[bool]
-    straddled: bool
+    loss_mask: list[bool]
+    encoded_separately: bool
 
 
 class Encoder:
-    """Turns prompts and responses into tokens, with one tokenizer."""
+    """Encodes prompts and responses with one tokenizer."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self.tokenizer = tokenizer
@@ -243,81 +251,85 @@ class Encoder:
         self.ends = end_tokens(tokenizer)
 
     def prompt(self, prompt: str | Messages) -> list[int]:
-        """Return the prompt's tokens: plain text behind the tokenizer's BOS, a chat as rendered."""
+        """Return the prompt's tokens: plain text after the BOS, or a chat with an open turn."""
         if not isinstance(prompt, str):
             return encode(self.tokenizer, render(self.tokenizer, prompt, open_turn=True))
-        return self._led(encode(self.tokenizer, prompt))
+        return self._with_leading(encode(self.tokenizer, prompt))
 
-    def bare(self, text: str) -> list[int]:
-        """Return the text's own tokens, without a BOS."""
+    def encode_plain(self, text: str) -> list[int]:
+        """Return the text's tokens, without a BOS."""
         return encode(self.tokenizer, text)
 
     def exchange(self, prompt: str | Messages, response: Reply) -> Exchange:
-        """Return the prompt with one response; a response to a chat is its assistant's turn."""
+        """Return the prompt with one response; a response to a chat is an assistant turn."""
         if not isinstance(prompt, str):
             assistant: Messages = [{"role": "assistant", "content": response}]
             reply = assistant if isinstance(response, str) else response
             return self.dialogue([*prompt, *reply], len(prompt))
-        bare = self.bare(prompt)
-        tokens, straddled = self.continuation(prompt, bare, reply_text(response))
-        tokens = self._ended(tokens)
-        return Exchange(self._led(bare), tokens, [True] * len(tokens), straddled)
+        plain = self.encode_plain(prompt)
+        tokens, encoded_separately = self.continuation(prompt, plain, reply_text(response))
+        tokens = self._with_end_token(tokens)
+        return Exchange(self._with_leading(plain), tokens, [True] * len(tokens), encoded_separately)
 
-    def passage(self, text: str) -> Exchange:
-        """Return plain text to be learned whole; without a BOS, its first token is the prompt."""
-        tokens = self._ended(self._led(encode(self.tokenizer, text)))
-        begins = max(1, len(self.leading))
-        response = tokens[begins:]
-        return Exchange(tokens[:begins], response, [True] * len(response), False)
+    def document(self, text: str) -> Exchange:
+        """Return plain text with a loss on every token after the BOS.
+
+        If the tokenizer adds no BOS, the first token is the prompt.
+        """
+        tokens = self._with_end_token(self._with_leading(encode(self.tokenizer, text)))
+        prompt_length = max(1, len(self.leading))
+        response = tokens[prompt_length:]
+        return Exchange(tokens[:prompt_length], response, [True] * len(response), False)
 
     def dialogue(self, messages: Messages, first: int) -> Exchange:
-        """Return a chat whose response is its messages from `first` on, the last an assistant's.
+        """Return a chat whose response is its messages from `first` on.
 
-        Turns of others inside the response are there but not trained. Raises DataError where the
-        template does not write a chat as the beginning of the longer chat.
+        The last message must be an assistant turn. Other turns in the response have no loss.
+        Raises DataError if the rendered beginning of the chat is not a prefix of the rendered chat.
         """
         turns = [i for i in range(first, len(messages)) if messages[i]["role"] == "assistant"]
-        whole = render(self.tokenizer, messages)
-        starts = [len(self._opening(messages[:i], whole, i)) for i in turns]
-        prompt = encode(self.tokenizer, whole[: starts[0]])
+        chat = render(self.tokenizer, messages)
+        starts = [len(self._turn_prefix(messages[:i], chat, i)) for i in turns]
+        prompt = encode(self.tokenizer, chat[: starts[0]])
         response: list[int] = []
-        trained: list[bool] = []
-        straddled = False
-        for turn, start, stop in zip(turns, starts, [*starts[1:], len(whole)], strict=True):
+        loss_mask: list[bool] = []
+        encoded_separately = False
+        for turn, start, stop in zip(turns, starts, [*starts[1:], len(chat)], strict=True):
             context = [*prompt, *response]
-            written, crossed = self.continuation(whole[:start], context, whole[start:stop])
-            straddled |= crossed
+            tokens, separately = self.continuation(chat[:start], context, chat[start:stop])
+            encoded_separately |= separately
             if turn == turns[-1]:
-                written = self._ended(written)
-                count = len(written)
+                tokens = self._with_end_token(tokens)
+                count = len(tokens)
             else:
-                count = self._turn_length(messages[: turn + 1], whole, start, context, written)
-            response += written
-            trained += [True] * count + [False] * (len(written) - count)
-        return Exchange(prompt, response, trained, straddled)
+                count = self._turn_length(messages[: turn + 1], chat, start, context, tokens)
+            response += tokens
+            loss_mask += [True] * count + [False] * (len(tokens) - count)
+        return Exchange(prompt, response, loss_mask, encoded_separately)
 
     def continuation(self, head: str, tokens: Sequence[int], text: str) -> tuple[list[int], bool]:
-        """Return the tokens of `text` after `head`, whose tokens are given, and whether it was cut.
+        """Return the tokens of `text` after `head`, and whether it was encoded separately.
 
-        Where the tokenizer would write the two with a token across their border, which cannot
-        follow the prompt that the policy sees, the text is encoded behind a neutral character.
+        `tokens` are those of `head`. If the tokenizer would merge characters across the boundary
+        into one token, that token cannot follow the prompt that the policy sees. The text is then
+        encoded after a neutral character instead of `head`.
         """
         joint = encode(self.tokenizer, head + text)
         if joint[: len(tokens)] == list(tokens):
             return joint[len(tokens) :], False
         for anchor in _ANCHORS:
-            before = encode(self.tokenizer, anchor)
-            behind = encode(self.tokenizer, anchor + text)
-            if behind[: len(before)] == before:
-                return behind[len(before) :], True
+            prefix = encode(self.tokenizer, anchor)
+            anchored = encode(self.tokenizer, anchor + text)
+            if anchored[: len(prefix)] == prefix:
+                return anchored[len(prefix) :], True
         return encode(self.tokenizer, text), True
 
-    def _led(self, tokens: list[int]) -> list[int]:
-        given = self.leading and tokens[: len(self.leading)] == self.leading
-        return tokens if given else [*self.leading, *tokens]
+    def _with_leading(self, tokens: list[int]) -> list[int]:
+        has_leading = self.leading and tokens[: len(self.leading)] == self.leading
+        return tokens if has_leading else [*self.leading, *tokens]
 
-    def _ended(self, tokens: list[int]) -> list[int]:
-        """Return the tokens up to the first of their closing end tokens, or with EOS appended."""
+    def _with_end_token(self, tokens: list[int]) -> list[int]:
+        """Return the tokens with exactly one end token: the first of the closing ones, or EOS."""
         end = None
         for index in range(len(tokens) - 1, -1, -1):
             if tokens[index] in self.ends:
@@ -330,34 +342,37 @@ class Encoder:
         if not isinstance(eos, int):
             raise ModelError(
                 f"the tokenizer of {self.tokenizer.name_or_path or 'the model'} has no EOS token, "
-                "so no response could end; set `eos_token` in its tokenizer_config.json"
+                "so no response would end; set `eos_token` in its tokenizer_config.json"
             )
         return [*tokens, eos]
 
-    def _opening(self, messages: Messages, whole: str, number: int) -> str:
-        """Return the chat so far with the assistant's turn opened, which must begin `whole`."""
-        opening = render(self.tokenizer, messages, open_turn=True)
-        if whole.startswith(opening):
-            return opening
-        at = shared_length(opening, whole)
+    def _turn_prefix(self, messages: Messages, chat: str, index: int) -> str:
+        """Return the rendered messages with an open assistant turn; it must be a prefix of `chat`.
+
+        `index` is the index of the assistant's message in the whole chat.
+        """
+        prefix = render(self.tokenizer, messages, open_turn=True)
+        if chat.startswith(prefix):
+            return prefix
+        at = common_prefix_length(prefix, chat)
         raise DataError(
-            f"the chat template does not keep a prompt as the beginning of the longer chat: before "
-            f"message {number + 1} it writes …{opening[max(0, at - 20) : at + 20]!r}, and with the "
-            f"rest of the chat …{whole[max(0, at - 20) : at + 20]!r}. Give single-turn data, plain "
+            "the chat template does not render a prompt as a prefix of the longer chat: before "
+            f"message {index + 1} it renders …{prefix[max(0, at - 20) : at + 20]!r}, and with the "
+            f"rest of the chat …{chat[max(0, at - 20) : at + 20]!r}. Give single-turn data, plain "
             "text in the template's own form, or a tokenizer with a template that keeps prompts"
         )
 
     def _turn_length(
-        self, messages: Messages, whole: str, start: int, context: list[int], written: list[int]
+        self, messages: Messages, chat: str, start: int, context: list[int], tokens: list[int]
     ) -> int:
-        """Return how many tokens of `written`, which begins at `start`, are the last message's."""
-        for index, token in enumerate(written):
+        """Return how many of `tokens`, which begin at character `start`, are the last message's."""
+        for index, token in enumerate(tokens):
             if token in self.ends:
                 return index + 1
         closed = render(self.tokenizer, messages)
-        if not whole.startswith(closed):
+        if not chat.startswith(closed):
             raise DataError(
-                f"the chat template marks no end of message {len(messages)}, so what the assistant "
-                "wrote cannot be told from what follows; give single-turn data"
+                f"the chat template marks no end of message {len(messages)}, so the assistant's "
+                "text cannot be separated from the next message; give single-turn data"
             )
-        return len(self.continuation(whole[:start], context, closed[start:])[0])
+        return len(self.continuation(chat[:start], context, closed[start:])[0])

@@ -1,8 +1,8 @@
-"""Records from whatever holds them: files, directories, saved datasets and the hub.
+"""Readers of data sources: files, directories, saved datasets and hub datasets.
 
-Data comes as the world keeps it. Every source is read here as a stream of values that know where
-they stand; a value that cannot be read is passed on as the error that says why, so that one pass
-finds all of them. What a value should hold is for ``rows`` and the loaders.
+Every source is read as a stream of values with their file and line. A value that cannot be read is
+yielded as its error, so that one pass finds all errors. The contents of the values are checked by
+``rows`` and the loaders.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from trivium.data.messages import first_line, nearest
 from trivium.errors import DataError, one_line
 
 Record = tuple[str, Any]
-"""Where a value stands, and the value; a DataError in its place says why it could not be read."""
+"""The file and line of a value, and the value, or a DataError if it could not be read."""
 
-_LONGEST = 2**26
+_MAX_BYTES = 2**26
 _HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 _BOM = b"\xef\xbb\xbf"
 _SPACE = re.compile(r"[ \t\r\n]*")
@@ -38,18 +38,18 @@ _SPACE = re.compile(r"[ \t\r\n]*")
 def open_records(source: str, subset: str | None, split: str | None) -> Iterator[Record]:
     """Return the records of a file, a directory, a saved dataset or a hub dataset, in order.
 
-    Raises DataError where there is nothing to read, here or while reading, and ConfigurationError
-    for a path that cannot be looked up.
+    Raises DataError, at once or during iteration, if the source cannot be read, and
+    ConfigurationError if the path cannot be resolved.
     """
     try:
-        return _found(source, subset, split)
+        return _open_source(source, subset, split)
     except OSError as error:
-        raise DataError(f"{source}: cannot be looked up: {error.strerror or error}") from None
+        raise DataError(f"{source}: cannot be accessed: {error.strerror or error}") from None
 
 
-def _found(source: str, subset: str | None, split: str | None) -> Iterator[Record]:
+def _open_source(source: str, subset: str | None, split: str | None) -> Iterator[Record]:
     path = looked_up(source)
-    if not path.exists() and _HUB_NAME.fullmatch(source) and _kind(path) is None:
+    if not path.exists() and _HUB_NAME.fullmatch(source) and _format(path) is None:
         return _hub_dataset(source, subset, split)
     if subset is not None:
         raise DataError(
@@ -58,93 +58,96 @@ def _found(source: str, subset: str | None, split: str | None) -> Iterator[Recor
     if path.is_dir():
         if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
             return _saved_dataset(path, split)
-        return (record for file in _files_in(path, split) for record in _file(file))
+        return (record for file in _files_of_split(path, split) for record in _read_file(file))
     if not path.exists():
         siblings = path.parent.iterdir() if path.parent.is_dir() else ()
         near = nearest(path.name, (sibling.name for sibling in siblings))
         guess = f"did you mean {path.parent / near}?" if near else "check the path"
         raise DataError(f"{path}: there is no such file; {guess}")
     if split is not None:
-        raise DataError(f"{path}: is one file, so `split` ({split}) picks nothing; remove it")
-    return _file(path)
+        raise DataError(f"{path}: is a single file, which has no `split` ({split}); remove it")
+    return _read_file(path)
 
 
 def is_dataset(source: str) -> bool:
-    """Whether the source is a saved or a hub dataset, which a library of its own reads."""
+    """Whether the source is a saved or a hub dataset, which the `datasets` library reads."""
     path = looked_up(source)
     if path.is_dir():
         return (path / "dataset_dict.json").exists() or (path / "state.json").exists()
-    return not path.exists() and bool(_HUB_NAME.fullmatch(source)) and _kind(path) is None
+    return not path.exists() and bool(_HUB_NAME.fullmatch(source)) and _format(path) is None
 
 
 # --- files and directories ------------------------------------------------------------------------
 
 
-def _file(path: Path) -> Iterator[Record]:
-    kind = _kind(path)
-    if kind is None:
+def _read_file(path: Path) -> Iterator[Record]:
+    extension = _format(path)
+    if extension is None:
         raise DataError(
             f"{path}: its name does not end in {', '.join(_READERS)} (or .gz of the first three), "
             "so its format is unknown; rename or convert it"
         )
     if not path.is_file():
         raise DataError(f"{path}: is a pipe or device, not a file; write its content to a file")
-    return _READERS[kind](path)
+    return _READERS[extension](path)
 
 
-def _kind(path: Path) -> str | None:
-    """Return the ending that says how the file is read, or None."""
+def _format(path: Path) -> str | None:
+    """Return the file extension that selects the reader, or None if there is no reader."""
     name = path.name.lower()
     plain = name.removesuffix(".gz")
-    kind = next((ending for ending in _READERS if plain.endswith(ending)), None)
-    return None if kind == ".parquet" and plain != name else kind
+    extension = next((known for known in _READERS if plain.endswith(known)), None)
+    return None if extension == ".parquet" and plain != name else extension
 
 
-def _files_in(directory: Path, split: str | None) -> list[Path]:
+def _files_of_split(directory: Path, split: str | None) -> list[Path]:
     """Return the data files of the split: train.jsonl.gz, or every train-*.parquet."""
-    files = sorted(path for path in directory.iterdir() if path.is_file() and _kind(path))
-    held = ", ".join(path.name for path in files) or "no data files"
+    files = sorted(path for path in directory.iterdir() if path.is_file() and _format(path))
+    names = ", ".join(path.name for path in files) or "no data files"
     if split is None:
         if len(files) == 1:
             return files
-        remedy = "set `split` (the name before the dot) or make `path` one file"
-        raise DataError(f"{directory}: is a directory that holds {held}; {remedy}")
+        remedy = "set `split` (the file name before the dot) or set `path` to one file"
+        raise DataError(f"{directory}: is a directory with {names}; {remedy}")
     stems = {path: path.name.split(".")[0] for path in files}
     chosen = [p for p, stem in stems.items() if stem == split or stem.startswith(f"{split}-")]
     if not chosen:
-        raise DataError(f"{directory}: no file there is named {split}.*; it holds {held}")
+        raise DataError(f"{directory}: has no file named {split}.*; its files are {names}")
     return chosen
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[BufferedIOBase]:
-    """Open the file, unzipped; a failure to read it is a DataError."""
+def _open_file(path: Path) -> Iterator[BufferedIOBase]:
+    """Open the file, decompressed; raise DataError if it cannot be read."""
     try:
         zipped = path.name.lower().endswith(".gz")
         with gzip.GzipFile(path) if zipped else path.open("rb") as file:
             yield file
     except (OSError, EOFError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise DataError(f"{path}: cannot be read to its end: {reason}") from None
+        raise DataError(f"{path}: cannot be read: {reason}") from None
 
 
 def _lines(path: Path, file: BufferedIOBase) -> Iterator[tuple[str, bytes]]:
-    """Yield each line with its place, without a byte order mark."""
+    """Yield each line, without a byte order mark, after its file and line number."""
     for number in count(1):
-        line = file.readline(_LONGEST + 1)
+        line = file.readline(_MAX_BYTES + 1)
         if not line:
             return
-        if len(line) > _LONGEST:
+        if len(line) > _MAX_BYTES:
             raise _too_long(f"{path}:{number}")
         yield f"{path}:{number}", line.removeprefix(_BOM) if number == 1 else line
 
 
 def _too_long(where: str) -> DataError:
-    """No text needs this; a small zipped file can hold a line that fills any memory."""
-    return DataError(f"{where}: is longer than {_LONGEST:,} bytes, which no row may be; split it")
+    """Return the error for a row above the size limit.
+
+    Without the limit, a small compressed file could hold a line that exhausts the memory.
+    """
+    return DataError(f"{where}: is longer than the limit of {_MAX_BYTES:,} bytes a row; split it")
 
 
-def _decoded(data: bytes, where: str) -> str:
+def _decode(data: bytes, where: str) -> str:
     try:
         return data.decode()
     except UnicodeDecodeError as error:
@@ -157,10 +160,10 @@ def _not_utf8(error: UnicodeDecodeError, where: str) -> DataError:
 
 
 def _parquet(path: Path) -> Iterator[Record]:
-    parquet = _needed("pyarrow.parquet", f"{path}: a Parquet file", "pyarrow")
+    parquet = _import("pyarrow.parquet", f"{path}: a Parquet file", "pyarrow")
     number = 0
-    fault = f"{path}: not a readable Parquet file"
-    with _columns_read(fault), parquet.ParquetFile(path) as file:
+    message = f"{path}: not a readable Parquet file"
+    with _arrow_errors(message), parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=1024):
             for row in batch.to_pylist():
                 number += 1
@@ -168,29 +171,29 @@ def _parquet(path: Path) -> Iterator[Record]:
 
 
 @contextmanager
-def _columns_read(fault: str) -> Iterator[None]:
-    """Make a DataError of what Arrow raises for a file it cannot read, or Python for a value."""
-    arrow = _needed("pyarrow", fault, "pyarrow")
+def _arrow_errors(message: str) -> Iterator[None]:
+    """Convert the errors of Arrow for a file, and of Python for a value, to DataError."""
+    arrow = _import("pyarrow", message, "pyarrow")
     try:
         yield
     except (arrow.ArrowException, OSError, ValueError, ArithmeticError, LookupError) as error:
-        raise DataError(f"{fault}: {first_line(error)}") from None
+        raise DataError(f"{message}: {first_line(error)}") from None
 
 
 # --- JSON -----------------------------------------------------------------------------------------
 
 
 def _json_lines(path: Path) -> Iterator[Record]:
-    with _reading(path) as file:
+    with _open_file(path) as file:
         for where, line in _lines(path, file):
             if line.strip():
                 yield where, _json_value(line, where)
 
 
 def _json_value(line: bytes, where: str) -> Any:
-    """Return the line's JSON value, or the DataError that says why it has none."""
+    """Return the line's JSON value, or a DataError with the reason if the line is not valid."""
     try:
-        return json.loads(_decoded(line, where).rstrip())
+        return json.loads(_decode(line, where).rstrip())
     except DataError as error:
         return error
     except json.JSONDecodeError as error:
@@ -204,33 +207,33 @@ def _unreadable(error: Exception, where: str) -> DataError:
 
 
 def _json(path: Path) -> Iterator[Record]:
-    """An array of rows, or JSON lines in a file named otherwise."""
-    with _reading(path) as file:
+    """Return the rows of a JSON array, or of JSON lines in a file named .json."""
+    with _open_file(path) as file:
         start = file.read(4096).removeprefix(_BOM).lstrip()[:1]
     return _json_array(path) if start == b"[" else _json_lines(path)
 
 
 def _json_array(path: Path) -> Iterator[Record]:
-    """Decode one element at a time, and never hold the file whole."""
-    with _reading(path) as file:
-        window = _Window(path, file)
-        window.expect("[")
-        while window.peek() != "]":
-            where = window.where
+    """Decode one element at a time, without the whole file in memory."""
+    with _open_file(path) as file:
+        reader = _JsonReader(path, file)
+        reader.expect("[")
+        while reader.peek() != "]":
+            where = reader.where
             try:
-                value = window.value()
-                if window.peek() != "]":
-                    window.expect(",")
+                value = reader.value()
+                if reader.peek() != "]":
+                    reader.expect(",")
             except DataError as error:
                 yield where, error
                 return
             yield where, value
-        window.expect("]")
-        window.expect("")
+        reader.expect("]")
+        reader.expect("")
 
 
-class _Window:
-    """A moving window on a JSON text: from the value to be read to the end of what was needed."""
+class _JsonReader:
+    """Incremental reader of JSON text that buffers only the current value."""
 
     def __init__(self, path: Path, file: BufferedIOBase) -> None:
         self._path, self._file = path, file
@@ -241,34 +244,35 @@ class _Window:
 
     @property
     def where(self) -> str:
+        """The file and line of the next character."""
         return f"{self._path}:{self._line}"
 
     def peek(self) -> str:
-        """Move to the next character that is not space and return it; "" at the end."""
+        """Skip whitespace and return the next character, or "" at the end."""
         while True:
             space = _SPACE.match(self._text, self._at)
             self._advance(space.end() if space else self._at)
-            if self._at < len(self._text) or not self._more():
+            if self._at < len(self._text) or not self._read_chunk():
                 return self._text[self._at : self._at + 1]
 
     def expect(self, mark: str) -> None:
-        """Move past the mark, which must come next; "" is the end."""
+        """Skip the mark, or raise DataError if it does not come next; "" means the end."""
         if self.peek() != mark:
-            found, wanted = self.peek() or "the end of the file", mark or "the end of the file"
-            raise DataError(f"{self.where}: not valid JSON: found {found} instead of {wanted}")
+            found, expected = self.peek() or "the end of the file", mark or "the end of the file"
+            raise DataError(f"{self.where}: not valid JSON: found {found} instead of {expected}")
         self._advance(self._at + len(mark))
 
     def value(self) -> Any:
-        """Decode the value that begins here, reading as far as it goes."""
+        """Decode and return the next value; read more of the file as needed."""
         while True:
             try:
                 value, end = self._json.raw_decode(self._text, self._at)
             except json.JSONDecodeError as error:
-                # What is only cut off fails in a string that goes on, or in the last word.
-                cut = error.msg.startswith("Untermin") or error.pos + 16 > len(self._text)
-                if cut and len(self._text) - self._at > _LONGEST:
+                # A value that is only incomplete fails in an open string or near the buffer's end.
+                incomplete = error.msg.startswith("Untermin") or error.pos + 16 > len(self._text)
+                if incomplete and len(self._text) - self._at > _MAX_BYTES:
                     raise _too_long(self.where) from None
-                if cut and self._more():
+                if incomplete and self._read_chunk():
                     continue
                 self._advance(error.pos)
                 raise DataError(f"{self.where}: not valid JSON: {error.msg}") from None
@@ -281,8 +285,8 @@ class _Window:
         self._line += self._text.count("\n", self._at, to)
         self._at = to
 
-    def _more(self) -> bool:
-        """Drop what was read and read on; False at the file's end."""
+    def _read_chunk(self) -> bool:
+        """Drop the decoded text and read the next chunk; return False at the file's end."""
         if self._at == 0:
             self._size *= 2
         chunk = self._file.read(self._size)
@@ -299,10 +303,11 @@ class _Window:
 
 
 def _csv(path: Path) -> Iterator[Record]:
-    csv.field_size_limit(_LONGEST)
+    csv.field_size_limit(_MAX_BYTES)
     header: list[str] | None = None
-    with _reading(path) as file:
-        reader = csv.reader((_decoded(line, at) for at, line in _lines(path, file)), strict=True)
+    with _open_file(path) as file:
+        lines = (_decode(line, where) for where, line in _lines(path, file))
+        reader = csv.reader(lines, strict=True)
         while True:
             where = f"{path}:{reader.line_num + 1}"
             try:
@@ -318,9 +323,9 @@ def _csv(path: Path) -> Iterator[Record]:
 
 
 def _checked_header(fields: list[str], where: str) -> list[str]:
-    twice = [name for name, count in Counter(fields).items() if count > 1]
-    if twice:
-        raise DataError(f"{where}: the column `{one_line(twice[0])}` is there twice; rename one")
+    repeated = [name for name, count in Counter(fields).items() if count > 1]
+    if repeated:
+        raise DataError(f"{where}: column `{one_line(repeated[0])}` appears twice; rename one")
     return fields
 
 
@@ -328,8 +333,8 @@ def _csv_row(header: list[str], fields: list[str], where: str) -> dict[str, str]
     if len(fields) == len(header):
         return dict(zip(header, fields, strict=True))
     return DataError(
-        f"{where}: has {len(fields)} fields where the first line names {len(header)} columns; put "
-        "text that holds commas or line breaks in double quotes"
+        f"{where}: has {len(fields)} fields, and the first line names {len(header)} columns; put "
+        "text with commas or line breaks in double quotes"
     )
 
 
@@ -344,26 +349,27 @@ _READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
 # --- datasets -------------------------------------------------------------------------------------
 
 
-def _needed(module: str, what: str, package: str) -> Any:
+def _import(module: str, source: str, package: str) -> Any:
+    """Import an optional module; raise DataError if its package is missing."""
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise DataError(f"{what} needs `{package}`; pip install 'trivium[data]'") from None
+        raise DataError(f"{source} needs `{package}`; pip install 'trivium[data]'") from None
 
 
 def _saved_dataset(path: Path, split: str | None) -> Iterator[Record]:
-    datasets = _needed("datasets", f"{path}: a saved dataset", "datasets")
+    datasets = _import("datasets", f"{path}: a saved dataset", "datasets")
     try:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: not a readable dataset: {first_line(error)}") from None
     if split is not None and not isinstance(loaded, dict):
-        raise DataError(f"{path}: has no splits, so `split` ({split}) picks nothing; remove it")
+        raise DataError(f"{path}: has no splits; remove `split` ({split})")
     return _dataset_rows(loaded, str(path), split)
 
 
 def _hub_dataset(name: str, subset: str | None, split: str | None) -> Iterator[Record]:
-    datasets = _needed("datasets", f"{name}: there is no such path, and a hub dataset", "datasets")
+    datasets = _import("datasets", f"{name}: there is no such path, and a hub dataset", "datasets")
     try:
         loaded = datasets.load_dataset(name, name=subset, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
@@ -373,18 +379,18 @@ def _hub_dataset(name: str, subset: str | None, split: str | None) -> Iterator[R
 
 
 def _dataset_rows(loaded: Any, name: str, split: str | None) -> Iterator[Record]:
-    """Return the rows of a dataset, or of the named (or only) split where there are several."""
+    """Return the rows of a dataset, or of its named (or only) split if it has splits."""
     if isinstance(loaded, dict):
         split = next(iter(loaded)) if split is None and len(loaded) == 1 else split
         if split not in loaded:
-            wanted = "`split` is not set" if split is None else f"there is no split {split!r}"
-            raise DataError(f"{name}: {wanted}; set `split` to one of {', '.join(loaded)}")
+            reason = "`split` is not set" if split is None else f"there is no split {split!r}"
+            raise DataError(f"{name}: {reason}; set `split` to one of {', '.join(loaded)}")
         loaded = loaded[split]
-    place = name if split is None else f"{name}[{split}]"
-    return _counted_rows(loaded, place)
+    label = name if split is None else f"{name}[{split}]"
+    return _numbered_rows(loaded, label)
 
 
-def _counted_rows(loaded: Any, place: str) -> Iterator[Record]:
-    with _columns_read(f"{place}: its rows cannot be read"):
+def _numbered_rows(loaded: Any, label: str) -> Iterator[Record]:
+    with _arrow_errors(f"{label}: its rows cannot be read"):
         for number, row in enumerate(loaded, 1):
-            yield f"{place}, row {number}", row
+            yield f"{label}, row {number}", row

@@ -1,4 +1,4 @@
-"""One prompt and its responses as token ids: what the loaders make, without torch."""
+"""One prompt and its responses as token ids: the output of the loaders, without torch."""
 
 from __future__ import annotations
 
@@ -19,4 +19,6 @@ class Group:
         if not self.prompt:
             raise ValueError("a group's prompt is empty: no position could predict the first token")
         if not self.responses or not all(self.responses):
-            raise ValueError("a group needs at least one response, and every response a token")
+            raise ValueError(
+                "a group needs at least one response, and every response at least one token"
+            )

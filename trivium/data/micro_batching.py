@@ -1,8 +1,8 @@
-"""How groups are cut into micro-batches: few, of even work, each within a bound of tokens.
+"""Packing of groups into micro-batches: few, of about equal cost, each within a token limit.
 
-A function of lengths alone. Work is what a transformer does: some for every token, and some for
-every pair of a token and one that it attends to. Left out: whether the memory holds what was cut
-(``models.oom`` halves what it does not).
+The result depends on lengths alone. The cost is that of a transformer's forward pass: a part for
+every token, and a part for every pair of a token and a token it attends to. Whether a micro-batch
+fits into memory is not checked here: ``models.oom`` splits a micro-batch that does not fit.
 """
 
 from __future__ import annotations
@@ -16,86 +16,97 @@ from itertools import accumulate
 from trivium.data.group import Group
 
 PAIRS_PER_TOKEN = 4096
-"""So many pairs cost what a token's matrix products cost: six times a width of about 700."""
-_STEPS = 64
+"""Number of attention pairs that cost as much as the matrix products of one token.
 
-Cost = tuple[int, int]
-"""Tokens and work."""
+It is six times a model width of about 700.
+"""
+_SEARCH_STEPS = 64
+
+TokensAndCost = tuple[int, int]
+"""Number of tokens, and their cost in attention pairs."""
 
 
 @dataclass(frozen=True)
-class _Unit:
-    """What is not divided: a group or, of one that does not fit by itself, a response.
+class _Item:
+    """Indivisible unit of packing: a group, or one response of a group that exceeds the limit.
 
-    ``prompt`` is the cost of what a micro-batch holds once, however many of its responses.
+    A micro-batch pays ``prompt`` once per group, for any number of the group's responses.
     """
 
     group: int
     responses: Sequence[int]
-    prompt: Cost
-    own: Cost
+    prompt: TokensAndCost
+    response: TokensAndCost
 
 
 def pack(
     groups: Sequence[Group], max_tokens: int, *, whole_groups: bool = False
 ) -> list[list[int]]:
-    """The response indices of each micro-batch.
+    """Return the response indices of each micro-batch.
 
-    As few micro-batches as hold the groups in the order of their lengths. Among the cuts into so
-    many, one whose largest has the least work, but for 1/64 of what there is to gain.
+    The number of micro-batches is the smallest with which groups, sorted by length, can be packed
+    in order. Among the packings of that size, the highest cost of a micro-batch is the smallest
+    possible, up to 1/64 of the possible reduction.
     """
     if not groups:
         return []
-    units = list(_units(groups, math.inf if whole_groups else max_tokens))
-    fullest = _fill(units, max_tokens, math.inf)
-    most = max(work for _, work in fullest)
-    even = sum(work for _, work in fullest) // len(fullest)
+    items = list(_items(groups, math.inf if whole_groups else max_tokens))
+    fewest = _pack_in_order(items, max_tokens, math.inf)
+    highest = max(cost for _, cost in fewest)
+    mean = sum(cost for _, cost in fewest) // len(fewest)
 
-    def filled(step: int) -> list[tuple[list[int], int]]:
-        return _fill(units, max_tokens, even + (most - even) * step // _STEPS)
+    def packed(step: int) -> list[tuple[list[int], int]]:
+        return _pack_in_order(items, max_tokens, mean + (highest - mean) * step // _SEARCH_STEPS)
 
-    least = bisect_left(range(_STEPS), True, key=lambda step: len(filled(step)) <= len(fullest))
-    return [sorted(responses) for responses, _ in filled(least)]
+    def is_fewest(step: int) -> bool:
+        return len(packed(step)) <= len(fewest)
+
+    first = bisect_left(range(_SEARCH_STEPS), True, key=is_fewest)
+    return [sorted(responses) for responses, _ in packed(first)]
 
 
-def _units(groups: Sequence[Group], max_tokens: float) -> Iterator[_Unit]:
-    """The units, short ones first."""
+def _items(groups: Sequence[Group], max_tokens: float) -> Iterator[_Item]:
+    """Yield the items, short groups first."""
     first = [0, *accumulate(len(group.responses) for group in groups)]
     longest = [len(group.prompt) + max(map(len, group.responses)) for group in groups]
     for g in sorted(range(len(groups)), key=lambda g: (longest[g], g)):
-        before = len(groups[g].prompt)
-        prompt = _cost(before, 0)
-        costs = [_cost(len(response), before) for response in groups[g].responses]
-        whole = tuple(map(sum, zip(*costs, strict=True)))
-        if prompt[0] + whole[0] <= max_tokens:
-            yield _Unit(g, range(first[g], first[g + 1]), prompt, (whole[0], whole[1]))
+        prompt_length = len(groups[g].prompt)
+        prompt = _cost(prompt_length, 0)
+        costs = [_cost(len(response), prompt_length) for response in groups[g].responses]
+        tokens, cost = map(sum, zip(*costs, strict=True))
+        if prompt[0] + tokens <= max_tokens:
+            yield _Item(g, range(first[g], first[g + 1]), prompt, (tokens, cost))
         else:
-            yield from (_Unit(g, [first[g] + j], prompt, own) for j, own in enumerate(costs))
+            yield from (_Item(g, [first[g] + j], prompt, one) for j, one in enumerate(costs))
 
 
-def _cost(tokens: int, before: int) -> Cost:
-    """Of tokens that attend to each other in turn, and to all ``before`` them."""
-    pairs = tokens * before + tokens * (tokens + 1) // 2
+def _cost(tokens: int, prefix: int) -> TokensAndCost:
+    """Return the cost of ``tokens`` with causal attention to each other and to the prefix."""
+    pairs = tokens * prefix + tokens * (tokens + 1) // 2
     return tokens, tokens * PAIRS_PER_TOKEN + pairs
 
 
-def _fill(units: Sequence[_Unit], max_tokens: int, max_work: float) -> list[tuple[list[int], int]]:
-    """Micro-batches filled one after the other, each with its work.
+def _pack_in_order(
+    items: Sequence[_Item], max_tokens: int, max_cost: float
+) -> list[tuple[list[int], int]]:
+    """Fill one micro-batch after the other; return the responses and the cost of each.
 
-    A single unit may exceed the limits.
+    A single item may exceed the limits.
     """
-    filled: list[tuple[list[int], int]] = []
+    packed: list[tuple[list[int], int]] = []
     responses: list[int] = []
-    tokens = work = 0
+    tokens = cost = 0
     group = None
-    for unit in units:
-        more, harder = unit.own
-        if unit.group != group:
-            more, harder = more + unit.prompt[0], harder + unit.prompt[1]
-        if responses and (tokens + more > max_tokens or work + harder > max_work):
-            filled.append((responses, work))
-            responses, tokens, work = [], 0, 0
-            more, harder = (a + b for a, b in zip(unit.prompt, unit.own, strict=True))
-        responses += unit.responses
-        tokens, work, group = tokens + more, work + harder, unit.group
-    return [*filled, (responses, work)]
+    for item in items:
+        added_tokens, added_cost = item.response
+        if item.group != group:
+            added_tokens, added_cost = added_tokens + item.prompt[0], added_cost + item.prompt[1]
+        if responses and (tokens + added_tokens > max_tokens or cost + added_cost > max_cost):
+            packed.append((responses, cost))
+            responses, tokens, cost = [], 0, 0
+            added_tokens, added_cost = (
+                a + b for a, b in zip(item.prompt, item.response, strict=True)
+            )
+        responses += item.responses
+        tokens, cost, group = tokens + added_tokens, cost + added_cost, item.group
+    return [*packed, (responses, cost)]

@@ -1,7 +1,7 @@
-"""Preference pairs and labeled reasoning steps: what reward models and DPO learn from.
+"""Preference pairs and step labels: the training data of DPO and of reward models.
 
-A pair is one prompt with a chosen and a rejected response, given apart or as two whole dialogues.
-Labeled steps are one response whose steps were each judged. What is learned from them is for the
+A pair is one prompt with a chosen and a rejected response, in separate columns or as two whole
+dialogues. Step labels are one response with a label for each of its steps. The losses are in the
 algorithms.
 """
 
@@ -25,11 +25,11 @@ from trivium.data.chat import (
 from trivium.data.demonstrations import (
     ResponsesConfig,
     check_context,
-    exchanged,
-    fitted,
-    reply_of,
-    require_reply,
-    texts_of,
+    drop_if_empty,
+    encode_exchange,
+    group_key,
+    limit_response,
+    parse_reply,
 )
 from trivium.data.group import Group
 from trivium.data.messages import shortened
@@ -38,10 +38,10 @@ from trivium.data.prompts import (
     as_prompt,
     check_prompt,
     explicit_prompt,
-    form_of,
+    prompt_form,
     split_dialogues,
 )
-from trivium.data.rows import Dropped, LoadReport, Notes, Row, checked_text, collect
+from trivium.data.rows import DropRow, LoadReport, Notes, Row, checked_text, collect
 from trivium.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,29 +49,30 @@ if TYPE_CHECKING:
 
 
 _EQUAL = "chosen equals rejected"
+_REPEATED_PROMPT = "chosen and rejected both repeat the prompt (if they contain it, give no prompt)"
 
 
 class PreferencesConfig(ResponsesConfig):
     """Pairs of a chosen and a rejected response."""
 
     assistant_mark: str = Field(default=ASSISTANT_MARK, min_length=1)
-    """What begins the assistant's turn in plain-text dialogues that hold prompt and response."""
+    """Text before an assistant turn in plain-text dialogues that contain prompt and response."""
 
     known_columns: ClassVar = frozenset({"prompt", "chosen", "rejected"})
 
 
 class StepLabelsConfig(ResponsesConfig):
-    """Responses in steps, each step with its label."""
+    """Responses of several steps with a label for each step."""
 
     separator: str = "\n"
-    """What stands between two steps in the response."""
+    """Text between two steps of the response."""
 
     known_columns: ClassVar = frozenset({"prompt", "completions", "labels"})
 
 
 @dataclass(frozen=True)
 class Preference:
-    """A prompt with its chosen and rejected responses, `group.responses` in this order."""
+    """A prompt with its chosen and rejected responses; `group.responses` has this order."""
 
     group: Group
     prompt: str | Messages
@@ -90,128 +91,129 @@ class StepLabels:
 
 
 def load_preferences(
-    config: PreferencesConfig, tokenizer: PreTrainedTokenizerBase, context: int | None = None
+    config: PreferencesConfig, tokenizer: PreTrainedTokenizerBase, context_length: int | None = None
 ) -> list[Preference]:
-    """Return the pairs of the rows, in order; see `read_preferences`."""
-    return read_preferences(config, tokenizer, context)[0]
+    """Return the pairs in the order of the rows; see `read_preferences`."""
+    return read_preferences(config, tokenizer, context_length)[0]
 
 
 def read_preferences(
-    config: PreferencesConfig, tokenizer: PreTrainedTokenizerBase, context: int | None = None
+    config: PreferencesConfig, tokenizer: PreTrainedTokenizerBase, context_length: int | None = None
 ) -> tuple[list[Preference], LoadReport]:
-    """Return the pairs and the count of rows used.
+    """Return the pairs and the report of rows kept and dropped.
 
-    A row has `chosen` and `rejected`, and a prompt (`prompt` or `template`) unless these are whole
-    dialogues. Pairs that are equal or hold an empty response are dropped and counted. Raises
-    DataError for rows that are no pairs, or longer than the model's context.
+    A row has `chosen` and `rejected`, and a prompt (`prompt` or `template`) unless both are whole
+    dialogues. Pairs with equal responses or an empty response are dropped and counted. Raises
+    DataError for a row that is not a pair, or one that exceeds the model's context.
     """
     encoder = Encoder(tokenizer)
 
     def convert(row: Row, notes: Notes) -> Preference:
-        prompt, *replies = written_pair(row, config, notes, encoder)
-        exchanges = [exchanged(encoder, prompt, reply, notes) for reply in replies]
+        prompt, *replies = parse_pair(row, config, notes, encoder)
+        exchanges = [encode_exchange(encoder, prompt, reply, notes) for reply in replies]
         tokens = exchanges[0].prompt
         check_prompt(tokens, config)
-        responses = [fitted(exchange.response, config, notes) for exchange in exchanges]
-        check_context(len(tokens) + max(map(len, responses)), context)
+        responses = [limit_response(exchange.response, config, notes) for exchange in exchanges]
+        check_context(len(tokens) + max(map(len, responses)), context_length)
         if responses[0] == responses[1]:
-            raise Dropped(_EQUAL)
+            raise DropRow(_EQUAL)
         chosen, rejected = map(reply_text, replies)
         return Preference(Group(tokens, responses), prompt, chosen, rejected, row.index)
 
-    return collect(config, convert, same=lambda pair: texts_of(pair.group))
+    return collect(config, convert, dedup_key=lambda pair: group_key(pair.group))
 
 
-def written_pair(
+def parse_pair(
     row: Row, config: PreferencesConfig, notes: Notes, encoder: Encoder | None = None
 ) -> tuple[str | Messages, Reply, Reply]:
-    """Return prompt, chosen and rejected, checked as far as that needs no tokenizer.
+    """Return prompt, chosen and rejected, with every check that needs no tokenizer.
 
-    Without an encoder, a prompt that two texts share may be off by words.
+    Without an encoder, the common prompt of two plain texts may be a few words too long.
     """
-    prompt, chosen, rejected = _pair(row, config, notes, encoder)
-    require_reply(chosen)
-    require_reply(rejected)
+    prompt, chosen, rejected = _split_pair(row, config, notes, encoder)
+    drop_if_empty(chosen)
+    drop_if_empty(rejected)
     if chosen == rejected:
-        raise Dropped(_EQUAL)
-    notes.forms[form_of(prompt)] += 1
+        raise DropRow(_EQUAL)
+    notes.forms[prompt_form(prompt)] += 1
     return prompt, chosen, rejected
 
 
-def _pair(
+def _split_pair(
     row: Row, config: PreferencesConfig, notes: Notes, encoder: Encoder | None
 ) -> tuple[str | Messages, Reply, Reply]:
     chosen, rejected = row.column("chosen"), row.column("rejected")
-    whole = _is_dialogue(chosen) and _is_dialogue(rejected)
-    if whole and config.template is not None:
+    are_dialogues = _is_dialogue(chosen) and _is_dialogue(rejected)
+    if are_dialogues and config.template is not None:
         raise DataError(
-            "`chosen` and `rejected` are whole dialogues, which hold their prompt, and `template` "
-            "gives another; remove `template`"
+            "`chosen` and `rejected` are whole dialogues, which contain their prompt, and "
+            "`template` gives another prompt; remove `template`"
         )
-    if whole or (config.template is None and not row.has("prompt")):
+    if are_dialogues or (config.template is None and not row.has("prompt")):
         return split_dialogues(row, config, config.assistant_mark, notes, encoder)
     prompt = explicit_prompt(row, config)
-    replies = reply_of(chosen, "column `chosen`"), reply_of(rejected, "column `rejected`")
+    replies = parse_reply(chosen, "column `chosen`"), parse_reply(rejected, "column `rejected`")
     if isinstance(prompt, str) and all(reply_text(reply).startswith(prompt) for reply in replies):
-        notes["chosen and rejected both repeat the prompt (if they hold it, name no prompt)"] += 1
+        notes[_REPEATED_PROMPT] += 1
     if isinstance(prompt, str) and not all(isinstance(reply, str) for reply in replies):
         prompt = as_prompt([{"role": "user", "content": prompt}], config, "the prompt")
     return prompt, *replies
 
 
 def _is_dialogue(value: Any) -> bool:
-    """Whether it is messages of which the first is not the assistant's: a prompt is among them."""
+    """Whether the value is messages that contain a prompt: the first is not the assistant's."""
     if not isinstance(value, list):
         return False
     return checked_messages(value, "a dialogue")[0]["role"] != "assistant"
 
 
 def load_step_labels(
-    config: StepLabelsConfig, tokenizer: PreTrainedTokenizerBase, context: int | None = None
+    config: StepLabelsConfig, tokenizer: PreTrainedTokenizerBase, context_length: int | None = None
 ) -> list[StepLabels]:
-    """Return the labeled responses of the rows, in order; see `read_step_labels`."""
-    return read_step_labels(config, tokenizer, context)[0]
+    """Return the labeled responses in the order of the rows; see `read_step_labels`."""
+    return read_step_labels(config, tokenizer, context_length)[0]
 
 
 def read_step_labels(
-    config: StepLabelsConfig, tokenizer: PreTrainedTokenizerBase, context: int | None = None
+    config: StepLabelsConfig, tokenizer: PreTrainedTokenizerBase, context_length: int | None = None
 ) -> tuple[list[StepLabels], LoadReport]:
-    """Return the labeled responses and the count of rows used.
+    """Return the labeled responses and the report of rows kept and dropped.
 
-    A row has a prompt (`prompt` or `template`), its steps' texts in `completions` and as many
-    `labels`, true, false or numbers in [0, 1]. A step ends with its last character that is not
-    space. Raises DataError for rows that are otherwise, or longer than the model's context.
+    A row has a prompt (`prompt` or `template`), the texts of its steps in `completions`, and a
+    label for each step in `labels`: true, false or a number in [0, 1]. A step ends with its last
+    character that is not whitespace. Raises DataError for any other row, or one that exceeds the
+    model's context.
     """
     encoder = Encoder(tokenizer)
 
     def convert(row: Row, notes: Notes) -> StepLabels:
-        prompt, steps, labels = written_steps(row, config, notes)
+        prompt, steps, labels = parse_step_labels(row, config, notes)
         text = config.separator.join(steps)
-        exchange = exchanged(encoder, prompt, text, notes)
+        exchange = encode_exchange(encoder, prompt, text, notes)
         check_prompt(exchange.prompt, config)
         ends = _token_ends(steps, text, config.separator, exchange.response, encoder)
-        response = fitted(exchange.response, config, notes)
-        check_context(len(exchange.prompt) + len(response), context)
+        response = limit_response(exchange.response, config, notes)
+        check_context(len(exchange.prompt) + len(response), context_length)
         ends = [end for end in ends if end < len(response)]
         if not ends:
-            raise Dropped("no step within `max_response_tokens`")
+            raise DropRow("no step within `max_response_tokens`")
         return StepLabels(Group(exchange.prompt, [response]), ends, labels[: len(ends)])
 
-    return collect(config, convert, same=lambda labeled: texts_of(labeled.group))
+    return collect(config, convert, dedup_key=lambda item: group_key(item.group))
 
 
-def written_steps(
+def parse_step_labels(
     row: Row, config: StepLabelsConfig, notes: Notes
 ) -> tuple[str | Messages, list[str], list[float]]:
-    """Return prompt, steps and labels, checked as far as that needs no tokenizer."""
+    """Return prompt, steps and labels, with every check that needs no tokenizer."""
     steps, labels = _steps(row), _labels(row)
     if len(steps) != len(labels):
         raise DataError(
             f"has {len(steps)} `completions` and {len(labels)} `labels`; each step needs one"
         )
     prompt = explicit_prompt(row, config)
-    require_reply(config.separator.join(steps))
-    notes.forms[form_of(prompt)] += 1
+    drop_if_empty(config.separator.join(steps))
+    notes.forms[prompt_form(prompt)] += 1
     return prompt, steps, labels
 
 
@@ -222,31 +224,32 @@ def _token_ends(
     found = decode_response(encoder.tokenizer, response).find(text.strip())
     if found < 0:
         raise DataError(
-            "the steps' text does not come back from the tokens, so where a step ends cannot be "
-            "told: the tokenizer or its chat template changes it; write the text as it keeps it"
+            "the decoded response does not contain the text of the steps, so the ends of the steps "
+            "are unknown: the tokenizer or its chat template changes the text; write the text in a "
+            "form that they keep"
         )
-    begins = found - (len(text) - len(text.lstrip()))
+    offset = found - (len(text) - len(text.lstrip()))
     stops = accumulate(len(step) + len(separator) for step in steps)
     starts = [0, *stops][:-1]
-    ends = [begins + start + len(step.rstrip()) for start, step in zip(starts, steps, strict=True)]
-    tokens = step_ends(encoder.tokenizer, response, ends)
-    for number, (end, following) in enumerate(pairwise(tokens), 1):
-        if end == following:
+    ends = [offset + start + len(step.rstrip()) for start, step in zip(starts, steps, strict=True)]
+    token_ends = step_ends(encoder.tokenizer, response, ends)
+    for number, (end, next_end) in enumerate(pairwise(token_ends), 1):
+        if end == next_end:
             raise DataError(
                 f"steps {number} and {number + 1} end in the same token; set `separator` to text "
-                "that parts them, such as a line break"
+                "that separates them, such as a line break"
             )
-    return tokens
+    return token_ends
 
 
 def _steps(row: Row) -> list[str]:
     steps = row.column("completions")
     if not isinstance(steps, list):
         raise DataError(
-            f"column `completions` is {shortened(steps)}; it takes a list of texts, one per step"
+            f"column `completions` is {shortened(steps)}; write a list of texts, one per step"
         )
     if not steps:
-        raise Dropped("empty response")
+        raise DropRow("empty response")
     for number, step in enumerate(steps, 1):
         if not checked_text(step, f"step {number} of `completions`").strip():
             raise DataError(f"step {number} of `completions` is empty; remove it and its label")
@@ -256,7 +259,9 @@ def _steps(row: Row) -> list[str]:
 def _labels(row: Row) -> list[float]:
     labels = row.column("labels")
     if not isinstance(labels, list):
-        raise DataError(f"column `labels` is {shortened(labels)}; it takes a list, one per step")
+        raise DataError(
+            f"column `labels` is {shortened(labels)}; write a list of labels, one per step"
+        )
     for number, label in enumerate(labels, 1):
         if not isinstance(label, int | float) or not 0 <= label <= 1:
             raise DataError(

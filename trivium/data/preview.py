@@ -1,8 +1,8 @@
-"""A look at data before a tokenizer or a model is loaded.
+"""Validation of data files before a tokenizer or a model is loaded.
 
-Rows are read and checked by the loaders' own functions, up to where these need tokens: files that
-are not there, broken lines, missing columns and wrong types are known in a moment. What depends on
-tokens, such as lengths and chat templates, is left to the loaders, which check the rest again.
+Rows are read and checked by the loaders' own functions, as far as no tokens are needed: missing
+files, invalid lines, missing columns and wrong types are found within a moment. Checks that depend
+on tokens, such as lengths and chat templates, are left to the loaders, which repeat all others.
 """
 
 from __future__ import annotations
@@ -10,45 +10,45 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from trivium.data.demonstrations import DemonstrationsConfig, written_demonstration
+from trivium.data.demonstrations import DemonstrationsConfig, parse_demonstration
 from trivium.data.files import is_dataset
 from trivium.data.preferences import (
     PreferencesConfig,
     StepLabelsConfig,
-    written_pair,
-    written_steps,
+    parse_pair,
+    parse_step_labels,
 )
-from trivium.data.prompts import PromptsConfig, written_prompt
-from trivium.data.rows import Notes, Pass, Row, RowsConfig
+from trivium.data.prompts import PromptsConfig, parse_prompt
+from trivium.data.rows import Notes, Row, RowReader, RowsConfig
 
-MOST_ROWS = 20_000
-"""Rows that are looked at; those behind them are checked when they are loaded."""
+MAX_ROWS = 20_000
+"""Number of rows that are checked; the loaders check the rest."""
 
-Written = Callable[[Row, Notes], Any]
-_WRITTEN: dict[type[RowsConfig], Callable[..., Any]] = {
-    DemonstrationsConfig: written_demonstration,
-    PreferencesConfig: written_pair,
-    PromptsConfig: written_prompt,
-    StepLabelsConfig: written_steps,
+Parser = Callable[[Row, Notes], Any]
+_PARSERS: dict[type[RowsConfig], Callable[..., Any]] = {
+    DemonstrationsConfig: parse_demonstration,
+    PreferencesConfig: parse_pair,
+    PromptsConfig: parse_prompt,
+    StepLabelsConfig: parse_step_labels,
 }
 
 
-def survey(config: RowsConfig, written: Written | None = None) -> frozenset[str] | None:
-    """Look at the rows and return their columns, or None where nothing can be said yet.
+def survey(config: RowsConfig, parse: Parser | None = None) -> frozenset[str] | None:
+    """Check the first rows and return the names of their columns.
 
-    That is so for saved and hub datasets, whose library is slow to import. `written` says what a
-    row must hold, by default what the configuration's own loader needs. Raises DataError with the
-    first ten faults.
+    Returns None for saved and hub datasets: the library that reads them is slow to import. `parse`
+    checks a row; the default is the parser of the configuration's own loader. Raises DataError
+    with the first ten faults.
     """
     if is_dataset(config.path):
         return None
-    looked = Pass(config)
-    rows = looked.items(written or _of_kind(config), MOST_ROWS)
-    looked.report(sum(1 for _ in rows))
-    return frozenset(looked.columns)
+    reader = RowReader(config)
+    rows = reader.items(parse or _default_parser(config), MAX_ROWS)
+    reader.report(sum(1 for _ in rows))
+    return frozenset(reader.columns)
 
 
-def _of_kind(config: RowsConfig) -> Written:
-    """What the configuration's own loader makes of a row."""
-    of_kind = _WRITTEN[type(config)]
-    return lambda row, notes: of_kind(row, config, notes)
+def _default_parser(config: RowsConfig) -> Parser:
+    """Return the parser of the configuration's own loader."""
+    parse = _PARSERS[type(config)]
+    return lambda row, notes: parse(row, config, notes)

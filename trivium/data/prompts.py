@@ -1,8 +1,8 @@
-"""Prompts for rollouts, and what every loader shares about prompts: their text and their length.
+"""Prompts for rollouts, and functions for prompts shared by the loaders.
 
 A prompt is plain text, used verbatim, or a chat that the tokenizer's template renders up to the
-assistant's turn. Its text comes from a column, from a template over several, or from what a chosen
-and a rejected dialogue have in common. What follows a prompt is for the modules beside this one.
+assistant turn. It is read from a column, written by a template from several columns, or is the
+common part of a chosen and a rejected dialogue. Responses are in the other modules of this package.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, field_validator
 
 from trivium.config.base import Conflict
-from trivium.data.chat import Encoder, Messages, Reply, checked_messages, shared_length
+from trivium.data.chat import Encoder, Messages, Reply, checked_messages, common_prefix_length
 from trivium.data.messages import nearest, shortened
-from trivium.data.rows import Dropped, LoadReport, Notes, Row, RowsConfig, checked_text, collect
+from trivium.data.rows import DropRow, LoadReport, Notes, Row, RowsConfig, checked_text, collect
 from trivium.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,18 +29,18 @@ _FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
 
 
 class TextConfig(RowsConfig):
-    """How a row's prompt is written."""
+    """Form and limits of the prompts in the data."""
 
     template: str | None = None
     """The prompt written from columns, as in "Question: {question}\\nAnswer:"; {{ is a brace."""
     chat: bool = False
-    """Make a plain-text prompt the user's message of a chat."""
+    """Whether a plain-text prompt becomes the user message of a chat."""
     system: str | None = None
-    """The system message of chats that do not begin with one of their own."""
+    """System message of chats that do not begin with a system message."""
     max_prompt_tokens: int | None = Field(default=None, ge=1)
-    """The longest prompt that is used."""
+    """Maximum number of tokens of a prompt."""
     long_prompts: Literal["error", "drop"] = "error"
-    """What becomes of a row whose prompt is longer: an error, or dropped and counted."""
+    """Treatment of a row with a longer prompt: raise an error, or drop and count the row."""
 
     @field_validator("template")
     @classmethod
@@ -53,9 +53,9 @@ class TextConfig(RowsConfig):
                 )
         return template
 
-    def reads(self, column: str) -> bool:
-        named = [match[1] for match in _FIELD.finditer(self.template or "")]
-        return column in named or super().reads(column)
+    def uses_column(self, column: str) -> bool:
+        in_template = [match[1] for match in _FIELD.finditer(self.template or "")]
+        return column in in_template or super().uses_column(column)
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from super().conflicts()
@@ -66,10 +66,10 @@ class TextConfig(RowsConfig):
 
 
 class PromptsConfig(TextConfig):
-    """The prompts of a rollout."""
+    """Prompts for rollouts."""
 
     assistant_mark: str = Field(default=ASSISTANT_MARK, min_length=1)
-    """What begins the assistant's turn in plain-text dialogues that hold prompt and response."""
+    """Text before an assistant turn in plain-text dialogues that contain prompt and response."""
 
 
 @dataclass(frozen=True)
@@ -83,54 +83,58 @@ class Prompt:
 
 
 def load_prompts(
-    config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, room: int | None = None
+    config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int | None = None
 ) -> list[Prompt]:
-    """Return the prompts of the rows, in order; see `read_prompts`."""
-    return read_prompts(config, tokenizer, room)[0]
+    """Return the prompts in the order of the rows; see `read_prompts`."""
+    return read_prompts(config, tokenizer, max_prompt_length)[0]
 
 
 def read_prompts(
-    config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, room: int | None = None
+    config: PromptsConfig, tokenizer: PreTrainedTokenizerBase, max_prompt_length: int | None = None
 ) -> tuple[list[Prompt], LoadReport]:
-    """Return the prompts and the count of rows used.
+    """Return the prompts and the report of rows kept and dropped.
 
-    A row gives its prompt by `template`, in `prompt`, in `messages` (up to a closing assistant's
-    turn), or as what `chosen` and `rejected` share. `room` is how many tokens of the model's
-    context are the prompt's. Raises DataError for rows that give none, or one that is longer.
+    The prompt of a row comes from `template`, `prompt`, `messages` (without assistant turns at the
+    end), or the common part of `chosen` and `rejected`. `max_prompt_length` is the number of tokens
+    that the response leaves of the model's context. Raises DataError for a row without a prompt,
+    or with a longer one.
     """
     encoder = Encoder(tokenizer)
 
     def convert(row: Row, notes: Notes) -> Prompt:
-        text = written_prompt(row, config, notes, encoder)
+        text = parse_prompt(row, config, notes, encoder)
         tokens = encoder.prompt(text)
         check_prompt(tokens, config)
-        if room is not None and len(tokens) > room:
+        if max_prompt_length is not None and len(tokens) > max_prompt_length:
             raise DataError(
-                f"the prompt has {len(tokens)} tokens, and beside the response the model's context "
-                f"has room for {max(room, 0)}; lower the response's `max_tokens`, or set "
-                "`max_prompt_tokens` and `long_prompts: drop`"
+                f"the prompt has {len(tokens)} tokens, and the response leaves room for "
+                f"{max(max_prompt_length, 0)} in the model's context; lower the response's "
+                "`max_tokens`, or set `max_prompt_tokens` and `long_prompts: drop`"
             )
-        others = {name: value for name, value in row.columns.items() if name != "prompt"}
-        return Prompt(tokens, text, others, row.index)
+        columns = {name: value for name, value in row.columns.items() if name != "prompt"}
+        return Prompt(tokens, text, columns, row.index)
 
-    return collect(config, convert, same=lambda prompt: tuple(prompt.tokens))
+    return collect(config, convert, dedup_key=lambda prompt: tuple(prompt.tokens))
 
 
-def written_prompt(
+def parse_prompt(
     row: Row, config: PromptsConfig, notes: Notes, encoder: Encoder | None = None
 ) -> str | Messages:
-    """Return the row's prompt; without an encoder, one that two texts share may be off by words."""
-    text = _any_prompt(row, config, notes, encoder)
-    notes.forms[form_of(text)] += 1
+    """Return the row's prompt, with every check that needs no tokenizer.
+
+    Without an encoder, the common prompt of two plain texts may be a few words too long.
+    """
+    text = _find_prompt(row, config, notes, encoder)
+    notes.forms[prompt_form(text)] += 1
     return text
 
 
-def form_of(prompt: str | Messages) -> str:
-    """What a prompt is, where the rows of one file differ in it."""
+def prompt_form(prompt: str | Messages) -> str:
+    """Return a name of the prompt's form; the load report notes files with several forms."""
     return "plain text" if isinstance(prompt, str) else "a chat"
 
 
-def _any_prompt(
+def _find_prompt(
     row: Row, config: PromptsConfig, notes: Notes, encoder: Encoder | None
 ) -> str | Messages:
     if config.template is None and not row.has("prompt"):
@@ -145,45 +149,48 @@ def _any_prompt(
 
 
 def explicit_prompt(row: Row, config: TextConfig) -> str | Messages:
-    """Return the prompt that the template or the column `prompt` gives."""
+    """Return the prompt from the template or the column `prompt`."""
     if config.template is not None:
-        return as_prompt(fill(config.template, row), config, "`template`")
+        return as_prompt(fill_template(config.template, row), config, "`template`")
     return as_prompt(row.column("prompt"), config, "column `prompt`")
 
 
-def as_prompt(value: Any, config: TextConfig, what: str) -> str | Messages:
-    """Return text or messages as the prompt: with `chat` and `system` applied, and checked."""
+def as_prompt(value: Any, config: TextConfig, label: str) -> str | Messages:
+    """Return text or messages as a prompt, with `chat` and `system` applied.
+
+    Raises DataError, which calls the value `label`, if it cannot be a prompt.
+    """
     if isinstance(value, str):
-        text = checked_text(value, what)
+        text = checked_text(value, label)
         if config.chat:
             return with_system([{"role": "user", "content": text}], config)
         if config.system is not None:
             raise DataError(
-                f"{what} is plain text, which has no place for `system`; set `chat: true` to make "
-                "it a user's message, or write the system text into `template`"
+                f"{label} is plain text, which cannot have a `system` message; set `chat: true` to "
+                "make it a user message, or write the system text into `template`"
             )
         return text
-    messages = checked_messages(value, what)
+    messages = checked_messages(value, label)
     if messages[-1]["role"] == "assistant":
         raise DataError(
-            f"{what} ends with the assistant's turn, which is the response's place; end it with "
-            "another's, or give plain text to be continued"
+            f"{label} ends with an assistant turn, which belongs to the response; end it with "
+            "another turn, or give plain text to be continued"
         )
     return with_system(messages, config)
 
 
 def with_system(messages: Messages, config: TextConfig) -> Messages:
-    """Return the chat behind the configured system message, unless it begins with its own."""
+    """Return the chat after the configured system message, unless it begins with its own."""
     if config.system is None or messages[0]["role"] == "system":
         return messages
     return [{"role": "system", "content": config.system}, *messages]
 
 
-def fill(template: str, row: Row) -> str:
+def fill_template(template: str, row: Row) -> str:
     """Return the template with each {column} replaced by that column's text or number.
 
-    Nothing else is evaluated: a name is a whole column name, and what a column holds is not read
-    for braces. Raises DataError for an unknown column, listing those there are.
+    Nothing else is evaluated: a name is a whole column name, and braces in a column's value are
+    kept. Raises DataError, with the names of all columns, for an unknown column.
     """
 
     def value(match: re.Match[str]) -> str:
@@ -196,45 +203,50 @@ def fill(template: str, row: Row) -> str:
             raise DataError(
                 f"`template` names {{{name}}}, and the columns are {row.names()}{guess}"
             )
-        held = row.columns[name]
-        if isinstance(held, bool) or not isinstance(held, str | int | float):
+        content = row.columns[name]
+        if isinstance(content, bool) or not isinstance(content, str | int | float):
             raise DataError(
-                f"`template` names {{{name}}}, which is {shortened(held)}; it takes text or numbers"
+                f"`template` names {{{name}}}, which is {shortened(content)}; a template takes "
+                "text or numbers"
             )
-        return str(held)
+        return str(content)
 
     return checked_text(_FIELD.sub(value, template), "`template`")
 
 
 def check_prompt(tokens: list[int], config: TextConfig) -> None:
-    """Refuse a prompt without tokens, or one that is longer than the limit."""
+    """Apply `max_prompt_tokens`.
+
+    Raises DataError for a prompt without tokens; DropRow or DataError, as `long_prompts` says, for
+    a prompt above the limit.
+    """
     if not tokens:
         raise DataError(
-            "the prompt is empty and the tokenizer adds no BOS, so nothing would predict the first "
-            "token; give a prompt, or the column `text` for text without one"
+            "the prompt is empty and the tokenizer adds no BOS, so no position could predict the "
+            "first token; give a prompt, or the column `text` for text without a prompt"
         )
     limit = config.max_prompt_tokens
     if limit is not None and len(tokens) > limit:
         if config.long_prompts == "drop":
-            raise Dropped(f"prompt longer than {limit} tokens")
+            raise DropRow(f"prompt longer than {limit} tokens")
         raise DataError(
-            f"the prompt has {len(tokens)} tokens and `max_prompt_tokens` is {limit}; raise it, or "
-            "set `long_prompts: drop`"
+            f"the prompt has {len(tokens)} tokens and `max_prompt_tokens` is {limit}; raise the "
+            "limit, or set `long_prompts: drop`"
         )
 
 
-# --- the prompt that two dialogues share ----------------------------------------------------------
+# --- the common prompt of two dialogues -----------------------------------------------------------
 
 
 def split_dialogues(
     row: Row, config: TextConfig, mark: str, notes: Notes, encoder: Encoder | None
 ) -> tuple[str | Messages, Reply, Reply]:
-    """Return the prompt that `chosen` and `rejected` share, and what each says next.
+    """Return the common prompt of `chosen` and `rejected`, and the rest of each.
 
-    Chats share their first messages, and each must then hold one assistant's turn. Plain texts
-    share the text up to the last `mark` that is in both before they differ. Without a mark it is
-    the longest common text that ends with a word, at the last place where the tokenizer puts a
-    border between tokens in both; without an encoder the last word's end is taken.
+    The prompt of two chats is their common first messages; each must then have one assistant turn
+    left. The prompt of two plain texts ends with the last `mark` in their common prefix. Without a
+    mark it ends with the last word of the common prefix after which the tokenizer begins a new
+    token in both texts; without an encoder, with the last word.
     """
     chosen, rejected = row.column("chosen"), row.column("rejected")
     if isinstance(chosen, list) and isinstance(rejected, list):
@@ -242,32 +254,33 @@ def split_dialogues(
     chosen, rejected = row.text("chosen"), row.text("rejected")
     if config.chat or config.system is not None:
         raise DataError(
-            "`chosen` and `rejected` are whole dialogues in plain text, which `chat` and `system` "
-            "cannot render; give messages, a `prompt` column, or leave the two out"
+            "`chosen` and `rejected` are whole dialogues in plain text, to which `chat` and "
+            "`system` do not apply; give messages or a `prompt` column, or remove `chat` and "
+            "`system`"
         )
     if chosen == rejected:
-        raise Dropped("chosen equals rejected")
-    length = shared_length(chosen, rejected)
-    at = chosen.rfind(mark, 0, length)
-    if at >= 0:
-        end = at + len(mark)
+        raise DropRow("chosen equals rejected")
+    length = common_prefix_length(chosen, rejected)
+    start = chosen.rfind(mark, 0, length)
+    if start >= 0:
+        end = start + len(mark)
     else:
-        end = _word_border(chosen, rejected, length, encoder)
-        notes[f"prompt is the longest common beginning (there is no {mark!r} in it)"] += 1
+        end = _prompt_end(chosen, rejected, length, encoder)
+        notes[f"prompt is the longest common prefix (it does not contain {mark!r})"] += 1
     return chosen[:end], chosen[end:], rejected[end:]
 
 
-def _word_border(chosen: str, rejected: str, length: int, encoder: Encoder | None) -> int:
+def _prompt_end(chosen: str, rejected: str, length: int, encoder: Encoder | None) -> int:
     ends = list(_word_ends(chosen, rejected, length))
     if not ends:
         raise DataError(
-            "no `prompt`, and `chosen` and `rejected` do not begin with a word in common that "
-            "could be it; name the prompt's column (`columns: {prompt: ...}`) or write a `template`"
+            "there is no `prompt`, and `chosen` and `rejected` do not begin with the same word; "
+            "name the prompt's column (`columns: {prompt: ...}`) or write a `template`"
         )
     if encoder is None:
         return ends[0]
     for end in ends:
-        tokens = encoder.bare(chosen[:end])
+        tokens = encoder.encode_plain(chosen[:end])
         texts = (chosen[end:], rejected[end:])
         if not any(encoder.continuation(chosen[:end], tokens, text)[1] for text in texts):
             return end
@@ -275,10 +288,10 @@ def _word_border(chosen: str, rejected: str, length: int, encoder: Encoder | Non
 
 
 def _word_ends(chosen: str, rejected: str, length: int) -> Iterator[int]:
-    """Yield where words end in both texts' common beginning, the last first."""
+    """Yield the ends of the words in the texts' common prefix, the last first."""
     for end in range(length, 0, -1):
-        follows = chosen[end : end + 1], rejected[end : end + 1]
-        if not chosen[end - 1].isspace() and all(after.isspace() for after in follows):
+        next_characters = chosen[end : end + 1], rejected[end : end + 1]
+        if not chosen[end - 1].isspace() and all(c.isspace() for c in next_characters):
             yield end
 
 
@@ -286,16 +299,17 @@ def _split_chats(row: Row, config: TextConfig) -> tuple[str | Messages, Messages
     chosen = checked_messages(row.column("chosen"), "column `chosen`")
     rejected = checked_messages(row.column("rejected"), "column `rejected`")
     if chosen == rejected:
-        raise Dropped("chosen equals rejected")
-    same = 0
-    while chosen[same : same + 1] == rejected[same : same + 1]:
-        same += 1
-    if same == 0:
+        raise DropRow("chosen equals rejected")
+    common = 0
+    while chosen[common : common + 1] == rejected[common : common + 1]:
+        common += 1
+    if common == 0:
         raise DataError(
-            "no `prompt`, and `chosen` and `rejected` share no first message that could be it; "
+            "there is no `prompt`, and `chosen` and `rejected` do not begin with the same message; "
             "name the prompt's column (`columns: {prompt: ...}`)"
         )
-    replies = chosen[same:], rejected[same:]
+    replies = chosen[common:], rejected[common:]
     if any([message["role"] for message in reply] != ["assistant"] for reply in replies):
-        raise Dropped("the dialogues differ before their last turn")
-    return as_prompt(chosen[:same], config, "what `chosen` and `rejected` share"), *replies
+        raise DropRow("the dialogues differ before their last turn")
+    label = "the common part of `chosen` and `rejected`"
+    return as_prompt(chosen[:common], config, label), *replies

@@ -1,8 +1,8 @@
-"""Rows of data, and the count of which were used.
+"""Rows of data, and a report of the rows used.
 
-Every loader turns rows into items one at a time, and shares what this module holds: the part of a
-configuration that says where the rows are, rows that know where they stand so that every complaint
-names its file and line, and a report of what was kept. What a row means is for its loader.
+Every loader converts rows to items one at a time. The loaders share this module: the configuration
+of the source, rows that know their file and line so that every error message names them, and a
+report of the rows kept and dropped. Each loader defines the meaning of a row.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ logger = logging.getLogger("trivium")
 
 T = TypeVar("T")
 
-_MOST_FAULTS = 10
-_DEEPEST = 100
+_MAX_FAULTS = 10
+_MAX_NESTING = 100
 
 
 class RowsConfig(Configuration):
-    """Where rows of data come from, and what their columns are called."""
+    """Source of the rows, and the names of their columns."""
 
     path: str
     """A .jsonl, .json, .csv (each also .gz) or .parquet file, a directory, or a hub name."""
@@ -43,19 +43,21 @@ class RowsConfig(Configuration):
     limit: int | None = Field(default=None, ge=1)
     """Read at most this many rows, from the first."""
     columns: dict[str, str] = Field(default_factory=dict)
-    """Our name for a column: the data's name for it, as in {prompt: question}."""
+    """Trivium's name of a column: its name in the data, as in {prompt: question}."""
 
     def inputs(self) -> Iterator[Path]:
-        """The file or directory; of a hub name there is none."""
+        """Yield the file or directory; nothing for a hub dataset."""
         path = looked_up(self.path)
         if path.exists():
             yield path
 
     known_columns: ClassVar[frozenset[str] | None] = None
 
-    def reads(self, column: str) -> bool:
-        """Whether a row's column, by our name or the data's, is read, or may be by what is given
-        all columns."""
+    def uses_column(self, column: str) -> bool:
+        """Whether the loader uses the column, under Trivium's name or the data's.
+
+        Always true if `known_columns` is None: all columns are passed on.
+        """
         known = self.known_columns
         return known is None or column in known or column in self.columns.values()
 
@@ -67,50 +69,53 @@ class RowsConfig(Configuration):
         if known and unknown:
             yield (
                 "columns",
-                f"`columns` gives a source for {', '.join(unknown)}, which nothing here reads; "
-                f"it may name {', '.join(sorted(known))}",
+                f"`columns` gives a source for {', '.join(unknown)}, which this section does not "
+                f"use; it may name {', '.join(sorted(known))}",
             )
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its columns, its number in the data (from 0), and where it stands."""
+    """One row: its columns, its number in the data (from 0), and its file and line."""
 
     columns: dict[str, Any]
     index: int
     where: str
 
     def has(self, name: str) -> bool:
-        """Whether the row has the column and it is not null."""
+        """Whether the row has the column with a value other than null."""
         return self.columns.get(name) is not None
 
     def column(self, name: str) -> Any:
-        """The column's value; a DataError that lists the columns where it is missing or null."""
+        """Return the column's value.
+
+        Raises DataError, with the names of all columns, if the column is missing or null.
+        """
         if self.has(name):
             return self.columns[name]
         if name in self.columns:
             raise DataError(f"column `{name}` is null; give it a value or remove the row")
-        held = nearest(name, self.columns) or next(iter(self.columns), "its_name")
+        guess = nearest(name, self.columns) or next(iter(self.columns), "its_name")
         raise DataError(
-            f"no column `{name}`; the columns are {self.names()}. If one of them holds it, say so: "
-            f"`columns: {{{name}: {held}}}`"
+            f"no column `{name}`; the columns are {self.names()}. If another column holds it, set "
+            f"`columns: {{{name}: {guess}}}`"
         )
 
     def text(self, name: str) -> str:
-        """The column's value, which must be text."""
+        """Return the column's value; raise DataError if it is not text."""
         return checked_text(self.column(name), f"column `{name}`")
 
     def names(self) -> str:
-        """The columns' names, to be shown."""
+        """Return the names of the columns, for messages."""
         return ", ".join(map(str, self.columns)) or "(none)"
 
 
-class Dropped(Exception):
-    """A row that is not used, for a reason that is counted."""
+class DropRow(Exception):
+    """Raised to leave out a row; the message is the reason, which the report counts."""
 
 
 class Notes(Counter[str]):
-    """Remarks on rows, counted by their text, and how many rows came in which form."""
+    """Number of rows per remark, and in `forms` the number of rows per form of the data."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,26 +124,27 @@ class Notes(Counter[str]):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """How many rows were read and kept, why the others were dropped or changed, what is unread."""
+    """Number of rows read and kept, reasons for dropped and changed rows, and unused columns."""
 
     source: str
     rows: int
     kept: int
     dropped: Mapping[str, int]
     notes: Mapping[str, int]
-    unread: tuple[str, ...] = ()
+    unused_columns: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [f"{self.source}: {self.rows:,} rows read, {self.kept:,} kept"]
         parts += [f"{count:,} dropped: {reason}" for reason, count in self.dropped.items()]
         parts += [f"{count:,} noted: {note}" for note, count in self.notes.items()]
-        parts += [f"columns that are not read: {', '.join(self.unread)}"] if self.unread else []
+        if self.unused_columns:
+            parts.append(f"unused columns: {', '.join(self.unused_columns)}")
         return one_line("; ".join(parts))
 
 
 @dataclass
-class Pass:
-    """One pass over the rows of a configuration, and what it has met so far."""
+class RowReader:
+    """One pass over the rows of a configuration, with counts of the rows read so far."""
 
     config: RowsConfig
     rows: int = 0
@@ -147,12 +153,12 @@ class Pass:
     dropped: Counter[str] = field(default_factory=Counter)
     notes: Notes = field(default_factory=Notes)
 
-    def items(self, convert: Callable[[Row, Notes], T], most: int | None = None) -> Iterator[T]:
-        """Yield what `convert` makes of each row, of the first `most` if it is given.
+    def items(self, convert: Callable[[Row, Notes], T], max_rows: int | None = None) -> Iterator[T]:
+        """Yield `convert(row, notes)` for each row, or for the first `max_rows` rows.
 
-        Ends after ten faulty rows.
+        Stops after ten faulty rows.
         """
-        for row in islice(read_rows(self.config), most):
+        for row in islice(read_rows(self.config), max_rows):
             self.rows += 1
             if isinstance(row, DataError):
                 self.faults.append(one_line(str(row)))
@@ -160,18 +166,21 @@ class Pass:
                 self.columns.update(row.columns.keys())
                 try:
                     yield convert(row, self.notes)
-                except Dropped as reason:
+                except DropRow as reason:
                     self.dropped[str(reason)] += 1
                 except DataError as error:
                     self.faults.append(one_line(f"{row.where}: {error}"))
-            if len(self.faults) == _MOST_FAULTS:
+            if len(self.faults) == _MAX_FAULTS:
                 self.faults.append(
-                    f"reading stopped after {_MOST_FAULTS} faulty rows; there may be more"
+                    f"reading stopped after {_MAX_FAULTS} faulty rows; there may be more"
                 )
                 return
 
     def report(self, kept: int) -> LoadReport:
-        """What was read and kept. Raises one DataError for all faults, or where no row is left."""
+        """Return the report of the rows read and kept.
+
+        Raises DataError with all faults, or if no row was kept.
+        """
         if self.faults:
             raise DataError("\n".join(self.faults))
         config = self.config
@@ -180,54 +189,56 @@ class Pass:
         if len(self.notes.forms) > 1:
             forms = ", ".join(f"{n:,} as {form}" for form, n in self.notes.forms.items())
             notes[f"rows differ in form ({forms})"] = min(self.notes.forms.values())
-        unread = tuple(name for name in self.columns if not config.reads(name))
-        report = LoadReport(source, self.rows, kept, self.dropped, notes, unread)
+        unused = tuple(name for name in self.columns if not config.uses_column(name))
+        report = LoadReport(source, self.rows, kept, self.dropped, notes, unused)
         if kept:
             return report
         raise DataError(
-            f"{report}; nothing is left: give rows that can be used"
+            f"{report}; no row is left: give rows that can be used"
             if self.rows
-            else f"{source}: holds no rows; write at least one, or name another file"
+            else f"{source}: contains no rows; write at least one, or name another file"
         )
 
 
 def collect(
     config: RowsConfig,
     convert: Callable[[Row, Notes], T],
-    same: Callable[[T], Hashable] | None = None,
+    dedup_key: Callable[[T], Hashable] | None = None,
 ) -> tuple[list[T], LoadReport]:
-    """Convert every row, count those that `convert` drops, and log the report.
+    """Convert every row, and log and return the report of kept and dropped rows.
 
-    `convert` may raise Dropped, or DataError without the place (it is added here), and count its
-    remarks in the notes. Items for which `same` is equal are noted as duplicates; all are kept.
-    Raises one DataError for the first ten faults, or where no row is left.
+    `convert` may raise DropRow, or DataError without file and line (they are added here), and may
+    count remarks in the notes. The report counts items with equal `dedup_key` as duplicates; all
+    are kept. Raises DataError with the first ten faults, or if no row is left.
     """
-    this = Pass(config)
-    items = list(this.items(convert))
-    if same is not None and not this.faults:
-        twice = len(items) - len({hash(same(item)) for item in items})
-        if twice:
-            this.notes["the same as an earlier row"] += twice
-    report = this.report(len(items))
+    reader = RowReader(config)
+    items = list(reader.items(convert))
+    if dedup_key is not None and not reader.faults:
+        duplicates = len(items) - len({hash(dedup_key(item)) for item in items})
+        if duplicates:
+            reader.notes["the same as an earlier row"] += duplicates
+    report = reader.report(len(items))
     level = logging.WARNING if report.dropped or report.notes else logging.INFO
     logger.log(level, "%s", report)
     return items, report
 
 
 def read_rows(config: RowsConfig) -> Iterator[Row | DataError]:
-    """Yield the rows in order; a DataError stands in for a row that cannot be read.
+    """Yield the rows in order, with a DataError in place of each row that cannot be read.
 
-    Raises DataError where the data as a whole cannot be read.
+    Raises DataError if the source cannot be read at all.
     """
     records = open_records(config.path, config.subset, config.split)
     for index, (where, value) in enumerate(islice(records, config.limit)):
         if isinstance(value, DataError):
             yield value
-        elif _nests_deeper(value, _DEEPEST):
-            yield DataError(f"{where}: values nest more than {_DEEPEST} deep; flatten them")
+        elif _nests_deeper(value, _MAX_NESTING):
+            yield DataError(
+                f"{where}: values are nested more than {_MAX_NESTING} levels deep; flatten them"
+            )
         elif not isinstance(value, dict):
             yield DataError(
-                f"{where}: holds {shortened(value)}, not a row; write an object, {{column: value}}"
+                f"{where}: is {shortened(value)}, not a row; write an object, {{column: value}}"
             )
         elif any(source not in value for source in config.columns.values()):
             yield DataError(f"{where}: {_missing_sources(config, value)}")
@@ -237,16 +248,16 @@ def read_rows(config: RowsConfig) -> Iterator[Row | DataError]:
 
 
 def _nests_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects stand in each other more than so many levels deep.
+    """Whether lists and objects are nested more than `levels` deep.
 
-    What reads or writes values later, such as a chat template, goes one call deeper with each.
+    Later code, such as a chat template, recurses once per level.
     """
-    inside = [value]
+    values = [value]
     for _ in range(levels + 1):
-        holders = [held for held in inside if isinstance(held, dict | list)]
-        if not holders:
+        containers = [v for v in values if isinstance(v, dict | list)]
+        if not containers:
             return False
-        inside = [p for h in holders for p in (h.values() if isinstance(h, dict) else h)]
+        values = [v for c in containers for v in (c.values() if isinstance(c, dict) else c)]
     return True
 
 
@@ -256,22 +267,22 @@ def _missing_sources(config: RowsConfig, row: dict[str, Any]) -> str:
         if source not in row:
             near = nearest(source, row)
             guess = f" (did you mean `{near}`?)" if near else ""
-            parts.append(f"no column `{source}`, which `columns` names for {name}{guess}")
+            parts.append(f"no column `{source}`, which `columns` gives for {name}{guess}")
     return f"{'; '.join(parts)}; the columns are {', '.join(map(str, row)) or '(none)'}"
 
 
-def checked_text(value: Any, what: str) -> str:
-    """Return `value` if it is text that has a UTF-8 form; `what` names it in the DataError."""
+def checked_text(value: Any, label: str) -> str:
+    """Return `value`; raise DataError, which calls it `label`, if it is not valid Unicode text."""
     if not isinstance(value, str):
         raise DataError(
-            f"{what} is {shortened(value)} ({type(value).__name__}), not text; put it in quotes or "
-            "name another column"
+            f"{label} is {shortened(value)} ({type(value).__name__}), not text; put it in quotes "
+            "or name another column"
         )
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise DataError(
-            f"{what} holds half of a surrogate pair at character {error.start}, which is not text; "
-            "repair the escape (\\ud8.. to \\udf..) in the file"
+            f"{label} contains half of a surrogate pair at character {error.start}, which is not "
+            "text; repair the escape (\\ud8.. to \\udf..) in the file"
         ) from None
     return value

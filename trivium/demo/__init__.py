@@ -1,4 +1,4 @@
-"""``trivium demo``: every method from nothing to an aligned model, on the embedded task."""
+"""``trivium demo``: every method on the built-in task, from a randomly initialized model."""
 
 from trivium.demo.run import run
 

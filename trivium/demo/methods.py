@@ -1,7 +1,7 @@
-"""The demo as a comparison: its methods, as a user would write them down for ``trivium compare``.
+"""The demo's methods, as a configuration for ``trivium compare``.
 
-It is written to ``config.yaml``, and every stage's own configuration beside its run; any of them
-can be run again, changed, by hand. The numbers were chosen for two CPU cores.
+The comparison is saved as ``config.yaml``, and the configuration of every stage in the directory of
+its run, so that a user can edit and rerun any of them. The sizes are chosen for two CPU cores.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ RESPONSE_TOKENS = 48
 
 @dataclass(frozen=True)
 class Budget:
-    """How much work each stage of the demo does."""
+    """Sizes of the demo's stages."""
 
     demonstrations: int
     problems: int
@@ -31,16 +31,16 @@ class Budget:
     credit: int
     sft_steps: int
     sft_batch: int
-    rate: float
+    learning_rate: float
     grpo_steps: int
     ppo_steps: int
     pair_prompts: int
     labels: int
     operations: tuple[int, int]
-    deep: bool
-    """Whether to measure memory and risks too."""
-    outcome_method: bool
-    """Whether PPO with an outcome reward model is a method: it needs more pairs and updates."""
+    memory_and_risk: bool
+    """Whether to measure memory and risks."""
+    outcome_reward_model: bool
+    """Whether to include PPO with an outcome reward model, which needs more pairs and updates."""
 
 
 FULL = Budget(
@@ -51,14 +51,14 @@ FULL = Budget(
     credit=8,
     sft_steps=1_500,
     sft_batch=32,
-    rate=1e-3,
+    learning_rate=1e-3,
     grpo_steps=45,
     ppo_steps=24,
     pair_prompts=3_000,
     labels=12_000,
     operations=(2, 4),
-    deep=True,
-    outcome_method=True,
+    memory_and_risk=True,
+    outcome_reward_model=True,
 )
 QUICK = Budget(
     demonstrations=8_000,
@@ -68,27 +68,27 @@ QUICK = Budget(
     credit=2,
     sft_steps=850,
     sft_batch=32,
-    rate=5e-4,
+    learning_rate=5e-4,
     grpo_steps=10,
     ppo_steps=9,
     pair_prompts=500,
     labels=4_000,
     operations=(2, 2),
-    deep=False,
-    outcome_method=False,
+    memory_and_risk=False,
+    outcome_reward_model=False,
 )
 
 
 BASE = "sft"
-"""The stage that every method starts from."""
+"""Name of the stage that trains the base of every method."""
 
 
 def sft_job(directory: Path, budget: Budget, seed: int) -> Job:
-    """The base: fine-tuned from nothing on imperfect demonstrations."""
-    place = place_of(directory, seed)
+    """Return the job that trains the base from scratch on imperfect demonstrations."""
+    seed_dir = seed_directory(directory, seed)
     settings = {
-        "model": {"path": str(place / "base")},
-        "data": {"path": str(place / "data" / "demonstrations.jsonl")},
+        "model": {"path": str(seed_dir / "base")},
+        "data": {"path": str(seed_dir / "data" / "demonstrations.jsonl")},
         "steps": budget.sft_steps,
         "examples_per_step": budget.sft_batch,
         "optimizer": {
@@ -97,34 +97,34 @@ def sft_job(directory: Path, budget: Budget, seed: int) -> Job:
             "warmup_steps": 50,
             "weight_decay": 0.01,
         },
-        "run": {"directory": str(place / BASE), "seed": seed, "overwrite": True},
+        "run": {"directory": str(seed_dir / BASE), "seed": seed, "overwrite": True},
     }
-    return Job(f"{place.name}/{BASE}", "sft", place / BASE, settings)
+    return Job(f"{seed_dir.name}/{BASE}", "sft", seed_dir / BASE, settings)
 
 
-def place_of(directory: Path, seed: int) -> Path:
-    """Where a seed's data and base are."""
+def seed_directory(directory: Path, seed: int) -> Path:
+    """Return the directory of a seed's data and base."""
     return directory / f"seed-{seed}"
 
 
-def comparison(directory: Path, budget: Budget, seeds: Sequence[int]) -> dict[str, Any]:
-    """The comparison of all methods, the longest chains first."""
-    place = directory / "seed-${seed}"
-    methods = Methods(budget, place / "data")
+def comparison_config(directory: Path, budget: Budget, seeds: Sequence[int]) -> dict[str, Any]:
+    """Return the comparison of all methods, those with the most stages first."""
+    seed_dir = directory / "seed-${seed}"
+    methods = MethodConfigs(budget, seed_dir / "data")
     return {
         "title": "The demo: chained word problems",
-        "model": {"path": str(place / BASE / "final")},
-        "data": {"path": str(place / "data" / "problems.jsonl")},
+        "model": {"path": str(seed_dir / BASE / "final")},
+        "data": {"path": str(seed_dir / "data" / "problems.jsonl")},
         "rewards": [{"function": CORRECT}],
         "sampling": {"max_tokens": RESPONSE_TOKENS},
-        "evaluation": {"data": {"path": str(place / "data" / "heldout.jsonl")}},
+        "evaluation": {"data": {"path": str(seed_dir / "data" / "heldout.jsonl")}},
         "seeds": list(seeds),
         "credit": budget.credit,
-        "memory": budget.deep,
-        "risk": budget.deep,
+        "memory": budget.memory_and_risk,
+        "risk": budget.memory_and_risk,
         "directory": str(directory),
         "methods": [
-            *([methods.ppo_with_outcome_model()] if budget.outcome_method else []),
+            *([methods.ppo_with_outcome_model()] if budget.outcome_reward_model else []),
             methods.ppo_with_process_model(),
             methods.dpo(),
             methods.ppo_with_verifier(),
@@ -134,27 +134,34 @@ def comparison(directory: Path, budget: Budget, seeds: Sequence[int]) -> dict[st
     }
 
 
-class Methods:
-    """The demo's methods, for one budget; ``data`` is the directory of a seed's files."""
+class MethodConfigs:
+    """Configurations of the demo's methods for one budget.
+
+    ``data`` is the directory of a seed's data files.
+    """
 
     def __init__(self, budget: Budget, data: Path) -> None:
         self.budget, self.data = budget, data
 
     def grpo(self, supervision: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Return GRPO with outcome or process supervision; ``settings`` are added to the stage."""
         stage = {
             "supervision": supervision,
             "steps_per_iteration": self.budget.grpo_steps,
             "prompts_per_step": 48,
             "responses_per_prompt": 8,
             "beta": 0.0,
-            "optimizer": falling(self.budget.rate),
-            **self.evaluated(self.budget.grpo_steps),
+            "optimizer": linear_decay(self.budget.learning_rate),
+            **self.evaluation(self.budget.grpo_steps),
             **settings,
         }
-        return method(f"GRPO, {supervision}", ("grpo", "", stage))
+        return method_config(f"GRPO, {supervision}", ("grpo", "", stage))
 
     def ppo(self, beta: float, labeler: str | None = None) -> dict[str, Any]:
-        """PPO; with a labeler, the method's learned reward is kept true where the policy goes."""
+        """Return the settings of PPO.
+
+        With a labeler, the learned reward is trained further on the policy's own responses.
+        """
         stage = {
             "steps": self.budget.ppo_steps,
             "prompts_per_step": 96,
@@ -162,9 +169,9 @@ class Methods:
             "epochs": 2,
             "minibatches": 2,
             "beta": beta,
-            "optimizer": falling(self.budget.rate / 2),
-            "critic": {"optimizer": {"learning_rate": self.budget.rate}},
-            **self.evaluated(self.budget.ppo_steps),
+            "optimizer": linear_decay(self.budget.learning_rate / 2),
+            "critic": {"optimizer": {"learning_rate": self.budget.learning_rate}},
+            **self.evaluation(self.budget.ppo_steps),
         }
         if labeler is not None:
             stage["reward_update"] = {
@@ -176,24 +183,24 @@ class Methods:
             }
         return stage
 
-    def evaluated(self, steps: int) -> dict[str, Any]:
-        """Held-out evaluations spread evenly over about so many steps, the last at the end."""
+    def evaluation(self, steps: int) -> dict[str, Any]:
+        """Return the settings of evaluations at even intervals over about ``steps`` steps."""
         return {"evaluation": {"every": math.ceil(steps / self.budget.evaluations)}}
 
     def ppo_with_verifier(self) -> dict[str, Any]:
-        return method("PPO, verifier", ("ppo", "", self.ppo(beta=0.01)))
+        return method_config("PPO, verifier", ("ppo", "", self.ppo(beta=0.01)))
 
     def ppo_with_process_model(self) -> dict[str, Any]:
-        return method(
+        return method_config(
             "PPO, learned process reward",
             ("reward-model", "process", self.process_model()),
             ("ppo", "", self.ppo(beta=0.02, labeler=LABELS)),
         )
 
     def ppo_with_outcome_model(self) -> dict[str, Any]:
-        """Its reward model starts from the process model, which looks at single steps."""
+        """Return PPO with an outcome reward model that starts from the process reward model."""
         outcome = reward_model(learning_rate=5e-4) | {"model": {"path": "${process}/final"}}
-        return method(
+        return method_config(
             "PPO, learned outcome reward",
             ("pairs", "", self.pairs()),
             ("reward-model", "process", self.process_model()),
@@ -207,10 +214,12 @@ class Methods:
             "pairs_per_step": 64,
             "beta": 0.1,
             "sft_coefficient": 0.2,
-            "optimizer": falling(self.budget.rate / 2) | {"warmup_steps": 5},
-            **self.evaluated(3 * self.budget.pair_prompts // 38),
+            "optimizer": linear_decay(self.budget.learning_rate / 2) | {"warmup_steps": 5},
+            **self.evaluation(3 * self.budget.pair_prompts // 38),
         }
-        return method("DPO, pairs from the base", ("pairs", "", self.pairs()), ("dpo", "", stage))
+        return method_config(
+            "DPO, pairs from the base", ("pairs", "", self.pairs()), ("dpo", "", stage)
+        )
 
     def pairs(self) -> dict[str, Any]:
         problems = str(self.data / "problems.jsonl")
@@ -225,8 +234,8 @@ class Methods:
         return reward_model(learning_rate=1e-3) | {"steps": labels}
 
 
-def method(name: str, *stages: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
-    """A method of stages, each a command, its name in the method and its settings."""
+def method_config(name: str, *stages: tuple[str, str, dict[str, Any]]) -> dict[str, Any]:
+    """Return a method; each stage is a command, the stage's name, and its settings."""
     return {
         "name": name,
         "stages": [
@@ -237,6 +246,7 @@ def method(name: str, *stages: tuple[str, str, dict[str, Any]]) -> dict[str, Any
 
 
 def reward_model(learning_rate: float) -> dict[str, Any]:
+    """Return the settings of reward model training."""
     return {
         "epochs": 2.0,
         "examples_per_step": 64,
@@ -249,5 +259,6 @@ def reward_model(learning_rate: float) -> dict[str, Any]:
     }
 
 
-def falling(rate: float) -> dict[str, Any]:
-    return {"learning_rate": rate, "schedule": "linear", "min_lr_ratio": 0.1}
+def linear_decay(learning_rate: float) -> dict[str, Any]:
+    """Return the settings of an optimizer whose learning rate decays to a tenth."""
+    return {"learning_rate": learning_rate, "schedule": "linear", "min_lr_ratio": 0.1}

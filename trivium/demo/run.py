@@ -1,7 +1,7 @@
-"""The demo's conductor: writes data, trains the base, and compares the methods from it.
+"""The demo: write the data, train the base, and compare the methods that start from it.
 
-Every stage is an ordinary ``trivium`` command in a process of its own. Nothing here trains: what
-can be seen here, a user can do by hand.
+Every stage is an ordinary ``trivium`` command in its own process, so that a user can run each of
+them by hand. This module does not train.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from trivium.compare.config import CompareConfig
 from trivium.compare.run import compare, write
 from trivium.compare.scheduler import conduct
 from trivium.compare.table import show
-from trivium.demo.methods import FULL, QUICK, Budget, comparison, place_of, sft_job
+from trivium.demo.methods import FULL, QUICK, Budget, comparison_config, seed_directory, sft_job
 
 
 def run(directory: Path, quick: bool = False, seeds: tuple[int, ...] = (0,)) -> Path:
-    """Run the whole demo for every seed; returns the path of ``summary.json``.
+    """Run the demo for every seed and return the path of ``summary.json``.
 
-    What a stopped demo had finished in ``directory`` is not run again.
+    Stages that a stopped demo has finished in ``directory`` are not repeated.
     """
     budget = QUICK if quick else FULL
     started = time.perf_counter()
     for seed in seeds:
-        prepare(place_of(directory, seed), budget, seed)
+        prepare(seed_directory(directory, seed), budget, seed)
     jobs = [sft_job(directory, budget, seed) for seed in seeds]
     seconds = conduct({job.name: job for job in jobs})
-    result = compare(CompareConfig.model_validate(comparison(directory, budget, seeds)))
+    result = compare(CompareConfig.model_validate(comparison_config(directory, budget, seeds)))
     written = write(directory, result)
     summary = directory / "summary.json"
     rows = summarize(
@@ -44,15 +44,15 @@ def run(directory: Path, quick: bool = False, seeds: tuple[int, ...] = (0,)) -> 
 
 
 def summarize(result: Mapping[str, Any], base_seconds: Mapping[int, float]) -> list[dict[str, Any]]:
-    """One row for the base and each method of every seed."""
+    """Return one row for the base and one for each method, for every seed."""
     rows = []
     for seed in result["seeds"]:
         base = result["bases"][str(seed)]
         rows.append(_row("SFT, the base of all methods", seed, base, base_seconds[seed], 0.0))
         for method in result["methods"]:
-            (found,) = [r for r in method["runs"] if r["seed"] == seed]
-            tokens = found["spent"]["generated_tokens"]
-            rows.append(_row(method["name"], seed, found["final"], found["whole_seconds"], tokens))
+            (entry,) = [r for r in method["runs"] if r["seed"] == seed]
+            tokens = entry["spent"]["generated_tokens"]
+            rows.append(_row(method["name"], seed, entry["final"], entry["whole_seconds"], tokens))
     return rows
 
 
@@ -72,12 +72,12 @@ def _row(
 
 
 def prepare(directory: Path, budget: Budget, seed: int) -> None:
-    """Write the data files, the tokenizer and the untrained base, unless they are there."""
+    """Write the data files, the tokenizer and the untrained base, unless they exist already."""
     done = directory / "data" / "done.json"
-    asked = json.loads(json.dumps({**asdict(budget), "seed": seed, "version": version("trivium")}))
-    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == asked:
+    inputs = json.loads(json.dumps({**asdict(budget), "seed": seed, "version": version("trivium")}))
+    if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == inputs:
         return
-    # Heavy imports wait until there is something to do.
+    # Slow imports, needed only if there is something to write.
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -93,4 +93,4 @@ def prepare(directory: Path, budget: Budget, seed: int) -> None:
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(small_model_config(tokenizer))
     save_checkpoint(directory / "base", model, tokenizer)
-    done.write_text(json.dumps(asked), encoding="utf-8")
+    done.write_text(json.dumps(inputs), encoding="utf-8")

@@ -190,8 +190,8 @@ class MaskedLayout:
         self.responses = PaddedSegments(batch.starts_N, batch.lengths_N)
         self.group_of_N = segment_ids(batch.sizes_G)
         self.prompt_lengths_G = batch.prompt_lengths_G
-        line = torch.cat([self.prompts.line_index, self.responses.line_index])
-        self.to_line = torch.empty_like(line).scatter_(
+        line = torch.cat([self.prompts.packed_index, self.responses.packed_index])
+        self.to_packed = torch.empty_like(line).scatter_(
             0, line, torch.arange(len(line), device=line.device)
         )
         self._visible: dict[int | None, tuple[Tensor | None, Tensor]] = {}
@@ -212,7 +212,7 @@ class MaskedLayout:
             self.responses.gather(query_LHD), keys, values, response_sees, spec
         )
         out = torch.cat([self.prompts.flatten(prompt_out), self.responses.flatten(response_out)])
-        return out.index_select(0, self.to_line)
+        return out.index_select(0, self.to_packed)
 
     def _masks(self, window: int | None) -> tuple[Tensor | None, Tensor]:
         """What prompts see (None: plainly causal) and what responses see, for one window size."""
@@ -285,13 +285,13 @@ def hidden_states(
 
 
 def states_at(
-    backbone: PreTrainedModel, batch: Batch, line_index: Tensor, *, shared: bool = True
+    backbone: PreTrainedModel, batch: Batch, packed_index: Tensor, *, shared: bool = True
 ) -> Tensor:
     """Final hidden states at positions of the batch's line, one per index."""
-    output_positions = torch.unique(line_index)
+    output_positions = torch.unique(packed_index)
     return hidden_states(
         backbone, batch, shared=shared, output_positions=output_positions
-    ).index_select(0, line_index)
+    ).index_select(0, packed_index)
 
 
 def last_layer(backbone: PreTrainedModel) -> int:

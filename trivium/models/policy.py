@@ -126,9 +126,9 @@ class Policy:
         """Final hidden states at the positions that predict response tokens, ``[T, D]``."""
         return self.hidden_at(batch, batch.logit_positions_T)
 
-    def hidden_at(self, batch: Batch, line_index: Tensor) -> Tensor:
+    def hidden_at(self, batch: Batch, packed_index: Tensor) -> Tensor:
         """Final hidden states at positions of the batch's line, one per index."""
-        where = line_index.to(self.device)
+        where = packed_index.to(self.device)
         return states_at(self.backbone, batch.to(self.device), where, shared=self.shared)
 
     def score_hidden(self, hidden_TD: Tensor, batch: Batch) -> TokenScores:

@@ -67,11 +67,11 @@ class RewardModel:
     def device(self) -> torch.device:
         return unwrap_peft(self.model).device
 
-    def scores_at(self, batch: Batch, line_index: Tensor) -> Tensor:
+    def scores_at(self, batch: Batch, packed_index: Tensor) -> Tensor:
         """The head's output at positions of the batch's line, one per index; gradient flows."""
         base = unwrap_peft(self.model)
         backbone: PreTrainedModel = base.base_model  # type: ignore[assignment]
-        where = line_index.to(self.device)
+        where = packed_index.to(self.device)
         states = states_at(backbone, batch.to(self.device), where, shared=self.shared)
         head: nn.Linear = base.score  # type: ignore[assignment]
         scores = head(states)[:, 0]

@@ -25,23 +25,23 @@ class PaddedSegments:
         self.equal = self.longest * self.count == self.size
         self._spans = starts, lengths
 
-    def dense(self, line_L: Tensor) -> list[Tensor]:
+    def dense(self, packed_L: Tensor) -> list[Tensor]:
         """``[L, heads, …]`` as one ``[rows, heads, longest, …]``."""
-        return [self.gather(line_L)]
+        return [self.gather(packed_L)]
 
-    def scatter(self, line_L: Tensor, dense: Sequence[Tensor]) -> None:
+    def scatter(self, packed_L: Tensor, dense: Sequence[Tensor]) -> None:
         """Bring dense rows to where they lie on the line."""
-        line_L.index_copy_(0, self.line_index, self.flatten(dense[0]))
+        packed_L.index_copy_(0, self.packed_index, self.flatten(dense[0]))
 
-    def add(self, line_L: Tensor, dense: Sequence[Tensor]) -> None:
+    def add(self, packed_L: Tensor, dense: Sequence[Tensor]) -> None:
         """Add dense rows to what lies there on the line."""
-        there = line_L.index_select(0, self.line_index)
-        line_L.index_copy_(0, self.line_index, there.add_(self.flatten(dense[0])))
+        there = packed_L.index_select(0, self.packed_index)
+        packed_L.index_copy_(0, self.packed_index, there.add_(self.flatten(dense[0])))
 
-    def gather(self, line_L: Tensor) -> Tensor:
+    def gather(self, packed_L: Tensor) -> Tensor:
         """``[L, heads, …] -> [rows, heads, longest, …]``."""
-        rows = line_L.index_select(0, self.index.view(-1))
-        return rows.view(self.count, self.longest, *line_L.shape[1:]).transpose(1, 2)
+        rows = packed_L.index_select(0, self.index.view(-1))
+        return rows.view(self.count, self.longest, *packed_L.shape[1:]).transpose(1, 2)
 
     def flatten(self, rows: Tensor) -> Tensor:
         """``[rows, heads, longest, …] -> [tokens, heads, …]``, row after row."""
@@ -66,7 +66,7 @@ class PaddedSegments:
         return torch.where(self.held, at, 0)
 
     @cached_property
-    def line_index(self) -> Tensor:
+    def packed_index(self) -> Tensor:
         """Where each flattened token lies on the line."""
         return self._tokens(self.index)
 
@@ -90,21 +90,21 @@ class SegmentViews:
         spans = zip(gaps, lengths.tolist(), strict=True)
         self._sizes = [size for span in spans for size in span]
 
-    def dense(self, line_L: Tensor) -> list[Tensor]:
+    def dense(self, packed_L: Tensor) -> list[Tensor]:
         """``[L, heads, …]`` as a ``[1, heads, length, …]`` of each row."""
-        sizes = [*self._sizes, len(line_L) - sum(self._sizes)]
-        return list(line_L[None].transpose(1, 2).split(sizes, 2)[1::2])
+        sizes = [*self._sizes, len(packed_L) - sum(self._sizes)]
+        return list(packed_L[None].transpose(1, 2).split(sizes, 2)[1::2])
 
-    def scatter(self, line_L: Tensor, dense: Sequence[Tensor]) -> None:
+    def scatter(self, packed_L: Tensor, dense: Sequence[Tensor]) -> None:
         """Bring rows to where they lie on the line."""
         if self._adjoin:
-            place = line_L.narrow(0, self._start, self.size)[None]
+            place = packed_L.narrow(0, self._start, self.size)[None]
             torch.cat([row.transpose(1, 2) for row in dense], 1, out=place)
             return
-        for place, row in zip(self.dense(line_L), dense, strict=True):
+        for place, row in zip(self.dense(packed_L), dense, strict=True):
             place.copy_(row)
 
-    def add(self, line_L: Tensor, dense: Sequence[Tensor]) -> None:
+    def add(self, packed_L: Tensor, dense: Sequence[Tensor]) -> None:
         """Add rows to what lies there on the line."""
-        for place, row in zip(self.dense(line_L), dense, strict=True):
+        for place, row in zip(self.dense(packed_L), dense, strict=True):
             place.add_(row)

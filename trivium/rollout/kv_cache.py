@@ -62,7 +62,7 @@ class PromptLayout:
             blocks = self._last_blocks if layer == self.last else self._blocks
             return SharedAttention.apply(query_LHD, key_LHD, value_LHD, blocks, spec.scaling)
         out = attention(self.rows.gather(query_LHD), keys, values, visible, spec)
-        return self.rows.flatten(out).index_select(0, self._to_line)
+        return self.rows.flatten(out).index_select(0, self._to_packed)
 
     @cached_property
     def _blocks(self) -> list[Block]:
@@ -73,8 +73,8 @@ class PromptLayout:
         return plan_rows(*self._spans, self.output_positions)
 
     @cached_property
-    def _to_line(self) -> Tensor:
-        order = self.rows.line_index
+    def _to_packed(self) -> Tensor:
+        order = self.rows.packed_index
         return torch.empty_like(order).scatter_(
             0, order, torch.arange(len(order), device=order.device)
         )

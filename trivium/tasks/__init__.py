@@ -1,6 +1,6 @@
-"""The embedded default: chained word problems that a small model learns in front of the user.
+"""The built-in task: chained word problems that a small model learns within minutes.
 
-`problems` makes them, `writer` writes (careful and careless) demonstrations and the data files,
-`verifier` holds the rewards, `tokenizer` the tokenizer and the size of the model. Everything is
-written in the formats that a user's own data has; nothing here trains or samples.
+`problems` generates the problems, `writer` writes correct and incorrect demonstrations and the data
+files, `verifier` has the reward functions, `tokenizer` the tokenizer and the size of the model. The
+files have the formats of a user's own data; this package does not train or sample.
 """

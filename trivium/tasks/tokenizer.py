@@ -1,8 +1,8 @@
-"""The tokenizer and the size of the model that learns the task from nothing.
+"""Tokenizer and size of the model that learns the task from random initialization.
 
-A byte-level BPE trained on the task's own text: every digit is a token, so that arithmetic is
-learned digit by digit, and every name, thing and clause becomes one token. It is an ordinary
-`transformers` tokenizer, saved and loaded like any other.
+The tokenizer is a byte-level BPE trained on the task's text. Every digit is a token, so that the
+model learns arithmetic digit by digit, and every name, thing and clause is one token. It is saved
+and loaded like any `transformers` tokenizer.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from transformers import LlamaConfig, PreTrainedTokenizerFast
 END = "<|end|>"
 PAD = "<|pad|>"
 PIECES = r"\d|[,.][^\d,.]*"
-"""A digit, or a clause from its comma on; what lies between is a piece too."""
+"""Pattern of a digit, or of a clause from its comma; the text between matches is one piece."""
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int = 392) -> PreTrainedTokenizerFast:
-    """A tokenizer of at most `vocabulary` tokens, the same for the same texts in any order."""
+    """Train a tokenizer of at most `vocabulary` tokens; the order of the texts has no effect."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -45,10 +45,10 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int = 392) -> PreTrainedTo
 
 
 def small_model_config(tokenizer: PreTrainedTokenizerFast, **changes: Any) -> LlamaConfig:
-    """A Llama of about 340K parameters for this tokenizer; `changes` replace single settings.
+    """Return the configuration of a Llama of about 340K parameters, with `changes` applied.
 
-    Llama, because `AutoTokenizer` loads its tokenizers as they were saved; for other families it
-    puts the family's own splitting of text in the place of the saved one.
+    The family is Llama because `AutoTokenizer` loads its tokenizers as they were saved. For other
+    families it replaces the saved pre-tokenizer with that of the family.
     """
     settings: dict[str, Any] = {
         "vocab_size": len(tokenizer),

@@ -1,9 +1,9 @@
-"""The writer of demonstrations: careful, or careless in ways that a person is.
+"""Demonstrations of the task with human-like mistakes, and the data files.
 
-A careless writer slips for a reason that the problem shows: a borrow to remember, a carry, a clause
-to overlook, a verb to misread. The slips carry over into later steps, and sometimes cancel. What a
-model learns from such demonstrations is wrong for an honest reason, with the right way in its
-samples. The files written here have the formats of a user's own data.
+A careless demonstration contains mistakes that depend on the problem: a forgotten borrow, a dropped
+carry, a skipped clause, a misread verb. A mistake propagates to later steps, and two mistakes may
+cancel. A model trained on such demonstrations makes systematic mistakes, and still samples correct
+responses. The files have the formats of a user's own data.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from trivium.tasks.problems import MAXIMUM, Operation, Problem, compute, generate
-from trivium.tasks.verifier import judge
+from trivium.tasks.verifier import score_steps
 
 
 @dataclass(frozen=True)
-class Habits:
-    """How often the writer is careless, and how often a careless one slips where it can."""
+class ErrorRates:
+    """Share of careless demonstrations, and probabilities of their mistakes."""
 
     careless: float = 0.75
-    """Share of demonstrations from the careless writer."""
+    """Share of demonstrations that may contain mistakes."""
     forgets_borrow: float = 0.97
-    """40-6=44: when a subtraction needs a borrow."""
+    """Probability of 40-6=44, for a subtraction that needs a borrow."""
     drops_carry: float = 0.25
-    """31+9=30: when an addition or a multiplication needs a carry."""
+    """Probability of 31+9=30, for an addition or a multiplication that needs a carry."""
     skips_clause: float = 0.05
-    """No line for a clause; at least one line is written."""
+    """Probability of a clause without a line; every demonstration has at least one line."""
     misreads: float = 0.05
-    """Takes for + what is -, and the reverse; adds instead of multiplying."""
+    """Probability of + instead of - or *, and of - instead of +."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many rows each file gets."""
+    """Number of rows in each file."""
 
     demonstrations: int = 30_000
     problems: int = 8_000
@@ -45,46 +45,48 @@ class Sizes:
     labels: int = 12_000
 
 
-def write(problem: Problem, rng: random.Random, habits: Habits = Habits()) -> str:
-    """One demonstration: step lines that go on from whatever was written, then "#### answer"."""
-    careless = rng.random() < habits.careless
+def write_demonstration(
+    problem: Problem, rng: random.Random, rates: ErrorRates = ErrorRates()
+) -> str:
+    """Return step lines, each from the result of the line before, and "#### answer"."""
+    careless = rng.random() < rates.careless
     lines, value = [], problem.start
     for i, operation in enumerate(problem.operations):
-        slip = _slip(operation, value, rng, habits) if careless else None
+        step = _mistake(operation, value, rng, rates) if careless else None
         rest = problem.operations[i + 1 :]
-        if slip is None or not _possible(slip[1], rest) or not (slip[0] or lines or rest):
-            slip = operation.line(value), operation.apply(value)
-        line, value = slip
+        if step is None or not _stays_in_range(step[1], rest) or not (step[0] or lines or rest):
+            step = operation.line(value), operation.apply(value)
+        line, value = step
         lines += [line] if line else []
     return "\n".join([*lines, f"#### {value}"])
 
 
-def _slip(
-    operation: Operation, value: int, rng: random.Random, habits: Habits
+def _mistake(
+    operation: Operation, value: int, rng: random.Random, rates: ErrorRates
 ) -> tuple[str, int] | None:
-    """The (line, value) of a slip, with an empty line for a skipped clause; None for no slip."""
-    if rng.random() < habits.skips_clause:
+    """Return the (line, value) of a mistake, with an empty line for a skipped clause, or None."""
+    if rng.random() < rates.skips_clause:
         return "", value
     symbol = operation.symbol
-    if rng.random() < habits.misreads:
+    if rng.random() < rates.misreads:
         symbol = "-" if symbol == "+" else "+"
         result = compute(value, symbol, operation.operand)
-    elif rng.random() < (habits.forgets_borrow if symbol == "-" else habits.drops_carry):
-        result = digitwise(value, symbol, operation.operand)
+    elif rng.random() < (rates.forgets_borrow if symbol == "-" else rates.drops_carry):
+        result = compute_without_carry(value, symbol, operation.operand)
     else:
         return None
     return f"{value}{symbol}{operation.operand}={result}", result
 
 
-def digitwise(value: int, symbol: str, operand: int) -> int:
-    """The result with the unit digit right and no carry or borrow into the tens."""
+def compute_without_carry(value: int, symbol: str, operand: int) -> int:
+    """Return the result with a correct unit digit and no carry or borrow into the tens."""
     tens, units = divmod(value, 10)
-    kept_tens = tens * operand if symbol == "*" else tens
-    return 10 * kept_tens + compute(units, symbol, operand) % 10
+    result_tens = tens * operand if symbol == "*" else tens
+    return 10 * result_tens + compute(units, symbol, operand) % 10
 
 
-def _possible(value: int, operations: Iterable[Operation]) -> bool:
-    """Whether a correct continuation stays in range: the writer notices an absurd number."""
+def _stays_in_range(value: int, operations: Iterable[Operation]) -> bool:
+    """Whether all values of a correct continuation are in range."""
     for operation in operations:
         if not 0 <= value <= MAXIMUM:
             return False
@@ -92,16 +94,18 @@ def _possible(value: int, operations: Iterable[Operation]) -> bool:
     return 0 <= value <= MAXIMUM
 
 
-def demonstrations(
-    problems: Sequence[Problem], seed: int, habits: Habits = Habits()
+def demonstration_rows(
+    problems: Sequence[Problem], seed: int, rates: ErrorRates = ErrorRates()
 ) -> list[dict[str, Any]]:
-    """One row {"prompt", "completion"} per problem."""
+    """Return one row {"prompt", "completion"} per problem."""
     rng = random.Random(f"writer {seed}")
-    return [{"prompt": p.prompt, "completion": write(p, rng, habits)} for p in problems]
+    return [
+        {"prompt": p.prompt, "completion": write_demonstration(p, rng, rates)} for p in problems
+    ]
 
 
-def questions(problems: Sequence[Problem]) -> list[dict[str, Any]]:
-    """One row {"prompt", "answer", "steps", "operations"} per problem."""
+def problem_rows(problems: Sequence[Problem]) -> list[dict[str, Any]]:
+    """Return one row {"prompt", "answer", "steps", "operations"} per problem."""
     return [
         {
             "prompt": p.prompt,
@@ -113,13 +117,18 @@ def questions(problems: Sequence[Problem]) -> list[dict[str, Any]]:
     ]
 
 
-def labeled(problems: Sequence[Problem], written: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row {"prompt", "completions", "labels"} per demonstration: is each line right?"""
+def step_label_rows(
+    problems: Sequence[Problem], demonstrations: Sequence[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return one row {"prompt", "completions", "labels"} per demonstration.
+
+    A label is whether the line is correct.
+    """
     rows = []
-    for problem, row in zip(problems, written, strict=True):
-        judged = judge(row["completion"], problem.steps)
-        lines = [row["completion"][start:end].strip("\n") for (start, end), _ in judged]
-        labels = [value == 1 for _, value in judged]
+    for problem, row in zip(problems, demonstrations, strict=True):
+        spans = score_steps(row["completion"], problem.steps)
+        lines = [row["completion"][start:end].strip("\n") for (start, end), _ in spans]
+        labels = [reward == 1 for _, reward in spans]
         rows.append({"prompt": problem.prompt, "completions": lines, "labels": labels})
     return rows
 
@@ -128,19 +137,19 @@ def write_files(
     directory: Path,
     seed: int,
     sizes: Sizes = Sizes(),
-    habits: Habits = Habits(),
+    rates: ErrorRates = ErrorRates(),
     operations: tuple[int, int] = (2, 4),
 ) -> dict[str, Path]:
-    """Writes demonstrations, problems, heldout and labels (.jsonl); returns their paths by stem."""
-    shown = generate(2 * seed, sizes.demonstrations, operations)
-    asked = generate(2 * seed + 1, sizes.problems, operations)
+    """Write demonstrations, problems, heldout and labels (.jsonl); return their paths by stem."""
+    demonstrated = generate(2 * seed, sizes.demonstrations, operations)
+    problems = generate(2 * seed + 1, sizes.problems, operations)
     heldout = generate(seed, sizes.heldout, operations, split="test")
-    written = demonstrations(shown, seed, habits)
+    demonstrations = demonstration_rows(demonstrated, seed, rates)
     rows = {
-        "demonstrations": written,
-        "labels": labeled(shown[: sizes.labels], written[: sizes.labels]),
-        "problems": questions(asked),
-        "heldout": questions(heldout),
+        "demonstrations": demonstrations,
+        "labels": step_label_rows(demonstrated[: sizes.labels], demonstrations[: sizes.labels]),
+        "problems": problem_rows(problems),
+        "heldout": problem_rows(heldout),
     }
     directory.mkdir(parents=True, exist_ok=True)
     paths = {stem: directory / f"{stem}.jsonl" for stem in rows}
