@@ -94,7 +94,8 @@ def offenses(path: Path) -> Iterator[str]:
         joined = " ".join(piece.split())
         for pattern in (TURN, BRITISH):
             for match in pattern.finditer(joined):
-                yield f"{name}:{line}: {match[0]!r} in {joined[max(0, match.start() - 40) :][:100]!r}"
+                context = joined[max(0, match.start() - 40) :][:100]
+                yield f"{name}:{line}: {match[0]!r} in {context!r}"
     if path.suffix == ".py":
         for line, head in _docstring_heads(text):
             yield f"{name}:{line}: a docstring begins with {head!r}"

@@ -60,7 +60,7 @@ def imports(path: Path, *, at_import_time: bool = False) -> set[str]:
 
 
 def layer_of(module: str) -> str:
-    return (module.split(".") + ["__init__"])[1]
+    return [*module.split("."), "__init__"][1]
 
 
 def test_every_package_has_a_layer() -> None:

@@ -366,7 +366,7 @@ bad("watch of a missing run", "", "", "none", "none:", "is not the directory of 
 bad("invalid port", "", "", "99999", "--port", "is not a port",
     "write a number from 0 to 65535", arguments=("watch", "model", "--port", "99999"))
 bad("demo directory that is a file", "", "", "reward.py", "--directory", "is a file",
-    "name another place", arguments=("demo", "--quick", "--directory", "reward.py"))
+    "name another path", arguments=("demo", "--quick", "--directory", "reward.py"))
 bad("negative demo seed", "", "", "-1", "--seed", "is not a seed", "write a whole number from 0",
     arguments=("demo", "--seed=-1"))
 bad("repeated demo seed", "", "", "3", "--seed", "is given twice", "keep one",

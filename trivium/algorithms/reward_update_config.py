@@ -15,7 +15,7 @@ class RewardUpdateConfig(Configuration):
     """Further training of the learned reward."""
 
     labeler: RewardConfig
-    """Reward that labels responses: outcomes for a reward model, steps for a process reward model."""
+    """Reward that labels responses, or their steps for a process reward model."""
     every: int = Field(default=10, ge=1)
     """Rollout batches between updates in PPO; GRPO updates once per iteration."""
     examples: int = Field(default=512, ge=1)

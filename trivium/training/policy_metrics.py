@@ -19,7 +19,7 @@ from trivium.training.protocols import Updates
 def first_group(
     tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts, experience: Experience
 ) -> Rows:
-    """Return the step's first group for ``samples.jsonl``, with advantage and log-ratio per token."""
+    """Return the step's first group for ``samples.jsonl``: advantages and log-ratios by token."""
     ref_T = experience.ref_logprobs_T
     log_ratio_T = None if ref_T is None else rollouts.sampler_logprobs_T - ref_T.cpu()
     return training_rows(rollouts, tokenizer, experience.advantages_T, log_ratio_T)

@@ -127,14 +127,10 @@ def _read(path: Path, key: str, pairs: int) -> Tensor | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        logger.warning(
-            "%s: cannot be read: %s; the log-probs are computed again", path, error.strerror
-        )
+        logger.warning("%s: cannot be read: %s; scoring the pairs again", path, error.strerror)
         return None
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        logger.warning(
-            "%s: is truncated or altered (%s); the log-probs are computed again", path, error
-        )
+        logger.warning("%s: is truncated or altered (%s); scoring the pairs again", path, error)
         return None
     with suppress(OSError):  # A cache that is read-only still serves.
         path.touch()

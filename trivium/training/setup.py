@@ -123,6 +123,6 @@ def load_rewards(
 
 
 def local_engine(policy: Policy) -> LocalEngine:
-    """Return the engine in this process; it ends responses at any of the checkpoint's EOS tokens."""
+    """Return the engine in this process, which ends responses at the checkpoint's EOS tokens."""
     generation = getattr(unwrap_peft(policy.model), "generation_config", None)
     return LocalEngine(policy, end_tokens(policy.tokenizer, generation))

@@ -1,0 +1,144 @@
+"""Equations that a configuration chooses: tables, a user's own functions, and their checks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers.tiny_models import World
+
+from trivium.algorithms import grpo
+from trivium.algorithms.dpo_config import DPOConfig
+from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.algorithms.supervision import Supervision
+from trivium.config.base import load_configuration
+from trivium.config.field_reference import describe
+from trivium.config.option import Option
+from trivium.errors import ConfigurationError
+from trivium.training.options import (
+    ADVANTAGE,
+    AGGREGATION,
+    KL_ESTIMATOR,
+    PREFERENCE_LOSS,
+    SURROGATE,
+    load_option,
+)
+
+OPTIONS = [ADVANTAGE, AGGREGATION, KL_ESTIMATOR, PREFERENCE_LOSS, SURROGATE]
+MEDIAN = """
+import torch
+
+def median_baseline(rewards_N, sizes_G, *, scale):
+    groups = rewards_N.split(sizes_G.tolist())
+    return torch.cat([group - group.median() for group in groups])
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    return World(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Path:
+    path = tmp_path / "mine.py"
+    path.write_text(MEDIAN)
+    return path
+
+
+def grpo_config(world: World, **settings: Any) -> GRPOConfig:
+    return GRPOConfig(**(world.on_policy() | {"steps_per_iteration": 1} | settings))
+
+
+@pytest.mark.parametrize("option", OPTIONS, ids=lambda option: option.name)
+def test_every_name_of_a_table_is_a_function(option: Option) -> None:
+    assert all(callable(option.load(name)) for name in option.table)
+
+
+def test_choices_of_a_field_are_those_of_its_table() -> None:
+    reference = describe(GRPOConfig)
+    assert (
+        'advantage: group_mean | leave_one_out | file.py:function, default "group_mean"'
+        in reference
+    )
+    assert 'aggregation: sequence_mean | token_mean | fixed_length, default "seque' in reference
+
+
+def test_one_line_in_a_table_makes_a_function_a_choice(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="centered"):
+        grpo_config(world, advantage="centered")
+    monkeypatch.setitem(ADVANTAGE.table, "centered", "trivium.maths.advantages:group_advantages")
+    supervision = Supervision.of(grpo_config(world, advantage="centered", scale="none"))
+    rewards_N, sizes_G = torch.tensor([1.0, 3.0]), torch.tensor([2])
+    assert supervision.estimator(rewards_N, sizes_G, scale="none").tolist() == [-1, 1]
+
+
+def test_a_users_own_advantage_trains_a_policy(world: World, mine: Path) -> None:
+    config = grpo_config(world, advantage=f"{mine}:median_baseline", beta=0.0)
+    estimator = Supervision.of(config).estimator
+    rewards_N, sizes_G = torch.tensor([1.0, 0.0, 5.0, 2.0, 4.0]), torch.tensor([3, 2])
+    assert estimator(rewards_N, sizes_G, scale="none").tolist() == [0, -1, 4, 0, 2]
+    assert (grpo.train(config) / "final" / "model.safetensors").is_file()
+
+
+def test_a_file_beside_the_configuration_is_found_from_anywhere(
+    world: World, mine: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "dpo.yaml"
+    mine.write_text(
+        "def plain(margins_P, *, beta, label_smoothing, target_margin):\n    return -margins_P\n"
+    )
+    path.write_text("model: {path: m}\ndata: {path: d.jsonl}\nloss: mine.py:plain\n")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    config = load_configuration(DPOConfig, path)
+    assert config.loss == f"{mine}:plain"
+    assert mine in list(config.inputs())
+    assert (
+        load_option(PREFERENCE_LOSS, config.loss)(
+            torch.ones(1), beta=1, label_smoothing=0, target_margin=0
+        )
+        == -1
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "defines no 'median_baseline'"),
+        ("def median_baseline(:", "not valid Python"),
+    ],
+)
+def test_a_file_without_the_function_is_refused_before_anything_is_loaded(
+    world: World, mine: Path, text: str, reason: str
+) -> None:
+    mine.write_text(text)
+    with pytest.raises(ValueError, match=reason):
+        grpo_config(world, advantage=f"{mine}:median_baseline")
+
+
+@pytest.mark.parametrize(
+    ("option", "body", "reason"),
+    [
+        (ADVANTAGE, "def f(rewards_N, sizes_G): return rewards_N", "failed on a tiny batch"),
+        (ADVANTAGE, "def f(rewards_N, sizes_G, *, scale): return sizes_G", "returned \\(2,\\) for a"),
+        (ADVANTAGE, "def f(rewards_N, sizes_G, *, scale): return rewards_N / 0", "must be finite"),
+        (ADVANTAGE, "def f(rewards_N, sizes_G, *, scale): return [0.0] * 4", "returned list for a"),
+        (KL_ESTIMATOR, "def f(logprobs_T, ref_logprobs_T): return (logprobs_T - ref_logprobs_T).detach()", "has no gradient"),
+        (KL_ESTIMATOR, "def f(a_T, b_T): return a_T.sum()", "returned \\(\\) for a tiny batch"),
+        (KL_ESTIMATOR, "def f(a_T, b_T): return 0 * a_T", "has the gradient"),
+        (SURROGATE, "def f(a_T, b_T, c_T, d_N, *, clip_low, clip_high): return -c_T", "has no gradient"),
+        (PREFERENCE_LOSS, "def f(margins_P, *, beta): return margins_P", "It is called as 'def loss"),
+    ],
+)  # fmt: skip
+def test_a_function_that_cannot_serve_is_refused_on_a_tiny_batch(
+    mine: Path, option: Option, body: str, reason: str
+) -> None:
+    mine.write_text(body + "\n")
+    with pytest.raises(ConfigurationError, match=reason):
+        load_option(option, f"{mine}:f")
