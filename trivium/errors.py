@@ -43,14 +43,14 @@ class NonFiniteError(TrainingError):
     """A loss or gradient is not finite. The optimizer step was not applied.
 
     Attributes:
-        evidence: the batch and its statistics (``runs.nonfinite.NonFiniteReport``).
-        saved: the file that ``runs.nonfinite`` wrote the report to, which the message names; None
-            before that.
+        report: the batch and its tensors (``runs.nonfinite.NonFiniteReport``).
+        saved: the directory that ``runs.nonfinite`` wrote the batch to, which the message names;
+            None before that.
     """
 
-    def __init__(self, message: str, evidence: Any) -> None:
+    def __init__(self, message: str, report: Any) -> None:
         super().__init__(message)
-        self.evidence = evidence
+        self.report = report
         self.saved: Path | None = None
 
     def __str__(self) -> str:

@@ -358,7 +358,7 @@ bad("report of a directory without a run", "", "", "model", "model:",
 bad("resume of a missing run", "", "", "none", "none:", "is not the directory of a run",
     "run.json", arguments=("resume", "./none"))
 bad("--resume without a run", "sft", "run: {directory: nothing}\n", "nothing", "run.directory",
-    "holds no run to go on with", "leave run.resume out to begin one", settings=("--resume",))
+    "holds no run to resume", "leave run.resume out to start a new run", settings=("--resume",))
 bad("run directory with a checkpoint", "sft", "run: {directory: model}\n", "model", "run.directory",
     "but no run", "name a new or empty directory")
 bad("watch of a missing run", "", "", "none", "none:", "is not the directory of a run", "run.json",

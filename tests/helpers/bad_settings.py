@@ -112,7 +112,7 @@ _BOUNDS = [
     ("grpo", "optimizer.weight_decay", "-1", "Decoupled weight decay"),
     ("grpo", "optimizer.max_grad_norm", "0", "the default is 1"),
     ("grpo", "optimizer.min_lr_ratio", "2", "Share of the peak rate"),
-    ("grpo", "run.seed", "-1", "Decides every random choice"),
+    ("grpo", "run.seed", "-1", "Seed of every random choice"),
     ("grpo", "run.samples", "-1", "the default is 8"),
     ("grpo", "run.monitors.kl.limit", "0", "the default is 10"),
     ("grpo", "run.budget.seconds", "0", "Wall-clock"),

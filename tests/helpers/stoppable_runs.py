@@ -1,4 +1,4 @@
-"""Runs of every algorithm in a small world, and what two of them are compared by, bit by bit."""
+"""Small runs of every algorithm, and a bit-by-bit comparison of two runs."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from trivium.algorithms.sft_config import SFTConfig
 from trivium.config.base import Configuration
 from trivium.monitoring.metrics import metric
 from trivium.runs.checkpoint import Checkpoints
+from trivium.runs.checkpointing import LOGS, LOOP_STATE
 from trivium.runs.store import read_run
 
 Train = Callable[[Any], Path]
@@ -33,53 +34,53 @@ def evaluation(world: World, **options: Any) -> dict[str, Any]:
 
 
 def grpo_config(world: World, run: Path) -> GRPOConfig:
-    """Three loops: reward model and reference refreshed, μ = 2 epochs of 2 minibatches."""
+    """Refresh the reference after each of 2 iterations; μ = 2 epochs of 2 minibatches."""
     return GRPOConfig(
-        **world.on_policy("letters", optimizer=FAST, run=running(run), **evaluation(world)),
+        **world.on_policy("letters", optimizer=FAST, run=run_options(run), **evaluation(world)),
         iterations=2, steps_per_iteration=2, epochs=2, minibatches=2, beta=0.1,
     )  # fmt: skip
 
 
 def grpo_process_config(world: World, run: Path) -> GRPOConfig:
-    learned = {"function": "process_reward_model",
-               "arguments": {"path": world.reward_model(), "separator": "."}}  # fmt: skip
+    process_reward = {"function": "process_reward_model",
+                      "arguments": {"path": world.reward_model(), "separator": "."}}  # fmt: skip
     labeler = {
         "function": "trivium.rewards.steps:steps",
         "arguments": {"separator": ".", "without_equation": 0.4},
     }
     update = {"labeler": labeler, "examples": 6, "replay": 0.5, "examples_per_step": 3,
               "optimizer": {"learning_rate": 1e-3}}  # fmt: skip
-    given = world.on_policy(optimizer=FAST, run=running(run)) | {"rewards": [learned]}
+    options = world.on_policy(optimizer=FAST, run=run_options(run)) | {"rewards": [process_reward]}
     return GRPOConfig(
-        **given, supervision="process", iterations=3, steps_per_iteration=1, epochs=2, beta=0.1,
+        **options, supervision="process", iterations=3, steps_per_iteration=1, epochs=2, beta=0.1,
         reward_update=update,
     )  # fmt: skip
 
 
 def grpo_without_kl_config(world: World, run: Path) -> GRPOConfig:
-    """No reference, and the sampler's log-probs in the place of π_old's."""
+    """Use no reference, and the sampler's log-probs as those of π_old."""
     return GRPOConfig(
-        **world.on_policy("letters", optimizer=FAST, run=running(run)),
+        **world.on_policy("letters", optimizer=FAST, run=run_options(run)),
         steps_per_iteration=3, epochs=2, minibatches=2, beta=0.0,
     )  # fmt: skip
 
 
-def grpo_ahead_config(world: World, run: Path) -> GRPOConfig:
-    """Sampled ahead, in both of two iterations, with what further batches yield."""
+def grpo_async_config(world: World, run: Path) -> GRPOConfig:
+    """Sample asynchronously in both of 2 iterations, with dynamic sampling."""
     return GRPOConfig(
-        **world.on_policy("letters", optimizer=FAST, run=running(run), **evaluation(world)),
+        **world.on_policy("letters", optimizer=FAST, run=run_options(run), **evaluation(world)),
         iterations=2, steps_per_iteration=2, epochs=2, minibatches=2, beta=0.1,
         dynamic_sampling=1, importance_sampling_cap=2.0, asynchronous=True,
     )  # fmt: skip
 
 
-def ppo_ahead_config(world: World, run: Path) -> PPOConfig:
-    """Sampled ahead, adapters, and a reward that is called for some of the groups at a time."""
-    given = world.on_policy(optimizer=FAST, run=running(run))
-    early = {"function": f"{world.rewards}:letters", "timeout": 60.0, "while_sampling": True}
-    given |= {"model": {"path": world.path, "lora": {"rank": 2}}, "rewards": [early]}
+def ppo_async_config(world: World, run: Path) -> PPOConfig:
+    """Sample asynchronously, with LoRA and a reward function that scores while sampling."""
+    options = world.on_policy(optimizer=FAST, run=run_options(run))
+    overlapped = {"function": f"{world.rewards}:letters", "timeout": 60.0, "while_sampling": True}
+    options |= {"model": {"path": world.path, "lora": {"rank": 2}}, "rewards": [overlapped]}
     return PPOConfig(
-        **given, steps=3, epochs=1, minibatches=2, critic={"optimizer": {"learning_rate": 1e-2}},
+        **options, steps=3, epochs=1, minibatches=2, critic={"optimizer": {"learning_rate": 1e-2}},
         importance_sampling_cap=2.0, asynchronous=True,
     )  # fmt: skip
 
@@ -87,7 +88,7 @@ def ppo_ahead_config(world: World, run: Path) -> PPOConfig:
 def ppo_config(world: World, run: Path) -> PPOConfig:
     texts = world.rows("texts.jsonl", [{"prompt": "a", "completion": "bcd"}, {"text": "hij"}])
     return PPOConfig(
-        **world.on_policy("letters", optimizer=FAST, run=running(run), **evaluation(world)),
+        **world.on_policy("letters", optimizer=FAST, run=run_options(run), **evaluation(world)),
         steps=3, epochs=2, minibatches=2, adaptive_kl={"target": 0.1, "horizon": 50},
         critic={"optimizer": {"learning_rate": 1e-2}},
         pretraining={"data": texts, "examples_per_step": 1},
@@ -95,12 +96,12 @@ def ppo_config(world: World, run: Path) -> PPOConfig:
 
 
 def ppo_shared_config(world: World, run: Path) -> PPOConfig:
-    learned = {"function": "reward_model", "arguments": {"path": world.reward_model()}}
+    reward_model = {"function": "reward_model", "arguments": {"path": world.reward_model()}}
     update = {"labeler": world.reward("letters")[0], "every": 1, "examples": 4,
               "optimizer": {"learning_rate": 1e-3}}  # fmt: skip
-    given = world.on_policy(optimizer=FAST, run=running(run)) | {"rewards": [learned]}
+    options = world.on_policy(optimizer=FAST, run=run_options(run)) | {"rewards": [reward_model]}
     return PPOConfig(
-        **given, steps=3, epochs=2, minibatches=1, critic={"kind": "shared"}, target_kl=1e-4,
+        **options, steps=3, epochs=2, minibatches=1, critic={"kind": "shared"}, target_kl=1e-4,
         reward_update=update,
     )  # fmt: skip
 
@@ -114,7 +115,7 @@ PAIRS = [
 def dpo_config(world: World, run: Path) -> DPOConfig:
     return DPOConfig(
         model={"path": world.path}, data=world.rows("pairs.jsonl", PAIRS), optimizer=FAST,
-        epochs=2.0, pairs_per_step=2, run=running(run), **evaluation(world),
+        epochs=2.0, pairs_per_step=2, run=run_options(run), **evaluation(world),
     )  # fmt: skip
 
 
@@ -122,33 +123,39 @@ def online_dpo_config(world: World, run: Path) -> DPOConfig:
     online = {"data": world.prompts, "rewards": world.reward("letters"), "steps": 3,
               "sampling": {"max_tokens": 6}}  # fmt: skip
     lora = {"path": world.path, "lora": {"rank": 2}}
-    return DPOConfig(model=lora, online=online, optimizer=FAST, pairs_per_step=4, run=running(run))
+    return DPOConfig(
+        model=lora, online=online, optimizer=FAST, pairs_per_step=4, run=run_options(run)
+    )
 
 
 def sft_config(world: World, run: Path) -> SFTConfig:
     rows = [{"prompt": p["prompt"], "completion": p["chosen"]} for p in PAIRS]
     return SFTConfig(
         model={"path": world.path}, data=world.rows("rows.jsonl", rows), optimizer=FAST,
-        steps=4, examples_per_step=2, run=running(run), measure_kl=True, **evaluation(world),
+        steps=4, examples_per_step=2, run=run_options(run), measure_kl=True, **evaluation(world),
     )  # fmt: skip
 
 
 def reward_model_config(world: World, run: Path) -> RewardModelConfig:
     return RewardModelConfig(
         model={"path": world.path}, pairs=world.rows("pairs.jsonl", PAIRS), optimizer=FAST,
-        epochs=3.0, examples_per_step=2, held_out_share=0.25, evaluate_every=1, run=running(run),
+        epochs=3.0, examples_per_step=2, held_out_share=0.25, evaluate_every=1,
+        run=run_options(run),
     )  # fmt: skip
 
 
 def lora_config(world: World, run: Path) -> GRPOConfig:
-    """Adapters, whose reference is the same weights without them or with earlier ones; and a reward
-    that draws from the process's random numbers."""
-    given = world.on_policy("letters", "noise", optimizer=FAST, run=running(run))
-    given["model"] = {"path": world.path, "lora": {"rank": 2}}
-    return GRPOConfig(**given, iterations=2, steps_per_iteration=1, epochs=2, beta=0.1)
+    """Train LoRA adapters, with a reward function that draws from the global random generators.
+
+    The reference is the base model without adapters, and from the second iteration on with the
+    adapters of the first.
+    """
+    options = world.on_policy("letters", "noise", optimizer=FAST, run=run_options(run))
+    options["model"] = {"path": world.path, "lora": {"rank": 2}}
+    return GRPOConfig(**options, iterations=2, steps_per_iteration=1, epochs=2, beta=0.1)
 
 
-def running(directory: Path) -> dict[str, Any]:
+def run_options(directory: Path) -> dict[str, Any]:
     return {"directory": str(directory), "samples_every": 1, "samples": 2,
             "checkpoints": {"seconds": 1e-9}}  # fmt: skip
 
@@ -156,11 +163,11 @@ def running(directory: Path) -> dict[str, Any]:
 RUNS: dict[str, tuple[Train, Callable[[World, Path], Configuration]]] = {
     "grpo": (grpo.train, grpo_config),
     "grpo-no-kl": (grpo.train, grpo_without_kl_config),
-    "grpo-ahead": (grpo.train, grpo_ahead_config),
+    "grpo-async": (grpo.train, grpo_async_config),
     "grpo-process": (grpo.train, grpo_process_config),
     "grpo-lora": (grpo.train, lora_config),
     "ppo": (ppo.train, ppo_config),
-    "ppo-ahead": (ppo.train, ppo_ahead_config),
+    "ppo-async": (ppo.train, ppo_async_config),
     "ppo-shared": (ppo.train, ppo_shared_config),
     "dpo": (dpo.train, dpo_config),
     "dpo-online": (dpo.train, online_dpo_config),
@@ -169,56 +176,57 @@ RUNS: dict[str, tuple[Train, Callable[[World, Path], Configuration]]] = {
 }
 
 
-# --- What is compared -----------------------------------------------------------------------------
+# --- Comparison -----------------------------------------------------------------------------------
 
 
-def of_the_clock(name: str) -> bool:
-    """Whether two equal runs may differ in a number: it is a time, or counts something by time."""
-    about = metric(name)
+def depends_on_clock(name: str) -> bool:
+    """Return whether a metric may differ between two equal runs, because it measures time."""
+    definition = metric(name)
     return (
         name == "elapsed"
-        or (about is not None and about.unit in ("s", "tokens/s"))
+        or (definition is not None and definition.unit in ("s", "tokens/s"))
         or (name.startswith("time_share/"))
     )
 
 
-def outcome(run: Path) -> dict[str, Any]:
-    """All that a run leaves, but for what the clock decides."""
-    found: dict[str, Any] = {}
+def run_results(run: Path) -> dict[str, Any]:
+    """Return the logs, models and last checkpoint of a run, without values that measure time."""
+    results: dict[str, Any] = {}
     for stem in ("metrics", "evaluation", "samples", "outcomes"):
         file = run / f"{stem}.jsonl"
         lines = [json.loads(x) for x in file.read_text().splitlines()] if file.exists() else []
-        found[stem] = [{k: v for k, v in x.items() if not of_the_clock(k)} for x in lines]
+        results[stem] = [{k: v for k, v in x.items() if not depends_on_clock(k)} for x in lines]
     for file in sorted(run.rglob("*.safetensors")):
         if "checkpoints" not in file.parts:
-            found[str(file.relative_to(run))] = load_file(file)
+            results[str(file.relative_to(run))] = load_file(file)
     last = Checkpoints(run, read_run(run)["id"]).latest()
     assert last is not None
-    found["state"] = {name: last.part(name, PROMPTS) for name in sorted(last._trees)}
-    del found["state"]["logs"], found["state"]["frame"]["spent"]["seconds"]
+    state = {name: last.load(name, PROMPTS) for name in sorted(last.entries)}
+    del state[LOGS], state[LOOP_STATE]["spent"]["seconds"]
     for name in ("seconds", "stages", "flops"):  # FLOPs are counted over the whole process.
-        del found["state"]["frame"][name]
-    return found
+        del state[LOOP_STATE][name]
+    return results | {"state": state}
 
 
 PROMPTS = [object()] * 100
+"""Stand-ins for the prompts that a checkpoint refers to by index."""
 
 
-def same(one: Any, other: Any, where: str = "") -> list[str]:
-    """Where two values differ, to the last bit."""
+def different_values(one: Any, other: Any, path: str = "") -> list[str]:
+    """Return the paths of all values that are not bit-identical."""
     if isinstance(one, torch.Tensor):
         equal = one.dtype == other.dtype and one.shape == other.shape
         equal = equal and one.numpy().tobytes() == other.numpy().tobytes()
-        return [] if equal else [where]
+        return [] if equal else [path]
     if isinstance(one, dict):
         if one.keys() != other.keys():
-            return [f"{where}: {one.keys() ^ other.keys()}"]
-        return [d for key in one for d in same(one[key], other[key], f"{where}/{key}")]
+            return [f"{path}: {one.keys() ^ other.keys()}"]
+        return [d for key in one for d in different_values(one[key], other[key], f"{path}/{key}")]
     if isinstance(one, list | tuple):
         if len(one) != len(other):
-            return [f"{where}: {len(one)} and {len(other)} entries"]
+            return [f"{path}: {len(one)} and {len(other)} entries"]
         return [d for i, (a, b) in enumerate(zip(one, other, strict=True))
-                for d in same(a, b, f"{where}/{i}")]  # fmt: skip
+                for d in different_values(a, b, f"{path}/{i}")]  # fmt: skip
     if hasattr(one, "__dataclass_fields__"):
-        return same(vars(one), vars(other), where)
-    return [] if repr(one) == repr(other) else [f"{where}: {one!r} and {other!r}"]
+        return different_values(vars(one), vars(other), path)
+    return [] if repr(one) == repr(other) else [f"{path}: {one!r} and {other!r}"]

@@ -1,4 +1,4 @@
-"""A run that is stopped anywhere and goes on ends with the same bits as one never stopped."""
+"""A run that is stopped anywhere and resumed ends with the same bits as one never stopped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.stoppable_runs import RUNS, Train, outcome, same
+from helpers.stoppable_runs import RUNS, Train, different_values, run_results
 from helpers.tiny_models import World
 
 from trivium.config.base import Configuration
@@ -15,7 +15,7 @@ from trivium.runs import checkpointing
 
 
 class Killed(BaseException):
-    """What a test ends a run with, as if the process had been killed there."""
+    """Ends a run as if its process were killed."""
 
 
 @pytest.fixture
@@ -24,31 +24,28 @@ def world(tmp_path: Path) -> World:
 
 
 @pytest.fixture(autouse=True)
-def _save_at_every_pause(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(checkpointing, "_SHARE", 0)
+def _save_at_every_save_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkpointing, "MIN_INTERVAL_PER_SAVE", 0)
 
 
-# --- The properties -------------------------------------------------------------------------------
+def kill_after_save(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Make the run end, as if killed, after its state was saved ``number`` times."""
+    save, save_points = checkpointing.CheckpointManager.save, []
 
-
-def kill_after_saving(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    """Let the run end as if killed once its state was saved for the given time."""
-    save, seen = checkpointing.CheckpointManager.save, []
-
-    def counted(saver: checkpointing.CheckpointManager, *given: Any) -> None:
-        save(saver, *given)
-        seen.append(given[0])
-        if len(seen) == number:
+    def save_and_kill(manager: checkpointing.CheckpointManager, *arguments: Any) -> None:
+        save(manager, *arguments)
+        save_points.append(arguments[0])
+        if len(save_points) == number:
             raise Killed
 
-    monkeypatch.setattr(checkpointing.CheckpointManager, "save", counted)
+    monkeypatch.setattr(checkpointing.CheckpointManager, "save", save_and_kill)
 
 
-def killed_everywhere(train: Train, config: Configuration, patch: pytest.MonkeyPatch) -> int:
-    """Train to the end, killed and prepared again at every single pause; how often that was."""
+def train_with_kills(train: Train, config: Configuration, patch: pytest.MonkeyPatch) -> int:
+    """Train to the end, killed and resumed at every save point. Return the number of kills."""
     for kills in range(100):
         with patch.context() as once:
-            kill_after_saving(once, 1)
+            kill_after_save(once, 1)
             try:
                 train(config)
             except Killed:
@@ -56,34 +53,34 @@ def killed_everywhere(train: Train, config: Configuration, patch: pytest.MonkeyP
                     file.write('{"step": 99, "torn')
             else:
                 return kills
-    raise AssertionError("the run does not come to its end")
+    raise AssertionError("the run does not finish")
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_run_killed_at_every_pause_ends_with_the_same_bits(
+def test_run_killed_at_every_save_point_ends_with_the_same_bits(
     world: World, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train, configured = RUNS[name]
-    whole = outcome(train(configured(world, tmp_path / "whole")))
-    config = configured(world, tmp_path / "killed")
-    assert killed_everywhere(train, config, monkeypatch) >= 3
-    assert same(whole, outcome(tmp_path / "killed")) == []
+    train, make_config = RUNS[name]
+    expected = run_results(train(make_config(world, tmp_path / "uninterrupted")))
+    config = make_config(world, tmp_path / "killed")
+    assert train_with_kills(train, config, monkeypatch) >= 3
+    assert different_values(expected, run_results(tmp_path / "killed")) == []
 
 
-@pytest.mark.parametrize(("first", "later"), [("torch", "onednn"), ("onednn", "torch")])
-def test_run_goes_on_with_the_product_that_it_began_with(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Backend, later: Backend
+@pytest.mark.parametrize(("first", "second"), [("torch", "onednn"), ("onednn", "torch")])
+def test_resumed_run_keeps_its_matmul_backend(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: Backend, second: Backend
 ) -> None:
-    train, configured = RUNS["sft"]
+    train, make_config = RUNS["sft"]
     before = matmul_backend.name
     try:
         matmul_backend.use(first)
         with monkeypatch.context() as once:
-            kill_after_saving(once, 1)
+            kill_after_save(once, 1)
             with pytest.raises(Killed):
-                train(configured(world, tmp_path / "run"))
-        matmul_backend.use(later)  # As another process may find its own to be faster.
-        train(configured(world, tmp_path / "run"))
+                train(make_config(world, tmp_path / "run"))
+        matmul_backend.use(second)  # Another process may measure that this one is faster.
+        train(make_config(world, tmp_path / "run"))
         assert matmul_backend.name == first
     finally:
         matmul_backend.use(before)

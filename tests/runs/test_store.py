@@ -1,4 +1,4 @@
-"""A run's directory: what is written, when, and what survives."""
+"""Files of a run directory: configuration, logs and models."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch
 
 from trivium.config.base import Configuration, load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError
-from trivium.runs.run_directory import LOCK, Claim, claim, new_directory
+from trivium.runs.run_directory import LOCK, RunClaim, claim_directory, new_directory
 from trivium.runs.store import (
     Run,
     RunConfig,
@@ -35,13 +35,13 @@ class Job(Configuration):
 
 def start(directory: Path, **fields: Any) -> Run:
     job = Job(run=RunConfig(directory=directory, **fields))
-    return prepared(claim("grpo", job.run, job))
+    return create_run(claim_directory("grpo", job.run, job))
 
 
-def prepared(claimed: Claim) -> Run:
-    path, lock = new_directory(claimed)
+def create_run(claim: RunClaim) -> Run:
+    path, lock = new_directory(claim)
     lock.release()
-    return Run.create(path, claimed.kind, claimed.resolved)
+    return Run.create(path, claim.kind, claim.resolved)
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def run(tmp_path: Path) -> Run:
     return start(tmp_path / "run")
 
 
-def contents(directory: Path) -> dict[str, str]:
+def texts(directory: Path) -> dict[str, str]:
     return {
         str(file.relative_to(directory)): file.read_text()
         for file in directory.rglob("*")
@@ -60,7 +60,7 @@ def contents(directory: Path) -> dict[str, str]:
 # --- The directory --------------------------------------------------------------------------------
 
 
-def test_run_records_its_configuration_and_circumstances(run: Run) -> None:
+def test_run_records_its_configuration_and_provenance(run: Run) -> None:
     loaded = load_configuration(Job, run.path / "config.yaml")
     assert loaded == Job(run=RunConfig(directory=run.path))
     record = read_run(run.path)
@@ -69,25 +69,25 @@ def test_run_records_its_configuration_and_circumstances(run: Run) -> None:
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", record["started"])
 
 
-def test_runs_without_a_directory_get_one_each(
+def test_each_run_without_a_directory_gets_a_new_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    paths = [prepared(claim("dpo", RunConfig(), Job())).path for _ in range(3)]
+    paths = [create_run(claim_directory("dpo", RunConfig(), Job())).path for _ in range(3)]
     assert len(set(paths)) == 3
     assert all(re.match(r"runs/dpo-\d{8}-\d{6}", str(path)) for path in paths)
     assert all(read_run(path)["kind"] == "dpo" for path in paths)
 
 
-def test_directory_that_holds_a_finished_run_is_refused_and_left_alone(run: Run) -> None:
+def test_directory_of_a_finished_run_is_refused_and_left_alone(run: Run) -> None:
     run.event("finished", step=0)
-    before = contents(run.path)
+    before = texts(run.path)
     with pytest.raises(ConfigurationError, match=r"holds a finished run: .*run\.overwrite=true"):
         start(run.path)
-    assert contents(run.path) == before
+    assert texts(run.path) == before
 
 
-def test_overwriting_leaves_nothing_of_the_run_before(run: Run, tmp_path: Path) -> None:
+def test_overwriting_removes_all_files_of_the_earlier_run(run: Run, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "kept").write_text("kept")
@@ -96,21 +96,21 @@ def test_overwriting_leaves_nothing_of_the_run_before(run: Run, tmp_path: Path) 
         (directory / "weights").write_text("old")
     (run.path / "link").symlink_to(outside)
     start(run.path, overwrite=True)
-    assert sorted(contents(run.path)) == ["config.yaml", "run.json"]
+    assert sorted(texts(run.path)) == ["config.yaml", "run.json"]
     assert (outside / "kept").exists()
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
-def test_directory_of_something_else_is_refused_and_left_alone(
+def test_directory_with_other_files_is_refused_and_left_alone(
     tmp_path: Path, overwrite: bool
 ) -> None:
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ConfigurationError, match=r"holds thesis\.txt but no run"):
         start(tmp_path, overwrite=overwrite)
-    assert contents(tmp_path) == {"thesis.txt": "years of work"}
+    assert texts(tmp_path) == {"thesis.txt": "years of work"}
 
 
-def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
+def test_directory_that_cannot_be_created_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigurationError, match=r"run\.directory = .*file: is a file"):
         start(tmp_path / "file")
@@ -118,7 +118,7 @@ def test_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         start(tmp_path / "file" / "run")
 
 
-# --- Lines ----------------------------------------------------------------------------------------
+# --- Logs -----------------------------------------------------------------------------------------
 
 
 def test_metrics_read_back_in_order_with_their_steps(run: Run) -> None:
@@ -130,7 +130,7 @@ def test_metrics_read_back_in_order_with_their_steps(run: Run) -> None:
     assert 0 <= first["elapsed"] <= second["elapsed"]
 
 
-def test_numbers_that_are_not_finite_stay_strict_json(run: Run) -> None:
+def test_nonfinite_numbers_are_written_as_strict_json(run: Run) -> None:
     run.log(3, {"a": math.nan, "b": -math.inf, "c": math.inf, "d": 1.0})
     (line,) = (run.path / "metrics.jsonl").read_text().splitlines()
     raw = json.loads(line, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
@@ -140,13 +140,13 @@ def test_numbers_that_are_not_finite_stay_strict_json(run: Run) -> None:
     assert (metrics["b"], metrics["c"], metrics["d"]) == (-math.inf, math.inf, 1.0)
 
 
-def test_each_append_is_a_whole_line_on_disk_at_once(run: Run) -> None:
+def test_each_append_writes_a_complete_line_at_once(run: Run) -> None:
     for step in range(3):
         run.log(step, {"loss": 1.0})
         assert (run.path / "metrics.jsonl").read_bytes().count(b"\n") == step + 1
 
 
-def test_generated_text_reads_back_and_cannot_reach_a_terminal_or_break_a_line(run: Run) -> None:
+def test_generated_text_is_read_back_and_its_control_characters_are_escaped(run: Run) -> None:
     text = 'NaN \x1b[31m \x9b2J \x7f \u2028 \u202e \ud800 \x85 \r\n "é" 猫 \U0001f600'
     run.samples(2, [{"response": text, "reward": 1.0}, {"response": "NaN", "reward": 0.0}])
     data = (run.path / "samples.jsonl").read_bytes()
@@ -160,12 +160,12 @@ def test_generated_text_reads_back_and_cannot_reach_a_terminal_or_break_a_line(r
     ]
 
 
-def test_json_of_numbers_that_are_not_python_s_is_json() -> None:
+def test_tensors_and_other_objects_are_written_as_json() -> None:
     record = {"a": torch.tensor(2), "b": [torch.tensor(math.nan)], "c": (1, Path("x")), 4: None}
     assert json.loads(json_line(record)) == {"a": 2, "b": ["NaN"], "c": [1, "x"], "4": None}
 
 
-def test_event_tells_time_kind_message_and_fields(run: Run) -> None:
+def test_event_has_time_kind_message_and_fields(run: Run) -> None:
     run.event("alarm", "the reward is flat", step=4, share=0.5)
     run.event("quiet")
     alarm, quiet = read_events(run.path)
@@ -184,13 +184,13 @@ def test_record_cannot_replace_the_step(run: Run) -> None:
         run.log(1, {"step": 2.0})
 
 
-def test_line_truncated_by_a_crash_is_left_out_and_damage_elsewhere_is_told(run: Run) -> None:
+def test_line_truncated_by_a_crash_is_skipped_and_other_damage_is_an_error(run: Run) -> None:
     run.log(1, {"loss": 1.0})
     path = run.path / "metrics.jsonl"
-    whole = path.read_text()
-    path.write_text(whole + whole[:9])
+    text = path.read_text()
+    path.write_text(text + text[:9])
     assert [record["step"] for record in read_metrics(run.path)] == [1]
-    path.write_text(whole + whole[:9] + "\n")
+    path.write_text(text + text[:9] + "\n")
     with pytest.raises(DataError, match=r"metrics\.jsonl:2: is damaged"):
         read_metrics(run.path)
     path.write_text("3\n")
@@ -198,9 +198,7 @@ def test_line_truncated_by_a_crash_is_left_out_and_damage_elsewhere_is_told(run:
         read_metrics(run.path)
 
 
-def test_files_not_written_yet_read_as_empty_and_other_directories_are_no_runs(
-    run: Run, tmp_path: Path
-) -> None:
+def test_missing_logs_are_empty_and_other_directories_are_refused(run: Run, tmp_path: Path) -> None:
     assert read_metrics(run.path) == read_evaluations(run.path) == read_samples(run.path) == []
     with pytest.raises(DataError, match="is not the directory of a run"):
         read_metrics(tmp_path)
@@ -209,7 +207,7 @@ def test_files_not_written_yet_read_as_empty_and_other_directories_are_no_runs(
         read_run(run.path)
 
 
-def test_line_that_cannot_be_written_is_an_error_that_names_the_file(run: Run) -> None:
+def test_error_of_a_line_that_cannot_be_written_names_the_file(run: Run) -> None:
     (run.path / "metrics.jsonl").mkdir()
     with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be written: "):
         run.log(1, {"loss": 1.0})
@@ -223,35 +221,35 @@ def test_saved_model_appears_only_when_complete(run: Run) -> None:
         (directory / "weights").write_text("new")
         assert not (run.path / "final").exists()
         assert directory.parent == run.path
-    assert contents(run.path / "final") == {"weights": "new"}
+    assert texts(run.path / "final") == {"weights": "new"}
     assert [p.name for p in run.path.iterdir() if p.name.startswith(".")] == [LOCK]
     (event,) = read_events(run.path)
     assert (event["kind"], event["name"]) == ("saved", "final")
 
 
-def test_saving_again_replaces_all_that_was_there(run: Run) -> None:
+def test_saving_again_replaces_the_whole_directory(run: Run) -> None:
     with run.saving("a/b") as directory:
         (directory / "old").write_text("old")
     with run.saving("a/b") as directory:
         (directory / "new").write_text("new")
-        assert contents(run.path / "a") == {"b/old": "old", f"{directory.name}/new": "new"}
-    assert contents(run.path / "a") == {"b/new": "new"}
+        assert texts(run.path / "a") == {"b/old": "old", f"{directory.name}/new": "new"}
+    assert texts(run.path / "a") == {"b/new": "new"}
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_failed_saving_leaves_the_old_model_and_no_remains(
+def test_failed_save_leaves_the_old_model_and_no_partial_files(
     run: Run, error: type[BaseException]
 ) -> None:
     with run.saving("final") as directory:
         (directory / "weights").write_text("old")
-    before = contents(run.path)
+    before = texts(run.path)
     with pytest.raises(error), run.saving("final") as directory:
         (directory / "weights").write_text("half")
         raise error
-    assert contents(run.path) == before
+    assert texts(run.path) == before
 
 
-def test_old_model_returns_if_the_new_one_cannot_be_put_in_place(
+def test_old_model_is_restored_if_the_new_one_cannot_be_renamed(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with run.saving("final") as directory:
@@ -266,11 +264,11 @@ def test_old_model_returns_if_the_new_one_cannot_be_put_in_place(
     monkeypatch.setattr(Path, "rename", fail_for_new)
     with pytest.raises(OSError, match="no"), run.saving("final") as directory:
         (directory / "weights").write_text("new")
-    assert contents(run.path / "final") == {"weights": "old"}
+    assert texts(run.path / "final") == {"weights": "old"}
     assert [p.name for p in run.path.iterdir() if p.name.startswith(".")] == [LOCK]
 
 
-def test_model_reaches_the_disk_before_it_gets_its_name(
+def test_model_is_flushed_to_disk_before_it_gets_its_name(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     synced: list[tuple[str, bool]] = []
@@ -293,7 +291,7 @@ def test_model_reaches_the_disk_before_it_gets_its_name(
     ]
 
 
-def test_saved_directory_is_as_readable_as_its_neighbors(run: Run) -> None:
+def test_saved_directory_has_the_permissions_of_the_run_directory(run: Run) -> None:
     with run.saving("final"):
         pass
     modes = {stat.S_IMODE(path.stat().st_mode) for path in (run.path, run.path / "final")}

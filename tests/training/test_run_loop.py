@@ -1,4 +1,4 @@
-"""What goes on around the steps of a run: numbering, logging, evaluation, budget, trackers."""
+"""Run loop: step numbers, logging, evaluation, budget, trackers, monitors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from trivium.models import flops
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.monitoring.metrics import EVALUATIONS, METRICS, derived, metric, table
-from trivium.runs.budget import BudgetConfig, Spending
-from trivium.runs.startup import prepare_run
+from trivium.runs.budget import BudgetConfig, BudgetTracker
 from trivium.runs.store import (
     RunConfig,
     read_evaluations,
@@ -32,10 +31,11 @@ from trivium.runs.store import (
 )
 from trivium.training.experience import WeightedGroups
 from trivium.training.run_loop import Training
+from trivium.training.startup import prepare_run
 
 
-class Plain(Configuration):
-    """A configuration."""
+class MinimalConfig(Configuration):
+    """The settings that every training command has, and one more."""
 
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig(path="none", device="cpu")
@@ -43,17 +43,17 @@ class Plain(Configuration):
 
 
 @dataclass
-class Held:
-    """An evaluator that notes when it was asked."""
+class FakeEvaluator:
+    """An evaluator that counts its calls."""
 
     every: int = 2
-    asked: list[int] = field(default_factory=list)
+    calls: list[int] = field(default_factory=list)
 
     def due(self, step: int) -> bool:
         return step % self.every == 0
 
-    def evaluate(self) -> Held:
-        self.asked.append(len(self.asked))
+    def evaluate(self) -> FakeEvaluator:
+        self.calls.append(len(self.calls))
         return self
 
     def record(self) -> dict[str, Any]:
@@ -66,58 +66,59 @@ class Held:
         return {"index": [0, 1], "greedy": [0.0, 1.0]}
 
     def state_dict(self) -> list[int]:
-        return self.asked
+        return self.calls
 
     def load_state_dict(self, state: list[int]) -> None:
-        self.asked = state
+        self.calls = state
 
 
-def training(path: Path, total: int, evaluator: Any = None, **options: Any) -> Training:
-    config = Plain(run=RunConfig(directory=path / "run", **options))
+def make_training(path: Path, total: int, evaluator: Any = None, **options: Any) -> Training:
+    config = MinimalConfig(run=RunConfig(directory=path / "run", **options))
     return Training(prepare_run("test", config), total, evaluator=evaluator)
 
 
-def go(training: Training, **numbers: float) -> list[int]:
+def run_steps(training: Training, **metrics: float) -> list[int]:
+    """Run all steps with equal metrics, and return their numbers."""
     with training:
-        seen = []
+        steps = []
         for step in training.steps():
-            training.log(numbers)
-            seen.append(step)
-    return seen
+            training.log(metrics)
+            steps.append(step)
+    return steps
 
 
-def test_steps_are_numbered_from_one_over_all_loops(tmp_path: Path) -> None:
-    seen = []
-    with training(tmp_path, 5) as run:
-        for number in run.rounds(2):
-            for step in run.steps(until=2 * (number + 1)):
+def test_steps_are_numbered_from_one_across_iterations(tmp_path: Path) -> None:
+    pairs = []
+    with make_training(tmp_path, 5) as run:
+        for iteration in run.iterations(2):
+            for step in run.steps(until=2 * (iteration + 1)):
                 run.log({})
-                seen.append((number, step))
-    assert seen == [(0, 1), (0, 2), (1, 3), (1, 4), (2, 5)]
+                pairs.append((iteration, step))
+    assert pairs == [(0, 1), (0, 2), (1, 3), (1, 4), (2, 5)]
     assert [line["step"] for line in read_metrics(run.path)] == [1, 2, 3, 4, 5]
     assert read_events(run.path)[-1]["kind"] == "finished"
 
 
-def test_evaluation_comes_before_the_first_step_when_due_and_after_the_last_once(
+def test_evaluation_runs_when_due_and_once_after_the_last_step(
     tmp_path: Path,
 ) -> None:
-    held = Held()
-    run = training(tmp_path, 4, held, samples=1)
-    go(run)
+    evaluator = FakeEvaluator()
+    run = make_training(tmp_path, 4, evaluator, samples=1)
+    run_steps(run)
     assert [r["step"] for r in read_evaluations(run.path)] == [0, 2, 4]
     assert [r["step"] for r in read_outcomes(run.path)] == [0, 2, 4]
     assert [(r["step"], r["index"]) for r in read_samples(run.path)] == [(0, 0), (2, 0), (4, 0)]
-    assert held.asked == [0, 1, 2]
+    assert evaluator.calls == [0, 1, 2]
 
 
-def test_last_evaluation_is_made_where_it_is_not_due(tmp_path: Path) -> None:
-    run = training(tmp_path, 3, Held(every=2))
-    go(run)
+def test_last_evaluation_runs_even_if_it_is_not_due(tmp_path: Path) -> None:
+    run = make_training(tmp_path, 3, FakeEvaluator(every=2))
+    run_steps(run)
     assert [r["step"] for r in read_evaluations(run.path)] == [0, 2, 3]
 
 
-def test_failed_run_is_neither_evaluated_nor_called_finished(tmp_path: Path) -> None:
-    run = training(tmp_path, 3, Held(every=9))
+def test_failed_run_is_neither_evaluated_nor_marked_finished(tmp_path: Path) -> None:
+    run = make_training(tmp_path, 3, FakeEvaluator(every=9))
     with pytest.raises(RuntimeError), run:
         for _ in run.steps():
             raise RuntimeError
@@ -125,23 +126,23 @@ def test_failed_run_is_neither_evaluated_nor_called_finished(tmp_path: Path) -> 
     assert read_events(run.path) == []
 
 
-def test_budget_ends_the_run_after_the_step_that_spends_it(tmp_path: Path) -> None:
-    run = training(tmp_path, 9, Held(every=9), budget={"generated_tokens": 25})
-    assert go(run, **{"tokens/generated": 10.0}) == [1, 2, 3]
-    assert run.over
+def test_budget_ends_the_run_after_the_step_that_exhausts_it(tmp_path: Path) -> None:
+    run = make_training(tmp_path, 9, FakeEvaluator(every=9), budget={"generated_tokens": 25})
+    assert run_steps(run, **{"tokens/generated": 10.0}) == [1, 2, 3]
+    assert run.stop_early
     kinds = [event["kind"] for event in read_events(run.path)]
     assert kinds == ["stopped", "finished"]
     assert "30 of 25 generated_tokens" in read_events(run.path)[0]["message"]
     assert [r["step"] for r in read_evaluations(run.path)] == [0, 3]
 
 
-def test_share_of_a_budget_is_that_of_its_scarcest_currency() -> None:
-    spending = Spending(BudgetConfig(trained_tokens=100, seconds=10))
-    spending.add({"tokens/trained": 30.0, "time/total": 2.0})
-    assert spending.share() == 0.3 and not spending.over
-    spending.add({"time/total": 9.0})
-    assert spending.share() == 1.0 and spending.over
-    assert Spending(None).share() == 0.0
+def test_fraction_spent_is_the_largest_of_all_limits() -> None:
+    budget = BudgetTracker(BudgetConfig(trained_tokens=100, seconds=10))
+    budget.add({"tokens/trained": 30.0, "time/total": 2.0})
+    assert budget.fraction_spent() == 0.3 and not budget.exhausted
+    budget.add({"time/total": 9.0})
+    assert budget.fraction_spent() == 1.0 and budget.exhausted
+    assert BudgetTracker(None).fraction_spent() == 0.0
 
 
 def test_budget_without_a_limit_is_refused() -> None:
@@ -149,9 +150,9 @@ def test_budget_without_a_limit_is_refused() -> None:
         BudgetConfig()
 
 
-def test_cost_is_that_of_the_step_alone(tmp_path: Path) -> None:
+def test_flops_are_those_of_the_step_alone(tmp_path: Path) -> None:
     flops.add(5.0)
-    with training(tmp_path, 2) as run:
+    with make_training(tmp_path, 2) as run:
         for step in run.steps():
             flops.add(100.0 * step)
             run.log({})
@@ -160,7 +161,7 @@ def test_cost_is_that_of_the_step_alone(tmp_path: Path) -> None:
 
 
 def test_rates_and_shares_follow_from_tokens_and_seconds() -> None:
-    found = derived(
+    metrics = derived(
         {
             "time/total": 10.0,
             "time/rollout": 4.0,
@@ -169,7 +170,7 @@ def test_rates_and_shares_follow_from_tokens_and_seconds() -> None:
             "tokens/trained": 100.0,
         }
     )
-    assert found == {
+    assert metrics == {
         "time_share/rollout": 0.4,
         "time_share/update": 0.5,
         "tokens/per_second": 10.0,
@@ -179,34 +180,34 @@ def test_rates_and_shares_follow_from_tokens_and_seconds() -> None:
     assert derived({"time/total": 0.0, "tokens/generated": 0.0}) == {}
 
 
-def test_a_number_without_a_definition_is_not_logged(tmp_path: Path) -> None:
+def test_metric_without_a_definition_is_not_logged(tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match="reward/meen"):
-        go(training(tmp_path, 1), **{"reward/meen": 1.0})
+        run_steps(make_training(tmp_path, 1), **{"reward/meen": 1.0})
 
 
-def test_reward_names_are_filled_into_their_definitions() -> None:
-    found = metric("rewards/a/b {x}/std")
-    assert found is not None and found.title == "std: a/b {x}"
+def test_reward_names_are_inserted_into_metric_definitions() -> None:
+    definition = metric("rewards/a/b {x}/std")
+    assert definition is not None and definition.title == "std: a/b {x}"
     assert metric("rewards/a/median") is None
     assert metric("reward/mean") is METRICS["reward/mean"]
 
 
-def test_docs_hold_the_table_of_metrics() -> None:
+def test_docs_contain_the_table_of_metrics() -> None:
     page = Path(__file__).parents[2] / "docs" / "metrics.md"
     text = page.read_text(encoding="utf-8")
     assert table(METRICS.values()) in text
     assert table(EVALUATIONS.values()) in text
 
 
-def test_training_responses_are_kept_at_their_cadence(tmp_path: Path) -> None:
-    run = training(tmp_path, 5, samples_every=2)
+def test_training_responses_are_kept_every_few_steps(tmp_path: Path) -> None:
+    run = make_training(tmp_path, 5, samples_every=2)
     with run:
         for step in run.steps():
             run.log({}, lambda step=step: [{"drawn": "training", "number": step}])
     assert [row["number"] for row in read_samples(run.path)] == [1, 3, 5]
 
 
-def test_every_number_reaches_the_trackers(tmp_path: Path, monkeypatch: Any) -> None:
+def test_all_metrics_reach_the_trackers(tmp_path: Path, monkeypatch: Any) -> None:
     calls: list[Any] = []
     fake = SimpleNamespace(
         init=lambda **options: calls.append(options),
@@ -215,20 +216,20 @@ def test_every_number_reaches_the_trackers(tmp_path: Path, monkeypatch: Any) -> 
         __spec__=SimpleNamespace(),
     )
     monkeypatch.setitem(sys.modules, "wandb", fake)
-    run = training(tmp_path, 1, Held(every=1), trackers=("wandb",))
-    go(run, **{"reward/mean": 3.0})
+    run = make_training(tmp_path, 1, FakeEvaluator(every=1), trackers=("wandb",))
+    run_steps(run, **{"reward/mean": 3.0})
     assert calls[0]["config"]["answer"] == 42 and calls[0]["name"] == "run"
     assert calls[1] == (0, {"evaluation/n": 2.0, "evaluation/greedy": 0.5})
     assert calls[2][0] == 1 and calls[2][1]["reward/mean"] == 3.0
     assert calls[-1] == "finished"
 
 
-def test_tracker_that_is_not_installed_is_refused_before_anything_is_written(
+def test_missing_tracker_package_is_refused_before_anything_is_written(
     tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("trivium.runs.trackers.find_spec", lambda name: None)
     with pytest.raises(ConfigurationError, match=r"pip install 'trivium\[trackio\]'"):
-        training(tmp_path, 1, trackers=("trackio",))
+        make_training(tmp_path, 1, trackers=("trackio",))
     assert not (tmp_path / "run").exists()
 
 
@@ -240,13 +241,13 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def config_of(world: World, **options: Any) -> GRPOConfig:
+def make_config(world: World, **options: Any) -> GRPOConfig:
     return GRPOConfig(**(world.on_policy() | {"steps_per_iteration": 3} | options))
 
 
-def test_budget_ends_all_loops_of_grpo(world: World) -> None:
+def test_budget_ends_all_iterations_of_grpo(world: World) -> None:
     run = world.run(budget={"generated_tokens": 150}, samples_every=1)
-    config = config_of(world, iterations=3, steps_per_iteration=2, run=run)
+    config = make_config(world, iterations=3, steps_per_iteration=2, run=run)
     path = grpo.train(config)
     lines = read_metrics(path)
     spent = [line["tokens/generated"] for line in lines]
@@ -254,11 +255,11 @@ def test_budget_ends_all_loops_of_grpo(world: World) -> None:
     assert (path / "final" / "config.json").exists()
 
 
-def test_schedule_follows_the_budget_where_it_ends_first(world: World) -> None:
+def test_schedule_follows_the_budget_if_it_ends_before_the_steps(world: World) -> None:
     optimizer = {"learning_rate": 1e-3, "schedule": "linear"}
-    free = grpo.train(config_of(world, optimizer=optimizer, steps_per_iteration=100,
+    path = grpo.train(make_config(world, optimizer=optimizer, steps_per_iteration=100,
                                 run=world.run(budget={"generated_tokens": 190})))  # fmt: skip
-    lines = read_metrics(free)
+    lines = read_metrics(path)
     spent = 0.0
     for line in lines:
         assert line["learning_rate"] == pytest.approx(1e-3 * (1 - min(1.0, spent / 190)), rel=0.05)
@@ -266,8 +267,8 @@ def test_schedule_follows_the_budget_where_it_ends_first(world: World) -> None:
     assert len(lines) >= 2
 
 
-def test_training_rows_hold_advantages_and_log_ratios_of_every_token(world: World) -> None:
-    path = grpo.train(config_of(world, beta=0.1, run=world.run(samples_every=1)))
+def test_training_samples_have_advantages_and_log_ratios_of_every_token(world: World) -> None:
+    path = grpo.train(make_config(world, beta=0.1, run=world.run(samples_every=1)))
     rows = read_samples(path)
     assert {row["drawn"] for row in rows} == {"training"}
     assert [row["step"] for row in rows] == [s for s in (1, 2, 3) for _ in range(3)]
@@ -281,8 +282,8 @@ def test_training_rows_hold_advantages_and_log_ratios_of_every_token(world: Worl
     assert sum(group) == pytest.approx(0.0, abs=1e-3)
 
 
-def test_every_logged_number_of_a_run_is_defined_and_timed(world: World) -> None:
-    path = grpo.train(config_of(world))
+def test_all_logged_metrics_are_defined_and_stages_add_up_to_the_step(world: World) -> None:
+    path = grpo.train(make_config(world))
     (line, *_) = read_metrics(path)
     stages = sum(line[f"time/{stage}"] for stage in ("rollout", "scoring", "logprobs", "update"))
     assert 0.8 * line["time/total"] < stages <= line["time/total"]
@@ -295,59 +296,61 @@ def test_every_logged_number_of_a_run_is_defined_and_timed(world: World) -> None
 # --- Monitors -------------------------------------------------------------------------------------
 
 
-def test_alarm_is_shown_kept_and_does_not_stop_unless_asked(tmp_path: Path, caplog: Any) -> None:
-    run = training(tmp_path, 3)
-    assert go(run, **{"policy/kl_old": 0.5}) == [1, 2, 3]
+def test_alarm_is_shown_and_logged_and_does_not_stop_by_default(
+    tmp_path: Path, caplog: Any
+) -> None:
+    run = make_training(tmp_path, 3)
+    assert run_steps(run, **{"policy/kl_old": 0.5}) == [1, 2, 3]
     alarms = [event for event in read_events(run.path) if event["kind"] == "alarm"]
     assert [(a["monitor"], a["step"], a["stops"]) for a in alarms] == [("kl_old", 1, False)]
     assert alarms[0]["why"] and alarms[0]["remedy"] and alarms[0]["value"] == 0.5
     assert [r.levelname for r in caplog.records] == ["WARNING"]
 
 
-def test_monitor_may_stop_the_run_after_its_step(tmp_path: Path) -> None:
-    run = training(tmp_path, 3, monitors={"kl_old": {"action": "stop"}})
-    assert go(run, **{"policy/kl_old": 0.5}) == [1]
+def test_monitor_with_action_stop_ends_the_run_after_the_step(tmp_path: Path) -> None:
+    run = make_training(tmp_path, 3, monitors={"kl_old": {"action": "stop"}})
+    assert run_steps(run, **{"policy/kl_old": 0.5}) == [1]
     assert [event["kind"] for event in read_events(run.path)] == ["alarm", "stopped", "finished"]
 
 
 def test_monitors_see_evaluations_before_the_first_step(tmp_path: Path) -> None:
-    seen: list[tuple[str, int]] = []
-    run = training(tmp_path, 2, Held(every=1))
-    run._monitors.evaluated = lambda step, record: seen.append(("evaluated", step)) or []
-    run._monitors.observe = lambda step, metrics: seen.append(("observed", step)) or []
-    go(run)
-    assert seen == [(what, n) for n in (0, 1, 2) for what in ("observed", "evaluated")][1:]
+    calls: list[tuple[str, int]] = []
+    run = make_training(tmp_path, 2, FakeEvaluator(every=1))
+    run._monitors.evaluated = lambda step, record: calls.append(("evaluated", step)) or []
+    run._monitors.observe = lambda step, metrics: calls.append(("observed", step)) or []
+    run_steps(run)
+    assert calls == [(name, n) for n in (0, 1, 2) for name in ("observed", "evaluated")][1:]
 
 
-def test_control_characters_of_a_reward_name_reach_no_terminal(tmp_path: Path, caplog: Any) -> None:
-    run = training(tmp_path, 1)
-    go(run, **{"rewards/\x1b[31mevil/fallbacks": 3.0})
+def test_control_characters_of_a_reward_name_are_escaped(tmp_path: Path, caplog: Any) -> None:
+    run = make_training(tmp_path, 1)
+    run_steps(run, **{"rewards/\x1b[31mevil/fallbacks": 3.0})
     (alarm, _) = read_events(run.path)
     assert alarm["kind"] == "alarm" and "\x1b" not in alarm["message"]
     assert "\x1b" not in caplog.text
 
 
-# --- What fails -----------------------------------------------------------------------------------
+# --- Failures -------------------------------------------------------------------------------------
 
 
-def test_batch_that_is_not_finite_is_kept_for_study_and_told(
+def test_nonfinite_batch_is_saved_and_the_failure_is_logged(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loss = sft.loss
 
-    def poisoned(policy: Policy, part: WeightedGroups) -> Any:
-        value, seen = loss(policy, part)
-        return value * float("nan"), seen
+    def nan_loss(policy: Policy, groups: WeightedGroups) -> Any:
+        value, observed = loss(policy, groups)
+        return value * float("nan"), observed
 
-    monkeypatch.setattr(sft, "loss", poisoned)
+    monkeypatch.setattr(sft, "loss", nan_loss)
     rows = world.rows("rows.jsonl", [{"prompt": "a", "completion": "bc"}])
     run = world.run()
     config = SFTConfig(model={"path": world.path}, data=rows, steps=2, run=run)
     with pytest.raises(NonFiniteError, match=r"The batch is in .*non-finite") as caught:
         sft.train(config)
-    kept = Path(run["directory"]) / "non-finite"
-    assert "bc" in (kept / "batch.json").read_text()
-    assert (kept / "micro-batch-000.safetensors").exists()
-    (failed,) = [e for e in read_events(kept.parent) if e["kind"] == "failed"]
+    saved = Path(run["directory"]) / "non-finite"
+    assert "bc" in (saved / "batch.json").read_text()
+    assert (saved / "micro-batch-000.safetensors").exists()
+    (failed,) = [e for e in read_events(saved.parent) if e["kind"] == "failed"]
     assert failed["message"] == str(caught.value)
-    assert not (kept.parent / "final").exists()
+    assert not (saved.parent / "final").exists()

@@ -32,7 +32,6 @@ from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts, roll_out
-from trivium.runs.startup import prepare_run
 from trivium.training.experience import epoch_batch, num_steps
 from trivium.training.micro_batch import LossOutput, MicroBatch
 from trivium.training.optimizer import Optimizer, StepResult
@@ -41,6 +40,7 @@ from trivium.training.policy_metrics import update_metrics
 from trivium.training.reference_cache import cached_logprobs
 from trivium.training.run_loop import Training
 from trivium.training.setup import load_rewards, local_engine, max_prompt_length
+from trivium.training.startup import prepare_run
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,6 @@ from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy, TokenScores
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts
-from trivium.runs.startup import prepare_run
 from trivium.serialization import serializable
 from trivium.training.experience import (
     Experience,
@@ -60,6 +59,7 @@ from trivium.training.policy_metrics import (
 from trivium.training.protocols import Updates
 from trivium.training.run_loop import Training
 from trivium.training.setup import OnPolicyComponents, build_components
+from trivium.training.startup import prepare_run
 
 
 @serializable

@@ -28,7 +28,6 @@ from trivium.evaluation.evaluator import Measured
 from trivium.evaluation.statistics import Interval, mean_interval
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.reward_model import RewardModel
-from trivium.runs.startup import prepare_run
 from trivium.training.experience import epoch_batch, num_steps
 from trivium.training.micro_batch import MicroBatch, measure
 from trivium.training.optimizer import Optimizer
@@ -42,6 +41,7 @@ from trivium.training.reward_losses import (
     step_accuracy,
 )
 from trivium.training.run_loop import Training
+from trivium.training.startup import prepare_run
 
 
 def train(config: RewardModelConfig) -> Path:

@@ -24,7 +24,6 @@ from trivium.models.loading import context_length, load_tokenizer, trained_param
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import Rewards
-from trivium.runs.startup import prepare_run
 from trivium.training.experience import WeightedGroups, epoch_batch, num_steps
 from trivium.training.micro_batch import LossOutput, MicroBatch, measure
 from trivium.training.optimizer import Optimizer
@@ -32,6 +31,7 @@ from trivium.training.options import AGGREGATION, load_option
 from trivium.training.policy_metrics import update_metrics
 from trivium.training.run_loop import Training
 from trivium.training.setup import load_rewards, local_engine, max_prompt_length
+from trivium.training.startup import prepare_run
 
 
 def train(config: SFTConfig) -> Path:

@@ -42,7 +42,7 @@ class Command:
         """Run the preflight checks, and then the command."""
         if self.trains:
             kind = next(name for name, command in COMMANDS.items() if command is self)
-            _import("trivium.runs.run_directory:claim")(kind, config.run, config)
+            _import("trivium.runs.run_directory:claim_directory")(kind, config.run, config)
         _import("trivium.preflight:preflight")(config)
         return self.load()(config)
 

@@ -24,7 +24,7 @@ from trivium.errors import DataError
 from trivium.models.loading import context_length, load_tokenizer
 from trivium.models.model_config import ModelConfig
 from trivium.rollout.rollouts import Rollouts
-from trivium.runs.budget import Spending
+from trivium.runs.budget import BudgetTracker
 from trivium.training.setup import load_rewards, max_prompt_length
 
 logger = logging.getLogger("trivium")
@@ -40,7 +40,7 @@ def run(config: PairsConfig) -> Path:
     """
     require_free(config.output, config.overwrite)
     counts: Counter[str] = Counter()
-    spending = Spending(config.budget)
+    spending = BudgetTracker(config.budget)
     if config.model is not None:
         candidates_by_prompt = _from_model(config, config.model, counts, spending)
     else:
@@ -106,7 +106,7 @@ def _summary(config: PairsConfig, counts: Counter[str]) -> str:
 
 
 def _from_model(
-    config: PairsConfig, model: ModelConfig, counts: Counter[str], spending: Spending
+    config: PairsConfig, model: ModelConfig, counts: Counter[str], spending: BudgetTracker
 ) -> Iterator[Candidates]:
     tokenizer = load_tokenizer(model)
     max_length = max_prompt_length(context_length(model), config.sampling.max_tokens)

@@ -29,7 +29,7 @@ from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.engine import EVAL_STEP
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.rollout.sampling import Sampling
-from trivium.runs.budget import Spending
+from trivium.runs.budget import BudgetTracker
 from trivium.training.setup import load_rewards, local_engine, max_prompt_length
 
 logger = logging.getLogger("trivium")
@@ -55,7 +55,7 @@ def run(config: SampleConfig) -> Path:
     _check_columns(prompts)
     rewards = load_rewards(config.rewards, prompts, tokenizer)[0] if config.rewards else None
     policy = load_sampler(config.model, tokenizer, config.sampling)
-    spending = Spending(config.budget)
+    spending = BudgetTracker(config.budget)
     batches = sampled(
         policy,
         prompts,
@@ -84,7 +84,7 @@ def run(config: SampleConfig) -> Path:
     return config.output
 
 
-def write_counts(output: Path, counts: Counter[str], spending: Spending) -> None:
+def write_counts(output: Path, counts: Counter[str], spending: BudgetTracker) -> None:
     """Write the counts and the cost to a file beside the output."""
     record = {**counts, **spending.spent}
     output.with_suffix(".counts.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
@@ -106,7 +106,7 @@ def sampled(
     *,
     seed: int,
     title: str,
-    spending: Spending,
+    spending: BudgetTracker,
 ) -> Iterator[Rollouts]:
     """Yield the responses to all prompts and their rewards, in batches.
 
@@ -138,7 +138,7 @@ def sampled(
                 }
             )
             yield rollouts
-            if spending.over:
+            if spending.exhausted:
                 done = min(start + size, len(prompts))
                 logger.info("stopped after %d of %d prompts: %s", done, len(prompts), spending)
                 return

@@ -1,1 +1,1 @@
-"""What a run leaves behind, shows while it goes on, and is measured by."""
+"""Run directories: their files, checkpoints, locks, budgets and signals."""

@@ -1,4 +1,4 @@
-"""What a run may spend, in any of four currencies, and what it has spent."""
+"""Training budgets: limits on seconds, tokens or FLOPs, and how much of them a run has spent."""
 
 from __future__ import annotations
 
@@ -14,47 +14,47 @@ CURRENCIES = {
     "trained_tokens": "tokens/trained",
     "flops": "flops",
 }
-"""Each currency, and the metric that adds up to it."""
+"""The units of a budget, each with the metric whose sum over the steps is the amount spent."""
 
 
 class BudgetConfig(Configuration):
-    """Ends a run after the step in which a limit is reached; schedules follow what is spent."""
+    """Ends the run after the step that reaches a limit. Schedules follow the fraction spent."""
 
     seconds: float | None = Field(default=None, gt=0)
-    """Wall-clock of the training steps, without evaluation and saving."""
+    """Wall-clock time of the training steps, without evaluation and saving."""
     generated_tokens: float | None = Field(default=None, gt=0)
-    """Tokens sampled to learn from."""
+    """Number of tokens sampled for training."""
     trained_tokens: float | None = Field(default=None, gt=0)
-    """Response tokens with a gradient, counted once per epoch over them."""
+    """Number of response tokens with a gradient, counted once per epoch."""
     flops: float | None = Field(default=None, gt=0)
-    """Floating-point operations of all models."""
+    """Number of floating-point operations of all models."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if all(getattr(self, currency) is None for currency in CURRENCIES):
             yield "", f"budget is empty: give one of {', '.join(CURRENCIES)}"
 
 
-class Spending:
-    """What was spent of a budget; without one, nothing is ever over."""
+class BudgetTracker:
+    """Amount spent of a budget. Without a budget it is never exhausted."""
 
     def __init__(self, budget: BudgetConfig | None) -> None:
         self.limits = {} if budget is None else budget.model_dump(exclude_none=True)
         self.spent = dict.fromkeys(CURRENCIES, 0.0)
 
     def add(self, metrics: Mapping[str, float]) -> None:
-        """Add one step's metrics."""
+        """Add the metrics of one step."""
         for currency, name in CURRENCIES.items():
             self.spent[currency] += metrics.get(name, 0.0)
 
-    def share(self) -> float:
-        """The largest share of a limit that is spent, at most 1."""
-        shares = [self.spent[currency] / limit for currency, limit in self.limits.items()]
-        return min(1.0, max(shares, default=0.0))
+    def fraction_spent(self) -> float:
+        """Return the largest fraction of a limit that is spent, at most 1."""
+        fractions = [self.spent[currency] / limit for currency, limit in self.limits.items()]
+        return min(1.0, max(fractions, default=0.0))
 
     @property
-    def over(self) -> bool:
+    def exhausted(self) -> bool:
         """Whether a limit is reached."""
-        return self.share() >= 1
+        return self.fraction_spent() >= 1
 
     def __str__(self) -> str:
         return ", ".join(f"{self.spent[c]:,.4g} of {x:,.4g} {c}" for c, x in self.limits.items())

@@ -1,13 +1,14 @@
-"""Checkpoints: a run's whole state in a directory of its own, there whole or not at all.
+"""Checkpoints: the whole state of a run in one directory, complete or absent.
 
-    checkpoints/00000012/            after step 12; 00000012-p003: inside step 13, at its 3rd pause
-        state.json                   the state, with tensors by name
+    checkpoints/00000012/            after step 12; 00000012-p003: inside step 13, third save point
+        state.json                   the state, with tensors replaced by their names
         tensors.safetensors          the tensors
-        manifest.json                what the two files are (size, SHA-256), of which run and step
+        manifest.json                size and SHA-256 of both files, the run's id and the step
 
-It is written under another name, flushed to the disk, and renamed; what is torn or altered is
-recognized before anything is read from it. Left out: what the state is (``training.run_loop``), and
-how values become trees (``trivium.serialization``).
+A checkpoint is written under a temporary name, flushed to the disk and renamed. A truncated or
+altered checkpoint is detected before anything is loaded from it. The contents of the state
+(``training.run_loop``) and the conversion of values to JSON (``trivium.serialization``) are defined
+elsewhere.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trivium.errors import CheckpointError
-from trivium.runs.files import flush_to_disk, placing, remove_aside
+from trivium.runs.files import atomic_directory, flush_to_disk, remove_atomically
 from trivium.serialization import Serializer, deserialize
 
 logger = logging.getLogger(__name__)
@@ -40,52 +41,62 @@ _NAME = re.compile(r"\d{8,}(-p\d{3,})?")
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where in a run a checkpoint was taken: after ``step`` steps, at a pause of the next (0: none
-    of it is done)."""
+class SavePoint:
+    """Point of a run at which its state can be saved.
+
+    Attributes:
+        step: number of completed training steps.
+        index: number of the save point inside the next step, from 1; 0 between two steps.
+    """
 
     step: int
-    pause: int = 0
+    index: int = 0
 
     @property
     def name(self) -> str:
-        return f"{self.step:08d}" + (f"-p{self.pause:03d}" if self.pause else "")
+        return f"{self.step:08d}" + (f"-p{self.index:03d}" if self.index else "")
 
     def __str__(self) -> str:
-        return f"inside step {self.step + 1}" if self.pause else f"step {self.step}"
+        return f"inside step {self.step + 1}" if self.index else f"step {self.step}"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that is whole; its parts are read one by one, so that memory holds one.
+    """A complete checkpoint. Its entries are loaded one by one, so that memory holds one at a time.
 
     Attributes:
-        path: its directory.
-        place: where in the run it was taken.
+        path: directory of the checkpoint.
+        save_point: point of the run at which the checkpoint was saved.
     """
 
     path: Path
-    place: Place
+    save_point: SavePoint
 
     @cached_property
-    def _trees(self) -> dict[str, Any]:
+    def entries(self) -> dict[str, Any]:
+        """The serialized entries by name, without their tensors."""
         return json.loads((self.path / STATE).read_text(encoding="utf-8"))
 
-    def __contains__(self, part: str) -> bool:
-        return part in self._trees
+    def __contains__(self, name: str) -> bool:
+        return name in self.entries
 
-    def part(self, name: str, shared_objects: Sequence[object] = ()) -> Any:
-        """One part of the state."""
+    def load(self, name: str, shared_objects: Sequence[object] = ()) -> Any:
+        """Return one entry of the state.
+
+        Raises:
+            CheckpointError: the entry cannot be deserialized.
+        """
         try:
-            return deserialize(self._trees[name], self._tensor, shared_objects)
+            return deserialize(self.entries[name], self._load_tensor, shared_objects)
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise CheckpointError(
                 f"{self.path / STATE}: {name!r} cannot be read ({error}): it was written by "
                 "another version of Trivium, or altered"
             ) from error
 
-    def _tensor(self, name: str) -> Tensor:
-        """A tensor in memory of its own: opened anew each time, nothing of the file stays held."""
+    def _load_tensor(self, name: str) -> Tensor:
+        """Return a tensor in memory of its own. The file is closed again, so it is not kept open
+        or mapped."""
         with safe_open(self.path / TENSORS, framework="pt", backend="pread") as file:
             return file.get_tensor(name).clone()
 
@@ -94,125 +105,129 @@ class Checkpoints:
     """The checkpoints of one run.
 
     Args:
-        run: the run's directory.
-        identity: the run's own id, so that another's checkpoint is not taken for one of its own.
+        run: the run directory.
+        run_id: id of the run. A checkpoint of another run is rejected by its id.
     """
 
-    def __init__(self, run: Path, identity: str) -> None:
+    def __init__(self, run: Path, run_id: str) -> None:
         self.directory = run / DIRECTORY
-        self.identity = identity
+        self.run_id = run_id
 
     def write(
-        self, place: Place, parts: Mapping[str, Any], shared_objects: Sequence[object] = ()
+        self,
+        save_point: SavePoint,
+        state: Mapping[str, Any],
+        shared_objects: Sequence[object] = (),
     ) -> Checkpoint:
-        """Save a state; whole and on the disk when this returns.
+        """Write a checkpoint. It is complete and on the disk when this method returns.
 
         Raises:
-            OSError: the disk is full, or cannot be written.
+            OSError: the disk is full, or the checkpoint cannot be written.
         """
-        packer = Serializer(shared_objects)
-        trees = {name: packer.pack(value, name) for name, value in parts.items()}
-        target = self.directory / place.name
-        with placing(target) as partial:
-            text = json.dumps(trees, ensure_ascii=False, allow_nan=False)
+        serializer = Serializer(shared_objects)
+        entries = {name: serializer.pack(value, name) for name, value in state.items()}
+        target = self.directory / save_point.name
+        with atomic_directory(target) as partial:
+            text = json.dumps(entries, ensure_ascii=False, allow_nan=False)
             (partial / STATE).write_text(text, encoding="utf-8")
-            _write_tensors(packer.tensors, partial / TENSORS)
-            (partial / MANIFEST).write_text(self._manifest(place, partial), encoding="utf-8")
-        return Checkpoint(target, place)
+            _write_tensors(serializer.tensors, partial / TENSORS)
+            (partial / MANIFEST).write_text(self._manifest(save_point, partial), encoding="utf-8")
+        return Checkpoint(target, save_point)
 
     def latest(self) -> Checkpoint | None:
-        """The last checkpoint that is whole; None if the run has none.
+        """Return the most recent complete checkpoint; None if there are no checkpoints.
 
         Raises:
-            CheckpointError: there are some, and none is whole.
+            CheckpointError: there are checkpoints, and none of them is complete.
         """
-        damages = []
+        errors = []
         for path in reversed(self.paths()):
             try:
-                return self.opened(path)
+                return self.open(path)
             except CheckpointError as error:
-                damages.append(str(error))
+                errors.append(str(error))
                 logger.warning("%s; the checkpoint before it is used", error)
-        if damages:
+        if errors:
             raise CheckpointError(
-                f"{self.directory}: no checkpoint is whole ({damages[0]}): to begin the run anew, "
-                "write run.overwrite=true"
+                f"{self.directory}: no checkpoint is complete ({errors[0]}): write "
+                "run.overwrite=true to start the run from the beginning"
             )
         return None
 
     def paths(self) -> list[Path]:
-        """The directories that are called as checkpoints are, oldest first."""
+        """Return the directories that are named like checkpoints, oldest first."""
         if not self.directory.is_dir():
             return []
         return sorted(p for p in self.directory.iterdir() if _NAME.fullmatch(p.name))
 
-    def opened(self, path: Path) -> Checkpoint:
-        """A checkpoint of this run, its files checked against its manifest.
+    def open(self, path: Path) -> Checkpoint:
+        """Open a checkpoint of this run after checking its files against its manifest.
 
         Raises:
-            CheckpointError: it is torn, altered, or another's.
+            CheckpointError: the checkpoint is truncated or altered, or belongs to another run.
         """
         manifest = _read_manifest(path)
-        place = Place(manifest["step"], manifest["pause"])
-        if manifest["run"] != self.identity:
+        save_point = SavePoint(manifest["step"], manifest["index"])
+        if manifest["run"] != self.run_id:
             raise CheckpointError(f"{path}: is a checkpoint of another run ({manifest['run']})")
-        if place.name != path.name:
-            raise CheckpointError(f"{path}: was renamed; it is {place.name}")
-        for name, about in manifest["files"].items():
-            _check_file(path / name, about["bytes"], about["sha256"])
-        return Checkpoint(path, place)
+        if save_point.name != path.name:
+            raise CheckpointError(f"{path}: was renamed; its name was {save_point.name}")
+        for name, record in manifest["files"].items():
+            _check_file(path / name, record["bytes"], record["sha256"])
+        return Checkpoint(path, save_point)
 
-    def prune(self, keep: int, spare: str | None = None) -> None:
-        """Delete all but the last ``keep`` and the one called ``spare``."""
+    def prune(self, keep: int, protected: str | None = None) -> None:
+        """Delete all checkpoints but the last ``keep`` and the one named ``protected``."""
         for path in self.paths()[:-keep]:
-            if path.name != spare:
-                remove_aside(path)
+            if path.name != protected:
+                remove_atomically(path)
 
-    def set_aside_after(self, place: Place) -> None:
-        """Rename what could not be read after a place, now that the run goes on from there.
+    def mark_damaged_after(self, save_point: SavePoint) -> None:
+        """Rename the checkpoints after a save point, from which the run resumes, to ``damaged-…``.
 
-        It is kept: what cannot be read now may be readable again, or worth a look.
+        They could not be read. They are kept, because the user may still want to examine or repair
+        them.
         """
         for path in self.paths():
-            if path.name > place.name:
-                path.rename(_free(path.with_name(f"damaged-{path.name}")))
+            if path.name > save_point.name:
+                path.rename(_unused_path(path.with_name(f"damaged-{path.name}")))
 
-    def _manifest(self, place: Place, directory: Path) -> str:
-        about = {
+    def _manifest(self, save_point: SavePoint, directory: Path) -> str:
+        manifest = {
             "format": FORMAT,
-            "run": self.identity,
-            **asdict(place),
-            "files": {name: _measured(directory / name) for name in (STATE, TENSORS)},
+            "run": self.run_id,
+            **asdict(save_point),
+            "files": {name: _file_record(directory / name) for name in (STATE, TENSORS)},
         }
-        return json.dumps({**about, "seal": _seal(about)}, indent=2) + "\n"
+        return json.dumps({**manifest, "sha256": _manifest_digest(manifest)}, indent=2) + "\n"
 
 
-def _free(path: Path) -> Path:
-    """A path that is not taken, numbered where it is."""
+def _unused_path(path: Path) -> Path:
+    """Return the path, with a number appended if it exists."""
     numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
     return next(p for p in chain([path], numbered) if not p.exists())
 
 
 def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
     try:
-        save_file(_unshared(tensors), path)
+        save_file(_without_shared_memory(tensors), path)
     except SafetensorError as error:
         raise OSError(f"{path}: {error}") from error
     flush_to_disk(path)
 
 
-def _unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors, those that share memory with one before them copied: the file allows none."""
+def _without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy tensors that share memory with an earlier one: safetensors does not allow sharing."""
     seen: set[int] = set()
-    found = {}
+    separate = {}
     for name, tensor in tensors.items():
-        memory = tensor.untyped_storage().data_ptr()
-        found[name] = tensor.clone() if memory in seen else tensor
-        seen.add(memory)
-    return found
+        address = tensor.untyped_storage().data_ptr()
+        separate[name] = tensor.clone() if address in seen else tensor
+        seen.add(address)
+    return separate
 
 
-def _measured(path: Path) -> dict[str, Any]:
+def _file_record(path: Path) -> dict[str, Any]:
     return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
 
 
@@ -221,33 +236,34 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _seal(about: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+def _manifest_digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint, if it is as it was written."""
-    where = path / MANIFEST
+    """Return the manifest of a checkpoint after checking its format and its own digest."""
+    file = path / MANIFEST
     try:
-        manifest = json.loads(where.read_bytes())
-        seal = manifest.pop("seal")
+        manifest = json.loads(file.read_bytes())
+        version = manifest["format"]
+        digest = manifest.pop("sha256", None)
     except OSError as error:
-        raise CheckpointError(f"{where}: cannot be read: {error.strerror}") from None
+        raise CheckpointError(f"{file}: cannot be read: {error.strerror}") from None
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise CheckpointError(f"{where}: is torn or altered") from None
-    if seal != _seal(manifest):
-        raise CheckpointError(f"{where}: was altered: its seal does not fit")
-    if manifest["format"] != FORMAT:
-        raise CheckpointError(f"{where}: has the format {manifest['format']}, not {FORMAT}")
+        raise CheckpointError(f"{file}: is truncated or altered") from None
+    if version != FORMAT:
+        raise CheckpointError(f"{file}: has format {version}, not {FORMAT}")
+    if digest != _manifest_digest(manifest):
+        raise CheckpointError(f"{file}: was altered: its SHA-256 does not match")
     return manifest
 
 
 def _check_file(path: Path, size: int, digest: str) -> None:
     try:
-        found = path.stat().st_size
-        if found != size:
-            raise CheckpointError(f"{path}: is torn: it has {found:,} bytes of {size:,}")
+        actual_size = path.stat().st_size
+        if actual_size != size:
+            raise CheckpointError(f"{path}: is truncated: it has {actual_size:,} of {size:,} bytes")
         if _sha256(path) != digest:
-            raise CheckpointError(f"{path}: was altered: its SHA-256 does not fit")
+            raise CheckpointError(f"{path}: was altered: its SHA-256 does not match")
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from None

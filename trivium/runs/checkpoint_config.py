@@ -1,4 +1,4 @@
-"""When a run saves its state, and what it keeps of it."""
+"""Configuration of checkpoints: when a run saves its state, and which checkpoints it keeps."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from trivium.config.base import Configuration
 
 
 class CheckpointsConfig(Configuration):
-    """Saved states that a stopped run goes on from, as if it had never been stopped."""
+    """Checkpoints from which a stopped run resumes with bit-identical results."""
 
     seconds: float = Field(default=60.0, gt=0)
-    """Save when so many seconds have gone since the last time; later where a save takes so long
-    that more than a twenty-fifth of the time would go into saving."""
+    """Seconds between two checkpoints. The interval grows where saving is slow, so that saving
+    takes at most 1/25 of the time."""
     steps: int | None = Field(default=None, ge=1)
-    """Save after every so many steps instead, whatever it costs."""
+    """Number of training steps between two checkpoints. Replaces seconds, however slow saving
+    is."""
     keep: int = Field(default=2, ge=1)
-    """How many of the last checkpoints stay."""
+    """Number of most recent checkpoints to keep."""
     best: str | None = None
-    """An evaluation's number, such as sampled: the checkpoint with the best value stays too, and
-    its model is in best/."""
+    """Evaluation metric, such as sampled, whose best value decides the best checkpoint. That
+    checkpoint is kept too, and its model is saved in best/."""
     best_is: Literal["highest", "lowest"] = "highest"
-    """Which value of it is the best."""
+    """Whether the highest or the lowest value of that metric is the best."""

@@ -1,65 +1,67 @@
-"""When a run's state is saved, what it is made of, and what is kept of it.
+"""Checkpoint manager: decides when to save a run's state, assembles it, and loads it on resume.
 
-    state = the loop_state (``training.run_loop``: step, spending, monitors, what is done of a step)
-          + every object that a loop asked to keep (weights, optimizer, reference, …)
+    state = log positions + numerics state
+          + loop state (``training.run_loop``: step, budget, monitors, results inside a step)
+          + the state of every tracked object (weights, optimizer, reference, …)
 
-Left out: the files (``runs.checkpoint``).
+The files of a checkpoint are written by ``runs.checkpoint``.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from trivium.config.renamed import RENAMED_METRICS
 from trivium.errors import ConfigurationError
-from trivium.models.cpu.linear import matmul_backend
-from trivium.runs.checkpoint import Checkpoint, Checkpoints, Place
+from trivium.runs.checkpoint import Checkpoint, Checkpoints, SavePoint
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.store import Run
 
 logger = logging.getLogger(__name__)
 
-LOOP_STATE, LOGS, NUMERICS = "loop_state", "logs", "matmul_backend"
-_SHARE = 25
-"""Save no sooner than after so many times what the last save took."""
+LOOP_STATE, LOGS, NUMERICS = "loop_state", "logs", "numerics"
+MIN_INTERVAL_PER_SAVE = 25
+"""The interval between two saves is at least this many times the duration of the last save."""
 
 
 class Stateful(Protocol):
-    """Something that changes while a run goes on."""
+    """An object whose state is part of a checkpoint."""
 
     def state_dict(self) -> Any:
-        """All that its future depends on, as ``trivium.serialization`` takes it."""
+        """Return the state, as values that ``trivium.serialization`` accepts."""
         ...
 
     def load_state_dict(self, state: Any) -> None:
-        """Be as it was."""
+        """Load a state that ``state_dict`` returned."""
         ...
 
 
 @runtime_checkable
 class Saveable(Protocol):
-    """A model that can write itself."""
+    """A model that can be saved to a directory."""
 
     def save(self, directory: Path) -> None: ...
 
 
 class CheckpointManager:
-    """Saves one run's state, and gives it back when the run goes on.
+    """Saves the state of one run, and loads it when the run resumes.
 
     Args:
         run: the run.
-        config: when to save and what to keep.
-        shared_objects: objects that states may name by their places, such as the run's prompts.
-        checkpoint: where the run goes on from; None where it begins.
+        config: when to save, and which checkpoints to keep.
+        shared_objects: objects that a state refers to by index, such as the run's prompts.
+        checkpoint: checkpoint from which the run resumes; None for a new run.
+        numerics_state: returns the settings that decide how the process rounds. They are saved
+            under ``NUMERICS``, and must be loaded before the models are.
 
     Attributes:
-        best: the best evaluation so far: its value, step, and the checkpoint's name.
-        saved: the last saved place.
-        saves, seconds: how often this process saved, and how long it took in all.
+        best: value, step and checkpoint name of the best evaluation so far.
+        last_saved: save point of the last checkpoint.
+        num_saves, save_seconds: number and total duration of the saves of this process.
     """
 
     def __init__(
@@ -68,105 +70,118 @@ class CheckpointManager:
         config: CheckpointsConfig,
         shared_objects: Sequence[object],
         checkpoint: Checkpoint | None,
+        numerics_state: Callable[[], Any],
     ) -> None:
         self.config = config
         self._run = run
         self._shared_objects = shared_objects
         self._checkpoint = checkpoint
-        self._checkpoints = Checkpoints(run.path, run.identity)
-        self._objects: dict[str, Stateful] = {}
-        self.saved = checkpoint.place if checkpoint else Place(0)
-        self._at = time.monotonic()
-        self._took = 0.0
-        self.saves, self.seconds = 0, 0.0
+        self._numerics_state = numerics_state
+        self._checkpoints = Checkpoints(run.path, run.run_id)
+        self._tracked: dict[str, Stateful] = {}
+        self.last_saved = checkpoint.save_point if checkpoint else SavePoint(0)
+        self._last_save_time = time.monotonic()
+        self._last_save_seconds = 0.0
+        self.num_saves, self.save_seconds = 0, 0.0
         self.best: dict[str, Any] | None = None
 
     @property
     def model(self) -> Stateful | None:
-        """The model that is trained: what the loop keeps first."""
-        return next(iter(self._objects.values()), None)
+        """The model that is trained: the first tracked object."""
+        return next(iter(self._tracked.values()), None)
 
     def loop_state(self) -> Any:
-        """The loop_state that was saved; None where the run begins."""
+        """Return the saved loop state; None for a new run."""
         return (
             None
             if self._checkpoint is None
-            else self._checkpoint.part(LOOP_STATE, self._shared_objects)
+            else self._checkpoint.load(LOOP_STATE, self._shared_objects)
         )
 
     def track(self, objects: Mapping[str, Stateful]) -> None:
-        """Make these part of the state; where the run goes on, they are at once as they were."""
-        self._objects |= objects
+        """Add objects to the saved state. On resume, load their saved states at once."""
+        self._tracked |= objects
         if self._checkpoint is None:
             return
-        for name, thing in objects.items():
+        for name, tracked in objects.items():
             if name in self._checkpoint:
-                thing.load_state_dict(self._checkpoint.part(name, self._shared_objects))
+                tracked.load_state_dict(self._checkpoint.load(name, self._shared_objects))
 
-    def has(self, place: Place) -> bool:
-        """Whether the last state that was saved is of this place."""
-        return place == self.saved
+    def is_saved(self, save_point: SavePoint) -> bool:
+        """Return whether the last checkpoint is of this save point."""
+        return save_point == self.last_saved
 
-    def due(self, place: Place) -> bool:
-        """Whether to save now, by the steps or by the clock."""
-        if self.has(place):
+    def due(self, save_point: SavePoint) -> bool:
+        """Return whether to save now, by the number of steps or by the clock."""
+        if self.is_saved(save_point):
             return False
         if self.config.steps is not None:
-            return place.pause == 0 and place.step % self.config.steps == 0
-        waited = time.monotonic() - self._at
-        return waited >= max(self.config.seconds, _SHARE * self._took)
+            return save_point.index == 0 and save_point.step % self.config.steps == 0
+        waited = time.monotonic() - self._last_save_time
+        return waited >= max(self.config.seconds, MIN_INTERVAL_PER_SAVE * self._last_save_seconds)
 
-    def save(self, place: Place, loop_state: Mapping[str, Any]) -> None:
+    def save(self, save_point: SavePoint, loop_state: Mapping[str, Any]) -> None:
         """Save the state.
 
         Raises:
-            OSError: the disk is full or cannot be written; what was saved before is still there.
+            OSError: the disk is full or cannot be written. Earlier checkpoints are unharmed.
         """
-        began = time.monotonic()
+        start = time.monotonic()
         try:
-            parts = {name: thing.state_dict() for name, thing in self._objects.items()}
-            own = {LOGS: self._run.written(), NUMERICS: matmul_backend.name, LOOP_STATE: loop_state}
-            self._checkpoints.write(place, own | parts, self._shared_objects)
-            self.saved = place
+            tracked = {name: tracked.state_dict() for name, tracked in self._tracked.items()}
+            own = {
+                LOGS: self._run.log_positions(),
+                NUMERICS: self._numerics_state(),
+                LOOP_STATE: loop_state,
+            }
+            self._checkpoints.write(save_point, own | tracked, self._shared_objects)
+            self.last_saved = save_point
             self._checkpoints.prune(self.config.keep, self.best["name"] if self.best else None)
         finally:
-            self._at = time.monotonic()
-            self._took = self._at - began
-            self.saves += 1
-            self.seconds += self._took
+            self._last_save_time = time.monotonic()
+            self._last_save_seconds = self._last_save_time - start
+            self.num_saves += 1
+            self.save_seconds += self._last_save_seconds
 
-    def try_to_save(self, place: Place, loop_state: Mapping[str, Any]) -> bool:
-        """Save the state, or say why it cannot be: a run goes on without."""
+    def try_to_save(self, save_point: SavePoint, loop_state: Mapping[str, Any]) -> bool:
+        """Save the state, or log why it cannot be saved. Return whether it was saved."""
         try:
-            self.save(place, loop_state)
+            self.save(save_point, loop_state)
         except OSError as error:
             reason = f"the run's state cannot be saved: {error.strerror or error}"
-            logger.warning("%s; the run goes on, and could go on from %s", reason, self.saved)
-            self._run.event("not_saved", reason, step=place.step)
+            logger.warning(
+                "%s; training continues, and the last checkpoint is %s", reason, self.last_saved
+            )
+            self._run.event("not_saved", reason, step=save_point.step)
             return False
         return True
 
-    def is_best(self, place: Place, record: Mapping[str, Any]) -> bool:
-        """Whether an evaluation is the best so far, by the number that the user chose."""
+    def is_best(self, save_point: SavePoint, record: Mapping[str, Any]) -> bool:
+        """Return whether an evaluation is the best so far, by the metric of the configuration."""
         name = self.config.best
         if name is None:
             return False
         value = record.get(name)
         if not isinstance(value, int | float):
-            if name in RENAMED_METRICS:
-                raise ConfigurationError(
-                    f"run.checkpoints.best = {name}: this metric is now "
-                    f"{RENAMED_METRICS[name]}: write that instead"
-                )
-            numbers = [key for key, x in record.items() if isinstance(x, int | float)]
-            raise ConfigurationError(
-                f"run.checkpoints.best = {name}: this run's evaluations measure "
-                f"{', '.join(numbers)}; name one of them"
-            )
+            raise _not_measured(name, record)
         better = self.best is None or (
             (value > self.best["value"]) == (self.config.best_is == "highest")
             and value != self.best["value"]
         )
         if better:
-            self.best = {"value": value, "step": place.step, "name": place.name}
+            self.best = {"value": value, "step": save_point.step, "name": save_point.name}
         return better
+
+
+def _not_measured(name: str, record: Mapping[str, Any]) -> ConfigurationError:
+    """Return the error for a ``run.checkpoints.best`` that is no number of the evaluation."""
+    if name in RENAMED_METRICS:
+        return ConfigurationError(
+            f"run.checkpoints.best = {name}: this metric is now called {RENAMED_METRICS[name]}: "
+            "write that name instead"
+        )
+    metrics = [key for key, value in record.items() if isinstance(value, int | float)]
+    return ConfigurationError(
+        f"run.checkpoints.best = {name}: this run's evaluations measure "
+        f"{', '.join(metrics)}; name one of them"
+    )

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whatever happens while they are written."""
+"""Atomic writes: a file or directory is complete or absent, even after a crash while writing."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ _REMOVED = ".removed"
 
 
 @contextmanager
-def placing(target: Path) -> Iterator[Path]:
-    """Give a directory to write to, which becomes ``target`` once the block has ended.
+def atomic_directory(target: Path) -> Iterator[Path]:
+    """Yield a temporary directory that replaces ``target`` when the block ends.
 
-    What stood there before stays until then, and for good if the block raises.
+    The previous ``target`` stays in place until then, and for good if the block raises.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    partial = _sibling(target, _PARTIAL)
+    partial = _temporary_sibling(target, _PARTIAL)
     partial.mkdir()
     try:
         yield partial
         flush_to_disk(partial)
-        _put_in_place(partial, target)
+        _replace_directory(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all.
+    """Write a text file atomically.
 
     Raises:
-        TrainingError: it cannot be written.
+        TrainingError: the file cannot be written.
     """
     try:
         write_bytes(path, text.encode())
@@ -45,12 +45,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file atomically.
 
     Raises:
-        OSError: it cannot be written.
+        OSError: the file cannot be written.
     """
-    partial = _sibling(path, _PARTIAL)
+    partial = _temporary_sibling(path, _PARTIAL)
     try:
         partial.write_bytes(data)
         flush_to_disk(partial)
@@ -59,10 +59,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def tidy(directory: Path) -> None:
-    """Clear away what a process that was killed left half done in a directory.
+def remove_partial_writes(directory: Path) -> None:
+    """Remove incomplete files and directories that a killed process left in ``directory``.
 
-    What it had moved aside, and not yet put something in the place of, goes back to its place.
+    If the process was killed while it replaced a directory, the previous directory gets its name
+    back.
     """
     if not directory.is_dir():
         return
@@ -72,36 +73,35 @@ def tidy(directory: Path) -> None:
             remove(path)
         else:
             path.rename(target)
-    for ending in (_PARTIAL, _REMOVED):
-        for path in directory.glob(f".*{ending}"):
+    for suffix in (_PARTIAL, _REMOVED):
+        for path in directory.glob(f".*{suffix}"):
             remove(path)
 
 
-def is_left_over(path: Path) -> bool:
-    """Whether a path is what ``tidy`` clears away."""
+def is_partial_write(path: Path) -> bool:
+    """Return whether a path has the name of an incomplete write, as a killed process leaves it."""
     return path.name.startswith(".") and path.name.endswith((_PARTIAL, _PREVIOUS, _REMOVED))
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link, or a directory with all that is in it."""
+    """Delete a file, a link, or a directory and its contents."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()
 
 
-def remove_aside(path: Path) -> None:
-    """Delete a directory under another name, so that half of it never bears the name of the
-    whole."""
-    aside = path.with_name(f".{path.name}{_REMOVED}")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
-    shutil.rmtree(aside, ignore_errors=True)
+def remove_atomically(path: Path) -> None:
+    """Rename a directory, then delete it, so that its name never holds half of its contents."""
+    renamed = path.with_name(f".{path.name}{_REMOVED}")
+    shutil.rmtree(renamed, ignore_errors=True)
+    path.rename(renamed)
+    shutil.rmtree(renamed, ignore_errors=True)
 
 
-def flush_to_disk(path: Path, *, below: bool = True) -> None:
-    """Wait until a file, or a directory and what is below it, has reached the disk."""
-    if below and path.is_dir():
+def flush_to_disk(path: Path, *, recursive: bool = True) -> None:
+    """Wait until a file, or a directory and its contents, has reached the disk."""
+    if recursive and path.is_dir():
         for entry in path.iterdir():
             flush_to_disk(entry)
     descriptor = os.open(path, os.O_RDONLY)
@@ -111,13 +111,13 @@ def flush_to_disk(path: Path, *, below: bool = True) -> None:
         os.close(descriptor)
 
 
-def _sibling(path: Path, ending: str) -> Path:
-    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}{ending}")
+def _temporary_sibling(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}-{uuid.uuid4().hex[:8]}{suffix}")
 
 
-def _put_in_place(partial: Path, target: Path) -> None:
-    """Rename a complete directory to its name, moving aside what bore it before."""
-    previous = _sibling(target, _PREVIOUS)
+def _replace_directory(partial: Path, target: Path) -> None:
+    """Rename a complete directory to ``target``, whose previous contents are deleted last."""
+    previous = _temporary_sibling(target, _PREVIOUS)
     if target.exists():
         target.rename(previous)
     try:
@@ -126,5 +126,5 @@ def _put_in_place(partial: Path, target: Path) -> None:
         if previous.exists():
             previous.rename(target)
         raise
-    flush_to_disk(target.parent, below=False)
+    flush_to_disk(target.parent, recursive=False)
     shutil.rmtree(previous, ignore_errors=True)

@@ -1,9 +1,9 @@
-"""The most memory that a run has held, measured where it runs.
+"""Peak memory of a run, measured in its own process.
 
-On a GPU it is what PyTorch's allocator gave out. On the CPU it is the resident memory of the whole
-process above a baseline that is taken before the models are loaded: on Linux its high-water mark,
-which is set back when the baseline is taken; elsewhere the largest since the process began, so that
-a second run in one process is measured only where it needs more than the first.
+On a GPU the peak is the most memory that PyTorch's allocator handed out. On the CPU it is the peak
+resident memory of the process above a baseline taken before the models are loaded. Linux can reset
+its high-water mark when the baseline is taken. Other systems report the peak since the process
+started, so a second run in the same process is measured only if it needs more than the first.
 """
 
 from __future__ import annotations
@@ -14,20 +14,19 @@ from pathlib import Path
 
 import torch
 
-from trivium.models.cpu.linear import MIN_ROWS, use_fast_linears
-
 STATUS = Path("/proc/self/status")
 CLEAR = Path("/proc/self/clear_refs")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-LARGE_BLOCK, KEPT_ON_TOP = 1 << 17, 1 << 22
-"""Blocks of 128 KiB and more are mapped on their own; 4 MiB may stay free at the heap's end."""
+MMAP_THRESHOLD, TRIM_THRESHOLD = 1 << 17, 1 << 22
+"""glibc maps blocks of 128 KiB and more separately, and keeps at most 4 MiB free at the heap's
+end."""
 
 
 class PeakMemory:
-    """Measures from the moment it is made.
+    """Measures peak memory from its construction on.
 
     Args:
-        device: where the models live.
+        device: device that holds the models.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -36,85 +35,61 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(device)
             return
         return_freed_memory()
-        _set_mark_back()
-        self.baseline = _resident()
+        _reset_high_water_mark()
+        self.baseline = _resident_bytes()
 
     def bytes(self) -> int:
-        """The peak since then, in bytes above the baseline."""
+        """Return the peak so far, in bytes above the baseline."""
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
-        return max(0, _largest() - self.baseline)
-
-
-def load_libraries() -> None:
-    """Train a tiny model for a step, so that library code is in memory before a baseline is taken.
-
-    Otherwise some 30 MiB that belong to no model count as a run's.
-    """
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-    )
-    model = AutoModelForCausalLM.from_config(config)
-    use_fast_linears(model)
-    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    tokens = torch.zeros(2, MIN_ROWS, dtype=torch.long)
-    model(input_ids=tokens, labels=tokens).loss.backward()
-    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-    optimizer.step()
+        return max(0, _peak_resident_bytes() - self.baseline)
 
 
 def return_freed_memory() -> None:
-    """Let large tensors' memory go back to the system as soon as they are freed (glibc only).
+    """Return the memory of large tensors to the system as soon as they are freed (glibc only).
 
-    Left alone, glibc serves ever larger blocks from its heap, where tensors of changing sizes leave
-    holes: the same run then needs up to half as much memory again.
+    By default glibc serves ever larger blocks from its heap. Tensors of changing sizes leave holes
+    there, and the same run then needs up to 50 % more memory.
     """
     if not sys.platform.startswith("linux"):
         return
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
-        library.mallopt(M_MMAP_THRESHOLD, LARGE_BLOCK)
-        library.mallopt(M_TRIM_THRESHOLD, KEPT_ON_TOP)
+        library.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD)
+        library.mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD)
         library.malloc_trim(0)
 
 
-def _set_mark_back() -> None:
-    """Set the high-water mark to what is resident now, where that is possible."""
+def _reset_high_water_mark() -> None:
+    """Reset the high-water mark to the resident memory of now, where the system allows it."""
     try:
         CLEAR.write_text("5")
-    except OSError:  # Not Linux, or not permitted: the mark stays where it was.
+    except OSError:  # Not Linux, or not permitted: the mark stays as it is.
         return
 
 
-def _resident() -> int:
-    """Resident memory now, in bytes; where the system does not say, the largest so far."""
-    return _status("VmRSS") or _largest()
+def _resident_bytes() -> int:
+    """Return the resident memory of now; the peak where the system does not report it."""
+    return _status_bytes("VmRSS") or _peak_resident_bytes()
 
 
-def _largest() -> int:
-    """The largest resident memory, in bytes."""
-    largest = _status("VmHWM")
-    if largest is not None:
-        return largest
+def _peak_resident_bytes() -> int:
+    peak = _status_bytes("VmHWM")
+    if peak is not None:
+        return peak
     try:
         import resource
-    except ImportError:  # Windows measures none.
+    except ImportError:  # Windows reports no peak.
         return 0
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return used if sys.platform == "darwin" else used * 1024
 
 
-def _status(name: str) -> int | None:
-    """A line of the process's status in bytes, None where there is none."""
+def _status_bytes(name: str) -> int | None:
+    """Return one field of /proc/self/status in bytes; None if there is no such field."""
     try:
         lines = STATUS.read_text().splitlines()
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
-    return int(found[0]) * 1024 if found else None
+    values = [line.split()[1] for line in lines if line.startswith(f"{name}:")]
+    return int(values[0]) * 1024 if values else None

@@ -1,8 +1,8 @@
-"""What makes a run the run it is: its configuration, its inputs, and the code that it runs.
+"""Provenance of a run: its configuration, its input files, and the code that computes it.
 
-A run may only go on where none of these changed, or where the user allows it. Files are told by
-their content, large ones by samples of it: what matters is that another file is noticed, not that
-a forgery is. Left out: checkpoints, which are told by checksums of all they hold.
+A run resumes only if none of these has changed, or if the user allows the changes. Input files are
+identified by their content, large files by samples of it: the purpose is to notice a different
+file, not to detect forgery. Checkpoints have checksums of their own (``runs.checkpoint``).
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from trivium.config.base import Configuration
 from trivium.errors import DataError
 
 PACKAGES = ("trivium", "torch", "transformers", "tokenizers", "safetensors", "peft")
-FREE = frozenset(
+IGNORED_SETTINGS = frozenset(
     "run.directory run.overwrite run.resume run.allow_changes run.trackers run.checkpoints "
     "run.measure_memory reference_cache".split()
 )
-"""Settings that decide nothing of what a run computes."""
-_WHOLE, _SAMPLES, _SAMPLE = 1 << 26, 64, 1 << 16
-_ABSENT = "(not set)"
+"""Settings that do not affect the results of a run."""
+_FULL_DIGEST_BYTES, _NUM_SAMPLES, _SAMPLE_BYTES = 1 << 26, 64, 1 << 16
+_NOT_SET = "(not set)"
 
 
 def environment(config: Configuration) -> dict[str, Any]:
-    """What a run depends on besides its configuration, as ``run.json`` keeps it."""
+    """Return everything that a run depends on besides its configuration, as run.json stores it."""
     return {
         "from": str(Path.cwd()),
         "python": platform.python_version(),
@@ -44,36 +44,36 @@ def environment(config: Configuration) -> dict[str, Any]:
 
 
 def differences(saved: Mapping[str, Any], directory: Path, config: Configuration) -> list[str]:
-    """How a configuration, its inputs and the code differ from those of the run in a directory."""
-    settings = _settings(_read_settings(directory / "config.yaml"))
-    now = _settings(config.model_dump(mode="json"))
-    found = [
-        f"{name}: {_shown(settings, name)} → {_shown(now, name)}"
-        for name in dict.fromkeys([*settings, *now])
-        if settings.get(name, _ABSENT) != now.get(name, _ABSENT)
+    """Describe how configuration, inputs and code differ from those of the run in ``directory``."""
+    old = _flat_settings(_read_settings(directory / "config.yaml"))
+    new = _flat_settings(config.model_dump(mode="json"))
+    changes = [
+        f"{name}: {_format_setting(old, name)} → {_format_setting(new, name)}"
+        for name in dict.fromkeys([*old, *new])
+        if old.get(name, _NOT_SET) != new.get(name, _NOT_SET)
     ]
-    about = environment(config)
-    for name, digest_now in about["inputs"].items():
-        if saved["inputs"].get(name, digest_now) != digest_now:
-            found.append(f"{name}: its content changed")
-    if saved["python"].split(".")[:2] != about["python"].split(".")[:2]:
-        found.append(f"python: version {saved['python']} → {about['python']}")
-    for name, installed in about["packages"].items():
+    current = environment(config)
+    for name, current_digest in current["inputs"].items():
+        if saved["inputs"].get(name, current_digest) != current_digest:
+            changes.append(f"{name}: its content changed")
+    if saved["python"].split(".")[:2] != current["python"].split(".")[:2]:
+        changes.append(f"python: version {saved['python']} → {current['python']}")
+    for name, installed in current["packages"].items():
         if saved["packages"].get(name) != installed:
-            found.append(f"{name}: version {saved['packages'].get(name)} → {installed}")
-    if saved["source"] != about["source"]:
-        found.append("trivium: its source code changed")
-    return found
+            changes.append(f"{name}: version {saved['packages'].get(name)} → {installed}")
+    if saved["source"] != current["source"]:
+        changes.append("trivium: its source code changed")
+    return changes
 
 
 def versions() -> dict[str, str | None]:
-    """The installed versions of what computes."""
+    """Return the installed versions of the packages that affect results."""
     return {name: _version(name) for name in PACKAGES}
 
 
 @cache
 def source_digest() -> str:
-    """Trivium's own code in one number; its version alone says little while it is developed."""
+    """Return a digest of Trivium's source code, which changes more often than its version."""
     package = Path(__file__).parent.parent
     total = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -83,14 +83,16 @@ def source_digest() -> str:
 
 
 def digest(path: Path) -> str:
-    """A file's content, or that of all files in a directory, in one number; of a large file its
-    size and samples of it."""
+    """Return a digest of a file, or of all files in a directory.
+
+    A large file is digested by its size and samples of its content.
+    """
     total = hashlib.sha256()
     for file in sorted(_files(path)):
         total.update(str(file.relative_to(path)).encode())
         total.update(str(file.stat().st_size).encode())
-        for piece in _pieces(file):
-            total.update(piece)
+        for chunk in _chunks(file):
+            total.update(chunk)
     return total.hexdigest()[:16]
 
 
@@ -101,42 +103,43 @@ def _files(path: Path) -> Iterator[Path]:
         yield path
 
 
-def _pieces(file: Path) -> Iterator[bytes]:
+def _chunks(file: Path) -> Iterator[bytes]:
+    """Yield the content of a file; of a large file, samples at equal distances."""
     size = file.stat().st_size
     with file.open("rb") as stream:
-        if size <= _WHOLE:
+        if size <= _FULL_DIGEST_BYTES:
             yield stream.read()
             return
-        for place in range(_SAMPLES):
-            stream.seek(place * (size - _SAMPLE) // (_SAMPLES - 1))
-            yield stream.read(_SAMPLE)
+        for number in range(_NUM_SAMPLES):
+            stream.seek(number * (size - _SAMPLE_BYTES) // (_NUM_SAMPLES - 1))
+            yield stream.read(_SAMPLE_BYTES)
 
 
 def _read_settings(path: Path) -> Any:
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: is damaged, so the run cannot go on: {error}") from None
+        raise DataError(f"{path}: is damaged, so the run cannot be resumed: {error}") from None
 
 
-def _settings(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A configuration's values by their dotted names, without those that decide nothing."""
-    found: dict[str, Any] = {}
+def _flat_settings(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the values of a configuration by dotted name, without the ignored settings."""
+    settings: dict[str, Any] = {}
     items = tree.items() if isinstance(tree, dict) else enumerate(tree)
     for key, value in items:
         name = f"{prefix}{key}"
-        if name in FREE:
+        if name in IGNORED_SETTINGS:
             continue
         if isinstance(value, dict | list) and value:
-            found |= _settings(value, f"{name}.")
+            settings |= _flat_settings(value, f"{name}.")
         else:
-            found[name] = value
-    return found
+            settings[name] = value
+    return settings
 
 
-def _shown(settings: Mapping[str, Any], name: str) -> str:
+def _format_setting(settings: Mapping[str, Any], name: str) -> str:
     if name not in settings:
-        return _ABSENT
+        return _NOT_SET
     text = json.dumps(settings[name], ensure_ascii=False)
     return text if len(text) <= 60 else f"{text[:59]}…"
 

@@ -1,8 +1,8 @@
-"""Whether a command may write to its run's directory, and whether it begins or goes on there.
+"""Access to a run directory: whether a command may write there, and whether it resumes a run.
 
-Decided before anything slow is done. A run that was stopped goes on when its command is given
-again, as long as what it computes would be the same; one that is finished, another's, or being
-written by another process is left alone. Left out: what going on means (``training.run_loop``).
+The decision is made before anything slow. A stopped run resumes when its command is rerun, as long
+as its results would be the same. A run that is finished, of another command, or in use by another
+process is left alone. Restoring the state of a resumed run is the task of ``training.run_loop``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from trivium.config.base import Configuration
 from trivium.errors import ConfigurationError
-from trivium.runs.files import is_left_over, remove
+from trivium.runs.files import is_partial_write, remove
 from trivium.runs.provenance import differences
 from trivium.runs.store import RunConfig, is_finished, read_run
 from trivium.runs.trackers import require_trackers
@@ -25,40 +25,40 @@ from trivium.runs.trackers import require_trackers
 logger = logging.getLogger(__name__)
 
 LOCK = ".lock"
-_EARLIER = "earlier-"
-_BEFORE_A_RUN = {LOCK, "config.yaml"}
-"""What stands in a directory whose run was stopped before it had begun."""
-_DONE = ("metrics.jsonl", "evaluation.jsonl", "checkpoints")
-"""What a run has that did something; one that failed before may be replaced."""
+_EARLIER_PREFIX = "earlier-"
+_FILES_BEFORE_START = {LOCK, "config.yaml"}
+"""Files of a run that was stopped before it started."""
+_PROGRESS_FILES = ("metrics.jsonl", "evaluation.jsonl", "checkpoints")
+"""Files of a run that made progress. A run without them may be replaced."""
 
 
 @dataclass(frozen=True)
-class Claim:
-    """A directory that a command may write to.
+class RunClaim:
+    """Permission for a command to write to a directory.
 
     Attributes:
-        kind: what kind of run, such as grpo.
-        config: the run's section of the configuration.
+        kind: kind of the run, such as grpo.
+        config: the run section of the configuration.
         resolved: the whole configuration.
-        resumes: the directory of the run that goes on; None where one begins.
-        changes: what differs from that run, allowed by the user.
-        replaces: whether a run that is there may be deleted.
+        resume_from: directory of the run to resume; None for a new run.
+        changes: differences from the run to resume, which the user has allowed.
+        may_replace: whether an existing run in the directory may be deleted.
     """
 
     kind: str
     config: RunConfig
     resolved: Configuration
-    resumes: Path | None = None
+    resume_from: Path | None = None
     changes: Sequence[str] = ()
-    replaces: bool = False
+    may_replace: bool = False
 
 
-def claim(kind: str, config: RunConfig, resolved: Configuration) -> Claim:
-    """Look where the run would be written, and change nothing.
+def claim_directory(kind: str, config: RunConfig, resolved: Configuration) -> RunClaim:
+    """Decide whether a run may be written to its directory. Nothing is changed there.
 
     Raises:
-        ConfigurationError: the directory holds something else than a run that can go on, a
-            tracker is not installed, or there should be a run to go on with and is none.
+        ConfigurationError: the directory holds something other than a run that can be resumed,
+            a tracker is not installed, or there is no run to resume and run.resume is true.
     """
     require_trackers(config.trackers)
     path = config.directory
@@ -67,31 +67,36 @@ def claim(kind: str, config: RunConfig, resolved: Configuration) -> Claim:
             raise ConfigurationError(
                 "run.resume is true, but no run is named: write run.directory=DIRECTORY"
             )
-        return Claim(kind, config, resolved)
+        return RunClaim(kind, config, resolved)
     require_unlocked(path)
-    if not _holds_a_run(path):
+    if not _holds_run(path):
         if config.resume:
             raise ConfigurationError(
-                f"run.directory = {path}: holds no run to go on with (run.resume is true): check "
-                "the path, or leave run.resume out to begin one"
+                f"run.directory = {path}: holds no run to resume (run.resume is true): check "
+                "the path, or leave run.resume out to start a new run"
             )
-        return Claim(kind, config, resolved)
+        return RunClaim(kind, config, resolved)
     if config.overwrite:
         if config.resume:
             raise ConfigurationError(
-                "run.overwrite and run.resume are both true: begin the run anew, or go on with it?"
+                "run.overwrite and run.resume are both true: keep run.overwrite to delete the run "
+                "and start from the beginning, or run.resume to resume it"
             )
-        return Claim(kind, config, resolved, replaces=True)
-    return _to_go_on(kind, config, resolved, path)
+        return RunClaim(kind, config, resolved, may_replace=True)
+    return _resume_claim(kind, config, resolved, path)
 
 
-def _holds_a_run(path: Path) -> bool:
-    """Whether a directory holds a run; ConfigurationError where it holds anything else."""
+def _holds_run(path: Path) -> bool:
+    """Return whether a directory holds a run.
+
+    Raises:
+        ConfigurationError: the path is a file, or the directory holds something else.
+    """
     if path.exists() and not path.is_dir():
         raise ConfigurationError(
             f"run.directory = {path}: is a file, where a directory is needed; name another place"
         )
-    entries = contents(path)
+    entries = directory_entries(path)
     if not entries:
         return False
     if not (path / "run.json").is_file():
@@ -102,15 +107,20 @@ def _holds_a_run(path: Path) -> bool:
     return True
 
 
-def contents(path: Path) -> list[Path]:
-    """What a directory holds, but for traces of a run that was stopped before it had begun."""
+def directory_entries(path: Path) -> list[Path]:
+    """Return the entries of a directory, without those of a run that was stopped before it
+    started."""
     entries = sorted(path.iterdir()) if path.is_dir() else []
-    kept = [e for e in entries if not (is_left_over(e) or e.name.startswith(_EARLIER))]
-    return [] if {entry.name for entry in kept} <= _BEFORE_A_RUN else kept
+    kept = [e for e in entries if not (is_partial_write(e) or e.name.startswith(_EARLIER_PREFIX))]
+    return [] if {entry.name for entry in kept} <= _FILES_BEFORE_START else kept
 
 
-def _to_go_on(kind: str, config: RunConfig, resolved: Configuration, path: Path) -> Claim:
-    """A claim on a directory that holds a run: to go on with it, if that is what it can be."""
+def _resume_claim(kind: str, config: RunConfig, resolved: Configuration, path: Path) -> RunClaim:
+    """Return a claim on a directory that holds a run.
+
+    Raises:
+        ConfigurationError: the run cannot be resumed, or not with this configuration.
+    """
     saved = read_run(path)
     remedy = "name another directory, or write run.overwrite=true to delete that run"
     if saved["kind"] != kind:
@@ -119,115 +129,118 @@ def _to_go_on(kind: str, config: RunConfig, resolved: Configuration, path: Path)
         )
     if "id" not in saved:
         raise ConfigurationError(
-            f"run.directory = {path}: holds a run of an earlier version of trivium, which no run "
-            f"can go on from: {remedy}"
+            f"run.directory = {path}: holds a run of an earlier version of trivium, which cannot "
+            f"be resumed: {remedy}"
         )
     changes = differences(saved, path, resolved)
     if is_finished(path) and not (changes and config.allow_changes):
         raise ConfigurationError(
-            f"run.directory = {path}: holds a finished run: {remedy}; to go on with it, change "
-            "what it shall do (such as steps) and write --allow-changes"
+            f"run.directory = {path}: holds a finished run: {remedy}; to continue its training, "
+            "change a setting (such as steps) and write --allow-changes"
         )
     if changes and not config.allow_changes:
-        if not any((path / name).exists() for name in _DONE):
-            return Claim(kind, config, resolved, replaces=True)
-        listed = "\n".join(f"  - {change}" for change in changes)
+        if not any((path / name).exists() for name in _PROGRESS_FILES):
+            return RunClaim(kind, config, resolved, may_replace=True)
+        lines = "\n".join(f"  - {change}" for change in changes)
         raise ConfigurationError(
-            f"run.directory = {path}: holds a run that was stopped, and this command is not the "
-            f"same:\n{listed}\nTake the changes back to go on with it, write --allow-changes to "
-            f"go on nevertheless, or {remedy}"
+            f"run.directory = {path}: holds a stopped run that differs from this command:\n{lines}"
+            "\nUndo the changes to resume the run, write --allow-changes to resume it with them, "
+            f"or {remedy}"
         )
-    return Claim(kind, config, resolved, path, changes)
+    return RunClaim(kind, config, resolved, path, changes)
 
 
 # --- Taking the directory -------------------------------------------------------------------------
 
 
 def require_unlocked(path: Path) -> None:
-    """Raise ConfigurationError where another process writes to the run in a directory."""
+    """Raise ConfigurationError if another process writes to the run in a directory."""
     if (path / LOCK).is_file():
-        locked(path).release()
+        lock_directory(path).release()
 
 
-def locked(path: Path) -> FileLock:
-    """Take a directory for this process, until it ends or releases it.
+def lock_directory(path: Path) -> FileLock:
+    """Lock a directory for this process, until the process ends or releases the lock.
 
     Raises:
-        ConfigurationError: another process has it.
+        ConfigurationError: another process holds the lock.
     """
     lock = FileLock(path / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise ConfigurationError(
-            f"run.directory = {path}: another process writes to this run; wait for its end, or "
+            f"run.directory = {path}: another process writes to this run; wait until it ends, or "
             "name another directory"
         ) from None
     except OSError as error:
-        raise _unusable(path, error) from None
+        raise _unusable_directory(path, error) from None
     return lock
 
 
-def new_directory(claim: Claim) -> tuple[Path, FileLock]:
-    """Make and take the directory of a run that begins, empty but for its lock.
+def new_directory(claim: RunClaim) -> tuple[Path, FileLock]:
+    """Create and lock the directory of a new run, empty but for the lock.
 
     Raises:
-        ConfigurationError: it cannot be used, or another run began there since it was claimed.
+        ConfigurationError: the directory cannot be used, or another run started there since it was
+            claimed.
     """
     config = claim.config
     try:
         if config.directory is None:
-            path = _timed_directory(claim.kind)
-            return path, locked(path)
+            path = _timestamped_directory(claim.kind)
+            return path, lock_directory(path)
         path = config.directory
         path.mkdir(parents=True, exist_ok=True)
-        lock = locked(path)
-        if not claim.replaces and claim.resumes is None and _holds_a_run(path):
+        lock = lock_directory(path)
+        if not claim.may_replace and claim.resume_from is None and _holds_run(path):
             raise ConfigurationError(
-                f"run.directory = {path}: another run began there in the meantime; name another"
+                f"run.directory = {path}: another run started there in the meantime; name another "
+                "directory"
             )
-        logged = claim.resumes is not None and (path / "metrics.jsonl").exists()
-        _clear(path, keep=logged, overwrite=config.overwrite)
+        has_logs = claim.resume_from is not None and (path / "metrics.jsonl").exists()
+        _clear(path, keep_logs=has_logs, overwrite=config.overwrite)
     except OSError as error:
-        raise _unusable(config.directory or Path("runs"), error) from None
+        raise _unusable_directory(config.directory or Path("runs"), error) from None
     return path, lock
 
 
-def _clear(path: Path, *, keep: bool, overwrite: bool) -> None:
-    """Empty a directory but for its lock; what a run had logged may be kept in a folder of it.
+def _clear(path: Path, *, keep_logs: bool, overwrite: bool) -> None:
+    """Empty a directory but for its lock, or move the logs of a run into a subdirectory.
 
-    What tells that a run is there goes last: until then a kill leaves a run that can be cleared.
+    The files that identify a run are removed last, so that a process killed while it clears leaves
+    a run that can be cleared again.
     """
     last = ("metrics.jsonl", "run.json", "config.yaml")
     entries = [entry for entry in path.iterdir() if entry.name != LOCK]
     entries.sort(key=lambda entry: last.index(entry.name) if entry.name in last else -1)
-    before = [entry for entry in entries if entry.name.startswith(_EARLIER)]
-    if not keep:
+    kept_before = [entry for entry in entries if entry.name.startswith(_EARLIER_PREFIX)]
+    if not keep_logs:
         for entry in entries:
-            if overwrite or entry not in before:
+            if overwrite or entry not in kept_before:
                 remove(entry)
         return
-    earlier = path / f"{_EARLIER}{len(before) + 1}"
+    earlier = path / f"{_EARLIER_PREFIX}{len(kept_before) + 1}"
     earlier.mkdir()
     for entry in entries:
-        if entry not in before:
+        if entry not in kept_before:
             entry.rename(earlier / entry.name)
     logger.info(
-        "no state of the run in %s was saved before it was stopped: it begins anew, and what it "
-        "had written is in %s",
+        "the run in %s was stopped before its first checkpoint: it starts from the beginning, and "
+        "its earlier files are kept in %s",
         path,
         earlier.name,
     )
 
 
-def _unusable(path: Path, error: OSError) -> ConfigurationError:
+def _unusable_directory(path: Path, error: OSError) -> ConfigurationError:
     return ConfigurationError(
-        f"run.directory = {path}: cannot be used: {error.strerror}; name another"
+        f"run.directory = {path}: cannot be used: {error.strerror}; name another directory"
     )
 
 
-def _timed_directory(kind: str) -> Path:
-    """Make a new directory; runs that start in the same second are numbered."""
+def _timestamped_directory(kind: str) -> Path:
+    """Create a new directory under runs/. Runs that start in the same second are numbered."""
     name = f"{kind}-{datetime.now():%Y%m%d-%H%M%S}"
     Path("runs").mkdir(exist_ok=True)
     number = 1

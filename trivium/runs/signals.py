@@ -1,7 +1,7 @@
-"""Ctrl-C and its like: the first asks a run to save and stop, the second ends it at once.
+"""Signal handling: the first Ctrl-C saves and stops a run, the second ends the process at once.
 
-A signal may come anywhere. It is only noted, and obeyed where the run's state is one to save, or
-where what is being done can be given up because nothing of the state depends on it yet.
+A signal may arrive at any time. The handler only records it. The run stops at its next save point,
+or at once during sampling, which changes no saved state and can be aborted.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ SIGNALS = tuple(
 )
 
 
-def name_of(number: int) -> str:
-    """What a user calls the signal."""
+def signal_name(number: int) -> str:
+    """Return the name of a signal as users know it."""
     return "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run was stopped by a signal, with its state saved.
+    """A signal stopped the run after its state was saved.
 
     Attributes:
-        signal: which one; a shell sees 128 more as exit status.
+        signal: number of the signal. The exit status of the command is 128 plus this number.
     """
 
     def __init__(self, message: str, number: int) -> None:
@@ -37,30 +37,30 @@ class Interrupted(KeyboardInterrupt):
         self.signal = number
 
 
-class GivenUp(KeyboardInterrupt):
-    """What was going on is given up, because the run is to stop.
+class SamplingAborted(KeyboardInterrupt):
+    """Sampling was aborted because a signal asked the run to stop.
 
-    An interrupt like any other to what it breaks off: a reward's call must not take it for a fault.
+    It is a KeyboardInterrupt, so that an interrupted reward call does not count as a failed one.
     """
 
 
-class Stopping:
-    """Listens for signals while it is entered; in another thread than the main one, for none.
+class SignalHandler:
+    """Context manager that records signals. Outside the main thread it does nothing.
 
     Attributes:
-        asked: the signal that asked the run to stop, if any did.
+        received: number of the first signal received; None before.
     """
 
     def __init__(self) -> None:
-        self.asked: int | None = None
-        self._can_give_up = False
-        self._before: dict[int, Any] = {}
+        self.received: int | None = None
+        self._can_abort = False
+        self._previous_handlers: dict[int, Any] = {}
 
-    def __enter__(self) -> Stopping:
+    def __enter__(self) -> SignalHandler:
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
-                    self._before[number] = signal.signal(number, self._take)
+                    self._previous_handlers[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -69,32 +69,38 @@ class Stopping:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
-        self._before = {}
+        self._previous_handlers = {}
 
     @contextmanager
-    def can_give_up(self) -> Iterator[None]:
-        """What is done here may be given up: then GivenUp is raised in the middle of it."""
-        if self.asked is not None:
-            raise GivenUp
-        self._can_give_up = True
+    def abortable(self) -> Iterator[None]:
+        """Mark a block of code that a signal aborts at once.
+
+        Raises:
+            SamplingAborted: a signal arrives inside the block, or arrived before it.
+        """
+        if self.received is not None:
+            raise SamplingAborted
+        self._can_abort = True
         try:
             yield
         finally:
-            self._can_give_up = False
+            self._can_abort = False
 
-    def _take(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is not None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None:
             raise KeyboardInterrupt
-        self.asked = number
-        _tell(f"{name_of(number)}: saving and stopping; once more ends the run at once")
-        if self._can_give_up:
-            self._can_give_up = False
-            raise GivenUp
+        self.received = number
+        _write_to_stderr(
+            f"{signal_name(number)}: saving and stopping; a second signal ends the run at once"
+        )
+        if self._can_abort:
+            self._can_abort = False
+            raise SamplingAborted
 
 
-def _tell(message: str) -> None:
-    """Past Python's streams, which the signal may have come in the middle of writing to."""
+def _write_to_stderr(message: str) -> None:
+    """Write to the file descriptor: the signal may have interrupted a write to Python's stream."""
     with suppress(OSError):
         os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, f"\n{message}\n".encode())

@@ -1,19 +1,19 @@
-"""A run is a directory that explains itself: what was asked, what happened, what came of it.
+"""Files of a run directory: configuration, provenance, logs and models.
 
-    run.json           kind, time of start, versions of Python, Trivium and what it stands on
+    run.json           kind, start time, and versions of Python, Trivium and its dependencies
     config.yaml        the whole configuration, defaults included
-    metrics.jsonl      one line of numbers per training step
-    evaluation.jsonl   one line per evaluation on held-out prompts
-    samples.jsonl      responses, a few per evaluation and of training steps
+    metrics.jsonl      metrics, one line per training step
+    evaluation.jsonl   results, one line per evaluation on held-out prompts
+    samples.jsonl      a few responses of evaluations and training steps
     outcomes.jsonl     the reward of every held-out response, by prompt
-    events.jsonl       what happened besides
-    checkpoints/       the run's state, to go on from
+    events.jsonl       other events
+    checkpoints/       the run's state, to resume from
     final/ ...         models
 
-Lines are strict JSON and are appended whole; a number that is not finite is written as the text
-"NaN", "Infinity" or "-Infinity", which `read_metrics` and `read_evaluations` turn back. Models
-appear only when complete. Left out: who may write here (``runs.run_directory``), a run's state
-(``runs.checkpoint``), and drawing what the files say.
+Lines are strict JSON, and each append writes one complete line. A number that is not finite is
+written as the text "NaN", "Infinity" or "-Infinity", which `read_metrics` and `read_evaluations`
+convert back. Models appear only when complete. Write access to the directory is decided in
+``runs.run_directory``; checkpoints are in ``runs.checkpoint``.
 """
 
 from __future__ import annotations
@@ -38,65 +38,66 @@ from trivium.errors import CheckpointError, DataError, TrainingError
 from trivium.monitoring.monitor_config import MonitorsConfig
 from trivium.runs.budget import BudgetConfig
 from trivium.runs.checkpoint_config import CheckpointsConfig
-from trivium.runs.files import flush_to_disk, placing, write_text
+from trivium.runs.files import atomic_directory, flush_to_disk, write_text
 from trivium.runs.provenance import environment
-from trivium.runs.trackers import TrackerName
+from trivium.runs.tracker_config import TrackerName
 
 LOGS = ("metrics", "evaluation", "samples", "outcomes", "events")
-"""The files to which lines are appended, without their ending."""
-_HAPPEN_ONCE = ("interrupted", "failed", "resumed", "not_saved")
+"""The names of the log files, without .jsonl."""
+_KEPT_EVENTS = ("interrupted", "failed", "resumed", "not_saved")
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
 class RunConfig(Configuration):
-    """Where a run is written, and what its randomness starts from."""
+    """Directory, random seed, checkpoints and logs of a run."""
 
     directory: Path | None = None
-    """The run's directory, new or empty; by default runs/ and then the kind and time of the run."""
+    """Run directory, new or empty. The default is a directory under runs/ with the kind and the
+    time of the run in its name."""
     overwrite: bool = False
-    """Delete the run that the directory already holds, and begin anew."""
+    """Delete the run in the directory, and start from the beginning."""
     resume: bool = False
-    """Insist on going on with a run that was stopped. (One goes on by itself when its command is
-    given again; this refuses to begin one.)"""
+    """Require a stopped run to resume. A stopped run resumes without this setting too when its
+    command is rerun; with it, the command never starts a new run."""
     allow_changes: bool = False
-    """Go on with a run even where its configuration, data or code changed."""
+    """Resume a run even if its configuration, data or code has changed."""
     checkpoints: CheckpointsConfig = CheckpointsConfig()
-    """Saved states that a stopped run goes on from."""
+    """Checkpoints to resume from."""
     seed: int = Field(default=0, ge=0, lt=1 << 63)
-    """Decides every random choice of the run."""
+    """Seed of every random choice of the run."""
     samples: int = Field(default=8, ge=0)
-    """To how many of the held-out prompts the responses of each evaluation are kept."""
+    """Number of held-out prompts whose responses are kept at each evaluation."""
     samples_every: int = Field(default=10, ge=0)
-    """Keep the responses to one training prompt every so many steps; 0: never."""
+    """Number of steps between two training prompts whose responses are kept; 0 keeps none."""
     budget: BudgetConfig | None = None
-    """End the run when so much is spent, even before its steps are done."""
+    """Limits that end the run before its last step."""
     trackers: tuple[TrackerName, ...] = ()
-    """Mirror the metrics to tensorboard, wandb or trackio."""
+    """Experiment trackers that receive a copy of the metrics: tensorboard, wandb, trackio."""
     measure_memory: bool = False
-    """Measure the run's peak memory. On the CPU this makes freed tensors' memory go back to the
+    """Measure the run's peak memory. On the CPU this returns the memory of freed tensors to the
     system at once, which costs time (docs/memory.md)."""
     monitors: MonitorsConfig = MonitorsConfig()
-    """What raises an alarm, and which alarms stop the run (docs/monitors.md)."""
+    """Thresholds of the alarms, and which alarms stop the run (docs/monitors.md)."""
 
 
 class Run:
     """A run that is being written.
 
     Attributes:
-        path: its directory.
-        identity: an id of its own, which its checkpoints bear.
+        path: the run directory.
+        run_id: unique id, which is also in the run's checkpoints.
     """
 
-    def __init__(self, path: Path, identity: str, *, elapsed: float = 0.0) -> None:
+    def __init__(self, path: Path, run_id: str, *, elapsed: float = 0.0) -> None:
         self.path = path
-        self.identity = identity
-        self._started = time.monotonic() - elapsed
-        self._written = {stem: (0, hashlib.sha256()) for stem in LOGS}
+        self.run_id = run_id
+        self._start_time = time.monotonic() - elapsed
+        self._positions = {stem: (0, hashlib.sha256()) for stem in LOGS}
 
     @classmethod
     def create(cls, path: Path, kind: str, resolved: Configuration) -> Run:
-        """Begin a run in an empty directory: write its configuration and circumstances."""
+        """Create a run in an empty directory, and write its configuration and provenance."""
         record = {
             "kind": kind,
             "id": uuid.uuid4().hex,
@@ -109,89 +110,92 @@ class Run:
 
     @classmethod
     def resume(cls, path: Path, logs: Mapping[str, Any]) -> Run:
-        """Go on with a run from where its ``logs`` were then; what came after is cut off.
+        """Reopen a run at the log positions of a checkpoint, and truncate its logs to them.
 
-        Of events nothing is: what happened, happened. ``read_events`` knows what was done again.
+        Events are never truncated. ``read_events`` leaves out those of repeated steps.
 
         Raises:
-            CheckpointError: a log was shortened or altered since.
+            CheckpointError: a log was shortened or altered after the checkpoint.
         """
         run = cls(path, read_run(path)["id"], elapsed=logs["elapsed"])
-        for stem, (size, digest) in logs["written"].items():
+        for stem, (size, digest) in logs["positions"].items():
             file = path / f"{stem}.jsonl"
             data = file.read_bytes() if file.exists() else b""
             if len(data) < size or hashlib.sha256(data[:size]).hexdigest() != digest:
                 raise CheckpointError(
-                    f"{file}: was shortened or altered after the checkpoint, so the run cannot go "
-                    "on from there; put it back as it was, or write run.overwrite=true to begin "
-                    "anew"
+                    f"{file}: was shortened or altered after the checkpoint, so the run cannot be "
+                    "resumed from there; restore the file, or write run.overwrite=true to start "
+                    "from the beginning"
                 )
             if stem == "events":
                 size = data.rfind(b"\n") + 1
-            run._written[stem] = (size, hashlib.sha256(data[:size]))
+            run._positions[stem] = (size, hashlib.sha256(data[:size]))
             if len(data) > size:
                 os.truncate(file, size)
         return run
 
-    def written(self) -> dict[str, Any]:
-        """How far every log is written, flushed to the disk, and when."""
+    def log_positions(self) -> dict[str, Any]:
+        """Flush every log to the disk. Return the logs' sizes and digests, and the elapsed time."""
         for stem in LOGS:
             if (self.path / f"{stem}.jsonl").exists():
                 flush_to_disk(self.path / f"{stem}.jsonl")
         return {
             "elapsed": self.elapsed(),
-            "written": {stem: (n, total.hexdigest()) for stem, (n, total) in self._written.items()},
+            "positions": {
+                stem: (size, total.hexdigest()) for stem, (size, total) in self._positions.items()
+            },
         }
 
-    def resumed(self, logs: Mapping[str, Any], **fields: Any) -> None:
-        """Note that the run goes on from where its logs were then."""
-        self.event("resumed", events_bytes=logs["written"]["events"][0], **fields)
+    def log_resumed(self, logs: Mapping[str, Any], **fields: Any) -> None:
+        """Append an event that the run resumes from the log positions of a checkpoint."""
+        self.event("resumed", events_bytes=logs["positions"]["events"][0], **fields)
 
     def elapsed(self) -> float:
-        """Seconds since the run began, without the time that it was stopped."""
-        return round(time.monotonic() - self._started, 3)
+        """Return the seconds since the start of the run, without the time that it was stopped."""
+        return round(time.monotonic() - self._start_time, 3)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append a step's numbers, and the seconds since the start."""
+        """Append the metrics of a step, and the elapsed seconds."""
         numbers = {name: float(value) for name, value in metrics.items()}
-        self._append("metrics", _distinct({"step": step, "elapsed": self.elapsed()}, numbers))
+        self._append("metrics", _merge_fields({"step": step, "elapsed": self.elapsed()}, numbers))
 
     def event(self, kind: str, message: str = "", /, **fields: Any) -> None:
-        """Append something that happened, with what else is to be known of it."""
+        """Append an event with its time, an optional message and further fields."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         own = {"time": now, "kind": kind} | ({"message": message} if message else {})
-        self._append("events", _distinct(own, fields))
+        self._append("events", _merge_fields(own, fields))
 
     def samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         """Append responses, one line each."""
         for row in rows:
-            self._append("samples", _distinct({"step": step}, row))
+            self._append("samples", _merge_fields({"step": step}, row))
 
     def evaluation(self, step: int, result: Mapping[str, Any]) -> None:
         """Append the result of an evaluation."""
-        self._append("evaluation", _distinct({"step": step, "elapsed": self.elapsed()}, result))
+        own = {"step": step, "elapsed": self.elapsed()}
+        self._append("evaluation", _merge_fields(own, result))
 
     def outcomes(self, step: int, outcomes: Mapping[str, Any]) -> None:
         """Append the rewards of an evaluation's responses."""
         if outcomes:
-            self._append("outcomes", _distinct({"step": step}, outcomes))
+            self._append("outcomes", _merge_fields({"step": step}, outcomes))
 
     @contextmanager
     def saving(self, name: str = "final") -> Iterator[Path]:
-        """Give a directory to save a model in, which becomes the run's `name` once complete.
+        """Yield a directory for a model, which replaces ``name`` in the run when the block ends.
 
-        What stood there before stays until then, and for good if the block raises.
+        The previous directory stays in place until then, and for good if the block raises.
         """
-        with placing(self.path / name) as partial:
+        with atomic_directory(self.path / name) as partial:
             yield partial
         self.event("saved", name=name)
 
     def _append(self, stem: str, record: Mapping[str, Any]) -> None:
         path = self.path / f"{stem}.jsonl"
         data = (json_line(record) + "\n").encode()
-        size, total = self._written[stem]
+        size, total = self._positions[stem]
         total.update(data)
-        self._written[stem] = (size + len(data), total)
+        self._positions[stem] = (size + len(data), total)
         try:
             with path.open("ab", buffering=0) as file:
                 while data:
@@ -204,10 +208,10 @@ class Run:
 
 
 def read_run(path: Path) -> dict[str, Any]:
-    """Return run.json: the run's kind, start and versions.
+    """Return the contents of run.json: the run's kind, start time and versions.
 
     Raises:
-        DataError: the directory is not one of a run, or a version before 0.2 wrote it.
+        DataError: the directory holds no run, or a run of a version before 0.2.
     """
     try:
         record = json.loads((path / "run.json").read_text(encoding="utf-8"))
@@ -220,19 +224,20 @@ def read_run(path: Path) -> dict[str, Any]:
     if written_by.startswith("0.1."):
         raise DataError(
             f"{path}: was written by Trivium {written_by}, whose settings and metrics had other "
-            f"names: read it with pip install 'trivium=={written_by}', or run it again"
+            f"names: read it with pip install 'trivium=={written_by}', or rerun its command in a "
+            "new directory"
         )
     return record
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """Return the metrics of the run at `path`, one mapping per logged step."""
-    return [_with_numbers(record) for record in _read(path, "metrics")]
+    """Return the metrics of the run at ``path``, one mapping per logged step."""
+    return [_restore_nonfinite(record) for record in _read(path, "metrics")]
 
 
 def read_evaluations(path: Path) -> list[dict[str, Any]]:
     """Return the results of the run's evaluations, in order."""
-    return [_with_numbers(record) for record in _read(path, "evaluation")]
+    return [_restore_nonfinite(record) for record in _read(path, "evaluation")]
 
 
 def read_outcomes(path: Path) -> list[dict[str, Any]]:
@@ -241,37 +246,38 @@ def read_outcomes(path: Path) -> list[dict[str, Any]]:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Return the responses that the run kept, in order; their text is untrusted."""
+    """Return the responses that the run kept, in order. Their text is untrusted."""
     return list(_read(path, "samples"))
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:
-    """Return what happened in the run, in order.
+    """Return the events of the run, in order.
 
-    Where the run went on from a checkpoint, what had come after it is left out: it was done again.
+    Where the run resumed from a checkpoint, the events between that checkpoint and the stop are
+    left out, because those steps were repeated. Only ``_KEPT_EVENTS`` remain of them.
     """
-    found: list[tuple[int, dict[str, Any]]] = []
-    for end, event in _read_with_ends(path, "events"):
+    events: list[tuple[int, dict[str, Any]]] = []
+    for end, event in _read_with_offsets(path, "events"):
         if event["kind"] == "resumed":
-            kept = event["events_bytes"]
-            found = [(at, e) for at, e in found if at <= kept or e["kind"] in _HAPPEN_ONCE]
-        found.append((end, event))
-    return [event for _, event in found]
+            limit = event["events_bytes"]
+            events = [(at, e) for at, e in events if at <= limit or e["kind"] in _KEPT_EVENTS]
+        events.append((end, event))
+    return [event for _, event in events]
 
 
 def is_finished(path: Path) -> bool:
-    """Whether the run came to its end, and did not go on from there."""
+    """Return whether the run has finished, and was not resumed afterwards."""
     kinds = [event["kind"] for event in read_events(path)]
     return [kind for kind in kinds if kind in ("finished", "resumed")][-1:] == ["finished"]
 
 
 def _read(directory: Path, stem: str) -> Iterator[dict[str, Any]]:
-    """Yield a file's records; a last line that was cut off in the middle of writing is left out."""
-    return (record for _, record in _read_with_ends(directory, stem))
+    """Yield the records of a log, without a last line that was not completely written."""
+    return (record for _, record in _read_with_offsets(directory, stem))
 
 
-def _read_with_ends(directory: Path, stem: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield a file's records, each with the byte at which its line ends."""
+def _read_with_offsets(directory: Path, stem: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the records of a log, each with the byte offset of its line's end."""
     read_run(directory)
     path = directory / f"{stem}.jsonl"
     if not path.exists():
@@ -284,11 +290,11 @@ def _read_with_ends(directory: Path, stem: str) -> Iterator[tuple[int, dict[str,
         except ValueError as error:
             raise DataError(f"{path}:{number}: is damaged, not JSON: {error}") from None
         if not isinstance(record, dict):
-            raise DataError(f"{path}:{number}: is damaged: holds no record of named values")
+            raise DataError(f"{path}:{number}: is damaged: is not a JSON object")
         yield end, record
 
 
-def _with_numbers(record: dict[str, Any]) -> dict[str, Any]:
+def _restore_nonfinite(record: dict[str, Any]) -> dict[str, Any]:
     return {
         name: _NOT_FINITE.get(value, value) if isinstance(value, str) else value
         for name, value in record.items()
@@ -299,27 +305,32 @@ def _with_numbers(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def json_line(record: Mapping[str, Any]) -> str:
-    """Return strict JSON on one line, with what could upset a terminal or an encoding escaped."""
-    text = json.dumps(_finite(record), ensure_ascii=False, allow_nan=False, default=_plain)
+    """Return a record as strict JSON on one line.
+
+    Control characters, and characters that a terminal or an encoding cannot handle, are escaped.
+    """
+    text = json.dumps(
+        _replace_nonfinite(record), ensure_ascii=False, allow_nan=False, default=_to_json_value
+    )
     return _UNSAFE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
-def _finite(value: Any) -> Any:
+def _replace_nonfinite(value: Any) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): _finite(item) for key, item in value.items()}
+        return {str(key): _replace_nonfinite(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_replace_nonfinite(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
 
 
-def _plain(value: Any) -> Any:
-    """Return what JSON lacks as text or, for tensors' and arrays' numbers, as a number."""
-    return _finite(value.item()) if hasattr(value, "item") else str(value)
+def _to_json_value(value: Any) -> Any:
+    """Convert a scalar tensor or array to a number, and any other object to text."""
+    return _replace_nonfinite(value.item()) if hasattr(value, "item") else str(value)
 
 
-def _distinct(own: dict[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    shared = own.keys() & given.keys()
-    assert not shared, f"a record's own fields cannot be given: {sorted(shared)}"
-    return {**own, **given}
+def _merge_fields(own: dict[str, Any], fields: Mapping[str, Any]) -> dict[str, Any]:
+    duplicates = own.keys() & fields.keys()
+    assert not duplicates, f"fields are set by the run itself: {sorted(duplicates)}"
+    return {**own, **fields}

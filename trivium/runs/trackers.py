@@ -1,7 +1,7 @@
-"""Mirrors of a run's numbers in other programs: TensorBoard, Weights & Biases, trackio.
+"""Experiment trackers that receive a copy of the metrics: TensorBoard, Weights & Biases, trackio.
 
-Each is an extra (``pip install 'trivium[tensorboard]'``); the run's own files hold everything
-without them. Left out: their settings, which they read from their own environment variables.
+Each one is an optional dependency (``pip install 'trivium[tensorboard]'``). The run directory holds
+every metric without them. Their own settings come from their own environment variables.
 """
 
 from __future__ import annotations
@@ -9,26 +9,23 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import Any, Protocol
 
 from trivium.config.base import Configuration
 from trivium.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from trivium.runs.store import Run
-
-TrackerName = Literal["tensorboard", "wandb", "trackio"]
+from trivium.runs.store import Run
+from trivium.runs.tracker_config import TrackerName
 
 
 class Tracker(Protocol):
-    """Something that takes a run's numbers as they come."""
+    """Receiver of a run's metrics."""
 
     def log(self, step: int, numbers: Mapping[str, float]) -> None: ...
     def close(self) -> None: ...
 
 
 def require_trackers(names: Sequence[TrackerName]) -> None:
-    """Raise ConfigurationError where a tracker's package is not installed."""
+    """Raise ConfigurationError if the package of a tracker is not installed."""
     for name in names:
         if find_spec(name) is None:
             raise ConfigurationError(
@@ -40,14 +37,14 @@ def require_trackers(names: Sequence[TrackerName]) -> None:
 def open_trackers(
     names: Sequence[TrackerName], run: Run, resolved: Configuration, done: int = 0
 ) -> list[Tracker]:
-    """Open the named trackers for a run, of which ``done`` steps were mirrored before."""
+    """Open the named trackers for a run whose first ``done`` steps they have received before."""
     require_trackers(names)
     settings = resolved.model_dump(mode="json")
     return [OPENERS[name](run, settings, done) for name in names]
 
 
 class TensorBoard:
-    """Event files in the run's directory: ``tensorboard --logdir runs``."""
+    """Event files in the run directory, for ``tensorboard --logdir runs``."""
 
     def __init__(self, run: Run, settings: Mapping[str, Any], done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -64,8 +61,8 @@ class TensorBoard:
         self._writer.close()
 
 
-class Hosted:
-    """Weights & Biases or trackio, which share one interface; a run that goes on stays one."""
+class HostedTracker:
+    """Weights & Biases or trackio, which share one interface. A resumed run keeps its entry."""
 
     def __init__(self, module: str, run: Run, settings: Mapping[str, Any], **options: Any) -> None:
         self._module = import_module(module)
@@ -82,8 +79,8 @@ class Hosted:
 
 OPENERS: dict[str, Callable[[Run, Mapping[str, Any], int], Tracker]] = {
     "tensorboard": TensorBoard,
-    "wandb": lambda run, settings, done: Hosted(
-        "wandb", run, settings, dir=str(run.path), id=run.identity
+    "wandb": lambda run, settings, done: HostedTracker(
+        "wandb", run, settings, dir=str(run.path), id=run.run_id
     ),
-    "trackio": lambda run, settings, done: Hosted("trackio", run, settings),
+    "trackio": lambda run, settings, done: HostedTracker("trackio", run, settings),
 }

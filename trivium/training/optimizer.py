@@ -16,7 +16,11 @@ from torch import Tensor, nn
 
 from trivium.errors import NonFiniteError, TrainingError
 from trivium.models.oom import is_out_of_memory
-from trivium.runs.nonfinite import MicroBatchRecord, NonFiniteReport, first_fault
+from trivium.runs.nonfinite import (
+    MicroBatchRecord,
+    NonFiniteReport,
+    describe_first_nonfinite,
+)
 from trivium.serialization import serializable
 from trivium.training.micro_batch import MicroBatch, MicroBatchResult, accumulate
 from trivium.training.optimizer_config import OptimizerConfig
@@ -122,7 +126,7 @@ class Optimizer:
         shown = " and ".join(map(str, norms))
         return NonFiniteError(
             f"at optimizer step {self.steps} the loss is {total} and the gradient norm {shown}; "
-            f"no weight was changed. {first_fault(report)}",
+            f"no weight was changed. {describe_first_nonfinite(report)}",
             report,
         )
 

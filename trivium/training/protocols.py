@@ -1,4 +1,4 @@
-"""What a run asks of whatever measures its model, and what a step is made of: updates, stages."""
+"""Interfaces between the run loop and the algorithms: evaluators, stage timing, optimizer steps."""
 
 from __future__ import annotations
 
@@ -12,72 +12,74 @@ T = TypeVar("T")
 
 
 class Evaluation(Protocol):
-    """What a held-out evaluation found."""
+    """Result of a held-out evaluation."""
 
     def record(self) -> dict[str, Any]:
-        """Flat numbers."""
+        """Return the metrics, as a flat mapping."""
         ...
 
     def samples(self, prompts: int) -> list[dict[str, Any]]:
-        """Responses to the first so many prompts."""
+        """Return the responses to the first ``prompts`` prompts."""
         ...
 
     def outcomes(self) -> dict[str, Any]:
-        """The reward of every response, by prompt; what paired comparisons rest on."""
+        """Return the reward of every response by prompt, for paired comparisons of runs."""
         ...
 
 
 class Evaluator(Stateful, Protocol):
-    """Something that measures the model on held-out data, again and again."""
+    """Repeated evaluation of the model on held-out data."""
 
     def due(self, step: int) -> bool:
-        """Whether to measure after training step ``step``; 0 is before the first."""
+        """Return whether to evaluate after training step ``step``; 0 is before the first step."""
         ...
 
     def evaluate(self) -> Evaluation:
-        """Measure."""
+        """Evaluate the model."""
         ...
 
 
 class Stopwatch:
-    """Seconds of the stages of one step, under the metrics' names."""
+    """Durations of the stages of one step in seconds, by metric name."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._since = time.perf_counter()
-
-    def lap(self, stage: str) -> None:
-        """The stage ends here; it began when the one before ended."""
-        now = time.perf_counter()
-        self.seconds[f"time/{stage}"] = now - self._since
-        self._since = now
-
-    def leave_out(self, seconds: float) -> None:
-        """Let so many of the last seconds count as none of a stage's."""
-        self._since += seconds
+        self._stage_start = time.perf_counter()
 
     def begin(self) -> None:
-        """The next stage begins now."""
-        self._since = time.perf_counter()
+        """Start the next stage."""
+        self._stage_start = time.perf_counter()
+
+    def lap(self, stage: str) -> None:
+        """End the current stage, and start the next one."""
+        now = time.perf_counter()
+        self.seconds[f"time/{stage}"] = now - self._stage_start
+        self._stage_start = now
+
+    def exclude(self, seconds: float) -> None:
+        """Exclude a duration from the current stage."""
+        self._stage_start += seconds
 
 
 class Updates(Generic[T]):
-    """Optimizer steps one after the other, and what those that were taken gave.
+    """The optimizer steps of a training step, and their results.
+
+    Iteration yields the remaining optimizer steps.
 
     Attributes:
-        planned: all of them, also those that were taken before a run went on.
-        results: whoever takes a step appends its result.
+        planned: all optimizer steps, including those done before the run resumed.
+        results: results of the optimizer steps done so far. The algorithm appends to them.
     """
 
     def __init__(
         self,
         planned: Sequence[T],
         results: list[Any] | None = None,
-        left: Iterator[T] | None = None,
+        remaining: Iterator[T] | None = None,
     ) -> None:
         self.planned = planned
         self.results: list[Any] = [] if results is None else results
-        self._left = iter(planned) if left is None else left
+        self._remaining = iter(planned) if remaining is None else remaining
 
     def __iter__(self) -> Iterator[T]:
-        return self._left
+        return self._remaining

@@ -31,7 +31,7 @@ from trivium.models.cpu.linear import matmul_backend
 from trivium.models.loading import has_lora, unwrap_peft
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
-from trivium.runs.files import is_left_over, write_bytes
+from trivium.runs.files import is_partial_write, write_bytes
 from trivium.runs.provenance import source_digest, versions
 
 logger = logging.getLogger(__name__)
@@ -160,7 +160,7 @@ def _evict_old_files(directory: Path) -> None:
             about = path.stat()
             files.append((about.st_mtime, about.st_size, path))
     for at, _, path in files:
-        if is_left_over(path) and time.time() - at > _LEFT_OVER_AFTER:
+        if is_partial_write(path) and time.time() - at > _LEFT_OVER_AFTER:
             path.unlink(missing_ok=True)
     kept = sorted((f for f in files if f[2].suffix == ".safetensors"), reverse=True)
     ends = accumulate(size for _, size, _ in kept)

@@ -1,12 +1,12 @@
-"""What goes on around the steps of a training run: the same for every algorithm.
+"""Run loop: the work around the steps of a training run, which all algorithms share.
 
-A loop asks for its steps and hands over each step's numbers; here they are completed, logged,
-mirrored to trackers, watched by monitors, and shown; held-out evaluation is made when it is due;
-the run ends early when its budget is spent or a monitor says so; and its state is saved, so that
-one that was stopped goes on as if it had not been.
+An algorithm iterates over the steps and passes the metrics of each step to the loop. The loop
+completes and logs the metrics, sends them to trackers and monitors, shows progress, and runs
+held-out evaluations. It ends the run early if the budget is spent or a monitor asks for it. It
+saves the run's state, so that a stopped run resumes with bit-identical results.
 
     prepared = prepare_run("ppo", config)
-    with Training(prepared, config.steps, evaluator=parts.evaluator, shared_objects=parts.prompts) as training:
+    with Training(prepared, config.steps, evaluator=evaluator, shared_objects=prompts) as training:
         training.track_state(policy=policy, optimizer=optimizer)
         for step in training.steps():
             rollouts = training.rollouts(partial(sample, step))
@@ -16,8 +16,8 @@ one that was stopped goes on as if it had not been.
             training.log(metrics)
         training.save("final", policy)
 
-Left out: what a step does, the form of the files (``runs.store``), when and what to save
-(``runs.checkpointing``).
+The content of a step belongs to the algorithm. The format of the files is in ``runs.store``, and
+the schedule of checkpoints in ``runs.checkpointing``.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ from trivium.monitoring.metrics import derived, metric
 from trivium.monitoring.monitors import Alarm, Monitors
 from trivium.monitoring.progress import Progress, printable
 from trivium.runs import rng
-from trivium.runs.budget import Spending
-from trivium.runs.checkpoint import Place
+from trivium.runs.budget import BudgetTracker
+from trivium.runs.checkpoint import SavePoint
 from trivium.runs.checkpointing import CheckpointManager, Saveable, Stateful
-from trivium.runs.nonfinite import save_for_study
-from trivium.runs.signals import GivenUp, Interrupted, Stopping, name_of
-from trivium.runs.startup import PreparedRun, open_run, tell_of_resuming
+from trivium.runs.nonfinite import save_nonfinite_batch
+from trivium.runs.signals import Interrupted, SamplingAborted, SignalHandler, signal_name
+from trivium.runs.startup import PreparedRun, log_resumption, open_run
 from trivium.runs.trackers import open_trackers
+from trivium.training.numerics import numerics_state
 from trivium.training.protocols import Evaluator, Stopwatch, Updates
 
 logger = logging.getLogger(__name__)
@@ -54,18 +55,18 @@ T = TypeVar("T")
 
 
 class Training:
-    """A run that is being trained; a context manager whose end is the last evaluation.
+    """Context manager for a training run. Its exit runs the last evaluation.
 
     Args:
-        prepared: what ``begin`` returned.
-        total: how many steps there are.
-        evaluator: what measures the model on held-out data.
-        shared_objects: objects that a saved state names by their places, such as the prompts.
+        prepared: the return value of ``prepare_run``.
+        total: number of training steps.
+        evaluator: evaluates the model on held-out data.
+        shared_objects: objects that a saved state refers to by index, such as the prompts.
 
     Attributes:
-        step: the number of the step that goes on, or was the last.
-        done: how many steps are done.
-        over: whether the run is to end before its steps do.
+        step: number of the current or last step, from 1.
+        done: number of completed steps.
+        stop_early: whether the run ends before its last step.
     """
 
     def __init__(
@@ -79,30 +80,31 @@ class Training:
         config, resolved = prepared.claim.config, prepared.claim.resolved
         self.total = total
         self.step = self.done = 0
-        self.over = False
-        self.spending = Spending(config.budget)
+        self.stop_early = False
+        self.budget = BudgetTracker(config.budget)
         self.stages = Stopwatch()
         self._results: list[Any] = []
         self._monitors = Monitors(config.monitors)
         self._config = config
         self._evaluator = evaluator
-        self._peak = prepared.peak
-        self._evaluated: int | None = None
-        self._since = (0.0, 0.0)
-        self._inside: dict[str, Any] = {}
-        self._position = self._pauses = 0
-        self._stopping = Stopping()
-        self._random = rng.state()
+        self._peak_memory = prepared.peak_memory
+        self._evaluated_step: int | None = None
+        self._step_start = (0.0, 0.0)
+        self._memo: dict[str, Any] = {}
+        self._num_updates = self._save_point_index = 0
+        self._signals = SignalHandler()
+        self._rng_state = rng.state()
         if config.checkpoints.best is not None and evaluator is None:
             raise ConfigurationError(
-                f"run.checkpoints.best = {config.checkpoints.best}: this run evaluates nothing; "
-                "leave it out, or give held-out data"
+                f"run.checkpoints.best = {config.checkpoints.best}: this run has no held-out "
+                "evaluation; leave best out, or configure held-out data"
             )
         self.run, self._lock = open_run(prepared)
         self._checkpoints = CheckpointManager(
-            self.run, config.checkpoints, shared_objects, prepared.checkpoint
+            self.run, config.checkpoints, shared_objects, prepared.checkpoint, numerics_state
         )
-        self._restore(prepared)
+        if prepared.checkpoint is not None:
+            self._load_loop_state(prepared)
         self._trackers = open_trackers(config.trackers, self.run, resolved, self.done)
         self._progress = Progress(prepared.claim.kind, total, done=self.done)
 
@@ -111,21 +113,21 @@ class Training:
         return self.run.path
 
     def track_state(self, **objects: Stateful | None) -> None:
-        """Make these part of the run's state, the model that is trained first.
+        """Add objects to the saved state, the trained model first.
 
-        Where the run goes on they are, from here on, as they were when it was stopped.
+        If the run resumes, the saved states are loaded into them at once.
         """
         self._checkpoints.track(
-            {name: thing for name, thing in objects.items() if thing is not None}
+            {name: tracked for name, tracked in objects.items() if tracked is not None}
         )
 
     # --- Steps ------------------------------------------------------------------------------------
 
     def __enter__(self) -> Training:
-        self._stopping.__enter__()
+        self._signals.__enter__()
         self._progress.__enter__()
-        if not self._inside:
-            self._mark()
+        if not self._memo:
+            self._start_step_clock()
         return self
 
     def __exit__(
@@ -140,108 +142,111 @@ class Training:
             elif isinstance(error, TriviumError):
                 if isinstance(error, NonFiniteError):
                     tokenizer = getattr(self._checkpoints.model, "tokenizer", None)
-                    save_for_study(error, self.path, tokenizer)
+                    save_nonfinite_batch(error, self.path, tokenizer)
                 self.run.event("failed", printable(str(error)), step=self.step)
         finally:
             self._progress.__exit__(kind, error, trace)
-            self._stopping.__exit__(kind, error, trace)
+            self._signals.__exit__(kind, error, trace)
             for tracker in self._trackers:
                 tracker.close()
             self._lock.release()
 
     def steps(self, until: int | None = None) -> Iterator[int]:
-        """The steps that are left, up to number ``until`` (by default all), numbered from 1.
+        """Yield the numbers of the remaining steps, from 1 up to ``until`` (default: all steps).
 
-        Ends early once the budget is spent or a monitor has stopped the run.
+        The iteration ends early if the budget is spent or a monitor stops the run.
         """
         last = self.total if until is None else min(until, self.total)
-        if not self._inside:
-            self._between()
-        while self.done < last and not self.over:
+        if not self._memo:
+            self._between_steps()
+        while self.done < last and not self.stop_early:
             self.step = self.done + 1
             yield self.step
             self.done = self.step
             self.stages = Stopwatch()
-            self._inside, self._position, self._pauses = {}, 0, 0
+            self._memo, self._num_updates, self._save_point_index = {}, 0, 0
             self._results = []
-            self._between()
+            self._between_steps()
 
     def iterations(self, steps: int) -> Iterator[int]:
-        """The rounds of so many steps that are left, numbered from 0; none once the run is over."""
+        """Yield the remaining iterations of ``steps`` steps each, numbered from 0.
+
+        The iteration ends early if the budget is spent or a monitor stops the run.
+        """
         for number in range(self.done // steps, -(-self.total // steps)):
-            if self.over:
+            if self.stop_early:
                 return
             yield number
 
-    def rollouts(self, make: Callable[[], T]) -> T:
-        """What the step samples; made once, however often the run is stopped.
+    def rollouts(self, sample: Callable[[], T]) -> T:
+        """Return the rollouts of the step, sampled once even if the run is stopped and resumed.
 
-        Nothing of the run's state may change in ``make``: it is given up where the run is to stop.
+        ``sample`` must not change the run's state, because a signal aborts it.
         """
-        if "rollouts" not in self._inside:
+        if "rollouts" not in self._memo:
             try:
-                with self._stopping.can_give_up():
-                    made = make()
-            except GivenUp:
-                self._stop_here()
-            self._pass("rollouts", made)
-        return self._inside["rollouts"]
+                with self._signals.abortable():
+                    rollouts = sample()
+            except SamplingAborted:
+                self._save_and_interrupt()
+            self._store("rollouts", rollouts)
+        return self._memo["rollouts"]
 
-    def memoize(self, name: str, make: Callable[[], T]) -> T:
-        """Something else that is made, or done, once in a step or before it, and stays."""
-        if name not in self._inside:
-            self._pass(name, make())
-        return self._inside[name]
+    def memoize(self, name: str, compute: Callable[[], T]) -> T:
+        """Return another result that is computed once per step, even if the run resumes inside."""
+        if name not in self._memo:
+            self._store(name, compute())
+        return self._memo[name]
 
     def updates(self, steps: Sequence[T]) -> Updates[T]:
-        """The optimizer steps that are left of a training step's."""
-        return Updates(steps, self._results, self._left(steps))
+        """Return the optimizer steps of a training step, of which the remaining are iterated."""
+        return Updates(steps, self._results, self._remaining_updates(steps))
 
-    def _left(self, steps: Sequence[T]) -> Iterator[T]:
-        for position in range(self._position, len(steps)):
-            yield steps[position]
-            self._position = position + 1
-            self._pause()
+    def _remaining_updates(self, steps: Sequence[T]) -> Iterator[T]:
+        for number in range(self._num_updates, len(steps)):
+            yield steps[number]
+            self._num_updates = number + 1
+            self._save_inside_step()
 
-    # --- Numbers ----------------------------------------------------------------------------------
+    # --- Metrics ----------------------------------------------------------------------------------
 
     def budget_spent(self) -> float:
-        """The share of the run's budget that is spent; 0 without one."""
-        return self.spending.share()
+        """Return the fraction of the run's budget that is spent; 0 without a budget."""
+        return self.budget.fraction_spent()
 
     def log(self, metrics: Mapping[str, float], rows: Callable[[], Rows] | None = None) -> None:
-        """Take the numbers of the step that is ending; ``rows`` gives responses to keep of it.
+        """Log the metrics of the step that ends now; ``rows`` returns responses to keep.
 
-        Its time and cost are all since the step before, evaluation left out.
+        Its time and FLOPs count from the end of the previous step, without evaluation and saving.
         """
         complete = self.stages.seconds | dict(metrics)
-        began, flops_before = self._since
-        complete["time/total"] = time.perf_counter() - began
-        complete["flops"] = flops.total() - flops_before
+        start_time, start_flops = self._step_start
+        complete["time/total"] = time.perf_counter() - start_time
+        complete["flops"] = flops.total() - start_flops
         complete |= derived(complete)
         unknown = [name for name in complete if metric(name) is None]
-        assert not unknown, f"not in runs.metrics: {unknown}"
+        assert not unknown, f"not in monitoring.metrics: {unknown}"
         self.run.log(self.step, complete)
         for tracker in self._trackers:
             tracker.log(self.step, complete)
-        if rows is not None and self._keeps(self.step):
+        if rows is not None and self._keeps_samples(self.step):
             self.run.samples(self.step, rows())
         self._progress.advance(complete)
-        self._tell(self._monitors.observe(self.step, complete))
-        self.spending.add(complete)
-        if self.spending.over and not self.over:
-            self._end_early(f"the budget is spent: {self.spending}")
-        self._mark()
+        self._handle_alarms(self._monitors.observe(self.step, complete))
+        self.budget.add(complete)
+        if self.budget.exhausted and not self.stop_early:
+            self._stop_early(f"the budget is spent: {self.budget}")
+        self._start_step_clock()
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Note something that happened."""
+        """Log an event of the current step."""
         self.run.event(kind, step=self.step, **fields)
 
     def save(self, name: str, model: Saveable) -> None:
-        """Write a model under the run's directory, whole or not at all.
+        """Save a model atomically to ``name`` in the run directory.
 
         Raises:
-            TrainingError: it cannot be written; the run can go on once it can.
+            TrainingError: the model cannot be written. The run can be resumed later.
         """
         try:
             with self.run.saving(name) as directory:
@@ -249,160 +254,158 @@ class Training:
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise TrainingError(
-                f"{self.path / name}: cannot be written: {reason}; make room, and go on from "
-                f"{self._checkpoints.saved}: trivium resume {self.path}"
+                f"{self.path / name}: cannot be written: {reason}; free disk space, then resume "
+                f"from {self._checkpoints.last_saved}: trivium resume {self.path}"
             ) from error
 
     def _save_best(self) -> None:
         model = self._checkpoints.model
-        assert isinstance(model, Saveable), "the first object that a loop keeps is its model"
+        assert isinstance(model, Saveable), "the first tracked object is the trained model"
         self.save("best", model)
 
-    def _mark(self) -> None:
-        """Time and cost count from here."""
-        self._since = (time.perf_counter(), flops.total())
+    def _start_step_clock(self) -> None:
+        """Count the time and FLOPs of the step from now."""
+        self._step_start = (time.perf_counter(), flops.total())
 
-    def _keeps(self, step: int) -> bool:
+    def _keeps_samples(self, step: int) -> bool:
         every = self._config.samples_every
         return every > 0 and (step - 1) % every == 0
 
-    def _tell(self, alarms: list[Alarm]) -> None:
-        """Show alarms, keep them, and obey those that stop the run."""
+    def _handle_alarms(self, alarms: list[Alarm]) -> None:
+        """Show and log alarms, and stop the run early if one of them asks for it."""
         for alarm in alarms:
             logger.warning("%s", printable(alarm.message))
             self.run.event("alarm", printable(alarm.message), **alarm.fields())
-            if alarm.stops and not self.over:
-                self._end_early(f"the monitor {alarm.monitor} says so")
+            if alarm.stops and not self.stop_early:
+                self._stop_early(f"the monitor {alarm.monitor} stops the run")
 
-    def _end_early(self, reason: str) -> None:
-        self.over = True
+    def _stop_early(self, reason: str) -> None:
+        self.stop_early = True
         self.run.event("stopped", reason, step=self.step)
         logger.info("stopped after step %d of %d: %s", self.step, self.total, reason)
 
     def _evaluate(self, *, last: bool = False) -> bool:
-        """Evaluate if it is due or the last, and not done yet; whether it is the best so far."""
+        """Evaluate if an evaluation is due or is the last. Return whether it is the best so far."""
         evaluator = self._evaluator
-        if evaluator is None or self.done == self._evaluated:
+        if evaluator is None or self.done == self._evaluated_step:
             return False
         if not (last or evaluator.due(self.done)):
             return False
-        found = evaluator.evaluate()
-        record = found.record()
-        self._evaluated = self.done
+        evaluation = evaluator.evaluate()
+        record = evaluation.record()
+        self._evaluated_step = self.done
         self.run.evaluation(self.done, record)
-        self.run.samples(self.done, found.samples(self._config.samples))
-        self.run.outcomes(self.done, found.outcomes())
-        self._tell(self._monitors.evaluated(self.done, record))
+        self.run.samples(self.done, evaluation.samples(self._config.samples))
+        self.run.outcomes(self.done, evaluation.outcomes())
+        self._handle_alarms(self._monitors.evaluated(self.done, record))
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
         for tracker in self._trackers:
             tracker.log(self.done, {f"evaluation/{k}": float(v) for k, v in numbers.items()})
-        self._mark()
-        return self._checkpoints.is_best(Place(self.done), record)
+        self._start_step_clock()
+        return self._checkpoints.is_best(SavePoint(self.done), record)
 
     def _finish(self) -> None:
-        evaluated = self._evaluated
+        evaluated_step = self._evaluated_step
         if self._evaluate(last=True):
             self._save_best()
-        self._random = rng.state()
-        if self._evaluated != evaluated or not self._checkpoints.has(Place(self.done)):
-            self._checkpoints.try_to_save(Place(self.done), self._loop_state())
-        if self._peak is not None:
-            self.run.event("memory", measured_bytes=self._peak.bytes())
-        spent = {
-            "saves": self._checkpoints.saves,
-            "saving_seconds": round(self._checkpoints.seconds, 3),
+        self._rng_state = rng.state()
+        end = SavePoint(self.done)
+        if self._evaluated_step != evaluated_step or not self._checkpoints.is_saved(end):
+            self._checkpoints.try_to_save(end, self._loop_state())
+        if self._peak_memory is not None:
+            self.run.event("memory", measured_bytes=self._peak_memory.bytes())
+        saving = {
+            "saves": self._checkpoints.num_saves,
+            "saving_seconds": round(self._checkpoints.save_seconds, 3),
         }
-        self.run.event("finished", step=self.step, **spent)
+        self.run.event("finished", step=self.step, **saving)
 
     # --- State ------------------------------------------------------------------------------------
 
-    def _between(self) -> None:
-        """Between two steps: evaluate, and save if it is due or the run is to stop."""
-        self._random = rng.state()
-        if self._stopping.asked is not None:
-            self._stop_here()
+    def _between_steps(self) -> None:
+        """Evaluate between two steps, and save if a save is due or a signal asks for it."""
+        self._rng_state = rng.state()
+        if self._signals.received is not None:
+            self._save_and_interrupt()
         best = self._evaluate()
-        self._random = rng.state()
+        self._rng_state = rng.state()
         if best:
             self._save_best()
-        self._pause_at(Place(self.done), due=best)
+        self._save_if_due(SavePoint(self.done), force=best)
 
-    def _pass(self, name: str, made: Any) -> None:
-        self._inside[name] = made
-        self._pause()
+    def _store(self, name: str, result: Any) -> None:
+        self._memo[name] = result
+        self._save_inside_step()
 
-    def _pause(self) -> None:
-        """Inside a step: save if it is due or the run is to stop."""
-        self._pauses += 1
-        self._random = rng.state()
-        self._pause_at(Place(self.done, self._pauses))
+    def _save_inside_step(self) -> None:
+        """Save inside a step if a save is due or a signal asks for it."""
+        self._save_point_index += 1
+        self._rng_state = rng.state()
+        self._save_if_due(SavePoint(self.done, self._save_point_index))
 
-    def _pause_at(self, place: Place, *, due: bool = False) -> None:
-        if self._stopping.asked is not None:
-            self._stop_here()
-        if due or self._checkpoints.due(place):
-            before = self._checkpoints.seconds
-            self._checkpoints.try_to_save(place, self._loop_state())
-            self._leave_out(self._checkpoints.seconds - before)
+    def _save_if_due(self, save_point: SavePoint, *, force: bool = False) -> None:
+        if self._signals.received is not None:
+            self._save_and_interrupt()
+        if force or self._checkpoints.due(save_point):
+            before = self._checkpoints.save_seconds
+            self._checkpoints.try_to_save(save_point, self._loop_state())
+            self._exclude_time(self._checkpoints.save_seconds - before)
 
-    def _leave_out(self, seconds: float) -> None:
-        """Let a time not count as the step's, which a budget may limit."""
-        self._since = (self._since[0] + seconds, self._since[1])
-        self.stages.leave_out(seconds)
+    def _exclude_time(self, seconds: float) -> None:
+        """Exclude a duration from the time of the step, which a budget may limit."""
+        self._step_start = (self._step_start[0] + seconds, self._step_start[1])
+        self.stages.exclude(seconds)
 
-    def _stop_here(self) -> NoReturn:
-        """Save, and end the run with the signal that asked for it."""
-        asked = self._stopping.asked
-        assert asked is not None, "a run stops here because a signal asked it to"
-        saved = self._checkpoints.try_to_save(Place(self.done, self._pauses), self._loop_state())
-        if saved:
-            message = f"stopped by {name_of(asked)}, saved at {self._checkpoints.saved}"
+    def _save_and_interrupt(self) -> NoReturn:
+        """Save the state, and end the run with the signal that was received."""
+        number = self._signals.received
+        assert number is not None, "the run is interrupted only after a signal"
+        save_point = SavePoint(self.done, self._save_point_index)
+        if self._checkpoints.try_to_save(save_point, self._loop_state()):
+            outcome = f", saved at {self._checkpoints.last_saved}"
         else:
-            message = (
-                f"stopped by {name_of(asked)}; the last saved state is {self._checkpoints.saved}"
-            )
+            outcome = f"; the last checkpoint is {self._checkpoints.last_saved}"
+        message = f"stopped by {signal_name(number)}{outcome}"
         self.run.event("interrupted", message, step=self.done)
-        raise Interrupted(f"{message}; to go on: trivium resume {self.path}", asked)
+        raise Interrupted(f"{message}; to resume: trivium resume {self.path}", number)
 
     def _loop_state(self) -> dict[str, Any]:
-        """What the run's future depends on, besides the objects that the loop keeps."""
+        """Return the loop state: all that later steps depend on besides the tracked objects."""
         return {
             "done": self.done,
-            "over": self.over,
-            "inside": self._inside,
-            "position": self._position,
-            "pauses": self._pauses,
+            "stop_early": self.stop_early,
+            "memo": self._memo,
+            "num_updates": self._num_updates,
+            "save_point_index": self._save_point_index,
             "results": self._results,
             "stages": self.stages.seconds,
-            "seconds": time.perf_counter() - self._since[0],
-            "flops": (flops.total(), self._since[1]),
-            "spent": self.spending.spent,
+            "seconds": time.perf_counter() - self._step_start[0],
+            "flops": (flops.total(), self._step_start[1]),
+            "spent": self.budget.spent,
             "monitors": self._monitors.state_dict(),
-            "evaluated": self._evaluated,
+            "evaluated_step": self._evaluated_step,
             "evaluator": None if self._evaluator is None else self._evaluator.state_dict(),
             "best": self._checkpoints.best,
-            "random": self._random,
+            "rng": self._rng_state,
             "threads": torch.get_num_threads(),
         }
 
-    def _restore(self, prepared: PreparedRun) -> None:
-        """Be as the run was when it was saved, if it goes on."""
-        if prepared.checkpoint is None:
-            return
-        loop_state = self._checkpoints.loop_state()
-        self.step = self.done = loop_state["done"]
-        self.over = loop_state["over"]
-        self._inside, self._position = loop_state["inside"], loop_state["position"]
-        self._pauses, self._results = loop_state["pauses"], loop_state["results"]
-        self.stages.seconds = loop_state["stages"]
-        flops.go_on_from(loop_state["flops"][0])
-        self._since = (time.perf_counter() - loop_state["seconds"], loop_state["flops"][1])
-        self.spending.spent = loop_state["spent"]
-        self._monitors.load_state_dict(loop_state["monitors"])
-        self._evaluated = loop_state["evaluated"]
+    def _load_loop_state(self, prepared: PreparedRun) -> None:
+        """Load the loop state of the checkpoint from which the run resumes."""
+        state = self._checkpoints.loop_state()
+        self.step = self.done = state["done"]
+        self.stop_early = state["stop_early"]
+        self._memo, self._num_updates = state["memo"], state["num_updates"]
+        self._save_point_index, self._results = state["save_point_index"], state["results"]
+        self.stages.seconds = state["stages"]
+        flops.go_on_from(state["flops"][0])
+        self._step_start = (time.perf_counter() - state["seconds"], state["flops"][1])
+        self.budget.spent = state["spent"]
+        self._monitors.load_state_dict(state["monitors"])
+        self._evaluated_step = state["evaluated_step"]
         if self._evaluator is not None:
-            self._evaluator.load_state_dict(loop_state["evaluator"])
-        self._checkpoints.best = loop_state["best"]
-        self._random = loop_state["random"]
-        rng.restore(self._random)
-        tell_of_resuming(prepared, self.run, self.done, loop_state["threads"])
+            self._evaluator.load_state_dict(state["evaluator"])
+        self._checkpoints.best = state["best"]
+        self._rng_state = state["rng"]
+        rng.load_state(self._rng_state)
+        log_resumption(prepared, self.run, self.done, state["threads"])

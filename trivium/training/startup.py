@@ -1,0 +1,76 @@
+"""Startup of a training run: check the device and the run directory before anything slow.
+
+A resumed run loads its numerics here, before its models are loaded. The random generators are
+seeded, and the measurement of peak memory starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Protocol
+
+import torch
+
+from trivium.config.base import Configuration
+from trivium.models.cpu.linear import MIN_ROWS, use_fast_linears
+from trivium.models.loading import device_of
+from trivium.models.model_config import ModelConfig
+from trivium.runs import rng
+from trivium.runs.checkpointing import NUMERICS
+from trivium.runs.peak_memory import PeakMemory
+from trivium.runs.startup import PreparedRun, prepare_directory
+from trivium.runs.store import RunConfig
+from trivium.training.numerics import load_numerics_state
+
+
+class TrainingConfig(Protocol):
+    """The configuration of a training command."""
+
+    @property
+    def run(self) -> RunConfig: ...
+    @property
+    def model(self) -> ModelConfig: ...
+
+
+def prepare_run(kind: str, config: TrainingConfig) -> PreparedRun:
+    """Check that a run can be written or resumed, and start the measurement of its memory.
+
+    Raises:
+        ModelError: the model's device cannot be used, or not with this configuration.
+        ConfigurationError: the directory is in use, or a tracker is not installed.
+        CheckpointError: a run was stopped there, and none of its checkpoints is complete.
+    """
+    assert isinstance(config, Configuration), "config is the whole configuration of a command"
+    device = device_of(config.model)
+    prepared = prepare_directory(kind, config.run, config)
+    if prepared.checkpoint is not None:
+        load_numerics_state(prepared.checkpoint.load(NUMERICS))
+    rng.seed(config.run.seed)
+    if not config.run.measure_memory:
+        return prepared
+    with torch.random.fork_rng(devices=[]):
+        load_libraries()
+    return replace(prepared, peak_memory=PeakMemory(device))
+
+
+def load_libraries() -> None:
+    """Train a tiny model for one step, so that the memory baseline includes library code.
+
+    Otherwise about 30 MiB that belong to no model would count as memory of the run.
+    """
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+    )
+    model = AutoModelForCausalLM.from_config(config)
+    use_fast_linears(model)
+    optimizer = torch.optim.AdamW(model.parameters(), fused=True)
+    tokens = torch.zeros(2, MIN_ROWS, dtype=torch.long)
+    model(input_ids=tokens, labels=tokens).loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
