@@ -45,6 +45,7 @@ if TYPE_CHECKING:
         load_step_labels,
     )
     from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
+    from trivium.data.response import Response
     from trivium.errors import (
         ConfigurationError,
         DataError,
@@ -66,7 +67,7 @@ if TYPE_CHECKING:
     from trivium.report.run import write as write_report
     from trivium.rewards.reward import Rewards, Scores
     from trivium.rewards.reward_config import RewardConfig
-    from trivium.rollout.engine import Engine, Response
+    from trivium.rollout.engine import Engine
     from trivium.rollout.local_engine import LocalEngine
     from trivium.rollout.rollouts import Rollouts, roll_out
     from trivium.rollout.sampling import Sampling
@@ -106,6 +107,7 @@ _MODULES = {
         "load_step_labels",
     ),
     "trivium.data.prompts": ("Prompt", "PromptsConfig", "load_prompts"),
+    "trivium.data.response": ("Response",),
     "trivium.errors": (
         "ConfigurationError",
         "DataError",
@@ -123,7 +125,7 @@ _MODULES = {
     "trivium.report.run": ("write as write_report",),
     "trivium.rewards.reward": ("Rewards", "Scores"),
     "trivium.rewards.reward_config": ("RewardConfig",),
-    "trivium.rollout.engine": ("Engine", "Response"),
+    "trivium.rollout.engine": ("Engine",),
     "trivium.rollout.local_engine": ("LocalEngine",),
     "trivium.rollout.rollouts": ("Rollouts", "roll_out"),
     "trivium.rollout.sampling": ("Sampling",),

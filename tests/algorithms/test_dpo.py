@@ -19,13 +19,13 @@ from trivium.algorithms.dpo import Online, PairData, best_and_worst, with_refere
 from trivium.algorithms.dpo_config import DPOConfig
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
+from trivium.data.response import Response
 from trivium.errors import TrainingError
 from trivium.models.model_config import ModelConfig
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import Scores
-from trivium.rollout.engine import Response
 from trivium.rollout.rollouts import Rollouts
 from trivium.training.optimizer import StepResult
 

@@ -28,11 +28,11 @@ from trivium.algorithms.supervision import Supervision
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
+from trivium.data.response import Response
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.maths.aggregation import sequence_mean
 from trivium.models.reward_model import RewardModel
 from trivium.rewards.reward import Scores
-from trivium.rollout.engine import Response
 from trivium.rollout.rollouts import Rollouts
 from trivium.training.protocols import Updates
 from trivium.training.setup import OnPolicyComponents, build_components

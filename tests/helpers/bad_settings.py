@@ -173,7 +173,7 @@ bad("three betas", "sft", "optimizer: {betas: [0.9, 0.9, 0.9]}\n", "betas", "sft
 bad("an empty stop text", "grpo", "sampling: {stop: ['']}\n", 'stop.0 = ""', "grpo.yaml:1",
     "must be text that is not empty", "Texts that end a response")
 bad("a stop text twice", "grpo", "sampling: {stop: [a, a]}\n", "'a'", "grpo.yaml:1",
-    "is there twice", "keep one")
+    "occurs twice", "keep one")
 bad("a stop token below 0", "grpo", "sampling: {stop_tokens: [-1]}\n", "-1", "grpo.yaml:1",
     "must be greater than or equal to 0", "Token ids that end a response")
 bad("an unknown tracker", "grpo", "run: {trackers: [mlflow]}\n", '"mlflow"', "grpo.yaml:1",
@@ -341,8 +341,8 @@ bad("asynchronous PPO with one step", "ppo",
 
 bad("rewards of weight 0", "grpo", "rewards: [{function: gsm8k, weight: 0}]\n",
     "rewards", "grpo.yaml:1", "every weight is 0", "another weight")
-bad("two rewards with one name", "grpo", "rewards: [{function: gsm8k}, {function: gsm8k}]\n",
-    "'gsm8k'", "grpo.yaml:1", "2 rewards are called", "'name' of its own")
+bad("rewards of one name", "grpo", "rewards: [{function: gsm8k}, {function: gsm8k}]\n", "'gsm8k'",
+    "grpo.yaml:1", "2 rewards are called", "its own 'name'")
 bad("a learned reward without a path", "ppo", "rewards:\n- function: reward_model\n",
     "rewards.0.arguments", "ppo.yaml:2", "needs the path of its model", "write `arguments:")
 bad("a learned reward's unknown argument", "ppo",
@@ -353,10 +353,10 @@ bad("a learned reward's wrong choice", "ppo",
     '"sum"', "ppo.yaml:2", "it must be 'none', 'product' or 'minimum'", "'product'")
 bad("a reward in the main thread while sampling", "grpo",
     "rewards: [{function: server, timeout: null, while_sampling: true}]\n", "while_sampling = true",
-    "grpo.yaml:1", "calls the function in the main thread", "give it a timeout")
-bad("an unknown reward", "grpo", "rewards: [{function: gsm8l}]\n", "'gsm8l'", "rewards.0",
-    "is no built-in reward", "did you mean 'gsm8k'?")
-bad("a missing reward file", "grpo", "rewards: [{function: rewards.py:score}]\n",
+    "grpo.yaml:1", "calls the function in the main thread", "set a timeout")
+bad("a reward that is none", "grpo", "rewards: [{function: gsm8l}]\n", "'gsm8l'", "rewards.0",
+    "is not a built-in reward", "did you mean 'gsm8k'?")
+bad("a reward's file that is not there", "grpo", "rewards: [{function: rewards.py:score}]\n",
     "'rewards.py'", "rewards.0", "no such file", "write a path relative to")
 bad("a reward's file without the function", "grpo", "rewards: [{function: reward.py:scores}]\n",
     "'scores'", "rewards.0", "defines no", "did you mean 'score'?")

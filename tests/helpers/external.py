@@ -1,4 +1,4 @@
-"""A world outside the sandbox in which an escape would show, and runs of programs against it."""
+"""Resources outside the sandbox that show whether an escape succeeded, and runs of escapes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECRET = "correct-horse-battery-staple"
 
 
 class World:
-    """Things outside a program that it must not reach, and ways to see whether it did."""
+    """Files, sockets and signals that a sandboxed program must not reach, with checks of each."""
 
     def __init__(self, home: Path) -> None:
         self.home, self.outside = home, home / "outside"
@@ -37,11 +37,11 @@ class World:
         self.named = socket.socket(socket.AF_UNIX)
         self.named.bind(str(home / "socket"))
         self.named.listen()
-        # What a handler notes here was sent to this very process, the sandbox's caller.
+        # Signals that this process, the sandbox's caller, received.
         self.signals: list[int] = []
 
     def prelude(self) -> str:
-        known = {
+        addresses = {
             "home": str(self.home),
             "outside": str(self.outside),
             "tcp": self.tcp.getsockname()[1],
@@ -49,44 +49,46 @@ class World:
             "abstract": self.abstract.getsockname().decode(),
             "caller": os.getpid(),
         }
-        return f"import ctypes, os, socket, sys, time\nW = {known!r}\n{_HELPERS}\n"
+        return f"import ctypes, os, socket, sys, time\nW = {addresses!r}\n{_HELPERS}\n"
 
-    def connected(self) -> bool:
-        """Whether anything came in on any of the sockets."""
+    def has_connection(self) -> bool:
+        """Return whether anything arrived on any of the sockets."""
         return bool(select.select([self.tcp, self.udp, self.abstract, self.named], [], [], 0.05)[0])
 
-    def written(self) -> bool:
+    def has_written_file(self) -> bool:
         return any(self.outside.iterdir())
 
-    def changed(self) -> bool:
+    def has_changed_file(self) -> bool:
         file = self.home / "file"
         status = file.stat()
-        kept = (status.st_mode & 0o7777, status.st_mtime, status.st_nlink) == (0o640, 1e9, 1)
-        return not kept or file.read_text() != "untouched"
+        unchanged = (status.st_mode & 0o7777, status.st_mtime, status.st_nlink) == (0o640, 1e9, 1)
+        return not unchanged or file.read_text() != "untouched"
 
-    def signalled(self) -> bool:
+    def was_signaled(self) -> bool:
         return bool(self.signals)
 
     def close(self) -> None:
-        for one in (self.tcp, self.udp, self.abstract, self.named):
-            one.close()
+        for listener in (self.tcp, self.udp, self.abstract, self.named):
+            listener.close()
 
 
 @contextlib.contextmanager
 def new_world(home: Path) -> Iterator[World]:
-    """A world, in which this process notes SIGUSR1 and has a secret in its environment."""
+    """Create a world; record SIGUSR1 and set a secret environment variable in this process."""
     world = World(home)
-    before = signal.signal(signal.SIGUSR1, lambda number, frame: world.signals.append(number))
+    previous_handler = signal.signal(
+        signal.SIGUSR1, lambda number, frame: world.signals.append(number)
+    )
     os.environ["TRIVIUM_TEST_SECRET"] = SECRET
     try:
         yield world
     finally:
         del os.environ["TRIVIUM_TEST_SECRET"]
-        signal.signal(signal.SIGUSR1, before)
+        signal.signal(signal.SIGUSR1, previous_handler)
         world.close()
 
 
-_USUAL = Limits(seconds=2, wall=4, memory=256)
+_DEFAULT_LIMITS = Limits(seconds=2, wall=4, memory=256)
 _HELPERS = """
 libc = ctypes.CDLL(None, use_errno=True)
 def call(result):
@@ -98,61 +100,61 @@ def call(result):
 
 @dataclass(frozen=True)
 class Escape:
-    """One attempt.
+    """One attempt to escape.
 
     Attributes:
-        name: what is tried, in words.
-        source: the program; it may use ``W``, ``libc`` and ``call`` of the prelude.
-        expected: a pattern that ``shown`` of the sealed program's outcome must match.
-        seen: whether it happened; without one, whether the program printed "escaped".
-        control: whether the plain interpreter succeeds, so that `seen` is known to see: False for
-            what needs root, would harm this machine, or has no outside.
-        limits: of the sealed run.
+        name: description of the attempt.
+        source: source of the program; it may use ``W``, ``libc`` and ``call`` of the prelude.
+        expected: pattern that ``describe_outcome`` must match for the sandboxed program.
+        detect: whether the escape succeeded; by default, whether the program printed "escaped".
+        run_control: whether the escape succeeds without a sandbox, which shows that `detect` works.
+            False if it needs root, would harm this machine, or concerns only the program itself.
+        limits: limits of the sandboxed run.
     """
 
     name: str
     source: str
     expected: str
-    seen: Callable[[World, Outcome], bool] | None = None
-    control: bool = True
-    limits: Limits = _USUAL
+    detect: Callable[[World, Outcome], bool] | None = None
+    run_control: bool = True
+    limits: Limits = _DEFAULT_LIMITS
 
-    def happened(self, world: World, outcome: Outcome) -> bool:
-        if self.seen is None:
+    def succeeded(self, world: World, outcome: Outcome) -> bool:
+        if self.detect is None:
             return b"escaped" in outcome.output
-        return self.seen(world, outcome)
+        return self.detect(world, outcome)
 
 
-def time_passes() -> None:
-    """Wait for what a program may have left running."""
+def wait_for_leftovers() -> None:
+    """Wait for processes that a program may have left running."""
     select.select([], [], [], 0.4)
 
 
-def run_plainly(escape: Escape, world: World) -> Outcome:
-    """Run an escape by an ordinary interpreter, in the world's home."""
-    with open(world.home / "key") as inherited:
+def run_without_sandbox(escape: Escape, world: World) -> Outcome:
+    """Run an escape with an ordinary interpreter, in the world's home folder."""
+    with open(world.home / "key") as secret_file:
         result = subprocess.run(
             [sys.executable, "-I", "-c", world.prelude() + escape.source],
             capture_output=True,
             cwd=world.home,
             timeout=20,
-            pass_fds=(inherited.fileno(),),
+            pass_fds=(secret_file.fileno(),),
         )
     return Outcome(result.returncode, None, 0.0, result.stdout, result.stderr.decode())
 
 
-def run_sealed(escape: Escape, world: World, place: Sandbox) -> Outcome:
-    """Run an escape sealed, while this process holds an inheritable secret file open."""
-    with open(world.home / "key") as inherited:
-        os.set_inheritable(inherited.fileno(), True)
-        return place.run(world.prelude() + escape.source, escape.limits)
+def run_in_sandbox(escape: Escape, world: World, sandbox: Sandbox) -> Outcome:
+    """Run an escape in a sandbox while this process holds an inheritable secret file open."""
+    with open(world.home / "key") as secret_file:
+        os.set_inheritable(secret_file.fileno(), True)
+        return sandbox.run(world.prelude() + escape.source, escape.limits)
 
 
-def shown(outcome: Outcome) -> str:
-    """Return how a program ended, in a few words."""
+def describe_outcome(outcome: Outcome) -> str:
+    """Return a short description of how a program ended."""
     if outcome.reason:
         return outcome.reason
     if outcome.status < 0:
         return f"status {outcome.status}"
-    last = outcome.error.strip().rpartition("\n")[2]
-    return last or outcome.output.decode(errors="replace").strip()[-200:]
+    last_line = outcome.error.strip().rpartition("\n")[2]
+    return last_line or outcome.output.decode(errors="replace").strip()[-200:]

@@ -1,12 +1,13 @@
-"""Programs that try to pass tests which they do not: ``f(1)`` should be EXPECTED and is not.
+"""Programs that fail their test (``f(1)`` is not EXPECTED) and try to forge a passing verdict.
 
-``STYLES`` are ways to write the test. A checker that runs both in one process is fooled by many.
+``TEST_STYLES`` are ways to write the test. Many programs fool a checker that runs program and test
+in the same process.
 """
 
 from __future__ import annotations
 
-EXPECTED = 791920274463  # long, so that no address in memory looks like it
-STYLES = {
+EXPECTED = 791920274463  # long, so that it is not confused with a memory address
+TEST_STYLES = {
     "assert": f"assert f(1) == {EXPECTED}",
     "assert in reverse": f"assert {EXPECTED} == f(1)",
     "membership": f"assert f(1) in [{EXPECTED}]",
@@ -32,7 +33,7 @@ def everywhere(line):
             pass
 """
 
-FORGERIES = {
+FORGED_PROGRAMS = {
     "os._exit(0) when imported": "import os\nos._exit(0)",
     "os._exit(0) when called": "import os\ndef f(x): os._exit(0)",
     "sys.exit when imported": "raise SystemExit(0)",
@@ -70,7 +71,7 @@ def f(x): return 0
 """,
     "the checker's functions replaced": """
 import gc, types
-NAMES = ("ask", "reply", "encode", "decode", "_raised", "_uncomparable")
+NAMES = ("request", "run_tests", "reply", "encode", "decode", "_to_exception", "_refuse_comparison")
 def f(x):
     for function in gc.get_objects():
         if isinstance(function, types.FunctionType) and function.__name__ in NAMES:
@@ -94,7 +95,7 @@ def f(x): return 0
     "def f(x): everywhere(b'{\"passed\": true}\\n'); return 0",
     "a verdict printed, and the end": "import os\n"
     "def f(x): print('{\"passed\": true}\\nPASSED 1 passed OK', flush=True); os._exit(0)",
-    "answers sent before they are asked": f"{_EVERYWHERE}\n"
+    "answers sent before the calls": f"{_EVERYWHERE}\n"
     "everywhere(b'{\"value\": true}\\n' * 9)\ndef f(x): return 0",
     "frames and objects searched for the expected value": """
 import sys, gc

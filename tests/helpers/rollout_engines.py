@@ -1,4 +1,4 @@
-"""Engines, prompts and caches that several tests of sampling share."""
+"""Engines, prompts and cache checks that several tests of sampling share."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from helpers.tiny_models import EOS, family, letters_tokenizer, random_lm
 from trivium.data.prompts import Prompt
+from trivium.data.response import Response
 from trivium.models.policy import Policy
-from trivium.rollout.engine import Response
 from trivium.rollout.kv_cache import KVCache
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
@@ -18,7 +18,7 @@ from trivium.rollout.sampling import Sampling
 LENGTHS = (3, 1, 7, 2, 5, 4)
 
 
-FREE = Sampling(max_tokens=12)
+SAMPLING = Sampling(max_tokens=12)
 
 
 def prompts_of(lengths: Sequence[int] = LENGTHS, vocabulary: int = 13) -> list[Prompt]:
@@ -41,27 +41,27 @@ def tokens_of(responses: Sequence[Sequence[Response]]) -> list[list[list[int]]]:
 
 
 @torch.no_grad()
-def rows_see_what_is_theirs(policy: Policy, cache: KVCache) -> None:
-    """Let rows come and go, and hold their states to those of the backbone."""
-    drawn = torch.Generator().manual_seed(3)
+def check_rows_against_backbone(policy: Policy, cache: KVCache) -> None:
+    """Admit and remove rows, and compare their hidden states with those of the backbone."""
+    generator = torch.Generator().manual_seed(3)
     rows: list[list[int]] = []
     for admitted in ([7, 3], [5, 5], [2]):
         prompts = [p.tokens for p in prompts_of(admitted)]
-        found = cache.admit(prompts, 3)
-        torch.testing.assert_close(found, last_states(policy, prompts), atol=1e-5, rtol=0)
+        hidden = cache.admit(prompts, 3)
+        torch.testing.assert_close(hidden, last_states(policy, prompts), atol=1e-5, rtol=0)
         rows += [list(prompt) for prompt in prompts for _ in range(3)]
-        for leaving in ((), (0, 1, 2), (), (1,), ()):
-            tokens = torch.randint(1, 13, (len(rows),), generator=drawn)
+        for removed in ((), (0, 1, 2), (), (1,), ()):
+            tokens = torch.randint(1, 13, (len(rows),), generator=generator)
             rows = [[*row, int(token)] for row, token in zip(rows, tokens, strict=True)]
-            found = cache.advance(tokens)
-            torch.testing.assert_close(found, last_states(policy, rows), atol=1e-5, rtol=0)
-            staying = [i for i in range(len(rows)) if i not in leaving]
-            cache.keep(staying)
-            rows = [rows[i] for i in staying]
+            hidden = cache.advance(tokens)
+            torch.testing.assert_close(hidden, last_states(policy, rows), atol=1e-5, rtol=0)
+            kept = [i for i in range(len(rows)) if i not in removed]
+            cache.keep(kept)
+            rows = [rows[i] for i in kept]
 
 
 def last_states(policy: Policy, rows: list[list[int]]) -> Tensor:
-    """The final hidden state behind each row, one at a time by the backbone itself."""
+    """Return the final hidden state of each row, computed one row at a time by the backbone."""
     implementation = policy.model.config._attn_implementation
     policy.model.set_attn_implementation("eager")
     try:

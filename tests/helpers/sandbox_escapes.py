@@ -1,8 +1,8 @@
-"""Programs that try to break out of the sandbox.
+"""Programs that try to escape from the sandbox.
 
-Each escape is run twice: sealed, and by a plain interpreter. `seen` looks at the world, not at what
-the program says, wherever there is something to see. ``python tests/helpers/sandbox_escapes.py`` prints the table
-of outcomes that docs/host.md shows.
+Each escape runs twice: in the sandbox and with an ordinary interpreter. If possible, `detect`
+checks the world outside and not the program's output. ``python tests/helpers/sandbox_escapes.py``
+prints the table of outcomes in docs/sandbox.md.
 """
 
 from __future__ import annotations
@@ -15,58 +15,60 @@ from helpers.external import (
     SECRET,
     Escape,
     World,
+    describe_outcome,
     new_world,
-    run_plainly,
-    run_sealed,
-    shown,
-    time_passes,
+    run_in_sandbox,
+    run_without_sandbox,
+    wait_for_leftovers,
 )
 from trivium.rewards.sandbox import host
 from trivium.rewards.sandbox.host import Limits, Outcome, Sandbox
 
 
 def _connected(world: World, outcome: Outcome) -> bool:
-    return world.connected()
+    return world.has_connection()
 
 
 def _written(world: World, outcome: Outcome) -> bool:
-    return world.written()
+    return world.has_written_file()
 
 
 def _changed(world: World, outcome: Outcome) -> bool:
-    return world.changed()
+    return world.has_changed_file()
 
 
-def _signalled(world: World, outcome: Outcome) -> bool:
-    return world.signalled()
+def _was_signaled(world: World, outcome: Outcome) -> bool:
+    return world.was_signaled()
 
 
-def _told(world: World, outcome: Outcome) -> bool:
+def _leaked_secret(world: World, outcome: Outcome) -> bool:
     return SECRET.encode() in outcome.output
 
 
-_QUICK = Limits(seconds=0.2, wall=0.4, memory=256)
-_NO = "PermissionError"
+_SHORT_LIMITS = Limits(seconds=0.2, wall=0.4, memory=256)
+_DENIED = "PermissionError"
 
 ESCAPES = (
     # Network
-    Escape("TCP to loopback", "socket.create_connection(('127.0.0.1', W['tcp']))", _NO, _connected),
+    Escape(
+        "TCP to loopback", "socket.create_connection(('127.0.0.1', W['tcp']))", _DENIED, _connected
+    ),
     Escape(
         "UDP to loopback",
         "socket.socket(type=socket.SOCK_DGRAM).sendto(b'x', ('127.0.0.1', W['udp']))",
-        _NO,
+        _DENIED,
         _connected,
     ),
     Escape(
         "abstract Unix socket",
         "socket.socket(socket.AF_UNIX).connect(W['abstract'])",
-        _NO,
+        _DENIED,
         _connected,
     ),
     Escape(
         "named Unix socket",
         "socket.socket(socket.AF_UNIX).connect(W['home'] + '/socket')",
-        _NO,
+        _DENIED,
         _connected,
     ),
     Escape(
@@ -74,36 +76,41 @@ ESCAPES = (
         "print(socket.getaddrinfo('localhost', 80) and 'escaped')",
         "gaierror",
     ),
-    Escape("listening", "socket.create_server(('', 0)); print('escaped')", _NO),
-    Escape("socket pair", "socket.socketpair(); print('escaped')", _NO),
+    Escape("listening", "socket.create_server(('', 0)); print('escaped')", _DENIED),
+    Escape("socket pair", "socket.socketpair(); print('escaped')", _DENIED),
     Escape(
         "io_uring, which makes calls that no filter sees",
         "call(libc.syscall(425, 8, bytes(120))); print('escaped')",
-        _NO,
-        control=False,
+        _DENIED,
+        run_control=False,
     ),
     # Reading
-    Escape("a file in the home folder", "print(open(W['home'] + '/key').read())", _NO, _told),
-    Escape("a folder's names", "print(os.listdir(W['home']) and 'escaped')", _NO),
-    Escape("/etc/passwd", "open('/etc/passwd').read(); print('escaped')", _NO),
+    Escape(
+        "a file in the home folder",
+        "print(open(W['home'] + '/key').read())",
+        _DENIED,
+        _leaked_secret,
+    ),
+    Escape("a folder's names", "print(os.listdir(W['home']) and 'escaped')", _DENIED),
+    Escape("/etc/passwd", "open('/etc/passwd').read(); print('escaped')", _DENIED),
     Escape(
         "the caller's environment in /proc",
         "print(open(f'/proc/{W[\"caller\"]}/environ').read())",
-        _NO,
+        _DENIED,
         lambda world, outcome: b"PATH=" in outcome.output,
     ),
     Escape(
         "the supervisor's memory in /proc",
         "open(f'/proc/{os.getppid()}/mem', 'rb'); print('escaped')",
-        _NO,
+        _DENIED,
     ),
-    Escape("the processes in /proc", "os.listdir('/proc'); print('escaped')", _NO),
-    Escape("a secret in the environment", "print(dict(os.environ))", "LANG", _told),
+    Escape("the processes in /proc", "os.listdir('/proc'); print('escaped')", _DENIED),
+    Escape("a secret in the environment", "print(dict(os.environ))", "LANG", _leaked_secret),
     Escape(
         "a folder above by '..'",
         "os.chdir(W['home']); print(open('outside/../key').read())",
-        _NO,
-        _told,
+        _DENIED,
+        _leaked_secret,
     ),
     Escape(
         "inherited descriptors",
@@ -112,127 +119,133 @@ ESCAPES = (
         "    try: os.lseek(n, 0, 0); print(os.read(n, 100))\n"
         "    except OSError: pass",
         "b''",
-        _told,
+        _leaked_secret,
     ),
     Escape(
         "process_vm_readv of the caller",
         "b = ctypes.create_string_buffer(8); v = (ctypes.c_size_t * 2)(ctypes.addressof(b), 8)\n"
         "call(libc.process_vm_readv(W['caller'], v, 1, v, 1, 0)); print('escaped')",
-        _NO,
-        control=False,
+        _DENIED,
+        run_control=False,
     ),
     # Writing
-    Escape("a file outside", "open(W['outside'] + '/x', 'w').write('x')", _NO, _written),
-    Escape("overwriting a file", "open(W['home'] + '/file', 'w').write('x')", _NO, _changed),
-    Escape("emptying a file", "os.truncate(W['home'] + '/file', 0)", _NO, _changed),
+    Escape("a file outside", "open(W['outside'] + '/x', 'w').write('x')", _DENIED, _written),
+    Escape("overwriting a file", "open(W['home'] + '/file', 'w').write('x')", _DENIED, _changed),
+    Escape("emptying a file", "os.truncate(W['home'] + '/file', 0)", _DENIED, _changed),
     Escape(
         "removing a file",
         "os.remove(W['home'] + '/key')",
-        _NO,
+        _DENIED,
         lambda w, o: not (w.home / "key").exists(),
     ),
     Escape(
         "a symbolic link to the outside",
         "os.symlink(W['outside'], 'link'); open('link/x', 'w').write('x')",
-        _NO,
+        _DENIED,
         _written,
     ),
-    Escape("a hard link to a file outside", "os.link(W['home'] + '/file', 'link')", _NO, _changed),
+    Escape(
+        "a hard link to a file outside", "os.link(W['home'] + '/file', 'link')", _DENIED, _changed
+    ),
     Escape(
         "moving a file out",
         "open('x', 'w').close(); os.rename('x', W['outside'] + '/x')",
-        _NO,
+        _DENIED,
         _written,
     ),
-    Escape("chmod", "os.chmod(W['home'] + '/file', 0o777)", _NO, _changed),
-    Escape("chown", "os.chown(W['home'] + '/file', 65534, 65534)", _NO, _changed, control=False),
-    Escape("utime", "os.utime(W['home'] + '/file', (0, 0))", _NO, _changed),
+    Escape("chmod", "os.chmod(W['home'] + '/file', 0o777)", _DENIED, _changed),
+    Escape(
+        "chown", "os.chown(W['home'] + '/file', 65534, 65534)", _DENIED, _changed, run_control=False
+    ),
+    Escape("utime", "os.utime(W['home'] + '/file', (0, 0))", _DENIED, _changed),
     Escape(
         "a file in /tmp",
         "p = f'/tmp/trivium-test-{os.getpid()}'\nopen(p, 'w'); os.remove(p); print('escaped')",
-        _NO,
+        _DENIED,
     ),
     Escape(
         "/dev/shm",
         "p = f'/dev/shm/trivium-{os.getpid()}'\nopen(p, 'w'); os.remove(p); print('escaped')",
-        _NO,
+        _DENIED,
     ),
-    Escape("a folder of its own", "os.mkdir('d'); print('escaped')", _NO),
-    Escape("a named pipe", "os.mkfifo('p'); print('escaped')", _NO),
-    Escape("a device", "os.mknod('d', 0o60600, os.makedev(254, 0))", _NO, control=False),
+    Escape("a folder of its own", "os.mkdir('d'); print('escaped')", _DENIED),
+    Escape("a named pipe", "os.mkfifo('p'); print('escaped')", _DENIED),
+    Escape("a device", "os.mknod('d', 0o60600, os.makedev(254, 0))", _DENIED, run_control=False),
     # Other processes
-    Escape("a signal to the caller", "os.kill(W['caller'], 10)", _NO, _signalled),
+    Escape("a signal to the caller", "os.kill(W['caller'], 10)", _DENIED, _was_signaled),
     Escape(
         "a signal by rt_sigqueueinfo",
         "i = (ctypes.c_int * 32)(10, 0, -1); call(libc.syscall(129, W['caller'], 10, i))",
-        _NO,
-        _signalled,
+        _DENIED,
+        _was_signaled,
     ),
     Escape(
         "a signal by the owner of a pipe (F_SETOWN)",
         "import fcntl\nr, w = os.pipe()\nfcntl.fcntl(r, fcntl.F_SETOWN, W['caller'])\n"
         "fcntl.fcntl(r, 10, 10); fcntl.fcntl(r, fcntl.F_SETFL, os.O_ASYNC)\nos.write(w, b'x')",
-        _NO,
-        _signalled,
+        _DENIED,
+        _was_signaled,
     ),
-    Escape("a signal to every process", "os.kill(-1, 10)", _NO, _signalled, control=False),
+    Escape(
+        "a signal to every process", "os.kill(-1, 10)", _DENIED, _was_signaled, run_control=False
+    ),
     Escape(
         "a limit of the caller's",
         "import resource\nresource.prlimit(W['caller'], resource.RLIMIT_CORE); print('escaped')",
-        _NO,
+        _DENIED,
     ),
     Escape(
         "ptrace of the caller",
         "call(libc.ptrace(16, W['caller'], 0, 0)); print('escaped')",
-        _NO,
-        control=False,
+        _DENIED,
+        run_control=False,
     ),
-    Escape("a process of its own", "os.fork() or os._exit(0); print('escaped')", _NO),
+    Escape("a process of its own", "os.fork() or os._exit(0); print('escaped')", _DENIED),
     Escape(
         "a shell",
         "import subprocess\nprint(subprocess.run(['/bin/sh', '-c', 'echo escaped']))",
-        _NO,
+        _DENIED,
     ),
     Escape(
         "another program in its place",
         "os.execv('/bin/sh', ['sh', '-c', 'echo escaped'])",
-        _NO,
+        _DENIED,
     ),
     Escape(
         "multiprocessing",
         "import multiprocessing as m\nm.get_context('fork').Process(target=print).start()\n"
         "print('escaped')",
-        _NO,
+        _DENIED,
     ),
     Escape(
         "a daemon that outlives the program",
         "if not os.fork():\n    os.setsid()\n    if not os.fork():\n"
         "        os.close(1); os.close(2); time.sleep(0.2); open(W['outside'] + '/x', 'w')\n"
         "    os._exit(0)",
-        _NO,
-        lambda world, outcome: time_passes() or world.written(),
+        _DENIED,
+        lambda world, outcome: wait_for_leftovers() or world.has_written_file(),
     ),
     Escape(
         "a fork bomb",
         "while True:\n    try: os.fork()\n    except OSError as e: print(type(e).__name__); break",
-        _NO,
-        control=False,
+        _DENIED,
+        run_control=False,
     ),
     # Rights
-    Escape("root, by setuid", "os.setuid(0); print('escaped')", _NO, control=False),
+    Escape("root, by setuid", "os.setuid(0); print('escaped')", _DENIED, run_control=False),
     Escape(
         "a user namespace",
         "call(libc.unshare(0x10000000)); print('escaped')",
-        _NO,
-        control=False,
+        _DENIED,
+        run_control=False,
     ),
     Escape(
         "a mount",
         "call(libc.mount(b'none', b'/mnt', b'tmpfs', 0, None)); print('escaped')",
-        _NO,
-        control=False,
+        _DENIED,
+        run_control=False,
     ),
-    Escape("chroot", "os.chroot('.'); print('escaped')", _NO, control=False),
+    Escape("chroot", "os.chroot('.'); print('escaped')", _DENIED, run_control=False),
     Escape(
         "more memory than its limit",
         "import resource\nresource.setrlimit(resource.RLIMIT_AS, (-1, -1)); print('escaped')",
@@ -241,12 +254,15 @@ ESCAPES = (
     Escape(
         "System V shared memory",
         "i = call(libc.shmget(0, 4096, 0o1600)); libc.shmctl(i, 0, None); print('escaped')",
-        _NO,
+        _DENIED,
     ),
     Escape(
-        "kernel keys", "call(libc.syscall(250, 0, -3, 1)); print('escaped')", _NO, control=False
+        "kernel keys",
+        "call(libc.syscall(250, 0, -3, 1)); print('escaped')",
+        _DENIED,
+        run_control=False,
     ),
-    Escape("bpf", "call(libc.syscall(321, 0, 0, 0)); print('escaped')", _NO, control=False),
+    Escape("bpf", "call(libc.syscall(321, 0, 0, 0)); print('escaped')", _DENIED, run_control=False),
     Escape(
         "calls of the 32-bit machine, which have other numbers",
         "import mmap\nm = mmap.mmap(-1, 4096, prot=7)\n"
@@ -254,25 +270,25 @@ ESCAPES = (
         "f = ctypes.CFUNCTYPE(ctypes.c_int)(ctypes.addressof(ctypes.c_char.from_buffer(m)))\n"
         "print(f() and 'escaped')",
         "status -31",
-        control=False,
+        run_control=False,
     ),
     # Resources
-    Escape("an endless loop", "while True: pass", "time", control=False, limits=_QUICK),
-    Escape("an endless sleep", "time.sleep(60)", "time", control=False, limits=_QUICK),
+    Escape("an endless loop", "while True: pass", "time", run_control=False, limits=_SHORT_LIMITS),
+    Escape("an endless sleep", "time.sleep(60)", "time", run_control=False, limits=_SHORT_LIMITS),
     Escape(
         "an endless loop that ignores signals",
         "import signal\nfor n in range(1, 65):\n    try: signal.signal(n, signal.SIG_IGN)\n"
         "    except (OSError, ValueError): pass\nwhile True: pass",
         "time",
-        control=False,
-        limits=_QUICK,
+        run_control=False,
+        limits=_SHORT_LIMITS,
     ),
     Escape(
         "an endless loop in C",
         "sum(iter(int, 1))",
         "time",
-        control=False,
-        limits=_QUICK,
+        run_control=False,
+        limits=_SHORT_LIMITS,
     ),
     Escape(
         "a memory bomb",
@@ -320,44 +336,48 @@ ESCAPES = (
         "endless recursion",
         "sys.setrecursionlimit(10**9)\nx = []\nfor _ in range(10**5): x = [x]\nrepr(x)",
         "status -11|RecursionError|time",
-        control=False,
+        run_control=False,
     ),
     Escape(
         "a crash, with a core dump",
         "ctypes.string_at(0)",
         "status -11",
         lambda world, outcome: any(Path.cwd().glob("core*")),
-        control=False,
+        run_control=False,
     ),
 )
 
 
-def _brief(outcome: Outcome) -> str:
-    """Return ``shown`` without paths, numbers of errors and line breaks."""
-    text = shown(outcome).replace("\n", " ")
+def _short_outcome(outcome: Outcome) -> str:
+    """Return ``describe_outcome`` without paths, error numbers and line breaks."""
+    text = describe_outcome(outcome).replace("\n", " ")
     return re.sub(r"\[Errno -?\d+\] |:? '/?[\w.].*", "", text)
 
 
 def main() -> None:
-    """Print every escape with what came of it, sealed and by a plain interpreter."""
+    """Print a table of every escape's outcome with and without the sandbox."""
     missing = host.isolation_gaps()
     print(f"isolation that does not hold here: {', '.join(missing) or 'none'}\n")
-    print("| attempt | sealed | without the seal |\n|---|---|---|")
-    with Sandbox() as place:
+    print("| attempt | in the sandbox | without the sandbox |\n|---|---|---|")
+    with Sandbox() as sandbox:
         for escape in ESCAPES:
             with tempfile.TemporaryDirectory() as folder, new_world(Path(folder, "home")) as world:
-                outcome = run_sealed(escape, world, place)
-                sealed = "**ESCAPED**" if escape.happened(world, outcome) else "held"
-                plain = "not run"
-            if escape.control:
+                outcome = run_in_sandbox(escape, world, sandbox)
+                in_sandbox = "**ESCAPED**" if escape.succeeded(world, outcome) else "held"
+                without_sandbox = "not run"
+            if escape.run_control:
                 with (
                     tempfile.TemporaryDirectory() as folder,
                     new_world(Path(folder, "home")) as world,
                 ):
-                    plain = (
-                        "succeeds" if escape.happened(world, run_plainly(escape, world)) else "?"
+                    without_sandbox = (
+                        "succeeds"
+                        if escape.succeeded(world, run_without_sandbox(escape, world))
+                        else "?"
                     )
-            print(f"| {escape.name} | {sealed}: {_brief(outcome)} | {plain} |")
+            print(
+                f"| {escape.name} | {in_sandbox}: {_short_outcome(outcome)} | {without_sandbox} |"
+            )
 
 
 if __name__ == "__main__":

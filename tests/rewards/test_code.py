@@ -1,4 +1,4 @@
-"""The reward for programs: what it reads, what it counts, and that no program can forge it."""
+"""The code reward: parsing of programs and tests, scoring, and resistance to forged verdicts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.forged_verdicts import EXPECTED, FORGERIES, STYLES
+from helpers.forged_verdicts import EXPECTED, FORGED_PROGRAMS, TEST_STYLES
 
 from trivium.data.prompts import Prompt
+from trivium.data.response import Response
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards import code as module
 from trivium.rewards.code import code, find_program, read_tests, same_output
 from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.rollout.engine import Response
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are sealed on Linux only")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 
 
 def fenced(source: str) -> str:
@@ -42,8 +42,8 @@ def score(source: str, tests: object, **arguments: object) -> float:
         ("```\na\n```\n```sh\nb\n```", "a\n"),
         ("```Python3 title=x\na\n```", "a\n"),
         ("  ```python\n  a\n  ```  \nmore", "  a\n"),
-        ("```python\na\n```\n```python\ncut off", "a\n"),
-        ("```python\ncut off", None),
+        ("```python\na\n```\n```python\ntruncated", "a\n"),
+        ("```python\ntruncated", None),
         ("```sh\nls\n```", None),
         ("print('```')", None),
         ("", None),
@@ -54,7 +54,7 @@ def test_the_last_closed_python_block_is_the_program(response, program):
     assert find_program(response, "response") == response
 
 
-def test_every_form_of_tests_is_read():
+def test_every_form_of_tests_is_parsed():
     pairs = [("1\n", "2"), ("", "3")]
     listed = [{"input": i, "output": o} for i, o in pairs]
     columns = {"inputs": [i for i, _ in pairs], "outputs": [o for _, o in pairs]}
@@ -74,7 +74,7 @@ def test_check_is_called_with_the_entry_point_unless_the_tests_call_it():
     assert read_tests(defines, "f")[0].code == f"{defines}\n\ncheck(f)\n"
     assert read_tests(f"{defines}\ncheck(f)", "f")[0].code == f"{defines}\ncheck(f)"
     assert read_tests(["assert f(1) == 2"], "f")[0].code == "assert f(1) == 2"
-    assert score("def f(x): return x + 1", defines) == 1  # nothing calls it: the data's business
+    assert score("def f(x): return x + 1", defines) == 1  # without an entry point, no call is added
     assert code([fenced("def f(x): return x")], [defines], entry_point=["f"]) == [0]
     assert code([fenced("def sum(x): return x + 1")], [defines], entry_point=["sum"]) == [1]
 
@@ -83,19 +83,19 @@ def test_check_is_called_with_the_entry_point_unless_the_tests_call_it():
     "tests",
     [None, [], {}, 5, "5", "", "  ", "[]", [3], [""], [{"input": "1"}], [{"output": 3}]],
 )
-def test_what_is_no_test_is_an_error_of_the_data(tests):
+def test_invalid_tests_are_a_data_error(tests):
     with pytest.raises(ValueError, match="the data's test"):
         read_tests(tests)
 
 
-def test_inputs_and_outputs_must_come_in_pairs():
-    with pytest.raises(ValueError, match="as many 'inputs' as 'outputs'"):
+def test_inputs_and_outputs_must_have_the_same_length():
+    with pytest.raises(ValueError, match="lists 'inputs' and 'outputs' of texts"):
         read_tests({"inputs": ["1"], "outputs": []})
     with pytest.raises(ValueError, match="is not the name of a function"):
         read_tests(["assert 1"], "f(); evil")
 
 
-def test_outputs_are_compared_without_white_space_at_the_ends():
+def test_outputs_are_compared_without_trailing_white_space():
     assert same_output("1 2 \r\n3\n\n", "1 2\n3")
     assert same_output("", "\n")
     assert not same_output("1  2", "1 2")
@@ -108,7 +108,7 @@ def test_outputs_are_compared_without_white_space_at_the_ends():
 DOUBLE = [{"input": f"{n}\n", "output": f"{2 * n}\n"} for n in range(4)]
 
 
-def test_the_score_is_the_share_of_tests_or_all_of_them():
+def test_score_is_the_fraction_of_passed_tests_or_requires_all():
     source = "n = int(input())\nprint(n * 2 if n != 3 else 0)"
     assert score(source, DOUBLE) == 0.75
     assert score(source, DOUBLE, score="all") == 0
@@ -117,7 +117,7 @@ def test_the_score_is_the_share_of_tests_or_all_of_them():
     assert score("def f(x): return x * x", asserts) == 0.75
 
 
-def test_a_program_that_fails_after_its_output_does_not_pass():
+def test_program_that_fails_after_its_output_does_not_pass():
     assert score("print(2)", [{"output": "2"}]) == 1
     for failing in (
         "print(2); exit(1)",
@@ -127,7 +127,7 @@ def test_a_program_that_fails_after_its_output_does_not_pass():
         assert score(failing, [{"output": "2"}]) == 0
 
 
-def test_responses_keep_their_places_whatever_runs_beside_them():
+def test_scores_keep_the_order_of_responses_with_any_number_of_workers():
     sources = [f"print({n})" for n in range(12)]
     responses = [fenced(s) if n % 3 else "no program" for n, s in enumerate(sources)]
     tests = [[{"output": str(n - n % 2)}] for n in range(12)]
@@ -144,17 +144,17 @@ def test_all_tests_of_a_response_share_its_time():
     assert time.monotonic() - started < 5
 
 
-def test_a_call_that_runs_out_of_time_is_no_verdict():
+def test_timeout_of_the_call_is_an_error_and_not_a_score():
     config = RewardConfig(
         function="code", timeout=0.7, arguments={"seconds": 30, "extract": "response"}
     )
     prompt = Prompt(tokens=[1], text="p", columns={"tests": ["assert f(1) == 1"]}, index=0)
     texts = ["def f(x): return x", "while True: pass"]
     responses = [Response(tokens=[1], logprobs=[0.0], finish_reason="eos", text=t) for t in texts]
-    with pytest.raises(RewardError, match=r"ran past its limit of 0.7 s"):
+    with pytest.raises(RewardError, match=r"exceeded its timeout of 0.7 s"):
         Rewards([config]).score([prompt] * 2, responses)
-    ends = time.monotonic() + 5  # the programs themselves would go on for 30
-    while _supervisors() and time.monotonic() < ends:
+    deadline = time.monotonic() + 5  # the programs themselves would run for 30 s
+    while _supervisors() and time.monotonic() < deadline:
         time.sleep(0.02)
     assert _supervisors() == []
 
@@ -174,7 +174,7 @@ def _supervisors() -> list[Path]:
     return found
 
 
-def test_it_is_a_built_in_reward_with_the_data_s_columns():
+def test_code_is_a_built_in_reward_that_uses_data_columns():
     config = RewardConfig(function="code", columns={"tests": "test_list"})
     rewards = Rewards([config])
     with pytest.raises(ConfigurationError, match="needs a data column 'test_list'"):
@@ -187,10 +187,10 @@ def test_it_is_a_built_in_reward_with_the_data_s_columns():
     assert rewards.score([prompt], [response]).outcomes == [1]
 
 
-def test_a_row_whose_tests_cannot_be_run_is_named():
+def test_error_names_the_row_whose_tests_cannot_be_run():
     for bad, reason in (
         (["assert f(1) =="], "SyntaxError"),
-        (["assert f(lambda: 1) == 1"], "a test gives the program function"),
+        (["assert f(lambda: 1) == 1"], "a test passes the program function"),
     ):
         good = Prompt(tokens=[1], text="p", columns={"tests": ["assert f(1) == 1"]}, index=4)
         row = Prompt(tokens=[1], text="p", columns={"tests": bad}, index=7)
@@ -223,8 +223,8 @@ def test_wrong_arguments_are_refused_before_the_run(arguments, reason):
     assert reason in str(caught.value)
 
 
-def test_a_machine_that_cannot_isolate_is_refused_before_the_run(monkeypatch):
-    monkeypatch.setattr("trivium.rewards.sandbox.host.isolation_gaps", lambda walls: ("network",))
+def test_machine_without_isolation_is_refused_before_the_run(monkeypatch):
+    monkeypatch.setattr("trivium.rewards.sandbox.host.isolation_gaps", lambda layers: ("network",))
     with pytest.raises(ConfigurationError, match=r"accept_missing: \[network\]"):
         Rewards([RewardConfig(function="code")])
     Rewards([RewardConfig(function="code", arguments={"accept_missing": ["network"]})])
@@ -243,7 +243,7 @@ def test_a_machine_that_cannot_isolate_is_refused_before_the_run(monkeypatch):
     ],
     ids=["null", "surrogate", "brackets", "signs", "long", "name", "terminal"],
 )
-def test_a_hostile_text_is_a_wrong_program_and_nothing_worse(source):
+def test_hostile_text_only_scores_zero(source):
     responses, tests = [source] * 2, [["assert f(1) == 1"], [{"output": "1"}]]
     assert code(responses, tests, extract="response") == [0, 0]
 
@@ -296,7 +296,7 @@ def test_a_hostile_text_is_a_wrong_program_and_nothing_worse(source):
         ("def f(x): print('noise'); return x", "assert f(1) == 1"),
     ],
 )
-def test_test_code_judges_right_programs_as_right(source, tests):
+def test_test_code_passes_correct_programs(source, tests):
     assert score(source, tests) == 1
 
 
@@ -315,44 +315,44 @@ def test_test_code_judges_right_programs_as_right(source, tests):
         ("def f(x):\n    while True: pass", "assert f(1) == 1"),
     ],
 )
-def test_test_code_judges_wrong_programs_as_wrong(source, tests):
+def test_test_code_fails_wrong_programs(source, tests):
     assert score(source, tests, seconds=0.5) == 0
 
 
 # --- Forgeries -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize("style", TEST_STYLES)
 def test_no_forgery_passes_test_code(style):
-    responses = [fenced(source) for source in FORGERIES.values()]
-    scores = code(responses, [STYLES[style]] * len(responses), seconds=0.5)
-    assert {name: s for name, s in zip(FORGERIES, scores, strict=True) if s} == {}
+    responses = [fenced(source) for source in FORGED_PROGRAMS.values()]
+    scores = code(responses, [TEST_STYLES[style]] * len(responses), seconds=0.5)
+    assert {name: s for name, s in zip(FORGED_PROGRAMS, scores, strict=True) if s} == {}
     honest = fenced(f"def f(x): return {EXPECTED}")
-    assert code([honest], [STYLES[style]]) == [1]
+    assert code([honest], [TEST_STYLES[style]]) == [1]
 
 
-def test_every_forgery_is_a_program_that_lacks_nothing_but_the_answer():
-    for name, source in FORGERIES.items():
+def test_every_forgery_compiles_and_defines_f():
+    for name, source in FORGED_PROGRAMS.items():
         assert "def f(x)" in source or "when imported" in name
         compile(source, name, "exec")
 
 
-def test_no_forgery_passes_a_test_of_output():
-    responses = [fenced(source + "\nf(1)\n") for source in FORGERIES.values()]
+def test_no_forgery_passes_an_output_test():
+    responses = [fenced(source + "\nf(1)\n") for source in FORGED_PROGRAMS.values()]
     scores = code(responses, [[{"output": str(EXPECTED)}]] * len(responses), seconds=0.5)
-    assert {name: s for name, s in zip(FORGERIES, scores, strict=True) if s} == {}
+    assert {name: s for name, s in zip(FORGED_PROGRAMS, scores, strict=True) if s} == {}
 
 
-def test_many_forgeries_do_fool_a_checker_that_shares_their_process():
-    """The usual way: ``exec`` the program, then its test, and look at the exit status."""
-    fooled = [name for name, source in FORGERIES.items() if _naive(source)]
+def test_many_forgeries_fool_a_checker_in_the_same_process():
+    """The usual checker executes the program, then its test, and uses the exit status."""
+    fooled = [name for name, source in FORGED_PROGRAMS.items() if _passes_naive_checker(source)]
     assert len(fooled) >= 12, fooled
-    assert not _naive("def f(x): return 0")
-    assert _naive(f"def f(x): return {EXPECTED}")
+    assert not _passes_naive_checker("def f(x): return 0")
+    assert _passes_naive_checker(f"def f(x): return {EXPECTED}")
 
 
-def _naive(program: str) -> bool:
-    script = f"names = {{}}\nexec({program!r}, names)\nexec({STYLES['assert']!r}, names)"
+def _passes_naive_checker(program: str) -> bool:
+    script = f"names = {{}}\nexec({program!r}, names)\nexec({TEST_STYLES['assert']!r}, names)"
     try:
         done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, timeout=1)
     except subprocess.TimeoutExpired:
@@ -364,31 +364,31 @@ def test_a_program_that_ends_when_an_error_is_expected_does_not_pass():
     expects_error = "try:\n    f(1)\nexcept Exception:\n    pass\nelse:\n    raise AssertionError"
     assert score("def f(x): raise ValueError", expects_error) == 1
     for name in ("os._exit(0) when called", "sys.exit when called", "a kill of itself"):
-        assert score(FORGERIES[name], expects_error) == 0
+        assert score(FORGED_PROGRAMS[name], expects_error) == 0
 
 
-def test_a_helper_of_the_program_s_module_is_not_believed():
+def test_tests_do_not_use_modules_that_the_program_changed():
     forged = "import math\nmath.isclose = lambda *a, **k: True\ndef f(x): return 0"
     assert score(forged, "assert math.isclose(f(1), 1 / 3)") == 0
 
 
-def test_a_program_cannot_make_the_data_look_at_fault():
-    """An error of the data stops a run, so nothing that a program returns may be taken for one."""
+def test_program_cannot_cause_a_data_error():
+    """A data error stops the run, so no value that a program returns may cause one."""
     for value in ("math", "print", "f", "type", "iter([1])", "(lambda: 1)", "[f]", "{f: f}", "..."):
         source = f"import math\ndef f(x): return {value}"
         assert score(source, "x = f(1)\nf(x)\nassert x == 1") == 0
 
 
 def test_programs_and_tests_never_share_a_sandbox(monkeypatch):
-    held: list[tuple[int, str]] = []
+    jobs: list[tuple[int, str]] = []
     start = module.Sandbox.start
 
-    def note(self, job, *rest, **more):
-        held.append((id(self), job["do"]))
+    def record_job(self, job, *rest, **more):
+        jobs.append((id(self), job["mode"]))
         return start(self, job, *rest, **more)
 
-    monkeypatch.setattr(module.Sandbox, "start", note)
+    monkeypatch.setattr(module.Sandbox, "start", record_job)
     assert (
         code([fenced("def f(x): return x")] * 3, [["assert f(1) == 1"]] * 3, workers=1) == [1] * 3
     )
-    assert len({sandbox for sandbox, _ in held}) == 2 and len(set(held)) == 2
+    assert len({sandbox for sandbox, _ in jobs}) == 2 and len(set(jobs)) == 2

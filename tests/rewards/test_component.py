@@ -1,4 +1,4 @@
-"""The border of rewards: what a function may return, and what stops the run or falls back."""
+"""Checks of returned values: valid values, errors, and fallbacks."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trivium.data.prompts import Prompt
+from trivium.data.response import Response
 from trivium.errors import RewardError
 from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.rollout.engine import Response
 
 TEXTS = ["aaaa", "bb\x1b[31mbb", "cccc", "dddd"]
 
@@ -50,21 +50,28 @@ def returning(result):
 
 
 def per_response(values):
-    """A reward that gives each response the value of its text."""
+    """Return a reward that looks up the value of each response by its text."""
     table = dict(zip(TEXTS, values, strict=True))
     return lambda responses: [table[text] for text in responses]
 
 
 # --- Values --------------------------------------------------------------------------------------
 
-GOOD = [True, np.float32(0.5), np.int64(2), np.bool_(False), torch.tensor(1.5), Fraction(1, 4)]
+VALID_SCALARS = [
+    True,
+    np.float32(0.5),
+    np.int64(2),
+    np.bool_(False),
+    torch.tensor(1.5),
+    Fraction(1, 4),
+]
 
 
-@pytest.mark.parametrize("value", [*GOOD, Decimal("0.25"), np.array(3.0), 7])
-def test_scalars_of_every_kind_count_as_numbers(value):
-    got = score(per_response([0, 0, value, 0])).outcomes
-    assert got == [0.0, 0.0, float(value), 0.0]
-    assert all(type(number) is float for number in got)
+@pytest.mark.parametrize("value", [*VALID_SCALARS, Decimal("0.25"), np.array(3.0), 7])
+def test_scalars_of_every_type_are_numbers(value):
+    outcomes = score(per_response([0, 0, value, 0])).outcomes
+    assert outcomes == [0.0, 0.0, float(value), 0.0]
+    assert all(type(number) is float for number in outcomes)
 
 
 @pytest.mark.parametrize(
@@ -75,11 +82,11 @@ def test_scalars_of_every_kind_count_as_numbers(value):
         torch.tensor([1.0, 2.0, 3.0, 4.0], requires_grad=True).detach(),
     ],
 )
-def test_sequences_of_every_kind_count_as_lists(result):
+def test_sequences_of_every_type_are_lists_of_values(result):
     assert score(returning(result)).outcomes == [1.0, 2.0, 3.0, 4.0]
 
 
-def test_a_generator_function_is_a_reward():
+def test_generator_function_is_a_reward():
     def reward(responses):
         for text in responses:
             yield len(text)
@@ -87,11 +94,11 @@ def test_a_generator_function_is_a_reward():
     assert score(reward).outcomes == [4.0, 9.0, 4.0, 4.0]
 
 
-BAD = [None, math.nan, math.inf, -math.inf, "1.0", np.nan, 1j, {}, 10**400, np.zeros(2)]
+INVALID_VALUES = [None, math.nan, math.inf, -math.inf, "1.0", np.nan, 1j, {}, 10**400, np.zeros(2)]
 
 
-@pytest.mark.parametrize("value", BAD, ids=repr)
-def test_a_value_that_is_no_finite_number_names_function_and_sample(value):
+@pytest.mark.parametrize("value", INVALID_VALUES, ids=repr)
+def test_error_of_an_invalid_value_names_function_and_response(value):
     with pytest.raises(RewardError) as caught:
         score(per_response([0, value, 0, 0]))
     message = str(caught.value)
@@ -101,15 +108,15 @@ def test_a_value_that_is_no_finite_number_names_function_and_sample(value):
     assert "fallback" in message
 
 
-@pytest.mark.parametrize("value", BAD, ids=repr)
-def test_a_fallback_takes_the_place_of_a_bad_value_and_is_counted(value):
+@pytest.mark.parametrize("value", INVALID_VALUES, ids=repr)
+def test_fallback_replaces_an_invalid_value_and_is_counted(value):
     scores = score(per_response([1, value, 2, value]), fallback=-0.5, weight=2)
     assert scores.outcomes == [2.0, -1.0, 4.0, -1.0]
     assert scores.components == {"f0": [1.0, -0.5, 2.0, -0.5]}
     assert scores.fallbacks == {"f0": 2}
 
 
-SPANS = {
+INVALID_STEPS = {
     "outside": ([((0, 5), 1.0)], "outside the response's 4 characters"),
     "before the beginning": ([((-1, 2), 1.0)], "outside the response's 4 characters"),
     "overlapping": ([((0, 3), 1.0), ((2, 4), 1.0)], "must be in order and must not overlap"),
@@ -125,8 +132,8 @@ SPANS = {
 }
 
 
-@pytest.mark.parametrize(("steps", "reason"), SPANS.values(), ids=SPANS)
-def test_wrong_steps_name_the_sample_and_give_way_to_a_fallback(steps, reason):
+@pytest.mark.parametrize(("steps", "reason"), INVALID_STEPS.values(), ids=INVALID_STEPS)
+def test_invalid_steps_raise_an_error_or_use_the_fallback(steps, reason):
     good = [((0, 4), 1.0)]
     with pytest.raises(RewardError) as caught:
         score(per_response([good, good, steps, good]))
@@ -140,21 +147,21 @@ def test_wrong_steps_name_the_sample_and_give_way_to_a_fallback(steps, reason):
 
 
 @given(st.lists(st.tuples(st.integers(-2, 7), st.integers(-2, 7)), max_size=4))
-def test_spans_pass_exactly_when_ordered_disjoint_nonempty_and_inside(spans):
+def test_spans_are_valid_iff_ordered_disjoint_nonempty_and_inside(spans):
     covered = [position for start, end in spans for position in range(start, end)]
     proper = all(s < e for s, e in spans) and covered == sorted(set(covered))
     proper = proper and all(0 <= position < 4 for position in covered)
     scorer = rewards(lambda responses: [[(span, 1.0) for span in spans]], timeout=None)
     if proper:
-        got = scorer.score(PROMPTS[:1], RESPONSES[:1]).steps
-        assert got == [[(end, 1.0) for _, end in spans]]
+        steps = scorer.score(PROMPTS[:1], RESPONSES[:1]).steps
+        assert steps == [[(end, 1.0) for _, end in spans]]
     else:
         with pytest.raises(RewardError):
             scorer.score(PROMPTS[:1], RESPONSES[:1])
 
 
 @given(st.lists(st.one_of(st.floats(), st.none(), st.booleans(), st.text(max_size=2)), max_size=6))
-def test_scores_are_finite_floats_whatever_comes_back(values):
+def test_scores_are_finite_floats_for_any_returned_list(values):
     responses = [response(str(i)) for i in range(3)]
     scorer = rewards(lambda responses: values, fallback=0.125, timeout=None)
     scores = scorer.score(PROMPTS[:3], responses)
@@ -162,33 +169,33 @@ def test_scores_are_finite_floats_whatever_comes_back(values):
     if len(values) != 3:
         assert scores.fallbacks == {"f0": 3}
     else:
-        kept = [isinstance(v, bool | float) and math.isfinite(v) for v in values]
-        assert scores.fallbacks == {"f0": kept.count(False)}
-        wanted = [float(v) if k else 0.125 for v, k in zip(values, kept, strict=True)]
-        assert scores.outcomes == wanted
+        is_valid = [isinstance(v, bool | float) and math.isfinite(v) for v in values]
+        assert scores.fallbacks == {"f0": is_valid.count(False)}
+        expected = [float(v) if k else 0.125 for v, k in zip(values, is_valid, strict=True)]
+        assert scores.outcomes == expected
 
 
-def test_numbers_and_steps_may_not_be_mixed():
+def test_numbers_and_steps_cannot_be_mixed():
     mixed = per_response([1.0, 0.0, [((0, 1), 1.0)], 1.0])
-    with pytest.raises(RewardError, match=r"response 2 of 4.*a list of steps.*got a number"):
+    with pytest.raises(RewardError, match=r"response 2 of 4.*is a list of steps.*is a number"):
         score(mixed)
     assert score(mixed, fallback=7.0).outcomes == [1.0, 0.0, 7.0, 1.0]
 
 
-def test_a_reward_may_not_change_its_form_between_batches():
+def test_reward_cannot_change_its_form_between_batches():
     results = iter([[[((0, 1), 1.0)]] * 4, [1.0] * 4])
     scorer = rewards(lambda responses: next(results))
     scorer.score(PROMPTS, RESPONSES)
-    with pytest.raises(RewardError, match=r"its value is a number, .* got a list of steps"):
+    with pytest.raises(RewardError, match=r"its value is a number, .* is a list of steps"):
         scorer.score(PROMPTS, RESPONSES)
 
 
-def test_a_fallback_of_a_process_reward_falls_on_the_response_s_end():
+def test_fallback_of_a_process_reward_is_at_the_end_of_the_response():
     scorer = rewards(per_response([[((0, 2), 1.0)], None, None, []]), fallback=0.5)
     assert scorer.score(PROMPTS, RESPONSES).steps == [[(2, 1.0)], [(9, 0.5)], [(4, 0.5)], []]
     empty = rewards(lambda responses: [[((0, 1), 1.0)], None], fallback=0.5)
-    got = empty.score(PROMPTS[:2], [response("a"), response("")])
-    assert (got.steps, got.fallbacks) == ([[(1, 1.0)], []], {"f0": 1})
+    scores = empty.score(PROMPTS[:2], [response("a"), response("")])
+    assert (scores.steps, scores.fallbacks) == ([[(1, 1.0)], []], {"f0": 1})
 
 
 # --- Calls that fail -----------------------------------------------------------------------------
@@ -200,17 +207,17 @@ def fails_on_c(responses):
     return [1.0] * len(responses)
 
 
-def test_a_call_that_raises_names_the_culprit_its_error_and_its_line():
+def test_error_names_the_failing_response_the_exception_and_its_line():
     with pytest.raises(RewardError) as caught:
         score(fails_on_c)
     message = str(caught.value)
     assert "response 2 of 4 (prompt row 12), 'cccc': raised" in message
-    assert "test_rewards_border.py:" in message and "KeyError" in message
+    assert "test_component.py:" in message and "KeyError" in message
     assert "\x1b" not in message
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_without_a_fallback_the_first_culprit_ends_the_search():
+def test_search_stops_at_the_first_failing_response_without_a_fallback():
     calls = []
 
     def reward(responses):
@@ -222,7 +229,7 @@ def test_without_a_fallback_the_first_culprit_ends_the_search():
     assert calls == [TEXTS, TEXTS[:1], TEXTS[1:2], TEXTS[2:3]]
 
 
-def test_a_fallback_takes_only_the_culprit_of_a_call_that_raises():
+def test_fallback_applies_only_to_the_failing_response():
     scores = score(fails_on_c, fallback=0.0)
     assert scores.outcomes == [1.0, 1.0, 0.0, 1.0]
     assert scores.fallbacks == {"f0": 1}
@@ -234,15 +241,13 @@ def only_together(responses):
     return [1.0]
 
 
-def test_a_batch_that_raises_without_a_culprit_is_at_fault_as_a_whole():
-    with pytest.raises(
-        RewardError, match=r"a batch of 4 responses.*too many.*scored without error"
-    ):
+def test_error_names_the_batch_if_no_single_response_fails():
+    with pytest.raises(RewardError, match=r"a batch of 4 responses.*too many.*raised no error"):
         score(only_together)
     assert score(only_together, fallback=0.5).fallbacks == {"f0": 4}
 
 
-def test_a_wrong_count_names_the_response_that_causes_it():
+def test_wrong_number_of_values_names_the_response_that_causes_it():
     def skips(responses):
         return [1.0 for text in responses if text != "cccc"]
 
@@ -254,13 +259,13 @@ def test_a_wrong_count_names_the_response_that_causes_it():
 
 
 @pytest.mark.parametrize("result", [None, 1.0, "1234", {"a": 1}, np.float64(1.0)], ids=repr)
-def test_a_result_that_is_no_list_is_an_error_of_the_whole_batch(result):
+def test_result_that_is_not_a_list_is_an_error_of_the_whole_batch(result):
     with pytest.raises(RewardError, match=r"a batch of 4 responses.*not a list of 4 values"):
         score(returning(result))
     assert score(returning(result), fallback=1.0).fallbacks == {"f0": 4}
 
 
-def test_leaving_the_program_inside_a_reward_is_an_error_of_that_reward():
+def test_system_exit_in_a_reward_is_a_reward_error():
     def reward(responses):
         raise SystemExit(3)
 
@@ -268,30 +273,30 @@ def test_leaving_the_program_inside_a_reward_is_an_error_of_that_reward():
         score(reward)
 
 
-def test_a_hang_is_given_up_at_its_limit():
+def test_hanging_call_is_abandoned_at_its_timeout():
     def hangs(responses):
         time.sleep(5)
 
     started = time.monotonic()
-    with pytest.raises(RewardError, match=r"'f0', on a batch of 4.*ran past its limit of 0.1 s"):
+    with pytest.raises(RewardError, match=r"'f0', on a batch of 4.*exceeded its timeout of 0.1 s"):
         score(hangs, timeout=0.1)
     assert score(hangs, timeout=0.1, fallback=2.0).outcomes == [2.0] * 4
     assert time.monotonic() - started < 2
 
 
-def test_the_search_for_the_culprit_shares_one_limit():
+def test_search_for_the_failing_response_shares_one_timeout():
     def slow_failure(responses):
         time.sleep(0.05)
         raise ValueError("down")
 
     started = time.monotonic()
     many = [response(str(i)) for i in range(50)]
-    got = rewards(slow_failure, timeout=0.2, fallback=0.0).score([prompt()] * 50, many)
-    assert got.fallbacks == {"f0": 50}
+    scores = rewards(slow_failure, timeout=0.2, fallback=0.0).score([prompt()] * 50, many)
+    assert scores.fallbacks == {"f0": 50}
     assert time.monotonic() - started < 1.5
 
 
-def test_without_a_limit_the_function_runs_in_the_caller_s_thread():
+def test_function_without_timeout_runs_in_the_callers_thread():
     import threading
 
     def reward(responses):
@@ -301,19 +306,19 @@ def test_without_a_limit_the_function_runs_in_the_caller_s_thread():
     assert score(reward).outcomes == [0.0] * 4
 
 
-def test_a_function_that_needs_the_main_thread_is_told_how():
+def test_error_of_a_function_that_needs_the_main_thread_suggests_timeout_null():
     import signal
 
     def reward(responses):
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
         return [1.0] * len(responses)
 
-    with pytest.raises(RewardError, match="'timeout: null' calls it there"):
+    with pytest.raises(RewardError, match="set 'timeout: null' to call it there"):
         score(reward)
     assert score(reward, timeout=None).outcomes == [1.0] * 4
 
 
-def test_an_interrupt_by_the_user_passes_through():
+def test_keyboard_interrupt_of_the_user_propagates():
     def reward(responses):
         raise KeyboardInterrupt
 
@@ -324,7 +329,7 @@ def test_an_interrupt_by_the_user_passes_through():
 # --- Asynchronous functions ----------------------------------------------------------------------
 
 
-def test_an_asynchronous_reward_is_awaited():
+def test_asynchronous_reward_is_awaited():
     import asyncio
 
     async def one(text):
@@ -340,7 +345,7 @@ def test_an_asynchronous_reward_is_awaited():
     assert score(reward, timeout=None).outcomes == [4.0, 9.0, 4.0, 4.0]
 
 
-def test_an_asynchronous_hang_is_canceled_at_its_limit():
+def test_hanging_coroutine_is_canceled_at_its_timeout():
     import asyncio
 
     canceled = []
@@ -348,17 +353,17 @@ def test_an_asynchronous_hang_is_canceled_at_its_limit():
     async def reward(responses):
         try:
             await asyncio.sleep(5)
-        except asyncio.CanceledError:
+        except asyncio.CancelledError:
             canceled.append(True)
             raise
 
-    with pytest.raises(RewardError, match=r"ran past its limit of 0\.1 s"):
+    with pytest.raises(RewardError, match=r"exceeded its timeout of 0\.1 s"):
         score(reward, timeout=0.1)
     time.sleep(0.1)
     assert canceled == [True]
 
 
-def test_a_timeout_of_the_function_s_own_is_an_error_it_raised():
+def test_timeout_error_of_the_function_is_reported_as_its_own_error():
     async def reward(responses):
         raise TimeoutError("server is silent")
 
@@ -366,7 +371,7 @@ def test_a_timeout_of_the_function_s_own_is_an_error_it_raised():
         score(reward)
 
 
-def test_an_asynchronous_hang_that_refuses_to_be_canceled_is_given_up():
+def test_coroutine_that_ignores_cancellation_is_abandoned():
     import asyncio
 
     async def reward(responses):
@@ -374,20 +379,20 @@ def test_an_asynchronous_hang_that_refuses_to_be_canceled_is_given_up():
         while time.monotonic() < deadline:
             try:
                 await asyncio.sleep(2)
-            except asyncio.CanceledError:
+            except asyncio.CancelledError:
                 continue
 
     started = time.monotonic()
-    with pytest.raises(RewardError, match=r"ran past its limit of 0\.1 s"):
+    with pytest.raises(RewardError, match=r"exceeded its timeout of 0\.1 s"):
         score(reward, timeout=0.1)
     assert time.monotonic() - started < 1.5
 
 
-# --- Functions that mean harm, or act as if they did ---------------------------------------------
+# --- Hostile functions ---------------------------------------------------------------------------
 
 
 class Hostile(Exception):
-    """Neither its message nor its repr can be had."""
+    """An exception whose message and repr raise."""
 
     def __str__(self):
         raise ValueError("no")
@@ -396,7 +401,7 @@ class Hostile(Exception):
 
 
 class Unreadable:
-    """Looks like a tensor of one number, and raises."""
+    """An object that looks like a scalar tensor and raises when it is read."""
 
     ndim = 0
 
@@ -410,18 +415,18 @@ class Unreadable:
         raise self.kind("device lost")
 
 
-class Odd(Fraction):
-    """A number that cannot be made a float."""
+class UnconvertibleNumber(Fraction):
+    """A number whose conversion to float raises."""
 
     def __float__(self):
         raise RuntimeError("no")
 
 
-UNREADABLE = [Unreadable(), Odd(1, 2), np.ma.masked, Hostile]
+UNREADABLE = [Unreadable(), UnconvertibleNumber(1, 2), np.ma.masked, Hostile]
 
 
 @pytest.mark.parametrize("value", UNREADABLE, ids=lambda v: type(v).__name__)
-def test_a_value_that_cannot_be_read_is_a_fault_of_its_response(value):
+def test_unreadable_value_is_an_error_of_its_response(value):
     with pytest.raises(RewardError, match=r"response 1 of 4 \(prompt row 11\)"):
         score(per_response([0, value, 0, 0]))
     assert score(per_response([1, value, 2, 3]), fallback=9.0).outcomes == [1.0, 9.0, 2.0, 3.0]
@@ -431,7 +436,7 @@ RAISED = [Hostile(), MemoryError(), RecursionError(), StopIteration(), Generator
 
 
 @pytest.mark.parametrize("error", RAISED, ids=lambda e: type(e).__name__)
-def test_an_error_of_any_kind_is_that_of_the_reward(error):
+def test_exception_of_any_type_is_a_reward_error(error):
     def reward(responses):
         raise error
 
@@ -440,7 +445,7 @@ def test_an_error_of_any_kind_is_that_of_the_reward(error):
     assert score(reward, fallback=0.5).fallbacks == {"f0": 4}
 
 
-def test_an_interrupt_raised_by_the_function_in_its_thread_is_not_the_users():
+def test_keyboard_interrupt_raised_by_the_function_is_a_reward_error():
     def reward(responses):
         raise KeyboardInterrupt
 
@@ -449,7 +454,7 @@ def test_an_interrupt_raised_by_the_function_in_its_thread_is_not_the_users():
 
 
 @pytest.mark.parametrize("steps_before", [0, 2])
-def test_a_generator_that_raises_is_an_error_of_the_reward(steps_before):
+def test_exception_in_a_generator_is_a_reward_error(steps_before):
     def reward(responses):
         yield from [1.0] * min(steps_before, len(responses) - 1)
         raise KeyError("halfway")
@@ -471,21 +476,23 @@ SHAPES = {
 
 
 @pytest.mark.parametrize(("result", "reason"), SHAPES.values(), ids=SHAPES)
-def test_a_result_of_the_wrong_shape_says_which(result, reason):
+def test_result_of_the_wrong_shape_reports_its_shape(result, reason):
     with pytest.raises(RewardError, match=reason):
         score(returning(result))
     assert score(returning(result), fallback=0.5).fallbacks == {"f0": 4}
 
 
-def test_an_exception_in_a_values_place_says_why_it_has_none():
+def test_exception_in_place_of_a_value_is_its_reason():
     values = [1.0, RewardError("the judge is asleep"), 2.0, ValueError()]
-    with pytest.raises(RewardError, match=r"response 1 of 4 .*: the judge is asleep \(1 more fail"):
+    with pytest.raises(
+        RewardError, match=r"response 1 of 4 .*: the judge is asleep \(1 more failed"
+    ):
         score(per_response(values))
-    found = score(per_response(values), fallback=-1.0)
-    assert (found.outcomes, found.fallbacks) == ([1.0, -1.0, 2.0, -1.0], {"f0": 2})
+    scores = score(per_response(values), fallback=-1.0)
+    assert (scores.outcomes, scores.fallbacks) == ([1.0, -1.0, 2.0, -1.0], {"f0": 2})
 
 
-def test_a_reward_error_of_the_functions_own_ends_the_search_for_a_culprit():
+def test_reward_error_raised_by_the_function_skips_the_search():
     calls = []
 
     def reward(responses):
@@ -497,7 +504,7 @@ def test_a_reward_error_of_the_functions_own_ends_the_search_for_a_culprit():
     assert calls == [4]
 
 
-def test_what_a_reward_prints_does_no_harm(capsys):
+def test_reward_can_print(capsys):
     def reward(responses):
         print("thinking about", len(responses))
         return [1.0] * len(responses)
@@ -506,7 +513,7 @@ def test_what_a_reward_prints_does_no_harm(capsys):
     assert capsys.readouterr().out == "thinking about 4\n"
 
 
-def test_a_function_can_ask_how_much_time_is_left():
+def test_function_can_query_the_remaining_time():
     from trivium.rewards.functions import time_left
 
     def reward(responses):

@@ -1,4 +1,4 @@
-"""Rewards for a response's form."""
+"""Rewards for the format of a response."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ import time
 import pytest
 
 from trivium.data.prompts import Prompt
+from trivium.data.response import Response
 from trivium.errors import RewardError
 from trivium.rewards.format import format, length
 from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.rollout.engine import Response
 
 
-def test_the_whole_response_must_match_unless_a_part_may():
+def test_pattern_must_match_the_whole_response_unless_whole_is_false():
     responses = ["ab", "xab", "abx", "a\nb", ""]
     assert format(responses, "ab") == [1.0, 0.0, 0.0, 0.0, 0.0]
     assert format(responses, "ab", whole=False) == [1.0, 1.0, 1.0, 0.0, 0.0]
     assert format(responses, "a|ab") == [1.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_a_dot_matches_line_breaks_and_anchors_match_the_ends():
+def test_dot_matches_line_breaks_and_anchors_match_the_ends():
     assert format(["<think>\na\n</think>\n5"], "<think>.*</think>.*") == [1.0]
     assert format(["a\nb"], "^b", whole=False) == [0.0]
     assert format(["a\nb"], "(?m)^b", whole=False) == [1.0]
 
 
-def test_catastrophic_backtracking_stops_at_its_limit_and_names_the_response():
+def test_catastrophic_backtracking_stops_and_names_the_response():
     slow = {"pattern": "(a|aa)+", "seconds": 0.2}
     config = RewardConfig(function="format", arguments=slow)
     prompts = [Prompt(tokens=[1], text="p", columns={}, index=i) for i in range(2)]

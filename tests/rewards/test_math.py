@@ -1,4 +1,4 @@
-"""Verifiers of final answers: what they read, what they refuse, and real labels."""
+"""Verifiers of final answers: parsing, rejected answers, and agreement with real labels."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trivium.data.prompts import Prompt
+from trivium.data.response import Response
 from trivium.errors import RewardError
 from trivium.rewards import math as module
 from trivium.rewards.math import final_number, gsm8k, math, read_number
-from trivium.rewards.math_worker import as_boxed
+from trivium.rewards.math_worker import to_boxed
 from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.rollout.engine import Response
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gsm8k_verifier.py"
 
@@ -47,7 +47,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gsm8k_verifier.py
         ("9" * 60, int("9" * 60)),
     ],
 )
-def test_a_number_is_read_exactly_whatever_is_around_it(text, value):
+def test_number_is_parsed_exactly_with_surrounding_text(text, value):
     assert read_number(text) == value
 
 
@@ -76,18 +76,18 @@ def test_a_number_is_read_exactly_whatever_is_around_it(text, value):
         "." * 5,
     ],
 )
-def test_a_number_is_never_read_in_part(text):
+def test_part_of_a_longer_expression_is_not_a_number(text):
     assert read_number(text) is None
 
 
 @given(st.decimals(-(10**9), 10**9, places=3), st.booleans(), st.sampled_from(["", "$", "€"]))
-def test_every_way_of_writing_a_number_reads_as_that_number(number, commas, currency):
+def test_every_notation_of_a_number_parses_to_that_number(number, commas, currency):
     sign, digits = ("-", -number) if number < 0 else ("", number)
     text = f"{sign}{currency}{digits:,}" if commas else f"{sign}{currency}{digits}"
     assert read_number(text) == Fraction(number)
 
 
-def test_a_long_run_of_blanks_takes_no_time():
+def test_long_runs_of_white_space_are_fast():
     started = time.monotonic()
     assert final_number("A:" + " " * 200_000 + "x") is None
     assert final_number("A: $" + " " * 200_000 + "5") is None
@@ -95,7 +95,7 @@ def test_a_long_run_of_blanks_takes_no_time():
     assert time.monotonic() - started < 1
 
 
-def test_the_last_marker_on_its_own_line_counts():
+def test_last_marker_counts_with_the_number_on_its_line():
     assert final_number("#### 1\n#### 2") == 2
     assert final_number("A: 1\nso #### 2") == 2
     assert final_number("#### 2\nA: 3") == 3
@@ -113,21 +113,21 @@ def test_gsm8k_compares_numbers_not_texts():
 
 
 @pytest.mark.parametrize("answer", ["no number", None, True, [18]])
-def test_an_answer_without_a_number_is_an_error_of_the_data(answer):
-    with pytest.raises(ValueError, match="holds no final number"):
+def test_answer_without_a_number_is_a_data_error(answer):
+    with pytest.raises(ValueError, match="has no final number"):
         gsm8k(["#### 18"], [answer])
 
 
-def test_an_unreadable_answer_is_traced_to_its_row():
+def test_error_of_an_unreadable_answer_names_its_row():
     prompts = [Prompt(tokens=[1], text="p", columns={"answer": a}, index=7) for a in ("5", "?")]
     response = Response(tokens=[1], logprobs=[0.0], finish_reason="eos", text="#### 5")
     for name in ("gsm8k", "math"):
         with pytest.raises(RewardError, match=r"response 1 of 2 \(prompt row 7\)"):
-            answers = prompts if name == "gsm8k" else [prompts[0], _with_answer("")]
+            answers = prompts if name == "gsm8k" else [prompts[0], prompt_with_answer("")]
             Rewards([RewardConfig(function=name)]).score(answers, [response] * 2)
 
 
-def _with_answer(answer):
+def prompt_with_answer(answer):
     return Prompt(tokens=[1], text="p", columns={"answer": answer}, index=7)
 
 
@@ -138,8 +138,8 @@ def test_verifiers_agree_with_the_labels_of_real_solutions(shared_dir, reward, c
     solutions = list(benchmark["read_solutions"](path))
     assert len(solutions) == 5276
     found = benchmark["verdicts"](solutions[:count], reward)
-    agreed = sum(s.label == verdict for s, verdict in zip(solutions, found, strict=False))
-    assert agreed / count >= 0.995
+    num_equal = sum(s.label == verdict for s, verdict in zip(solutions, found, strict=False))
+    assert num_equal / count >= 0.995
     assert 0.2 < sum(found) / count < 0.5
 
 
@@ -171,21 +171,21 @@ def test_math_with_boxed_accepts_only_a_boxed_answer():
     assert math(responses, ["18"] * 4, boxed=True) == [0.0, 1.0, 0.0, 0.0]
 
 
-def test_math_refuses_an_answer_that_it_cannot_read():
+def test_math_refuses_an_answer_that_it_cannot_parse():
     for answer in ("", None, True):
         with pytest.raises(ValueError, match="answer"):
             math(["18"], [answer])
 
 
-def test_answers_are_put_into_one_form():
+def test_answers_are_normalized_to_boxed():
     for text in ("18", " $18$ ", "\\(18\\)", "\\[18\\]", "$$18$$", "x = 1\n#### 18"):
-        assert as_boxed(text) == "\\boxed{18}"
-    assert as_boxed("a \\boxed{1} b \\boxed{2}") == "\\boxed{2}"
-    assert as_boxed("5%") == "\\boxed{5\\%}"
-    assert as_boxed("\\$5") == "\\boxed{\\$5}"
+        assert to_boxed(text) == "\\boxed{18}"
+    assert to_boxed("a \\boxed{1} b \\boxed{2}") == "\\boxed{2}"
+    assert to_boxed("5%") == "\\boxed{5\\%}"
+    assert to_boxed("\\$5") == "\\boxed{\\$5}"
 
 
-def test_a_response_that_takes_too_long_is_not_verified_and_the_next_one_is(caplog):
+def test_slow_response_scores_zero_and_the_next_one_is_verified(caplog):
     started = time.monotonic()
     assert math(["9^9^9^9", "The answer is 5"], ["5", "5"], seconds=1) == [0.0, 1.0]
     assert time.monotonic() - started < 8
@@ -193,28 +193,28 @@ def test_a_response_that_takes_too_long_is_not_verified_and_the_next_one_is(capl
     assert len(caplog.records) == 1
 
 
-def test_a_worker_that_cannot_be_interrupted_is_ended_and_replaced(monkeypatch):
+def test_worker_that_cannot_be_interrupted_is_killed_and_replaced(monkeypatch):
     worker = module._Worker()
     slow = {"answer": "5", "response": "9^9^9^9", "boxed": False, "seconds": 60}
     started = time.monotonic()
-    assert worker.ask(slow, 0.3) is None
+    assert worker.request(slow, 0.3) is None
     assert time.monotonic() - started < 3
-    assert worker.ask(slow, 0.3) is None
+    assert worker.request(slow, 0.3) is None
     monkeypatch.setattr(module, "_idle", [worker])
     assert math(["5", "5"], ["5", "5"]) == [0.0, 1.0]
     assert module._idle != [worker]
     module._close_idle()
 
 
-def test_math_verifies_off_the_main_thread():
-    prompts = [_with_answer("1/2")] * 2
+def test_math_works_outside_the_main_thread():
+    prompts = [prompt_with_answer("1/2")] * 2
     responses = [
         Response(tokens=[1], logprobs=[0.0], finish_reason="eos", text=t) for t in ("0.5", "2")
     ]
     assert Rewards([RewardConfig(function="math")]).score(prompts, responses).outcomes == [1, 0]
 
 
-def test_a_verifier_that_cannot_start_says_why(monkeypatch):
+def test_verifier_that_cannot_start_reports_the_reason(monkeypatch):
     monkeypatch.setattr(module, "_idle", [])
     monkeypatch.setattr(module.sys, "executable", "/bin/false")
     with pytest.raises(

@@ -1,4 +1,4 @@
-"""Rewards together: what each function is given, and the weighted sum."""
+"""Several rewards: inputs of each function, and the weighted sum."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import math
 import pytest
 
 from trivium.data.prompts import Prompt
+from trivium.data.response import Response
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.rollout.engine import Response
 
 TEXTS = ["aaaa", "bb\x1b[31mbb", "cccc", "dddd"]
 
@@ -43,7 +43,7 @@ def returning(result):
 
 
 def per_response(values):
-    """A reward that gives each response the value of its text."""
+    """Return a reward that looks up the value of each response by its text."""
     table = dict(zip(TEXTS, values, strict=True))
     return lambda responses: [table[text] for text in responses]
 
@@ -52,7 +52,7 @@ def per_response(values):
 
 
 def test_outcomes_are_the_weighted_sum_and_components_stay_unweighted():
-    both = Rewards(
+    combined = Rewards(
         [
             RewardConfig(function="a", weight=2.0),
             RewardConfig(function="b", weight=-0.5),
@@ -64,7 +64,7 @@ def test_outcomes_are_the_weighted_sum_and_components_stay_unweighted():
             "c": returning([9.0, 9.0, 9.0, 9.0]),
         },
     )
-    scores = both.score(PROMPTS, RESPONSES)
+    scores = combined.score(PROMPTS, RESPONSES)
     assert scores.outcomes == [0.0, -1.0, 6.0, 8.0]
     assert scores.components["b"] == [4.0, 2.0, 0.0, 0.0]
     assert scores.components["c"] == [9.0] * 4
@@ -72,53 +72,53 @@ def test_outcomes_are_the_weighted_sum_and_components_stay_unweighted():
     assert scores.fallbacks == {"a": 0, "b": 0, "c": 0}
 
 
-def test_process_rewards_merge_by_position_and_add_where_steps_end_together():
-    both = Rewards(
+def test_process_rewards_with_the_same_step_end_are_added():
+    combined = Rewards(
         [RewardConfig(function="a", weight=2.0), RewardConfig(function="b", weight=10.0)],
         functions={
             "a": returning([[((0, 2), 1.0), ((2, 4), 0.5)], [], [], []]),
             "b": returning([[((0, 1), 1.0), ((2, 4), 0.25)], [], [((1, 3), 2)], []]),
         },
     )
-    scores = both.score(PROMPTS, RESPONSES)
+    scores = combined.score(PROMPTS, RESPONSES)
     assert scores.steps == [[(1, 10.0), (2, 2.0), (4, 3.5)], [], [(3, 20.0)], []]
     assert scores.outcomes == [0.0] * 4
     assert scores.components == {"a": [0.75, 0, 0, 0], "b": [0.625, 0, 2.0, 0]}
 
 
-def test_outcome_and_process_rewards_stand_side_by_side():
-    both = Rewards(
+def test_outcome_and_process_rewards_stay_separate():
+    combined = Rewards(
         [RewardConfig(function="a"), RewardConfig(function="b")],
         functions={"a": returning([1.0] * 4), "b": returning([[((0, 4), 0.5)]] * 4)},
     )
-    scores = both.score(PROMPTS, RESPONSES)
+    scores = combined.score(PROMPTS, RESPONSES)
     assert scores.outcomes == [1.0] * 4
     assert scores.steps == [[(4, 0.5)]] * 4
 
 
-def test_no_responses_call_nothing():
+def test_rewards_are_not_called_without_responses():
     empty = rewards(lambda responses: [1 / 0]).score([], [])
     assert (empty.outcomes, empty.steps, empty.components) == ([], None, {"f0": []})
 
 
-def test_sum_that_overflows_is_an_error():
+def test_overflow_of_the_weighted_sum_is_an_error():
     with pytest.raises(RewardError, match=r"response 1: the weighted sum .* not finite"):
         score(per_response([0, 1e308, 0, 0]), weight=10.0)
 
 
-def test_prompts_and_responses_must_be_of_one_length():
+def test_prompts_and_responses_must_have_the_same_length():
     with pytest.raises(ValueError, match="3 prompts for 4 responses"):
         rewards(returning([1.0])).score(PROMPTS[:3], RESPONSES)
 
 
-# --- What a function is given --------------------------------------------------------------------
+# --- Inputs of a function ------------------------------------------------------------------------
 
 
-def test_a_function_is_given_only_what_it_names():
-    seen = {}
+def test_function_receives_only_the_inputs_that_it_names():
+    received = {}
 
     def reward(responses, answer, finish_reasons, scale=1.0, hint="none"):
-        seen.update(
+        received.update(
             responses=responses,
             answer=answer,
             finish_reasons=finish_reasons,
@@ -131,7 +131,7 @@ def test_a_function_is_given_only_what_it_names():
     scorer.score(
         [prompt(answer="x", other=1)] * 2, [response("a"), response("b", finish_reason="length")]
     )
-    assert seen == {
+    assert received == {
         "responses": ["a", "b"],
         "answer": ["x", "x"],
         "finish_reasons": ["eos", "length"],
@@ -140,20 +140,25 @@ def test_a_function_is_given_only_what_it_names():
     }
 
 
-def test_keyword_arguments_take_prompts_responses_and_every_column():
-    seen = {}
+def test_var_keywords_receive_prompts_responses_and_every_column():
+    received = {}
 
-    def reward(**everything):
-        seen.update(everything)
+    def reward(**keywords):
+        received.update(keywords)
         return [0.0] * 2
 
     messages = [{"role": "user", "content": "hi"}]
     prompts = [prompt(text=messages, a=1), prompt(text="plain", a=2, responses="hidden")]
     rewards(reward, arguments={"b": 5}).score(prompts, [response("x"), response("y")])
-    assert seen == {"prompts": [messages, "plain"], "responses": ["x", "y"], "a": [1, 2], "b": 5}
+    assert received == {
+        "prompts": [messages, "plain"],
+        "responses": ["x", "y"],
+        "a": [1, 2],
+        "b": 5,
+    }
 
 
-def test_tokens_are_given_to_a_function_that_names_them():
+def test_function_that_names_tokens_receives_them():
     def reward(prompt_tokens, response_tokens):
         return [
             float(len(p) + 10 * len(r)) for p, r in zip(prompt_tokens, response_tokens, strict=True)
@@ -167,7 +172,7 @@ def test_columns_can_be_renamed():
     assert scorer.score([prompt(truth=4.0)], [response("a")]).outcomes == [4.0]
 
 
-def test_a_column_that_one_row_lacks_is_none_there():
+def test_missing_column_of_a_row_is_none():
     scorer = rewards(lambda responses, bonus: [b or 0 for b in bonus])
     assert scorer.score([prompt(bonus=2), prompt()], RESPONSES[:2]).outcomes == [2.0, 0.0]
 
@@ -183,7 +188,7 @@ def test_check_lists_every_missing_column_and_the_available_ones():
     rewards(lambda responses, answer, other=1: []).check({"answer"})
 
 
-def test_a_missing_column_stops_the_scoring_too():
+def test_missing_column_is_an_error_when_scoring():
     with pytest.raises(ConfigurationError, match="data column 'answer'"):
         score(lambda responses, answer: [])
 
@@ -196,12 +201,12 @@ def test_a_missing_column_stops_the_scoring_too():
     [{"timeout": 0.0}, {"weight": math.nan}, {"fallback": math.inf}, {"name": ""}, {"extra": 1}],
     ids=str,
 )
-def test_settings_that_make_no_sense_are_refused(settings):
+def test_invalid_settings_are_refused(settings):
     with pytest.raises(ValueError):
         RewardConfig(function="f", **settings)
 
 
-def test_names_must_differ_and_a_reward_is_needed():
+def test_names_must_be_unique_and_at_least_one_reward_is_needed():
     two = [RewardConfig(function="f"), RewardConfig(function="f", name="g")]
     functions = {"f": returning([])}
     assert Rewards(two, functions=functions).names == ["f", "g"]

@@ -1,4 +1,4 @@
-"""The sandbox's walls, each alone; machines that lack some; and work without root."""
+"""The sandbox's isolation layers: each alone, on machines that lack some, and without root."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers.external import Escape, new_world, run_sealed
+from helpers.external import Escape, new_world, run_in_sandbox
 from helpers.sandbox_escapes import ESCAPES
 
 from trivium.errors import ConfigurationError
@@ -22,11 +22,11 @@ from trivium.rewards.sandbox.host import Sandbox, isolation_gaps, require_isolat
 from trivium.rewards.sandbox.isolation import filter_program, machine
 from trivium.rewards.sandbox.syscalls import MACHINES
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are sealed on Linux only")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOBODY = 65534
-# Which isolation is open with which walls, where the machine permits them all.
-OPEN = {
+# Missing isolation for each set of layers, if the machine permits all layers.
+GAPS_BY_LAYERS = {
     ("landlock", "seccomp", "namespaces"): (),
     ("landlock", "seccomp"): (),
     ("seccomp", "namespaces"): ("files",),
@@ -37,7 +37,7 @@ OPEN = {
 }
 
 
-def called(name: str) -> Escape:
+def escape_named(name: str) -> Escape:
     return next(escape for escape in ESCAPES if escape.name == name)
 
 
@@ -47,11 +47,11 @@ def world(tmp_path):
         yield world
 
 
-# --- Each wall alone -----------------------------------------------------------------------------
+# --- Single layers -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("walls", "escape"),
+    ("layers", "escape"),
     [
         (("seccomp",), "TCP to loopback"),
         (("seccomp",), "UDP to loopback"),
@@ -76,47 +76,49 @@ def world(tmp_path):
         (("seccomp",), "utime"),
     ],
 )
-def test_one_wall_alone_stops_what_it_is_there_for(walls, escape, world):
-    with Sandbox(walls) as place:
+def test_single_layer_blocks_its_escapes(layers, escape, world):
+    with Sandbox(layers) as sandbox:
         needs_version = {"TCP to loopback": 4, "abstract Unix socket": 6}.get(escape, 6)
-        if walls == ("landlock",) and place.walls["landlock"] < needs_version:
+        if layers == ("landlock",) and sandbox.layers["landlock"] < needs_version:
             pytest.skip("this kernel's Landlock covers files only")
-        if walls == ("namespaces",) and not place.walls["namespaces"]:
+        if layers == ("namespaces",) and not sandbox.layers["namespaces"]:
             pytest.skip("this machine permits no namespaces")
-        outcome = run_sealed(called(escape), world, place)
-        assert not called(escape).happened(world, outcome)
+        outcome = run_in_sandbox(escape_named(escape), world, sandbox)
+        assert not escape_named(escape).succeeded(world, outcome)
 
 
-def test_a_file_that_may_be_read_cannot_be_emptied_where_landlock_forgets_to_forbid_it(world):
+def test_readable_file_cannot_be_truncated_without_landlock_support(world):
     empty = f"os.open({str(world.home / 'file')!r}, os.O_RDONLY | os.O_TRUNC)"
-    with Sandbox(("seccomp",)) as place:
-        outcome = place.run(f"import os\n{empty}")
-    assert "PermissionError" in outcome.error and not world.changed()
+    with Sandbox(("seccomp",)) as sandbox:
+        outcome = sandbox.run(f"import os\n{empty}")
+    assert "PermissionError" in outcome.error and not world.has_changed_file()
     subprocess.run([sys.executable, "-c", f"import os; {empty}"], check=True)
-    assert world.changed()
+    assert world.has_changed_file()
 
 
-def test_what_a_program_starts_is_ended_even_where_no_wall_keeps_it_from_starting(world):
-    source = world.prelude() + called("a daemon that outlives the program").source
-    with Sandbox(()) as place:
-        assert place.run(source).error == ""
+def test_child_processes_are_killed_even_without_any_layer(world):
+    source = world.prelude() + escape_named("a daemon that outlives the program").source
+    with Sandbox(()) as sandbox:
+        assert sandbox.run(source).error == ""
         time.sleep(0.4)
-        assert not world.written()
+        assert not world.has_written_file()
 
 
-def test_the_filter_refuses_every_call_it_does_not_name():
+def test_filter_refuses_every_call_that_is_not_listed():
     for numbers in MACHINES.values():
-        program = filter_program(numbers, own=7)
+        program = filter_program(numbers, own_pid=7)
         assert all(
             len(program) > i + 1 + max(jt, jf)
             for i, (op, jt, jf, _) in enumerate(program)
             if op & 7 == 5
         )
         allowed = {n for n in range(1024) if _verdict(program, numbers.audit, n, (0,) * 6)}
-        assert allowed >= set(numbers.free.values())
-        conditional = {numbers.number[name] for name in ("openat", "fcntl", "prlimit64")}
-        assert allowed - set(numbers.free.values()) == conditional
-        assert _verdict(program, numbers.audit ^ 1, numbers.free["read"], (0,) * 6) is False
+        assert allowed >= set(numbers.unconditional.values())
+        conditional = {numbers.numbers[name] for name in ("openat", "fcntl", "prlimit64")}
+        assert allowed - set(numbers.unconditional.values()) == conditional
+        assert (
+            _verdict(program, numbers.audit ^ 1, numbers.unconditional["read"], (0,) * 6) is False
+        )
 
 
 @pytest.mark.parametrize(
@@ -142,15 +144,15 @@ def test_the_filter_refuses_every_call_it_does_not_name():
         ("openat", (0, 0, os.O_WRONLY | os.O_TRUNC), True),
     ],
 )
-def test_the_filter_looks_at_arguments(name, arguments, allowed):
+def test_filter_checks_arguments(name, arguments, allowed):
     for numbers in MACHINES.values():
-        program = filter_program(numbers, own=7)
-        given = (*arguments, *[0] * 6)[:6]
-        assert _verdict(program, numbers.audit, numbers.number[name], given) is allowed
+        program = filter_program(numbers, own_pid=7)
+        padded_arguments = (*arguments, *[0] * 6)[:6]
+        assert _verdict(program, numbers.audit, numbers.numbers[name], padded_arguments) is allowed
 
 
 def _verdict(program, audit, number, arguments):
-    """Interpret a filter, as the kernel's packet-filter machine does; True where it allows."""
+    """Interpret a filter like the kernel's BPF; return whether it allows the call."""
     data = {0: number, 4: audit, **{16 + 8 * i: a for i, a in enumerate(arguments)}}
     at, register = 0, 0
     while True:
@@ -168,61 +170,62 @@ def _verdict(program, audit, number, arguments):
 # --- Refusals ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("walls", "missing"), OPEN.items())
-def test_isolation_is_measured_by_breaking_out(walls, missing):
-    assert isolation_gaps(walls) == missing
+@pytest.mark.parametrize(("layers", "missing"), GAPS_BY_LAYERS.items())
+def test_isolation_gaps_match_the_layers(layers, missing):
+    assert isolation_gaps(layers) == missing
 
 
 @pytest.mark.parametrize(
-    ("walls", "missing"),
+    ("layers", "missing"),
     [
         ((), "files, network, processes"),
         (("landlock",), "network, processes"),
         (("seccomp",), "files"),
     ],
 )
-def test_a_machine_that_cannot_isolate_is_refused_unless_that_is_accepted(walls, missing):
+def test_missing_isolation_is_an_error_unless_accepted(layers, missing):
     with pytest.raises(ConfigurationError) as caught:
-        require_isolation((), walls)
+        require_isolation((), layers)
     message = str(caught.value)
     assert f"accept_missing: [{missing}]" in message
-    assert all(f"isolation of {way} needs" in message for way in missing.split(", "))
-    require_isolation(tuple(missing.split(", ")), walls)
+    assert all(f"isolation of {kind} needs" in message for kind in missing.split(", "))
+    require_isolation(tuple(missing.split(", ")), layers)
     if ", " in missing:
         with pytest.raises(ConfigurationError):
-            require_isolation(("files",), walls)
+            require_isolation(("files",), layers)
 
 
 @pytest.mark.parametrize(
-    ("refused", "missing", "walls"),
+    ("refused_call", "missing", "layers"),
     [
         ("unshare", [], {"namespaces": False, "seccomp": True}),
         ("landlock_create_ruleset", ["files"], {"landlock": 0, "seccomp": True}),
         ("seccomp", ["processes"], {"seccomp": False, "namespaces": True}),
     ],
 )
-def test_what_a_container_refuses_is_noticed(refused, missing, walls):
-    """A container's own filter refuses a call, as those of Docker and of Kubernetes do."""
-    numbers = {"unshare": {"x86_64": 272, "aarch64": 97}[platform.machine()], **machine().number}
+def test_calls_refused_by_a_container_are_detected(refused_call, missing, layers):
+    """A container's own filter refuses a call, as in Docker and Kubernetes."""
+    numbers = {"unshare": {"x86_64": 272, "aarch64": 97}[platform.machine()], **machine().numbers}
     script = (
         "import json\nfrom trivium.rewards.sandbox import host\n"
         "from trivium.rewards.sandbox import isolation\n"
         "allow, refuse = (6, 0, 0, 0x7FFF0000), (6, 0, 0, 0x50001)\n"
         "isolation._prctl(38, 1)\n"
-        f"isolation.install([(0x20, 0, 0, 0), (0x15, 0, 1, {numbers[refused]}), refuse, allow])\n"
-        "with host.Sandbox() as place:\n"
-        "    print(json.dumps([host.isolation_gaps(), place.walls]))\n"
+        f"number = {numbers[refused_call]}\n"
+        "isolation.install([(0x20, 0, 0, 0), (0x15, 0, 1, number), refuse, allow])\n"
+        "with host.Sandbox() as sandbox:\n"
+        "    print(json.dumps([host.isolation_gaps(), sandbox.layers]))\n"
     )
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    found, built = json.loads(result.stdout)
-    if refused != "seccomp" or built["namespaces"]:
-        assert found == missing
-    assert {name: built[name] for name in walls} == walls
+    gaps, layers_built = json.loads(result.stdout)
+    if refused_call != "seccomp" or layers_built["namespaces"]:
+        assert gaps == missing
+    assert {name: layers_built[name] for name in layers} == layers
 
 
 @pytest.mark.parametrize("system", ["darwin", "win32"])
-def test_other_systems_are_refused(monkeypatch, system):
+def test_other_operating_systems_are_refused(monkeypatch, system):
     monkeypatch.setattr(host.sys, "platform", system)
     isolation_gaps.cache_clear()
     with pytest.raises(ConfigurationError, match=f"needs Linux, and this is {system}"):
@@ -230,8 +233,8 @@ def test_other_systems_are_refused(monkeypatch, system):
     isolation_gaps.cache_clear()
 
 
-def test_a_sandbox_that_runs_nothing_is_a_configuration_error(monkeypatch):
-    monkeypatch.setattr(host, "_START", "raise SystemExit('no memfd')")
+def test_sandbox_that_cannot_run_is_a_configuration_error(monkeypatch):
+    monkeypatch.setattr(host, "_STARTUP_CODE", "raise SystemExit('no memfd')")
     isolation_gaps.cache_clear()
     with pytest.raises(ConfigurationError, match="no program can be run in the sandbox here"):
         require_isolation()
@@ -242,25 +245,25 @@ def test_a_sandbox_that_runs_nothing_is_a_configuration_error(monkeypatch):
 
 
 def _reachable_python() -> str | None:
-    """Return an interpreter that every user may run, as the one of a home folder is not."""
+    """Return an interpreter that every user can run; one in a home folder may be inaccessible."""
     for candidate in (sys.executable, "/usr/bin/python3"):
         check = "import sys; print(sys.version_info >= (3, 11))"
         try:
-            found = subprocess.run(
+            result = subprocess.run(
                 [candidate, "-c", check], user=NOBODY, capture_output=True, cwd="/", check=False
             )
         except OSError:
             continue
-        if found.stdout == b"True\n":
+        if result.stdout == b"True\n":
             return candidate
     return None
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="every other test runs without root already")
-def test_everything_holds_without_root():
+def test_isolation_holds_without_root():
     python = _reachable_python()
     if python is None:
-        pytest.skip("no interpreter that an ordinary user may run")
+        pytest.skip("no interpreter that an ordinary user can run")
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
         for part in ("trivium/__init__.py", "trivium/errors.py", "trivium/rewards", "tests"):
@@ -271,17 +274,18 @@ def test_everything_holds_without_root():
         subprocess.run(["chmod", "-R", "a+rX", folder], check=True)
         script = (
             "import json, sys, tempfile, os\nsys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']\n"
-            "from pathlib import Path\nfrom helpers.sandbox_escapes import *\nfrom helpers.external import *\nbad = []\n"
-            "with Sandbox() as place:\n"
+            "from pathlib import Path\nfrom helpers.sandbox_escapes import *\n"
+            "from helpers.external import *\nbad = []\n"
+            "with Sandbox() as sandbox:\n"
             "    for e in ESCAPES:\n"
             "        with tempfile.TemporaryDirectory() as f, new_world(Path(f, 'home')) as w:\n"
-            "            o = run_sealed(e, w, place)\n"
-            "            if e.happened(w, o): bad.append(e.name)\n"
-            "    ways = [(w, host.isolation_gaps(tuple(w))) for w in json.loads(sys.argv[2])]\n"
-            "    print(json.dumps([os.getuid(), ways, place.walls, bad]))\n"
+            "            o = run_in_sandbox(e, w, sandbox)\n"
+            "            if e.succeeded(w, o): bad.append(e.name)\n"
+            "    gaps = [(w, host.isolation_gaps(tuple(w))) for w in json.loads(sys.argv[2])]\n"
+            "    print(json.dumps([os.getuid(), gaps, sandbox.layers, bad]))\n"
         )
         result = subprocess.run(
-            [python, "-c", script, folder, json.dumps(list(OPEN))],
+            [python, "-c", script, folder, json.dumps(list(GAPS_BY_LAYERS))],
             user=NOBODY,
             group=NOBODY,
             extra_groups=[],
@@ -291,7 +295,7 @@ def test_everything_holds_without_root():
             text=True,
         )
     assert result.returncode == 0, result.stderr
-    user, ways, walls, escaped = json.loads(result.stdout)
+    user, gaps, layers, escaped = json.loads(result.stdout)
     assert (user, escaped) == (NOBODY, [])
-    assert {tuple(tried): tuple(missing) for tried, missing in ways} == OPEN
-    assert walls["landlock"] >= 1 and walls["seccomp"]
+    assert {tuple(tried): tuple(missing) for tried, missing in gaps} == GAPS_BY_LAYERS
+    assert layers["landlock"] >= 1 and layers["seccomp"]

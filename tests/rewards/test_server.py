@@ -1,4 +1,4 @@
-"""A reward server over real loopback connections, well-behaved and not."""
+"""The reward ``server`` over real loopback connections, with working and faulty servers."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from typing import Any
 import pytest
 
 from trivium.data.prompts import Prompt
+from trivium.data.response import Response
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards.functions import time_left
 from trivium.rewards.reward import RewardConfig, Rewards
 from trivium.rewards.server import retry_after
-from trivium.rollout.engine import Response
 
 Answer = Callable[["Handler", dict[str, Any]], None]
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers as the server's script says, request by request; its last entry repeats."""
+    """Replies to each request with the next entry of the server's script; the last repeats."""
 
-    server: Scripted
+    server: ScriptedServer
     protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
@@ -50,16 +50,16 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def log_message(self, *arguments: Any) -> None:
-        """Tests print nothing."""
+        """Print nothing."""
 
 
-class Scripted(ThreadingHTTPServer):
+class ScriptedServer(ThreadingHTTPServer):
     daemon_threads = True
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.lock = threading.Lock()
-        self.script: list[Answer] = [lengths]
+        self.script: list[Answer] = [reply_lengths]
         self.requests: list[tuple[dict[str, Any], dict[str, str], float]] = []
         self.open = threading.Event()
 
@@ -72,11 +72,11 @@ def rewards_of(values: Callable[[dict[str, Any]], Any]) -> Answer:
     return lambda handler, body: handler.reply(200, json.dumps({"rewards": values(body)}).encode())
 
 
-def saying(status: int, content: bytes = b"no", **headers: str) -> Answer:
+def reply_with(status: int, content: bytes = b"no", **headers: str) -> Answer:
     return lambda handler, body: handler.reply(status, content, **headers)
 
 
-lengths = rewards_of(lambda body: [float(len(r)) for r in body["responses"]])
+reply_lengths = rewards_of(lambda body: [float(len(r)) for r in body["responses"]])
 
 
 def hang(handler: Handler, body: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ def drop(handler: Handler, body: dict[str, Any]) -> None:
     handler.close_connection = True
 
 
-def break_off(handler: Handler, body: dict[str, Any]) -> None:
+def send_part(handler: Handler, body: dict[str, Any]) -> None:
     handler.send_response(200)
     handler.send_header("Content-Length", "1000")
     handler.end_headers()
@@ -113,11 +113,11 @@ def flood(handler: Handler, body: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def scripted(monkeypatch: pytest.MonkeyPatch) -> Iterator[Scripted]:
+def scripted_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[ScriptedServer]:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-    server = Scripted()
+    server = ScriptedServer()
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     yield server
@@ -133,8 +133,10 @@ TEXTS = ["a", "bb", "ccc", "dddd", "eeeee"]
 def reward(
     url: str, *, limit: float | None = 20.0, fallback: float | None = None, **arguments: Any
 ) -> Rewards:
-    given = {"url": url, "backoff": 0.01, **arguments}
-    config = RewardConfig(function="server", arguments=given, timeout=limit, fallback=fallback)
+    all_arguments = {"url": url, "backoff": 0.01, **arguments}
+    config = RewardConfig(
+        function="server", arguments=all_arguments, timeout=limit, fallback=fallback
+    )
     return Rewards([config])
 
 
@@ -147,22 +149,26 @@ def score(rewards: Rewards, **columns: list[Any]):
     return rewards.score(prompts, responses)
 
 
-# --- A server that works -------------------------------------------------------------------------
+# --- A working server ----------------------------------------------------------------------------
 
 
-def test_values_come_in_the_order_of_responses_whatever_the_batches(scripted: Scripted) -> None:
+def test_values_keep_the_order_of_responses_for_any_batch_size(
+    scripted_server: ScriptedServer,
+) -> None:
     for batch_size in (1, 2, 32):
         for concurrency in (1, 3):
-            found = reward(scripted.url, batch_size=batch_size, concurrency=concurrency)
-            assert score(found).outcomes == [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert len(scripted.requests) == 2 * (5 + 3 + 1)
+            scores = reward(scripted_server.url, batch_size=batch_size, concurrency=concurrency)
+            assert score(scores).outcomes == [1.0, 2.0, 3.0, 4.0, 5.0]
+    assert len(scripted_server.requests) == 2 * (5 + 3 + 1)
 
 
-def test_request_holds_prompts_responses_and_the_chosen_columns(scripted: Scripted) -> None:
+def test_request_holds_prompts_responses_and_the_selected_columns(
+    scripted_server: ScriptedServer,
+) -> None:
     columns = {"answer": list("vwxyz"), "notes": [[1], {}, None, 2.5, "ä\ud800"]}
-    score(reward(scripted.url, batch_size=3, concurrency=1), **columns)
-    score(reward(scripted.url, send=["answer"]), **columns)
-    bodies = [body for body, _, _ in scripted.requests]
+    score(reward(scripted_server.url, batch_size=3, concurrency=1), **columns)
+    score(reward(scripted_server.url, send=["answer"]), **columns)
+    bodies = [body for body, _, _ in scripted_server.requests]
     assert bodies[1] == {
         "prompts": ["p", "p"], "responses": TEXTS[3:], "answer": ["y", "z"],
         "notes": [2.5, "ä\ud800"],
@@ -170,56 +176,58 @@ def test_request_holds_prompts_responses_and_the_chosen_columns(scripted: Script
     assert set(bodies[2]) == {"prompts", "responses", "answer"}
 
 
-def test_steps_are_read_like_those_of_a_function(scripted: Scripted) -> None:
-    scripted.script = [rewards_of(lambda b: [[[[0, len(r)], 0.5]] for r in b["responses"]])]
-    assert score(reward(scripted.url)).steps == [[(n, 0.5)] for n in range(1, 6)]
+def test_steps_are_scored_like_those_of_a_function(scripted_server: ScriptedServer) -> None:
+    scripted_server.script = [rewards_of(lambda b: [[[[0, len(r)], 0.5]] for r in b["responses"]])]
+    assert score(reward(scripted_server.url)).steps == [[(n, 0.5)] for n in range(1, 6)]
 
 
-def test_secret_comes_from_the_environment_and_stands_nowhere_else(
-    scripted: Scripted, monkeypatch: pytest.MonkeyPatch
+def test_secret_comes_from_the_environment_and_appears_nowhere_else(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REWARD_AUTHORIZATION", "Bearer s3cret")
-    rewards = reward(scripted.url, headers_from_env={"Authorization": "REWARD_AUTHORIZATION"})
+    rewards = reward(
+        scripted_server.url, headers_from_env={"Authorization": "REWARD_AUTHORIZATION"}
+    )
     score(rewards)
-    assert scripted.requests[0][1]["Authorization"] == "Bearer s3cret"
-    scripted.script = [saying(403)]
+    assert scripted_server.requests[0][1]["Authorization"] == "Bearer s3cret"
+    scripted_server.script = [reply_with(403)]
     with pytest.raises(RewardError) as error:
         score(rewards)
     assert "s3cret" not in str(error.value)
 
 
-def test_requests_run_side_by_side_up_to_the_limit(scripted: Scripted) -> None:
+def test_requests_run_in_parallel_up_to_concurrency(scripted_server: ScriptedServer) -> None:
     busy, most = 0, 0
 
     def slow(handler: Handler, body: dict[str, Any]) -> None:
         nonlocal busy, most
-        with scripted.lock:
+        with scripted_server.lock:
             busy += 1
             most = max(most, busy)
         time.sleep(0.05)
-        with scripted.lock:
+        with scripted_server.lock:
             busy -= 1
-        lengths(handler, body)
+        reply_lengths(handler, body)
 
-    scripted.script = [slow]
-    score(reward(scripted.url, batch_size=1, concurrency=2))
+    scripted_server.script = [slow]
+    score(reward(scripted_server.url, batch_size=1, concurrency=2))
     assert most == 2
 
 
-# --- One that does not ---------------------------------------------------------------------------
+# --- A faulty server -----------------------------------------------------------------------------
 
 FAULTS: dict[str, tuple[Answer, str]] = {
-    "500": (saying(500, b"boom \x1b[31m"), "answered 500 Internal Server Error: 'boom \\\\x1b"),
-    "429": (saying(429, Retry_After="0"), "answered 429"),
-    "502": (saying(502), "answered 502"),
-    "drops": (drop, "broke off or cannot be reached"),
-    "breaks off": (break_off, "broke off or cannot be reached"),
-    "hangs": (hang, r"did not answer within 0\.3 s"),
-    "trickles": (trickle, r"did not answer within 0\.3 s"),
-    "garbage": (saying(200, b"<html>"), "answered what is no JSON: '<html>'"),
-    "deep garbage": (saying(200, b"[" * 200000), "answered what is no JSON"),
-    "no text": (saying(200, b"\xff\xfe{"), "answered what is no JSON"),
-    "nothing": (saying(200, b""), "answered what is no JSON: ''"),
+    "500": (reply_with(500, b"boom \x1b[31m"), "replied 500 Internal Server Error: 'boom \\\\x1b"),
+    "429": (reply_with(429, Retry_After="0"), "replied 429"),
+    "502": (reply_with(502), "replied 502"),
+    "drops": (drop, "closed the connection or cannot be reached"),
+    "part of a reply": (send_part, "closed the connection or cannot be reached"),
+    "hangs": (hang, r"did not reply within 0\.3 s"),
+    "trickles": (trickle, r"did not reply within 0\.3 s"),
+    "garbage": (reply_with(200, b"<html>"), "replied with invalid JSON: '<html>'"),
+    "deep garbage": (reply_with(200, b"[" * 200000), "replied with invalid JSON"),
+    "no text": (reply_with(200, b"\xff\xfe{"), "replied with invalid JSON"),
+    "nothing": (reply_with(200, b""), "replied with invalid JSON: ''"),
 }
 
 
@@ -227,70 +235,72 @@ SLOW = ("hangs", "trickles")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_passing_fault_is_asked_again_and_a_lasting_one_is_an_error(
-    scripted: Scripted, fault: str
+def test_temporary_fault_is_retried_and_a_lasting_one_is_an_error(
+    scripted_server: ScriptedServer, fault: str
 ) -> None:
     answer, reason = FAULTS[fault]
-    scripted.script = [answer, answer, lengths]
-    rewards = reward(scripted.url, timeout=0.3 if fault in SLOW else 10.0, retries=2)
+    scripted_server.script = [answer, answer, reply_lengths]
+    rewards = reward(scripted_server.url, timeout=0.3 if fault in SLOW else 10.0, retries=2)
     assert score(rewards).outcomes == [1.0, 2.0, 3.0, 4.0, 5.0]
-    assert len(scripted.requests) == 3
-    scripted.script = [answer]
+    assert len(scripted_server.requests) == 3
+    scripted_server.script = [answer]
     with pytest.raises(RewardError, match=reason) as error:
         score(rewards)
     message = str(error.value)
-    assert "'server'" in message and f"{scripted.url} " in message
-    assert "(asked 3 times)" in message and "fallback" in message
+    assert "'server'" in message and f"{scripted_server.url} " in message
+    assert "(after 3 attempts)" in message and "fallback" in message
     assert "\x1b" not in message
-    assert len(scripted.requests) == 6, "no culprit is searched for, response by response"
+    assert len(scripted_server.requests) == 6, "single responses are not scored again"
 
 
-FINAL: dict[str, tuple[Answer, str]] = {
-    "404": (saying(404, b"no such page"), "answered 404 Not Found: 'no such page'"),
+PERMANENT_FAULTS: dict[str, tuple[Answer, str]] = {
+    "404": (reply_with(404, b"no such page"), "replied 404 Not Found: 'no such page'"),
     "redirect": (
-        saying(307, Location="http://elsewhere.example/steal"),
-        "points to 'http://elsewhere.example/steal': redirects are not followed",
+        reply_with(307, Location="http://elsewhere.example/steal"),
+        "redirects to 'http://elsewhere.example/steal': redirects are not followed",
     ),
-    "wrong count": (rewards_of(lambda b: [1.0]), "answered 1 rewards for 5 responses"),
-    "a list": (saying(200, b"[1, 2, 3, 4, 5]"), 'without a list "rewards"'),
+    "wrong count": (rewards_of(lambda b: [1.0]), "replied with 1 rewards for 5 responses"),
+    "a list": (reply_with(200, b"[1, 2, 3, 4, 5]"), 'without a list "rewards"'),
     "no list": (rewards_of(lambda b: 1.0), 'without a list "rewards"'),
     "flood": (flood, "sent more than 393216 bytes"),
 }
 
 
-@pytest.mark.parametrize("fault", FINAL)
-def test_what_another_try_cannot_cure_is_asked_once(scripted: Scripted, fault: str) -> None:
-    answer, reason = FINAL[fault]
-    scripted.script = [answer]
+@pytest.mark.parametrize("fault", PERMANENT_FAULTS)
+def test_permanent_fault_is_not_retried(scripted_server: ScriptedServer, fault: str) -> None:
+    answer, reason = PERMANENT_FAULTS[fault]
+    scripted_server.script = [answer]
     with pytest.raises(RewardError) as error:
-        score(reward(scripted.url))
+        score(reward(scripted_server.url))
     assert reason in str(error.value)
-    assert len(scripted.requests) == 1
+    assert len(scripted_server.requests) == 1
 
 
 @pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "null", '"1.0"', "[1]", "{}"])
-def test_value_that_is_no_finite_number_names_its_response(scripted: Scripted, value: str) -> None:
-    scripted.script = [saying(200, f'{{"rewards": [1, 2, {value}, 4, 5]}}'.encode())]
+def test_error_of_an_invalid_value_names_its_response(
+    scripted_server: ScriptedServer, value: str
+) -> None:
+    scripted_server.script = [reply_with(200, f'{{"rewards": [1, 2, {value}, 4, 5]}}'.encode())]
     with pytest.raises(RewardError, match=r"response 2 of 5 \(prompt row 12\), 'ccc': "):
-        score(reward(scripted.url))
-    found = score(reward(scripted.url, fallback=-1.0))
-    assert (found.outcomes, found.fallbacks) == ([1.0, 2.0, -1.0, 4.0, 5.0], {"server": 1})
+        score(reward(scripted_server.url))
+    scores = score(reward(scripted_server.url, fallback=-1.0))
+    assert (scores.outcomes, scores.fallbacks) == ([1.0, 2.0, -1.0, 4.0, 5.0], {"server": 1})
 
 
-def test_fallback_takes_the_place_of_the_failed_batch_alone(scripted: Scripted) -> None:
+def test_fallback_applies_only_to_the_failed_batch(scripted_server: ScriptedServer) -> None:
     def picky(handler: Handler, body: dict[str, Any]) -> None:
-        (saying(500) if "ccc" in body["responses"] else lengths)(handler, body)
+        (reply_with(500) if "ccc" in body["responses"] else reply_lengths)(handler, body)
 
-    scripted.script = [picky]
-    rewards = reward(scripted.url, batch_size=2, retries=1, fallback=-1.0)
-    found = score(rewards)
-    assert found.outcomes == [1.0, 2.0, -1.0, -1.0, 5.0]
-    assert found.fallbacks == {"server": 2}
-    with pytest.raises(RewardError, match=r"response 2 of 5 .* \(1 more fail as well\)"):
-        score(reward(scripted.url, batch_size=2, retries=0))
+    scripted_server.script = [picky]
+    rewards = reward(scripted_server.url, batch_size=2, retries=1, fallback=-1.0)
+    scores = score(rewards)
+    assert scores.outcomes == [1.0, 2.0, -1.0, -1.0, 5.0]
+    assert scores.fallbacks == {"server": 2}
+    with pytest.raises(RewardError, match=r"response 2 of 5 .* \(1 more failed\)"):
+        score(reward(scripted_server.url, batch_size=2, retries=0))
 
 
-def test_nobody_listening_is_said(scripted: Scripted) -> None:
+def test_error_reports_that_nothing_listens(scripted_server: ScriptedServer) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -301,43 +311,48 @@ def test_nobody_listening_is_said(scripted: Scripted) -> None:
 # --- Time ----------------------------------------------------------------------------------------
 
 
-def test_waits_double_and_the_servers_wish_is_kept(scripted: Scripted) -> None:
-    scripted.script = [saying(503), saying(503), saying(429, Retry_After="1"), lengths]
-    score(reward(scripted.url, backoff=0.1))
-    times = [at for _, _, at in scripted.requests]
+def test_waits_double_and_retry_after_is_respected(scripted_server: ScriptedServer) -> None:
+    scripted_server.script = [
+        reply_with(503),
+        reply_with(503),
+        reply_with(429, Retry_After="1"),
+        reply_lengths,
+    ]
+    score(reward(scripted_server.url, backoff=0.1))
+    times = [at for _, _, at in scripted_server.requests]
     first, second, third = (after - before for before, after in pairwise(times))
     assert first >= 0.05 and second >= 0.1 and third >= 1.0
 
 
-def test_wish_that_goes_past_the_rewards_limit_ends_the_asking(scripted: Scripted) -> None:
-    scripted.script = [saying(429, Retry_After="600")]
+def test_retry_after_beyond_the_timeout_ends_the_retries(scripted_server: ScriptedServer) -> None:
+    scripted_server.script = [reply_with(429, Retry_After="600")]
     started = time.monotonic()
-    with pytest.raises(RewardError, match=r"asking again in 600 s would be past .*'timeout'"):
-        score(reward(scripted.url, limit=5.0))
+    with pytest.raises(RewardError, match=r"a retry in 600 s would exceed .*'timeout'"):
+        score(reward(scripted_server.url, limit=5.0))
     assert time.monotonic() - started < 1
 
 
-def test_limit_of_the_reward_keeps_what_came_in_time(scripted: Scripted) -> None:
-    def slow_for_some(handler: Handler, body: dict[str, Any]) -> None:
-        (hang if "dddd" in body["responses"] else lengths)(handler, body)
+def test_replies_within_the_rewards_timeout_count(scripted_server: ScriptedServer) -> None:
+    def hang_for_one(handler: Handler, body: dict[str, Any]) -> None:
+        (hang if "dddd" in body["responses"] else reply_lengths)(handler, body)
 
-    scripted.script = [slow_for_some]
-    rewards = reward(scripted.url, limit=1.0, fallback=0.0, batch_size=1, concurrency=1)
-    found = score(rewards)
-    # The last one waits behind the one that hangs, until no time is left.
-    assert found.outcomes == [1.0, 2.0, 3.0, 0.0, 0.0]
-    with pytest.raises(RewardError, match=r"did not answer within 0\.4.*'timeout' is spent"):
-        score(reward(scripted.url, limit=0.5))
+    scripted_server.script = [hang_for_one]
+    rewards = reward(scripted_server.url, limit=1.0, fallback=0.0, batch_size=1, concurrency=1)
+    scores = score(rewards)
+    # The last request waits behind the hanging one until the timeout.
+    assert scores.outcomes == [1.0, 2.0, 3.0, 0.0, 0.0]
+    with pytest.raises(RewardError, match=r"did not reply within 0\.[34].*'timeout' has expired"):
+        score(reward(scripted_server.url, limit=0.5))
 
 
-def test_without_a_limit_every_request_still_has_its_own(scripted: Scripted) -> None:
-    scripted.script = [hang]
-    with pytest.raises(RewardError, match=r"did not answer within 0\.1 s \(asked 2 times\)"):
-        score(reward(scripted.url, limit=None, timeout=0.1, retries=1))
+def test_requests_time_out_without_a_timeout_of_the_reward(scripted_server: ScriptedServer) -> None:
+    scripted_server.script = [hang]
+    with pytest.raises(RewardError, match=r"did not reply within 0\.1 s \(after 2 attempts\)"):
+        score(reward(scripted_server.url, limit=None, timeout=0.1, retries=1))
     assert time_left() is None
 
 
-def test_retry_after_is_read_as_seconds_or_date() -> None:
+def test_retry_after_is_parsed_as_seconds_or_date() -> None:
     soon = format_datetime(datetime.now(UTC) + timedelta(seconds=30), usegmt=True)
     past = format_datetime(datetime.now(UTC) - timedelta(seconds=30), usegmt=True)
     assert 28 <= (retry_after(soon) or 0) <= 30
@@ -356,7 +371,7 @@ def test_retry_after_is_read_as_seconds_or_date() -> None:
         ({"url": "http://host:99999/"}, "write http://host:port/path"),
         ({"url": 5}, "write http://host:port/path"),
         ({"url": "http://ho st/"}, "write http://host:port/path"),
-        ({"url": "https://me@host/"}, "would be saved with the configuration"),
+        ({"url": "https://me@host/"}, "which would be saved with the configuration"),
         ({"timeout": 0}, "timeout must be a number above 0, not 0"),
         ({"retries": -1}, "retries must be a number of at least 0, not -1"),
         ({"retries": 1.5}, "retries must be a whole number, not 1.5"),
@@ -368,7 +383,7 @@ def test_retry_after_is_read_as_seconds_or_date() -> None:
         ({"headers_from_env": {"X Key\n": "HOME"}}, "cannot be sent"),
     ],
 )
-def test_impossible_settings_are_refused_before_anything_is_asked(
+def test_invalid_settings_are_refused_before_any_request(
     arguments: dict[str, Any], reason: str
 ) -> None:
     with pytest.raises(ConfigurationError) as error:
@@ -377,18 +392,18 @@ def test_impossible_settings_are_refused_before_anything_is_asked(
     assert "secret" not in str(error.value)
 
 
-def test_url_is_needed() -> None:
+def test_url_is_required() -> None:
     with pytest.raises(ConfigurationError, match="it needs 'url'"):
         Rewards([RewardConfig(function="server")])
 
 
-def test_columns_that_cannot_be_sent_are_named_before_the_server_is_asked(
-    scripted: Scripted,
+def test_columns_that_cannot_be_sent_are_named_before_any_request(
+    scripted_server: ScriptedServer,
 ) -> None:
     columns = {"bytes": [b"x"] * 5, "answer": list("vwxyz")}
     with pytest.raises(RewardError, match=r"bytes is not JSON serializable.*send"):
-        score(reward(scripted.url), **columns)
+        score(reward(scripted_server.url), **columns)
     with pytest.raises(RewardError, match=r"'send' names the column 'answr'"):
-        score(reward(scripted.url, send=["answr"]), **columns)
-    assert not scripted.requests
-    assert score(reward(scripted.url, send=["answer"]), **columns).outcomes[0] == 1.0
+        score(reward(scripted_server.url, send=["answr"]), **columns)
+    assert not scripted_server.requests
+    assert score(reward(scripted_server.url, send=["answer"]), **columns).outcomes[0] == 1.0

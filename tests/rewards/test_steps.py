@@ -1,4 +1,4 @@
-"""The step verifier: which equations it understands, what it says of them, and where steps end."""
+"""The step verifier: parsing of equations, verdicts, and spans of steps."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from trivium.data.prompts import Prompt
+from trivium.data.response import Response
 from trivium.rewards.reward import RewardConfig, Rewards
 from trivium.rewards.steps import equations_hold, evaluate, step_spans, steps
-from trivium.rollout.engine import Response
 
-RIGHT = """
+CORRECT = """
 31+9=40 | 31 + 9 = 40 eggs | He makes 48/2 = <<48/2=24>>24 dollars | 9 * 2 = $<<9*2=18>>18
 2 x 3 = 6 | 2×3=6 | 12÷4=3 | 3 \\times 4 = 12 | $80,000+$50,000=$130,000 | 12*20,000=240,000
 - 5+4=9 | -5+4=-1 | 1. 5+4=9 | 1) 5+4=9 | (so 5+4=9) | **5+4=9** | 3+4 = **7** | 40 = 31+9
@@ -35,7 +35,7 @@ WRONG = """
 16-3=13, 13-4=8 | - 5+4=-1 | 40 = 31+8 | 20/50 = 41% | 3*(4+5) = 17 | 3 \\times 4 = 13
 """
 
-NOT_UNDERSTOOD = """
+NOT_PARSED = """
 x = 5 | x+3 = 5 | 3 eggs + 4 eggs = 7 eggs | 12 eggs - 5 = 7 | 12 eggs - 5*1 = 8 | 5x = 25
 26=5+3x | 75=(3/2)x | 2*L/10*20=40 | 2**3=9 | 9//2=5 | 1e5+1=3 | 2:15-10=2:05 | 3 (4+5) = 20
 12,34+1=13 | $80 000 x 20/100 = $16 000 | 3+4= | =7 | 3+4 >= 8 | 3+4 != 8 | 7 eggs | 5 = 7
@@ -48,22 +48,22 @@ def _cases(text):
     return [case for line in text.strip().split("\n") for case in line.split(" | ")]
 
 
-@pytest.mark.parametrize("step", _cases(RIGHT))
-def test_a_step_whose_equations_hold_is_right(step):
+@pytest.mark.parametrize("step", _cases(CORRECT))
+def test_step_whose_equations_hold_is_correct(step):
     assert equations_hold(step) is True
 
 
 @pytest.mark.parametrize("step", _cases(WRONG))
-def test_a_step_with_a_false_equation_is_wrong(step):
+def test_step_with_a_false_equation_is_wrong(step):
     assert equations_hold(step) is False
 
 
-@pytest.mark.parametrize("step", ["", *_cases(NOT_UNDERSTOOD)])
-def test_a_step_without_an_equation_of_plain_numbers_is_not_judged(step):
+@pytest.mark.parametrize("step", ["", *_cases(NOT_PARSED)])
+def test_step_without_an_equation_of_plain_numbers_has_no_verdict(step):
     assert equations_hold(step) is None
 
 
-def test_exactness_refuses_rounding():
+def test_exact_rejects_rounded_results():
     assert equations_hold("10/3=3.33", exact=True) is False
     assert equations_hold("10/4=2.5", exact=True) is True
 
@@ -76,7 +76,7 @@ expressions = st.recursive(
 
 
 @given(expressions)
-def test_evaluation_agrees_with_python_on_fractions(expression):
+def test_evaluation_equals_python_fractions(expression):
     python = re.sub(r"\d+(?:\.\d+)?", r"Fraction('\g<0>')", expression)
     try:
         expected = eval(python, {"Fraction": Fraction, "__builtins__": {}})
@@ -88,7 +88,7 @@ def test_evaluation_agrees_with_python_on_fractions(expression):
 
 
 @given(st.integers(-99, 99), st.sampled_from("+-*"), st.integers(0, 99), st.integers(-3, 3))
-def test_an_integer_equation_is_right_exactly_when_it_is(a, sign, b, error):
+def test_integer_equation_is_correct_iff_it_holds(a, sign, b, error):
     value = {"+": a + b, "-": a - b, "*": a * b}[sign]
     assert equations_hold(
         f"so {a} {sign} {b} = {value + error} in all" if a >= 0 else f"{a}{sign}{b}={value + error}"
@@ -105,7 +105,7 @@ def test_nothing_but_arithmetic_is_evaluated(expression):
 
 
 @given(st.text(alphabet="0123456789.+-*/()=% $,x<>a\n", max_size=60))
-def test_no_text_makes_the_verifier_fail(text):
+def test_no_text_raises_an_error(text):
     assert equations_hold(text) in (True, False, None)
     for (start, end), value in steps([text], without_equation=0.5)[0]:
         assert 0 <= start < end <= len(text) and value in (0.0, 0.5, 1.0)
@@ -114,7 +114,7 @@ def test_no_text_makes_the_verifier_fail(text):
 @pytest.mark.parametrize(
     "piece", ["(", "9*", "1+1=", " 9", "=", "x", "<<", "9,999", "1/", "%9", "\\"]
 )
-def test_long_hostile_text_takes_little_time(piece):
+def test_long_hostile_text_is_fast(piece):
     started = time.monotonic()
     equations_hold(piece * (40_000 // len(piece)))
     assert time.monotonic() - started < 2
@@ -123,7 +123,7 @@ def test_long_hostile_text_takes_little_time(piece):
 # --- Steps ---------------------------------------------------------------------------------------
 
 
-def test_steps_end_with_their_line_break_and_blank_lines_belong_to_the_step_before():
+def test_steps_include_their_line_break_and_following_blank_lines():
     assert step_spans("31+9=40\n40+6=46\n#### 46") == [(0, 8), (8, 16), (16, 23)]
     assert step_spans("a\n") == [(0, 2)]
     assert step_spans("\n\na\n \n\nb") == [(0, 7), (7, 8)]
@@ -132,14 +132,14 @@ def test_steps_end_with_their_line_break_and_blank_lines_belong_to_the_step_befo
 
 
 @given(st.text(alphabet="a \n", max_size=30))
-def test_steps_cover_the_text_end_to_end(text):
+def test_steps_cover_the_whole_text(text):
     spans = step_spans(text)
     assert "".join(text[start:end] for start, end in spans) == (text if text.strip() else "")
     assert all(text[start:end].strip() for start, end in spans)
     assert len(spans) == sum(bool(line.strip()) for line in text.split("\n"))
 
 
-def test_every_step_with_an_equation_is_scored_at_its_place():
+def test_every_step_with_an_equation_is_scored_on_its_span():
     text = "31+9=40\nMax is glad\n40+6=47\n#### 47"
     assert steps([text]) == [[((0, 8), 1.0), ((20, 28), 0.0)]]
     neutral = steps([text, ""], without_equation=0.5)
@@ -153,7 +153,7 @@ def test_steps_are_a_process_reward():
     assert (scores.steps, scores.components) == ([[(6, 2.0), (11, 0.0)]], {"steps": [0.5]})
 
 
-def test_equations_of_people_s_real_solutions_nearly_all_hold(shared_dir):
+def test_almost_all_equations_of_real_human_solutions_hold(shared_dir):
     path = shared_dir / "datasets" / "gsm8k" / "train.jsonl.gz"
     with gzip.open(path, "rt", encoding="utf-8") as lines:
         answers = [json.loads(line)["answer"] for line in islice(lines, 1000)]

@@ -12,12 +12,12 @@ import pytest
 import torch
 from helpers.op_recorder import Noted
 from helpers.rollout_engines import (
-    FREE,
+    SAMPLING,
+    check_rows_against_backbone,
     engine_of,
     last_states,
     policy_of,
     prompts_of,
-    rows_see_what_is_theirs,
     tokens_of,
 )
 from helpers.tiny_models import checkpoint
@@ -100,7 +100,7 @@ def test_recorded_rows_see_what_is_theirs_whoever_left_and_whoever_came(
     name: str, shared_prefix: bool
 ) -> None:
     policy = policy_of(name)
-    rows_see_what_is_theirs(
+    check_rows_against_backbone(
         policy, GraphedCache(policy, shared_prefix=shared_prefix, record=Recorder())
     )
 
@@ -195,9 +195,9 @@ def test_policy_whose_recorded_steps_differ_is_sampled_without(
     assert not caplog.records and not frozen_copy(policy).cuda_graphs
     assert not graphs_work(policy, record=lambda device: forgetful)
     assert "sampled without CUDA graphs: hidden states differ" in caplog.text
-    expected = engine_of(policy).generate(prompts, 2, FREE, seed=0, step=0)
+    expected = engine_of(policy).generate(prompts, 2, SAMPLING, seed=0, step=0)
     policy.cuda_graphs = True
-    found = engine_of(frozen_copy(policy)).generate(prompts, 2, FREE, seed=0, step=0)
+    found = engine_of(frozen_copy(policy)).generate(prompts, 2, SAMPLING, seed=0, step=0)
     assert tokens_of(found) == tokens_of(expected)
     assert "sampled without CUDA graphs: " in caplog.records[-1].getMessage()
 

@@ -1,4 +1,4 @@
-"""Rollouts that hold nothing to learn from: said at the first step."""
+"""Rollouts of empty responses raise an alarm at the first step."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SILENCE = "def silent(prompts, responses): return [float(not r) for r in respons
 
 @pytest.fixture(scope="module")
 def silent(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """A world whose model ends every response at once."""
+    """Create a world whose model ends every response with its first token."""
     world = World(tmp_path_factory.mktemp("silent"), "phi")
     model = AutoModelForCausalLM.from_pretrained(world.path)
     with torch.no_grad():
@@ -41,11 +41,11 @@ def alarms(run: Path) -> list[tuple[str, int]]:
 def test_responses_without_text_raise_an_alarm_at_the_first_step(
     silent: World, method: str
 ) -> None:
-    given = silent.on_policy() | {"rewards": reward(silent)}
+    config_values = silent.on_policy() | {"rewards": reward(silent)}
     if method == "grpo":
-        run = grpo.train(grpo.GRPOConfig(**given, steps_per_iteration=2))
+        run = grpo.train(grpo.GRPOConfig(**config_values, steps_per_iteration=2))
     else:
-        run = ppo.train(ppo.PPOConfig(**given, steps=2))
+        run = ppo.train(ppo.PPOConfig(**config_values, steps=2))
     first, second = metrics_of(run)
     assert (first["length/empty"], second["length/empty"]) == (1.0, 1.0)
     assert first["length/mean"] == 1.0
@@ -53,9 +53,9 @@ def test_responses_without_text_raise_an_alarm_at_the_first_step(
     assert alarms(run).count(("empty", 2)) == 0
 
 
-def test_responses_with_text_raise_none(tmp_path: Path) -> None:
+def test_responses_with_text_raise_no_alarm(tmp_path: Path) -> None:
     world = World(tmp_path)
     run = grpo.train(grpo.GRPOConfig(**world.on_policy(), steps_per_iteration=1))
-    (line,) = metrics_of(run)
-    assert line["length/empty"] < 0.5
+    (metrics,) = metrics_of(run)
+    assert metrics["length/empty"] < 0.5
     assert alarms(run) == []

@@ -1,4 +1,4 @@
-"""The rollout engine: what is drawn, when a response ends, and what it does not depend on."""
+"""The rollout engine: sampled tokens, ends of responses, and independence from the batch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import pytest
 import torch
 from helpers.data_tokenizers import chatml_tokenizer
 from helpers.rollout_engines import (
-    FREE,
     LENGTHS,
+    SAMPLING,
+    check_rows_against_backbone,
     engine_of,
     last_states,
     policy_of,
     prompts_of,
-    rows_see_what_is_theirs,
     tokens_of,
 )
 from helpers.tiny_models import EOS, family, letters_tokenizer, random_lm, scripted_lm
@@ -27,13 +27,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
+from trivium.data.response import Response
 from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.attention import AttentionSpec, on_line
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout import local_engine
-from trivium.rollout.engine import Response, draw, filter_top_k_top_p, row_key, uniforms
+from trivium.rollout.engine import draw, filter_top_k_top_p, row_key, uniforms
 from trivium.rollout.kv_cache import BLOCK_TOKENS, KVCache
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
@@ -50,7 +51,7 @@ def greedy_by_transformers(model: PreTrainedModel, tokens: list[int], count: int
     return out[0, len(tokens) :].tolist()
 
 
-# --- what is generated ----------------------------------------------------------------------------
+# --- responses ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -59,9 +60,9 @@ def greedy_by_transformers(model: PreTrainedModel, tokens: list[int], count: int
     "gpt-oss".split(),
 )
 def test_greedy_equals_transformers_generate(name: str) -> None:
-    plain = random_lm(family(name, 13), spread=0.2)
+    reference_model = random_lm(family(name, 13), spread=0.2)
     prompts = prompts_of()
-    expected = [greedy_by_transformers(plain, p.tokens, 14) for p in prompts]
+    expected = [greedy_by_transformers(reference_model, p.tokens, 14) for p in prompts]
     greedy = Sampling(temperature=0.0, max_tokens=14)
     engine = engine_of(policy_of(name), max_rows=4)
     found = engine.generate(prompts, 1, greedy, seed=0, step=0)
@@ -70,43 +71,43 @@ def test_greedy_equals_transformers_generate(name: str) -> None:
 
 def test_long_greedy_responses_equal_transformers_generate() -> None:
     options = {"max_position_embeddings": 256, "eos_token_id": None, "sliding_window": 50}
-    plain = random_lm(family("mistral", 13, **options), spread=0.2)
+    reference_model = random_lm(family("mistral", 13, **options), spread=0.2)
     engine = LocalEngine(policy_of("mistral", **options), set())
     prompts = prompts_of((60, 3))
     found = engine.generate(prompts, 1, Sampling(temperature=0.0, max_tokens=100), seed=0, step=0)
     for prompt, (response,) in zip(prompts, found, strict=True):
-        assert response.tokens == greedy_by_transformers(plain, prompt.tokens, 100)
+        assert response.tokens == greedy_by_transformers(reference_model, prompt.tokens, 100)
         assert response.finish_reason == "length"
 
 
 def test_greedy_on_a_real_checkpoint_equals_transformers_generate(shared_dir: Path) -> None:
     path = str(shared_dir / "checkpoints" / "stories260k")
     policy = Policy.load(ModelConfig(path=path))
-    plain = AutoModelForCausalLM.from_pretrained(path)
+    reference_model = AutoModelForCausalLM.from_pretrained(path)
     texts = ["Once upon a time", "Tim and Sue", "A"]
     prompts = [Prompt(policy.tokenizer(t).input_ids, t, {}, i) for i, t in enumerate(texts)]
     engine = LocalEngine(policy, {policy.tokenizer.eos_token_id}, max_rows=2)
     found = engine.generate(prompts, 1, Sampling(temperature=0.0, max_tokens=45), seed=0, step=0)
     for prompt, (response,) in zip(prompts, found, strict=True):
-        assert response.tokens == greedy_by_transformers(plain, prompt.tokens, 45)
+        assert response.tokens == greedy_by_transformers(reference_model, prompt.tokens, 45)
     assert found[0][0].text.startswith(", there was a little girl named Lily.")
 
 
 @pytest.mark.parametrize("name", ["llama", "mistral", "bloom", "gpt-oss"])
-def test_samples_depend_on_nothing_but_themselves(name: str) -> None:
+def test_samples_do_not_depend_on_the_batch(name: str) -> None:
     policy, prompts = policy_of(name), prompts_of()
-    usual = tokens_of(engine_of(policy).generate(prompts, 4, FREE, seed=3, step=5))
-    assert len({tuple(r) for group in usual for r in group}) > 20
+    expected_tokens = tokens_of(engine_of(policy).generate(prompts, 4, SAMPLING, seed=3, step=5))
+    assert len({tuple(r) for group in expected_tokens for r in group}) > 20
     for max_rows in (1, 5, 9):
         engine = engine_of(policy, max_rows)
-        assert tokens_of(engine.generate(prompts, 4, FREE, seed=3, step=5)) == usual
-    reverse = engine_of(policy, 8).generate(prompts[::-1], 4, FREE, seed=3, step=5)
-    assert tokens_of(reverse)[::-1] == usual
-    for prompt, expected in zip(prompts, usual, strict=True):
-        alone = engine_of(policy).generate([prompt], 2, FREE, seed=3, step=5)
+        assert tokens_of(engine.generate(prompts, 4, SAMPLING, seed=3, step=5)) == expected_tokens
+    reverse = engine_of(policy, 8).generate(prompts[::-1], 4, SAMPLING, seed=3, step=5)
+    assert tokens_of(reverse)[::-1] == expected_tokens
+    for prompt, expected in zip(prompts, expected_tokens, strict=True):
+        alone = engine_of(policy).generate([prompt], 2, SAMPLING, seed=3, step=5)
         assert tokens_of(alone) == [expected[:2]]
     shorter = engine_of(policy).generate(prompts, 4, Sampling(max_tokens=5), seed=3, step=5)
-    assert tokens_of(shorter) == [[r[:5] for r in group] for group in usual]
+    assert tokens_of(shorter) == [[r[:5] for r in group] for group in expected_tokens]
 
 
 def test_samples_differ_by_seed_step_prompt_and_sample() -> None:
@@ -117,25 +118,25 @@ def test_samples_differ_by_seed_step_prompt_and_sample() -> None:
     found = [
         tuple(r.tokens)
         for seed, step in product((0, 1), (0, 1))
-        for group in engine.generate(prompts, 3, FREE, seed=seed, step=step)
+        for group in engine.generate(prompts, 3, SAMPLING, seed=seed, step=step)
         for r in group
     ]
     assert len(set(found)) == len(found) == 24
 
 
-def test_a_prompt_that_comes_twice_gets_new_samples_and_its_first_ones_stay() -> None:
+def test_repeated_prompt_gets_new_samples_and_keeps_its_first_ones() -> None:
     policy, prompts = policy_of(), prompts_of((3, 2))
-    once = tokens_of(engine_of(policy).generate(prompts, 3, FREE, seed=1, step=2))
+    once = tokens_of(engine_of(policy).generate(prompts, 3, SAMPLING, seed=1, step=2))
     both = [prompts[0], prompts[1], prompts[0]]
-    twice = tokens_of(engine_of(policy).generate(both, 3, FREE, seed=1, step=2))
+    twice = tokens_of(engine_of(policy).generate(both, 3, SAMPLING, seed=1, step=2))
     assert twice[:2] == once
-    more = tokens_of(engine_of(policy).generate(prompts[:1], 6, FREE, seed=1, step=2))
+    more = tokens_of(engine_of(policy).generate(prompts[:1], 6, SAMPLING, seed=1, step=2))
     assert twice[2] == more[0][3:] != twice[0]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("name", ["llama", "gemma2", "cohere2", "opt", "bloom", "gpt-oss"])
-def test_samplers_logprobs_equal_the_trainers(name: str, temperature: float) -> None:
+def test_sampler_logprobs_equal_trainer_logprobs(name: str, temperature: float) -> None:
     policy, prompts = policy_of(name, temperature), prompts_of()
     sampling = Sampling(temperature=temperature, max_tokens=12, top_p=0.9, top_k=8, min_p=0.02)
     found = engine_of(policy, 8).generate(prompts, 3, sampling, seed=0, step=0)
@@ -146,22 +147,22 @@ def test_samplers_logprobs_equal_the_trainers(name: str, temperature: float) -> 
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2", "mistral"])
-def test_family_that_can_share_gives_identical_samples_in_separate_rows(name: str) -> None:
+def test_shared_prompts_and_separate_rows_give_identical_samples(name: str) -> None:
     policy, prompts = policy_of(name), prompts_of()
-    shared = engine_of(policy, 7).generate(prompts, 3, FREE, seed=1, step=2)
+    shared = engine_of(policy, 7).generate(prompts, 3, SAMPLING, seed=1, step=2)
     policy.model.set_attn_implementation("sdpa")
     policy.shared = False
-    separate = engine_of(policy, 7).generate(prompts, 3, FREE, seed=1, step=2)
+    separate = engine_of(policy, 7).generate(prompts, 3, SAMPLING, seed=1, step=2)
     assert tokens_of(shared) == tokens_of(separate)
 
 
-def test_prompt_is_read_once_for_all_its_samples_and_an_eighth_of_rows_is_idle_at_most() -> None:
+def test_prompts_are_prefilled_once_and_few_rows_are_idle() -> None:
     policy, prompts = policy_of(), prompts_of()
-    policy.decode_model()  # Compares passes over tokens of its own before the first sampling.
+    policy.decode_model()  # The first call runs forward passes to select the decode path.
     read: list[int] = []
     embedding = policy.backbone.get_input_embeddings()
     embedding.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
-    found = engine_of(policy, 8).generate(prompts, 4, FREE, seed=0, step=0)
+    found = engine_of(policy, 8).generate(prompts, 4, SAMPLING, seed=0, step=0)
     lengths = [len(r.tokens) for group in found for r in group]
     assert len(set(lengths)) > 3
     grown = sum(n - 1 for n in lengths)
@@ -170,15 +171,15 @@ def test_prompt_is_read_once_for_all_its_samples_and_an_eighth_of_rows_is_idle_a
 
 @pytest.mark.parametrize("shared_prefix", [False, True])
 @pytest.mark.parametrize("name", ["llama", "qwen2-window", "gemma2"])
-def test_rows_see_what_is_theirs_whoever_left_and_whoever_came(
+def test_rows_attend_only_to_their_own_tokens_after_others_leave_and_join(
     name: str, shared_prefix: bool
 ) -> None:
     policy = policy_of(name)
-    rows_see_what_is_theirs(policy, KVCache(policy, shared_prefix=shared_prefix))
+    check_rows_against_backbone(policy, KVCache(policy, shared_prefix=shared_prefix))
 
 
 @pytest.mark.parametrize("shared_prefix", [False, True])
-def test_row_that_left_with_a_full_strip_is_fed_along_beside_shorter_ones(
+def test_idle_row_with_full_response_kv_does_not_affect_shorter_rows(
     shared_prefix: bool,
 ) -> None:
     policy = policy_of()
@@ -197,112 +198,112 @@ def test_row_that_left_with_a_full_strip_is_fed_along_beside_shorter_ones(
         torch.testing.assert_close(found, last_states(policy, rows), atol=1e-5, rtol=0)
 
 
-class Alone:
+class NoAttention:
     """A layout in which tokens attend to nothing."""
 
-    read, longest = None, 1 << 10
+    output_positions, longest = None, 1 << 10
 
-    def attend(self, layer: int, query_LHD: Tensor, *args: Tensor, rule: AttentionSpec) -> Tensor:
+    def attend(self, layer: int, query_LHD: Tensor, *args: Tensor, spec: AttentionSpec) -> Tensor:
         return query_LHD.contiguous()
 
 
 @torch.no_grad()
 def flops_at(policy: Policy, positions: list[int]) -> float:
-    """What the backbone itself is counted for tokens at these positions."""
-    with flops.apart() as counted:
-        at = torch.tensor(positions)
-        on_line(policy.backbone, torch.ones_like(at), at, Alone())
-    return counted.flops
+    """Return the FLOPs that are counted for the backbone with tokens at these positions."""
+    with flops.apart() as counter:
+        positions_T = torch.tensor(positions)
+        on_line(policy.backbone, torch.ones_like(positions_T), positions_T, NoAttention())
+    return counter.flops
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
-def test_flops_are_those_of_rows_that_grow_and_not_of_idle_ones(name: str) -> None:
+def test_flops_count_active_rows_and_not_idle_ones(name: str) -> None:
     policy = policy_of(name)
     cache = KVCache(policy)
     with torch.no_grad():
-        with flops.apart() as of_prompts:
+        with flops.apart() as prompt_flops:
             cache.admit([p.tokens for p in prompts_of((7, 3))], 8)
         cache.keep([i for i in range(16) if i not in (2, 11)])
-        with flops.apart() as of_rows:
+        with flops.apart() as row_flops:
             cache.advance(torch.ones(14, dtype=torch.long))
-    assert len(cache.group_of_S) == 16  # Both are idle still.
-    assert of_prompts.flops == flops_at(policy, [*range(7), *range(3)]) > 0
-    assert of_rows.flops == flops_at(policy, [7] * 7 + [3] * 7) > 0
+    assert len(cache.group_of_S) == 16  # Two of these rows are idle.
+    assert prompt_flops.flops == flops_at(policy, [*range(7), *range(3)]) > 0
+    assert row_flops.flops == flops_at(policy, [7] * 7 + [3] * 7) > 0
 
 
-def test_what_is_made_while_others_are_sampled_can_be_learned_from() -> None:
+def test_tensors_made_in_the_callback_can_be_used_for_training() -> None:
     policy, prompts = policy_of(), prompts_of()
-    made: list[Tensor] = []
+    lengths_seen: list[Tensor] = []
 
     def finished(prompt: int, responses: Sequence[Response]) -> None:
         assert not torch.is_inference_mode_enabled() and not torch.is_grad_enabled()
-        made.append(torch.tensor([len(r.tokens) for r in responses], dtype=torch.float32))
+        lengths_seen.append(torch.tensor([len(r.tokens) for r in responses], dtype=torch.float32))
 
-    engine_of(policy).generate(prompts, 2, FREE, seed=0, step=0, finished=finished)
+    engine_of(policy).generate(prompts, 2, SAMPLING, seed=0, step=0, finished=finished)
     weight = torch.ones(2, requires_grad=True)
-    (weight * torch.stack(made)).sum().backward()
-    assert torch.equal(weight.grad, torch.stack(made).sum(0))  # type: ignore[arg-type]
+    (weight * torch.stack(lengths_seen)).sum().backward()
+    assert torch.equal(weight.grad, torch.stack(lengths_seen).sum(0))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("rope", ["default", "dynamic"])
-def test_policy_learns_after_sampling_as_before(rope: str) -> None:
+def test_gradients_after_sampling_equal_those_before(rope: str) -> None:
     scaled = {"rope_type": rope, "rope_theta": 1e4, "factor": 2.0}
     config = family("llama", max_position_embeddings=8, rope_parameters=scaled)
     policy = Policy(random_lm(config), letters_tokenizer())
     policy.model.config.max_position_embeddings = 64
     batch = Batch.of([Group([1, 2, 3], [[4, 5], [6]])])
-    learned = list(policy.model.parameters())
-    before = torch.autograd.grad(policy.score(batch).logprobs_T.sum(), learned)
-    engine_of(policy).generate(prompts_of(), 2, FREE, seed=0, step=0)
-    after = torch.autograd.grad(policy.score(batch).logprobs_T.sum(), learned)
+    parameters = list(policy.model.parameters())
+    before = torch.autograd.grad(policy.score(batch).logprobs_T.sum(), parameters)
+    engine_of(policy).generate(prompts_of(), 2, SAMPLING, seed=0, step=0)
+    after = torch.autograd.grad(policy.score(batch).logprobs_T.sum(), parameters)
     assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
-def test_waiting_prompts_take_the_place_of_finished_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_prompts_replace_finished_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, prompts = policy_of(), prompts_of((2,) * 12)
     rows: list[int] = []
     advance = KVCache.advance
 
-    def counted(cache: KVCache, tokens_R: Tensor) -> Tensor:
+    def count_rows(cache: KVCache, tokens_R: Tensor) -> Tensor:
         rows.append(len(tokens_R))
         return advance(cache, tokens_R)
 
-    monkeypatch.setattr(KVCache, "advance", counted)
-    found = engine_of(policy, max_rows=4).generate(prompts, 1, FREE, seed=0, step=0)
+    monkeypatch.setattr(KVCache, "advance", count_rows)
+    found = engine_of(policy, max_rows=4).generate(prompts, 1, SAMPLING, seed=0, step=0)
     lengths = [len(group[0].tokens) for group in found]
     assert max(rows) == 4
     batches = [max(lengths[i : i + 4]) for i in range(0, 12, 4)]
     assert len(rows) < sum(batches)
 
 
-def test_more_samples_than_rows_are_all_drawn() -> None:
+def test_more_samples_than_rows_are_all_sampled() -> None:
     policy, prompts = policy_of(), prompts_of((2, 3))
-    few = engine_of(policy, max_rows=2).generate(prompts, 5, FREE, seed=0, step=0)
-    many = engine_of(policy).generate(prompts, 5, FREE, seed=0, step=0)
+    few = engine_of(policy, max_rows=2).generate(prompts, 5, SAMPLING, seed=0, step=0)
+    many = engine_of(policy).generate(prompts, 5, SAMPLING, seed=0, step=0)
     assert tokens_of(few) == tokens_of(many)
 
 
 def test_next_rollout_uses_the_updated_weights() -> None:
     policy, prompts = policy_of(), prompts_of()
     engine = engine_of(policy)
-    engine.generate(prompts, 2, FREE, seed=0, step=0)
+    engine.generate(prompts, 2, SAMPLING, seed=0, step=0)
     with torch.no_grad():
         for parameter in policy.model.parameters():
             parameter.mul_(1.5)
-    again = engine.generate(prompts, 2, FREE, seed=0, step=0)
-    fresh = engine_of(policy).generate(prompts, 2, FREE, seed=0, step=0)
+    again = engine.generate(prompts, 2, SAMPLING, seed=0, step=0)
+    fresh = engine_of(policy).generate(prompts, 2, SAMPLING, seed=0, step=0)
     assert tokens_of(again) == tokens_of(fresh)
 
 
 def test_no_prompts_give_no_responses() -> None:
-    assert engine_of(policy_of()).generate([], 2, FREE, seed=0, step=0) == []
+    assert engine_of(policy_of()).generate([], 2, SAMPLING, seed=0, step=0) == []
 
 
 # --- endings --------------------------------------------------------------------------------------
 
 
 def scripted(text: str, sampling: Sampling, tokenizer: object = None) -> Response:
-    """The response of a model that says ``text`` and then nothing but its last token."""
+    """Return the response of a model that generates ``text`` and then repeats its last token."""
     tokenizer = tokenizer or letters_tokenizer()
     script = tokenizer.encode(text)  # type: ignore[attr-defined]
     model = scripted_lm([1, *script], len(tokenizer))  # type: ignore[arg-type]
@@ -327,7 +328,7 @@ def test_response_is_truncated_at_the_length_limit() -> None:
     assert (response.tokens, response.finish_reason, response.text) == ([1, 2, 3], "length", "abc")
 
 
-def test_eos_as_the_last_token_allowed_is_no_truncated() -> None:
+def test_eos_as_the_last_allowed_token_is_not_truncation() -> None:
     assert scripted("ab<eos>", greedy(max_tokens=3)).finish_reason == "eos"
 
 
@@ -360,7 +361,7 @@ def test_stop_text_of_characters_that_take_many_tokens_is_found() -> None:
     assert (response.text, response.finish_reason) == ("a" + stop, "stop")
 
 
-def test_endings_of_random_samples_say_why_they_ended() -> None:
+def test_finish_reasons_of_random_samples_are_correct() -> None:
     policy, prompts = policy_of(), prompts_of()
     sampling = Sampling(max_tokens=9, stop=("ab", ".c"), stop_tokens=(12,))
     found = engine_of(policy, 16).generate(prompts, 30, sampling, seed=0, step=0)
@@ -383,15 +384,17 @@ def test_endings_of_random_samples_say_why_they_ended() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_prompt_that_leaves_no_room_is_a_clear_error(name: str) -> None:
+def test_prompt_that_does_not_fit_the_context_is_an_error(name: str) -> None:
     engine = engine_of(policy_of(name))
-    engine.generate(prompts_of((52,)), 1, FREE, seed=0, step=0)
+    engine.generate(prompts_of((52,)), 1, SAMPLING, seed=0, step=0)
     with pytest.raises(ModelError, match=r"prompt of 53 tokens .* up to 12 .* context of 64"):
-        engine.generate(prompts_of((53, 2)), 1, FREE, seed=0, step=0)
+        engine.generate(prompts_of((53, 2)), 1, SAMPLING, seed=0, step=0)
 
 
 def test_family_without_a_context_limit_takes_prompts_of_any_length() -> None:
-    (group,) = engine_of(policy_of("bloom")).generate(prompts_of((70,)), 1, FREE, seed=0, step=0)
+    (group,) = engine_of(policy_of("bloom")).generate(
+        prompts_of((70,)), 1, SAMPLING, seed=0, step=0
+    )
     assert group[0].tokens
 
 
@@ -400,7 +403,7 @@ def test_family_without_a_context_limit_takes_prompts_of_any_length() -> None:
 PROBABILITIES = torch.tensor([[0.05, 0.4, 0.1, 0.25, 0.2]])
 
 
-def kept(**options: object) -> list[float]:
+def kept_probabilities(**options: object) -> list[float]:
     return filter_top_k_top_p(PROBABILITIES, Sampling(**options))[0].tolist()
 
 
@@ -422,14 +425,14 @@ def kept(**options: object) -> list[float]:
         ({"min_p": 0.3, "top_k": 4, "top_p": 0.99}, {1, 3, 4}),
     ],
 )
-def test_restriction_keeps_exactly_these_tokens_with_their_probabilities(
+def test_filter_keeps_the_expected_tokens_with_their_probabilities(
     options: dict, tokens: set[int]
 ) -> None:
     expected = [p if i in tokens else 0.0 for i, p in enumerate(PROBABILITIES[0].tolist())]
-    assert kept(**options) == expected
+    assert kept_probabilities(**options) == expected
 
 
-def test_restrictions_are_per_row() -> None:
+def test_filter_is_per_row() -> None:
     rows = torch.tensor([[0.7, 0.2, 0.1], [0.1, 0.3, 0.6]])
     assert filter_top_k_top_p(rows, Sampling(top_p=0.8)).gt(0).tolist() == [
         [True, True, False], [False, True, True],
@@ -445,7 +448,7 @@ def test_token_is_the_inverse_of_the_cumulative_distribution() -> None:
     torch.testing.assert_close(logprobs_R, log_p[0, tokens_R])
 
 
-def test_logprob_is_that_of_the_unrestricted_distribution() -> None:
+def test_logprob_is_that_of_the_unfiltered_distribution() -> None:
     logits = PROBABILITIES.log() + 3.0
     numbers = torch.tensor([0.0, 0.61, 0.62, 0.999], dtype=torch.float64)
     tokens_R, logprobs_R = draw(logits.expand(4, -1), numbers, Sampling(top_p=0.6))
@@ -454,14 +457,14 @@ def test_logprob_is_that_of_the_unrestricted_distribution() -> None:
     torch.testing.assert_close(logprobs_R.exp(), torch.tensor([0.4, 0.4, 0.25, 0.25]))
 
 
-def test_uniform_next_to_one_never_draws_an_impossible_token() -> None:
+def test_uniform_close_to_one_never_draws_an_impossible_token() -> None:
     logits = torch.tensor([[0.0, 0.0, -torch.inf, -torch.inf]]).expand(3, -1)
     numbers = torch.tensor([1 - 2**-53, 1.0, 0.5], dtype=torch.float64)
     tokens_R, _ = draw(logits, numbers, Sampling())
     assert tokens_R.tolist() == [1, 1, 1]
 
 
-def test_greedy_takes_the_most_likely_token_whatever_the_uniform_says() -> None:
+def test_greedy_takes_the_most_likely_token_for_any_uniform() -> None:
     numbers = torch.tensor([0.0, 0.99], dtype=torch.float64)
     tokens_R, _ = draw(PROBABILITIES.log().expand(2, -1), numbers, Sampling(temperature=0.0))
     assert tokens_R.tolist() == [1, 1]
@@ -472,12 +475,12 @@ def chi_square(counts: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("options", [{}, {"top_p": 0.8}, {"top_k": 2}, {"min_p": 0.3}])
-def test_frequencies_match_the_restricted_distribution(options: dict) -> None:
+def test_frequencies_match_the_filtered_distribution(options: dict) -> None:
     count = 100_000
     keys = torch.tensor([row_key(1, 2, 3, j) for j in range(1000)]).repeat_interleave(100)
     numbers = uniforms(keys, torch.arange(100).repeat(1000))
     tokens_R, _ = draw(PROBABILITIES.log().expand(count, -1), numbers, Sampling(**options))
-    p = torch.tensor(kept(**options), dtype=torch.float64)
+    p = torch.tensor(kept_probabilities(**options), dtype=torch.float64)
     possible = p > 0
     counts = torch.bincount(tokens_R, minlength=5).double()
     assert not counts[~possible].any()
@@ -489,7 +492,7 @@ def test_frequencies_match_the_restricted_distribution(options: dict) -> None:
 
 
 def splitmix64(key: int, position: int) -> int:
-    """Steele et al. 2014, on Python's integers."""
+    """Compute SplitMix64 (Steele et al. 2014) with Python integers."""
     state = (key + (position + 1) * 0x9E3779B97F4A7C15) & MASK
     state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & MASK
     state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) & MASK
@@ -507,7 +510,7 @@ def test_uniforms_are_splitmix64_in_53_bits() -> None:
     assert found.dtype == torch.float64
 
 
-def test_keys_are_fixed_for_ever() -> None:
+def test_keys_never_change() -> None:
     assert row_key(0, 0, 0, 0) == -6738056433161113872
     assert row_key(1, 2, 3, 4) == 2319475572399523498
     spelled = {row_key(1, 11, 1, 1), row_key(11, 1, 1, 1), row_key(1, 1, 11, 1)}
@@ -523,11 +526,11 @@ def test_uniforms_do_not_depend_on_their_batch() -> None:
     ] == whole.tolist()
 
 
-def test_rows_random_numbers_go_on_where_they_were_made_ahead() -> None:
+def test_precomputed_uniforms_of_a_row_are_contiguous() -> None:
     rows = [local_engine.Row(0, row_key(1, 2, 3, i)) for i in range(3)]
     drawn: list[list[float]] = [[], [], []]
-    for position in range(2 * local_engine.AHEAD + 5):
-        present = rows if position > 9 else rows[:2]  # One begins later.
+    for position in range(2 * local_engine.UNIFORMS_PER_CALL + 5):
+        present = rows if position > 9 else rows[:2]  # The third row starts later.
         for row, uniform in zip(present, local_engine._uniforms(present).tolist(), strict=True):
             drawn[rows.index(row)].append(uniform)
             row.tokens.append(0)
@@ -555,21 +558,21 @@ def test_uniforms_are_uniform_and_independent_between_positions_and_samples() ->
         {"top_k": -1}, {"max_tokens": 0}, {"stop": ("",)},
     ],
 )  # fmt: skip
-def test_sampling_out_of_range_is_refused(options: dict) -> None:
+def test_sampling_values_out_of_range_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         Sampling(**options)
 
 
-def test_engine_holds_no_more_rows_than_asked_when_prompts_come_in_groups(
+def test_engine_never_exceeds_max_rows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    held: list[int] = []
+    num_rows: list[int] = []
     original = local_engine.LocalEngine._sample_tokens
 
-    def watched(engine: LocalEngine, rows: list, *rest: object) -> None:
-        held.append(len(rows))
+    def record_rows(engine: LocalEngine, rows: list, *rest: object) -> None:
+        num_rows.append(len(rows))
         original(engine, rows, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(local_engine.LocalEngine, "_sample_tokens", watched)
-    engine_of(policy_of(), max_rows=7).generate(prompts_of(), 3, FREE, seed=0, step=0)
-    assert max(held) == 6
+    monkeypatch.setattr(local_engine.LocalEngine, "_sample_tokens", record_rows)
+    engine_of(policy_of(), max_rows=7).generate(prompts_of(), 3, SAMPLING, seed=0, step=0)
+    assert max(num_rows) == 6

@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trivium.data.group import Group
+from trivium.data.response import Response
 from trivium.errors import CheckpointError
-from trivium.rollout.engine import Response
 from trivium.runs import files
 from trivium.runs.checkpoint import MANIFEST, STATE, TENSORS, Checkpoints, SavePoint
 from trivium.runs.files import remove_partial_writes

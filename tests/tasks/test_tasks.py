@@ -13,9 +13,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from trivium.data.demonstrations import DemonstrationsConfig, load_demonstrations
 from trivium.data.preferences import StepLabelsConfig, load_step_labels
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
+from trivium.data.response import Response
 from trivium.errors import DataError
 from trivium.rewards.reward import RewardConfig, Rewards
-from trivium.rollout.engine import Response
 from trivium.tasks import problems as problems_module
 from trivium.tasks.problems import MAXIMUM, Operation, Problem, generate
 from trivium.tasks.tokenizer import small_model_config, train_tokenizer

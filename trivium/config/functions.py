@@ -65,7 +65,7 @@ def load_function(source: str, directories: Sequence[Path], kind: FunctionKind) 
         if source in kind.built_in:
             return kind.built_in[source]
         raise ConfigurationError(
-            f"{source!r} is no built-in {kind.name}{nearest(source, kind.built_in)}: write one of "
+            f"{source!r} is not a built-in {kind.name}{nearest(source, kind.built_in)}: write one of "
             f"{', '.join(sorted(kind.built_in))}, or 'file.py:function', or "
             "'package.module:function'"
         )
@@ -128,22 +128,22 @@ def file_faults(path: Path, place: str, name: str, kind: FunctionKind) -> Iterat
     defined = {*_mentioned_names(tree)}
     if name not in defined and not defined & {"*", "__getattr__", "globals", "exec"}:
         yield (
-            f"{place!r} defines no {name!r}{nearest(name, defined)}: name a function "
-            f"{kind.signature} that stands in it"
+            f"{place!r} defines no {name!r}{nearest(name, defined)}: write the name of a "
+            f"function {kind.signature} in this file"
         )
 
 
-def located(error: BaseException, own: Callable[[str], bool]) -> str:
+def error_with_location(error: BaseException, own: Callable[[str], bool]) -> str:
     """Return ``file:line: Type: message`` for an error, at its last line in an `own` file."""
     kind = type(error).__name__
     if isinstance(error, SyntaxError) and error.filename and own(error.filename):
         return f"{error.filename}:{error.lineno}: {kind}: {error.msg}"
-    message = f"{kind}: {printable(words_of(error))}".rstrip(": ")
+    message = f"{kind}: {printable(message_of(error))}".rstrip(": ")
     frames = [f for f in traceback.extract_tb(error.__traceback__) if own(f.filename)]
     return f"{frames[-1].filename}:{frames[-1].lineno}: {message}" if frames else message
 
 
-def words_of(error: BaseException) -> str:
+def message_of(error: BaseException) -> str:
     """Return an error's message, also if its class fails to produce one."""
     try:
         return str(error)
@@ -194,7 +194,7 @@ def _import(
             ) from None
         sys.modules.pop(name, None)
         raise ConfigurationError(
-            f"{source!r} cannot be imported: {located(error, _is_users)}"
+            f"{source!r} cannot be imported: {error_with_location(error, _is_users)}"
         ) from error
 
 
@@ -210,8 +210,8 @@ def _attribute(module: ModuleType, name: str, place: str, kind: FunctionKind) ->
     if not callable(value) or inspect.isclass(value):
         what = "a class" if inspect.isclass(value) else f"{type(value).__name__} {value!r:.60}"
         raise ConfigurationError(
-            f"{name!r} in {place!r} is not a function but {what}: name a function "
-            f"{kind.signature} {kind.result}"
+            f"{name!r} in {place!r} is not a function but {what}: write the name of a "
+            f"function {kind.signature} {kind.result}"
         )
     return value
 

@@ -102,7 +102,7 @@ def _grow_separate(
     yield cache.admit(prompts, samples).repeat_interleave(samples, 0)
     (batch,) = cache.batches
     more = max(0, max_tokens - 2)
-    batch.held_RL = F.pad(batch.held_RL, (0, more), value=True)
+    batch.token_mask_RL = F.pad(batch.token_mask_RL, (0, more), value=True)
     for layer in cast(list[Any], batch.cache.layers):
         layer.keys, layer.values = (F.pad(x, (0, 0, 0, more)) for x in (layer.keys, layer.values))
         run.ledger.tag([layer.keys, layer.values], role, CACHE)

@@ -1,1 +1,1 @@
-"""Rewards: plain functions from responses to numbers, and the built-in ones among them."""
+"""Reward functions: built-in rewards, loading of user functions, and scoring of responses."""

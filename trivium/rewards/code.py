@@ -1,8 +1,8 @@
-"""A reward for programs: the share of a data row's tests that a response's program passes.
+"""Code reward: fraction of a data row's tests that a response's program passes.
 
-The program runs sealed (``sandbox``), and the verdict is reached where it cannot: its output is
-compared here, and test code runs in a process of its own that the program never enters. Reading a
-row's tests, finding the program and sharing the work out to the cores is what this module adds.
+The program runs in a sandbox (``sandbox``) and cannot influence the verdict: this process compares
+its output, and test code runs in a second process without any of the program's code. This module
+parses a row's tests, extracts the program from the response and distributes the work over cores.
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
-from trivium.rewards.functions import PastLimit, deadline
-from trivium.rewards.sandbox.host import ISOLATION, Limits, Sandbox, examine, require_isolation
+from trivium.rewards.functions import CallTimeout, deadline
+from trivium.rewards.sandbox.host import (
+    ISOLATION,
+    Limits,
+    Sandbox,
+    require_isolation,
+    run_test_code,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -31,18 +37,18 @@ _FENCE = re.compile(
 _PYTHON = ("python", "py", "python3")
 _EXTRACTS = ("block", "response")
 _SCORES = ("share", "all")
-_FORMS = (
+_TEST_FORMS = (
     "a list of {input: …, output: …}, {inputs: […], outputs: […]}, a list of assert statements, or "
     "test code as one text; each may be given as JSON"
 )
 
 
-# --- Reading -------------------------------------------------------------------------------------
+# --- Programs and tests --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Test:
-    """One test: an input and its output, or test code and the entry point that it checks."""
+    """One test: an input and its expected output, or test code and its entry point."""
 
     code: str | None = None
     entry_point: str | None = None
@@ -51,20 +57,21 @@ class Test:
 
 
 def find_program(response: str, extract: str = "block") -> str | None:
-    """Return a response's program: its last closed Python block, or all of it; None without one.
+    """Return the last closed Python block of a response, or None without one.
 
-    A block without a language counts where no block is marked as Python.
+    A block without a language counts if no block is marked as Python. With ``extract="response"``,
+    return the whole response.
     """
     if extract == "response":
         return response
     blocks = [(match[1].lower(), match[2]) for match in _FENCE.finditer(response)]
     marked = [body for language, body in blocks if language in _PYTHON]
-    plain = [body for language, body in blocks if not language]
-    return (marked or plain or [None])[-1]
+    unmarked = [body for language, body in blocks if not language]
+    return (marked or unmarked or [None])[-1]
 
 
 def read_tests(tests: Any, entry_point: Any = None) -> list[Test]:
-    """Return a data row's tests; raises ValueError where there are none, or in no form known."""
+    """Parse a data row's tests; raise ValueError if there are none or their form is unknown."""
     if entry_point is not None and not (
         isinstance(entry_point, str) and entry_point.isidentifier()
     ):
@@ -75,36 +82,36 @@ def read_tests(tests: Any, entry_point: Any = None) -> list[Test]:
         try:
             parsed = json.loads(tests)
         except ValueError:
-            return [_code(tests, entry_point)]
+            return [_code_test(tests, entry_point)]
         return read_tests(parsed, entry_point)
     if isinstance(tests, dict) and set(tests) >= {"inputs", "outputs"}:
         tests = _pairs(tests["inputs"], tests["outputs"])
     if isinstance(tests, list | tuple) and tests:
-        return [_one(test, entry_point) for test in tests]
-    raise ValueError(f"the data's tests {tests!r:.120} are no tests: write {_FORMS}")
+        return [_read_one(test, entry_point) for test in tests]
+    raise ValueError(f"the data's tests {tests!r:.120} are not tests: write {_TEST_FORMS}")
 
 
 def _pairs(inputs: Any, outputs: Any) -> list[dict[str, Any]]:
-    listed = isinstance(inputs, list) and isinstance(outputs, list)
-    if not listed or len(inputs) != len(outputs):
+    is_list = isinstance(inputs, list) and isinstance(outputs, list)
+    if not is_list or len(inputs) != len(outputs):
         raise ValueError(
-            "the data's tests need as many 'inputs' as 'outputs', each a list of texts"
+            "the data's tests need lists 'inputs' and 'outputs' of texts, of the same length"
         )
     return [{"input": i, "output": o} for i, o in zip(inputs, outputs, strict=True)]
 
 
-def _one(test: Any, entry_point: str | None) -> Test:
+def _read_one(test: Any, entry_point: str | None) -> Test:
     if isinstance(test, str):
-        return _code(test, entry_point)
+        return _code_test(test, entry_point)
     if isinstance(test, dict) and "output" in test:
-        given, expected = test.get("input", ""), test["output"]
-        if isinstance(given, str) and isinstance(expected, str):
-            return Test(input=given, output=expected)
-    raise ValueError(f"the data's test {test!r:.120} is no test: write {_FORMS}")
+        test_input, expected = test.get("input", ""), test["output"]
+        if isinstance(test_input, str) and isinstance(expected, str):
+            return Test(input=test_input, output=expected)
+    raise ValueError(f"the data's test {test!r:.120} is not a test: write {_TEST_FORMS}")
 
 
-def _code(text: str, entry_point: str | None) -> Test:
-    """Return test code; where it only defines ``check(candidate)``, the call is added."""
+def _code_test(text: str, entry_point: str | None) -> Test:
+    """Return test code as a test; add the call if it only defines ``check(candidate)``."""
     if not text.strip():
         raise ValueError("the data's tests are an empty text: every program would pass them")
     defines = re.search(r"^def check\(", text, re.MULTILINE)
@@ -114,7 +121,7 @@ def _code(text: str, entry_point: str | None) -> Test:
 
 
 def same_output(written: str, expected: str) -> bool:
-    """Whether two outputs are equal but for white space at the ends of lines and of the whole."""
+    """Return whether two outputs are equal except for white space at the end of lines or text."""
 
     def lines(text: str) -> list[str]:
         return [line.rstrip() for line in text.rstrip().splitlines()]
@@ -125,44 +132,48 @@ def same_output(written: str, expected: str) -> bool:
 # --- Scoring -------------------------------------------------------------------------------------
 
 
-class _Bench:
-    """Two sandboxes that work on one response at a time: one for programs, one for tests."""
+class _SandboxPair:
+    """Two sandboxes that process one response at a time: one for programs, one for test code."""
 
     def __init__(self) -> None:
         self._programs = Sandbox()
         self._tests: Sandbox | None = None
 
-    def passes(self, program: str, test: Test, limits: Limits) -> tuple[bool, float]:
-        """Return whether a program passes a test, and the processor time that it took."""
+    def run_test(self, program: str, test: Test, limits: Limits) -> tuple[bool, float]:
+        """Return whether a program passes a test, and its CPU time in seconds."""
         if test.code is None:
             outcome = self._programs.run(program, limits, test.input)
             ended_well = outcome.status == 0 and outcome.reason is None
             written = outcome.output.decode("utf-8", "replace")
             return ended_well and same_output(written, test.output), outcome.seconds
         self._tests = self._tests or Sandbox()
-        examiner = (self._tests, test.code)
-        verdict = examine((self._programs, program), examiner, test.entry_point, limits)
-        if verdict.unfit:
-            raise ValueError(f"the data's test {test.code!r:.120} cannot be run: {verdict.unfit}")
+        tester = (self._tests, test.code)
+        verdict = run_test_code((self._programs, program), tester, test.entry_point, limits)
+        if verdict.test_error:
+            raise ValueError(
+                f"the data's test {test.code!r:.120} cannot be run: {verdict.test_error}"
+            )
         return verdict.passed, verdict.seconds
 
-    def share(self, program: str, tests: Sequence[Test], limits: Limits, until: float) -> float:
-        """Return the share of tests that a program passes, all of them within one set of limits.
+    def pass_rate(
+        self, program: str, tests: Sequence[Test], limits: Limits, call_deadline: float
+    ) -> float:
+        """Return the fraction of tests that a program passes; all tests share the limits.
 
-        Raises PastLimit where the time of the whole call is over first: that is no verdict.
+        Raises CallTimeout if the deadline of the reward call comes first.
         """
-        passed, cpu, ends = 0, limits.seconds, time.monotonic() + limits.wall
+        passed, cpu, end = 0, limits.seconds, time.monotonic() + limits.wall
         for test in tests:
             now = time.monotonic()
-            if now >= until:
-                raise PastLimit
-            if cpu <= 0 or now >= ends:
+            if now >= call_deadline:
+                raise CallTimeout
+            if cpu <= 0 or now >= end:
                 break
-            left = replace(limits, seconds=cpu, wall=min(ends, until) - now)
-            good, used = self.passes(program, test, left)
-            if not good and time.monotonic() >= until:
-                raise PastLimit
-            passed, cpu = passed + good, cpu - used
+            left = replace(limits, seconds=cpu, wall=min(end, call_deadline) - now)
+            passed_test, cpu_used = self.run_test(program, test, left)
+            if not passed_test and time.monotonic() >= call_deadline:
+                raise CallTimeout
+            passed, cpu = passed + passed_test, cpu - cpu_used
         return passed / len(tests)
 
     def close(self) -> None:
@@ -184,41 +195,43 @@ def code(
     workers: int | None = None,
     accept_missing: Sequence[str] = (),
 ) -> list[float]:
-    """The share of its row's `tests` that the Python program in a response passes, run sealed.
+    """Return the fraction of the row's `tests` that each response's Python program passes.
 
-    A row's tests are pairs of input and output, assert statements, or test code, where a HumanEval
-    ``check(candidate)`` is called with the row's `entry_point`. `extract` takes the last ``python``
-    block or the whole ``response``; without a program the score is 0. `score: all` gives 1 for all
-    tests passed, else 0. All tests of a response together get `seconds` of processor time (and
-    twice that and a second by the clock), `memory` and `output` in megabytes, and `threads`; a
-    program can start no process. `workers` responses run at once, one per core by default.
-    ``accept_missing`` names isolation (files, network, processes) to go without where this machine
-    cannot enforce it. docs/sandbox.md says what the seal keeps out.
+    The programs run in a sandbox; docs/sandbox.md describes what it isolates. A row's tests are
+    pairs of input and output, assert statements, or test code; a HumanEval ``check(candidate)`` is
+    called with the row's `entry_point`. `extract` takes the last ``python`` block or the whole
+    ``response``; without a program the score is 0. `score: all` gives 1 if all tests pass, else 0.
+    All tests of a response share `seconds` of CPU time (and 2 `seconds` + 1 of wall time), `memory`
+    and `output` in megabytes, and `threads`. A program cannot start a process. `workers` responses
+    run in parallel, by default one per core. ``accept_missing`` lists isolation (files, network,
+    processes) that may be missing if this machine cannot enforce it.
     """
-    _check(extract, score, accept_missing, seconds)
-    for name, value, least in (
+    _check_arguments(extract, score, accept_missing, seconds)
+    for name, value, minimum in (
         ("memory", memory, 64),
         ("output", output, 1),
         ("threads", threads, 1),
         *([("workers", workers, 1)] if workers is not None else []),
     ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} must be a whole number of at least {least}, not {value!r}")
+        if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
+            raise ValueError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
     require_isolation(tuple(accept_missing))
-    names = entry_point if entry_point is not None else [None] * len(responses)
-    read = [read_tests(row, name) for row, name in zip(tests, names, strict=True)]
+    entry_points = entry_point if entry_point is not None else [None] * len(responses)
+    tests_per_response = [
+        read_tests(row, name) for row, name in zip(tests, entry_points, strict=True)
+    ]
     programs = [find_program(response, extract) for response in responses]
     limits = Limits(seconds, 2 * seconds + 1, memory, output, threads)
-    shares = _shares(programs, read, limits, workers or _cores())
-    return shares if score == "share" else [float(share == 1) for share in shares]
+    pass_rates = _pass_rates(programs, tests_per_response, limits, workers or _cores())
+    return pass_rates if score == "share" else [float(pass_rate == 1) for pass_rate in pass_rates]
 
 
-def _check(extract: Any, score: Any, accept_missing: Any, seconds: Any) -> None:
+def _check_arguments(extract: Any, score: Any, accept_missing: Any, seconds: Any) -> None:
     for name, value, known in (("extract", extract, _EXTRACTS), ("score", score, _SCORES)):
         if value not in known:
             raise ValueError(f"{name} must be {' or '.join(known)}, not {value!r}")
-    listed = isinstance(accept_missing, list | tuple)
-    if not listed or not all(way in ISOLATION for way in accept_missing):
+    is_list = isinstance(accept_missing, list | tuple)
+    if not is_list or not all(kind in ISOLATION for kind in accept_missing):
         raise ValueError(
             f"accept_missing must be a list of {', '.join(ISOLATION)}, not {accept_missing!r}"
         )
@@ -231,38 +244,38 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
-def _shares(
+def _pass_rates(
     programs: Sequence[str | None], tests: Sequence[Sequence[Test]], limits: Limits, workers: int
 ) -> list[float]:
-    """Return every program's share, worked out on `workers` benches; the first error ends all."""
-    until = deadline() or math.inf
-    shares = [0.0] * len(programs)
-    waiting = iter([index for index, program in enumerate(programs) if program is not None])
+    """Return every program's pass rate; `workers` threads compute them, and an error stops all."""
+    call_deadline = deadline() or math.inf
+    pass_rates = [0.0] * len(programs)
+    pending = iter([index for index, program in enumerate(programs) if program is not None])
     lock, failed = threading.Lock(), threading.Event()
 
-    def next_one() -> int | None:
+    def next_index() -> int | None:
         with lock:
-            return None if failed.is_set() else next(waiting, None)
+            return None if failed.is_set() else next(pending, None)
 
     def work() -> None:
-        bench = _Bench()
+        pair = _SandboxPair()
         try:
-            while (index := next_one()) is not None:
+            while (index := next_index()) is not None:
                 program = programs[index]
-                assert program is not None, "responses without a program do not wait"
-                shares[index] = bench.share(program, tests[index], limits, until)
+                assert program is not None, "only responses with a program are pending"
+                pass_rates[index] = pair.pass_rate(program, tests[index], limits, call_deadline)
         except BaseException:
             failed.set()
             raise
         finally:
-            bench.close()
+            pair.close()
 
     count = sum(program is not None for program in programs)
     with ThreadPoolExecutor(max(1, min(workers, count)), "trivium code") as pool:
-        benches = [pool.submit(work) for _ in range(min(workers, count))]
+        futures = [pool.submit(work) for _ in range(min(workers, count))]
         try:
-            for bench in benches:
-                bench.result()
+            for future in futures:
+                future.result()
         finally:
-            failed.set()  # an interrupted call shall wait for what runs, not for the whole batch
-    return shares
+            failed.set()  # an interrupted call waits for running programs, not for the whole batch
+    return pass_rates

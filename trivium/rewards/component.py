@@ -1,8 +1,8 @@
-"""The border between a reward function and a run: one function's values, checked one by one.
+"""One configured reward function: calling it and checking every value that it returns.
 
-Everything a function returns is checked here, because a NaN or a shifted list would train a policy
-for hours without a word. Each fault names the function and the response; a fallback value, where
-the user chose one, takes the place of what could not be had.
+A NaN or a shifted list would train a policy for hours without an error, so everything a function
+returns is checked here. Each error names the function and the response. If the user configured a
+fallback value, it replaces missing or invalid values.
 """
 
 from __future__ import annotations
@@ -16,50 +16,52 @@ from decimal import Decimal
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from trivium.config.functions import Function, located, printable, words_of
+from trivium.config.functions import Function, error_with_location, message_of, printable
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards.functions import (
-    PastLimit,
+    CallTimeout,
+    accepted_inputs,
     call,
-    fit,
-    given,
+    match_columns,
 )
 
 if TYPE_CHECKING:
     from trivium.data.prompts import Prompt
+    from trivium.data.response import Response
     from trivium.rewards.reward_config import RewardConfig
-    from trivium.rollout.engine import Response
 
-Step = tuple[int, float]  # where the step ends in the response's text, and its value
+Step = tuple[int, float]  # end of the step in the response's text, and its value
 Value = float | list[Step]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """Why a response has no value from a function; `whole` where only the batch is at fault."""
+    """Reason why a response has no value; `whole_batch` if no single response is the cause."""
 
     reason: str
-    whole: bool = False
+    whole_batch: bool = False
     cause: BaseException | None = None
 
 
-Entry = Value | Fault
-"""What a function said of one response, checked by itself."""
+CheckedValue = Value | Fault
+"""A function's checked value for one response, or the reason why it has none."""
 
 
 class _CallFailed(Exception):
-    """A call gave nothing to read; `locatable` where calling one by one can find the culprit."""
+    """A call failed; `retry_one_by_one` if single calls can find the response that causes it."""
 
-    def __init__(self, reason: str, locatable: bool, cause: BaseException | None = None) -> None:
+    def __init__(
+        self, reason: str, retry_one_by_one: bool, cause: BaseException | None = None
+    ) -> None:
         super().__init__(reason)
-        self.reason, self.locatable, self.cause = reason, locatable, cause
+        self.reason, self.retry_one_by_one, self.cause = reason, retry_one_by_one, cause
 
 
-# --- Reading what a function returned ------------------------------------------------------------
+# --- Checking returned values --------------------------------------------------------------------
 
 
-def _number(value: Any) -> float:
-    """Return a finite float, or raise ValueError with the reason why it is none."""
+def _to_float(value: Any) -> float:
+    """Return a value as a finite float, or raise ValueError with the reason."""
     try:
         if callable(getattr(value, "tolist", None)) and getattr(value, "ndim", 0) == 0:
             value = value.tolist()
@@ -67,16 +69,18 @@ def _number(value: Any) -> float:
     except OverflowError:
         raise ValueError("is too large a number") from None
     except Exception as error:
-        raise ValueError(f"is {shown(value)}, which raises {type(error).__name__}") from None
+        raise ValueError(
+            f"is {describe_value(value)}, which raises {type(error).__name__}"
+        ) from None
     if number is None:
-        raise ValueError(f"is {shown(value)}, not a number")
+        raise ValueError(f"is {describe_value(value)}, not a number")
     if not math.isfinite(number):
         raise ValueError(f"is {number}, not a finite number")
     return number
 
 
-def shown(value: Any, limit: int = 60) -> str:
-    """Return a value's type and the beginning of its repr, whatever its class makes of it."""
+def describe_value(value: Any, limit: int = 60) -> str:
+    """Return a value's type and the start of its repr, also if its ``__repr__`` raises."""
     try:
         text = repr(value)
     except Exception as error:
@@ -84,19 +88,19 @@ def shown(value: Any, limit: int = 60) -> str:
     return f"{type(value).__name__} {printable(text, limit)}"
 
 
-def _position(value: Any) -> int:
+def _to_index(value: Any) -> int:
     if isinstance(value, bool):
         raise TypeError
     return operator.index(value)
 
 
-def _step(entry: Any, previous_end: int, text_length: int) -> tuple[int, float]:
-    """Return where a step ends and its value, or raise ValueError with the reason."""
+def _check_step(entry: Any, previous_end: int, text_length: int) -> tuple[int, float]:
+    """Return the end and the value of a step, or raise ValueError with the reason."""
     try:
         (start, end), value = entry
-        start, end = _position(start), _position(end)
+        start, end = _to_index(start), _to_index(end)
     except Exception:
-        raise ValueError(f"is {shown(entry)}, not ((start, end), number)") from None
+        raise ValueError(f"is {describe_value(entry)}, not ((start, end), number)") from None
     if end <= start:
         raise ValueError(f"has the span ({start}, {end}), which is empty: end must be after start")
     if start < 0 or end > text_length:
@@ -105,58 +109,60 @@ def _step(entry: Any, previous_end: int, text_length: int) -> tuple[int, float]:
         )
     if start < previous_end:
         raise ValueError(
-            f"has the span ({start}, {end}), which begins before the end of the step before it "
+            f"has the span ({start}, {end}), which begins before the end of the previous step "
             f"({previous_end}): steps must be in order and must not overlap"
         )
-    return end, _number(value)
+    return end, _to_float(value)
 
 
-def read_value(value: Any, text: str) -> Value:
-    """Return a function's value for one response, checked: a number, or its steps.
+def check_value(value: Any, text: str) -> Value:
+    """Check a function's value for one response; return a number or a list of steps.
 
-    Raises ValueError with the reason, to be read after "response 3 of 8 …".
+    Raises ValueError with a reason that follows "response 3 of 8 …" in the message.
     """
     if not isinstance(value, list | tuple):
         try:
-            return _number(value)
+            return _to_float(value)
         except ValueError as error:
             raise ValueError(f"its value {error}") from None
-    found: list[Step] = []
+    results: list[Step] = []
     for index, entry in enumerate(value):
         try:
-            found.append(_step(entry, found[-1][0] if found else 0, len(text)))
+            results.append(_check_step(entry, results[-1][0] if results else 0, len(text)))
         except ValueError as error:
             raise ValueError(f"step {index} {error}") from None
-    return found
+    return results
 
 
-def _entries(result: Any, count: int) -> list[Any]:
-    """Return a call's result as one entry per response."""
+def _to_list(result: Any, count: int) -> list[Any]:
+    """Return a call's result as a list with one entry per response."""
     try:
         shape = tuple(getattr(result, "shape", ()))
         if callable(getattr(result, "tolist", None)) and len(shape) <= 1:
             result = result.tolist()
     except Exception as error:
-        reason = f"returned {shown(result)}, which raises {type(error).__name__}"
-        raise _CallFailed(reason, locatable=False, cause=error) from error
+        reason = f"returned {describe_value(result)}, which raises {type(error).__name__}"
+        raise _CallFailed(reason, retry_one_by_one=False, cause=error) from error
     if len(shape) > 1:
         kind = type(result).__name__
         raise _CallFailed(
-            f"returned {kind} of the shape {shape}, not one value for each of {count}: flatten it",
-            locatable=False,
+            f"returned {kind} of the shape {shape}, not one value per response ({count}): "
+            "flatten it",
+            retry_one_by_one=False,
         )
     if not isinstance(result, list | tuple):
         raise _CallFailed(
-            f"returned {shown(result)}, not a list of {count} values", locatable=False
+            f"returned {describe_value(result)}, not a list of {count} values",
+            retry_one_by_one=False,
         )
     if len(result) != count:
         values = "value" if len(result) == 1 else "values"
-        raise _CallFailed(f"returned {len(result)} {values} for {count}", locatable=True)
+        raise _CallFailed(f"returned {len(result)} {values} for {count}", retry_one_by_one=True)
     return list(result)
 
 
 def columns_of(prompts: Sequence[Prompt]) -> set[str]:
-    """Return the columns that any of the prompts has."""
+    """Return the columns that at least one prompt has."""
     return {column for prompt in prompts for column in prompt.columns}
 
 
@@ -164,34 +170,34 @@ def columns_of(prompts: Sequence[Prompt]) -> set[str]:
 
 
 class Component:
-    """A configured function, and whether it has turned out to be a process reward."""
+    """A configured reward function; its first values show whether it is a process reward."""
 
     def __init__(self, config: RewardConfig, function: Function) -> None:
         self.config, self.function = config, function
         self.name = config.label
-        self.process: bool | None = None
+        self.is_process: bool | None = None
 
     def values(
         self,
         prompts: Sequence[Prompt],
         responses: Sequence[Response],
-        early: list[Entry] | None = None,
+        precomputed: list[CheckedValue] | None = None,
     ) -> tuple[list[Value], int]:
-        """Return every response's value, and how many are the fallback.
+        """Return the value of every response, and the number of fallback values.
 
-        `early` is what calls for some of the responses gave already; None calls for all of them.
+        `precomputed` holds values from earlier calls for all responses; None calls the function.
         """
-        found = self._scored(prompts, responses) if early is None else early
-        values = self._consistent(found)
+        results = self._call_and_check(prompts, responses) if precomputed is None else precomputed
+        values = self._require_one_form(results)
         faults = {i: value for i, value in enumerate(values) if isinstance(value, Fault)}
         fallback = self.config.fallback
         if faults and fallback is None:
-            raise self._error(faults, prompts, responses)
-        good = [
+            raise self._reward_error(faults, prompts, responses)
+        values_or_fallbacks = [
             self._fallback(responses[i].text) if isinstance(value, Fault) else value
             for i, value in enumerate(values)
         ]
-        return good, len(faults)
+        return values_or_fallbacks, len(faults)
 
     def score_subset(
         self,
@@ -199,21 +205,21 @@ class Component:
         responses: Sequence[Response],
         columns: Collection[str],
         seconds: float,
-    ) -> list[Entry] | None:
-        """Return what a call gives for some of a batch's responses, or None where it failed.
+    ) -> list[CheckedValue] | None:
+        """Score some of a batch's responses; return None if the call fails.
 
-        `columns` are those of the batch's prompts. What a failed call means for its responses only
-        a call for all of them can say.
+        `columns` are the columns of all prompts in the batch. After a failed call, a call for all
+        responses decides which of them are at fault.
         """
         try:
             entries = self._call(prompts, responses, seconds, columns)
         except _CallFailed:
             return None
-        return [self._read(e, r.text) for e, r in zip(entries, responses, strict=True)]
+        return [self._check_value(e, r.text) for e, r in zip(entries, responses, strict=True)]
 
     def _fallback(self, text: str) -> Value:
-        assert self.config.fallback is not None, "faults without a fallback have been raised"
-        if not self.process:
+        assert self.config.fallback is not None, "faults without a fallback are raised earlier"
+        if not self.is_process:
             return self.config.fallback
         return [(len(text), self.config.fallback)] if text else []
 
@@ -228,20 +234,21 @@ class Component:
         try:
             keywords = self._keywords(prompts, responses, available)
             result = call(self.function, keywords, seconds)
-        except PastLimit:
-            raise _CallFailed(f"ran past its limit of {seconds:g} s", locatable=False) from None
+        except CallTimeout:
+            reason = f"exceeded its timeout of {seconds:g} s"
+            raise _CallFailed(reason, retry_one_by_one=False) from None
         except (KeyboardInterrupt, ConfigurationError):
             raise
         except RewardError as error:
-            # The function knows what happened: there is no culprit to look for.
-            raise _CallFailed(words_of(error), locatable=False, cause=error) from error
+            # The function reports the reason itself, so no search for one response is needed.
+            raise _CallFailed(message_of(error), retry_one_by_one=False, cause=error) from error
         except BaseException as error:
             file = getattr(getattr(self.function, "__code__", None), "co_filename", None)
-            reason = f"raised {located(error, lambda frame: frame == file)}"
-            if "main thread" in words_of(error):
-                reason += "; 'timeout: null' calls it there, without a limit"
-            raise _CallFailed(reason, locatable=True, cause=error) from error
-        return _entries(result, len(responses))
+            reason = f"raised {error_with_location(error, lambda frame: frame == file)}"
+            if "main thread" in message_of(error):
+                reason += "; set 'timeout: null' to call it there, without a timeout"
+            raise _CallFailed(reason, retry_one_by_one=True, cause=error) from error
+        return _to_list(result, len(responses))
 
     def _keywords(
         self,
@@ -249,10 +256,12 @@ class Component:
         responses: Sequence[Response],
         available: Collection[str],
     ) -> dict[str, Any]:
-        chosen, faults = fit(self.function, self.config.arguments, self.config.columns, available)
+        column_of, faults = match_columns(
+            self.function, self.config.arguments, self.config.columns, available
+        )
         if faults:
             raise ConfigurationError("\n".join(f"reward {self.name!r}: {f}" for f in faults))
-        everything: dict[str, Callable[[], list[Any]]] = {
+        inputs: dict[str, Callable[[], list[Any]]] = {
             "prompts": lambda: [prompt.text for prompt in prompts],
             "responses": lambda: [response.text for response in responses],
             "prompt_tokens": lambda: [list(prompt.tokens) for prompt in prompts],
@@ -260,60 +269,64 @@ class Component:
             "finish_reasons": lambda: [response.finish_reason for response in responses],
         }
         return {
-            **{name: everything[name]() for name in given(self.function)},
-            **{name: [p.columns.get(column) for p in prompts] for name, column in chosen.items()},
+            **{name: inputs[name]() for name in accepted_inputs(self.function)},
+            **{
+                name: [p.columns.get(column) for p in prompts] for name, column in column_of.items()
+            },
             **self.config.arguments,
         }
 
-    def _scored(self, prompts: Sequence[Prompt], responses: Sequence[Response]) -> list[Entry]:
+    def _call_and_check(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response]
+    ) -> list[CheckedValue]:
         try:
             entries = self._call(prompts, responses, self.config.timeout)
-        except _CallFailed as failed:
-            if failed.locatable and len(responses) > 1:
-                return self._one_by_one(failed, prompts, responses)
-            whole = not failed.locatable
-            return [Fault(failed.reason, whole, failed.cause)] * len(responses)
-        return [self._read(e, r.text) for e, r in zip(entries, responses, strict=True)]
+        except _CallFailed as failure:
+            if failure.retry_one_by_one and len(responses) > 1:
+                return self._one_by_one(failure, prompts, responses)
+            whole_batch = not failure.retry_one_by_one
+            return [Fault(failure.reason, whole_batch, failure.cause)] * len(responses)
+        return [self._check_value(e, r.text) for e, r in zip(entries, responses, strict=True)]
 
-    def _read(self, entry: Any, text: str) -> Entry:
+    def _check_value(self, entry: Any, text: str) -> CheckedValue:
         if isinstance(entry, Exception):
-            return Fault(words_of(entry) or type(entry).__name__, cause=entry)
+            return Fault(message_of(entry) or type(entry).__name__, cause=entry)
         try:
-            return read_value(entry, text)
+            return check_value(entry, text)
         except ValueError as error:
             return Fault(str(error))
 
     def _one_by_one(
-        self, failed: _CallFailed, prompts: Sequence[Prompt], responses: Sequence[Response]
-    ) -> list[Entry]:
-        """Call again for each response alone, to learn which one made the batch's call fail.
+        self, failure: _CallFailed, prompts: Sequence[Prompt], responses: Sequence[Response]
+    ) -> list[CheckedValue]:
+        """Call the function for each response alone, to find those that made the batch call fail.
 
-        All these calls share one limit. Without a fallback the first culprit ends the search.
+        All these calls share one timeout. Without a fallback, the first failure ends the search.
         """
         limit = self.config.timeout
         deadline = None if limit is None else time.monotonic() + limit
-        values: list[Entry] = []
+        values: list[CheckedValue] = []
         for prompt, response in zip(prompts, responses, strict=True):
-            left = None if deadline is None else max(deadline - time.monotonic(), 1e-3)
+            seconds = None if deadline is None else max(deadline - time.monotonic(), 1e-3)
             try:
-                [entry] = self._call([prompt], [response], left)
-                values.append(self._read(entry, response.text))
-            except _CallFailed as alone:
-                values.append(Fault(alone.reason, cause=alone.cause))
+                [entry] = self._call([prompt], [response], seconds)
+                values.append(self._check_value(entry, response.text))
+            except _CallFailed as single_failure:
+                values.append(Fault(single_failure.reason, cause=single_failure.cause))
             if isinstance(values[-1], Fault) and self.config.fallback is None:
                 return values
         if any(isinstance(value, Fault) for value in values):
             return values
-        reason = f"{failed.reason}; each response alone, in a second call, was scored without error"
-        return [Fault(reason, whole=True, cause=failed.cause)] * len(responses)
+        reason = f"{failure.reason}; a second call for each response alone raised no error"
+        return [Fault(reason, whole_batch=True, cause=failure.cause)] * len(responses)
 
-    def _consistent(self, values: list[Entry]) -> list[Entry]:
-        """Turn values of the other form, number or steps, into faults; the first value decides."""
-        form = self.process
+    def _require_one_form(self, values: list[CheckedValue]) -> list[CheckedValue]:
+        """Replace values whose form (number or steps) differs from the first value by faults."""
+        form = self.is_process
         if form is None:
             form = next((isinstance(v, list) for v in values if not isinstance(v, Fault)), None)
-        self.process = form
-        reason = "its value is {}, where the first response that was scored got {}: mixed forms"
+        self.is_process = form
+        reason = "its value is {}, but the value of the first scored response is {}"
         texts = ("a number", "a list of steps") if form else ("a list of steps", "a number")
         return [
             value
@@ -322,23 +335,24 @@ class Component:
             for value in values
         ]
 
-    def _error(
+    def _reward_error(
         self, faults: dict[int, Fault], prompts: Sequence[Prompt], responses: Sequence[Response]
     ) -> RewardError:
         index, fault = next(iter(faults.items()))
         source = self.config.function
-        who = f"reward {self.name!r}" + (f" ({source})" if source != self.name else "")
+        label = f"reward {self.name!r}" + (f" ({source})" if source != self.name else "")
         text = responses[index].text
         quoted = f"{text[:80]!r}{'…' if len(text) > 80 else ''}"
-        if fault.whole:
+        if fault.whole_batch:
             where = f"a batch of {len(responses)} responses (the first is {quoted})"
         else:
             row = prompts[index].index
             where = f"response {index} of {len(responses)} (prompt row {row}), {quoted}"
-        more = "" if fault.whole or len(faults) == 1 else f" ({len(faults) - 1} more fail as well)"
+        single = fault.whole_batch or len(faults) == 1
+        others = "" if single else f" ({len(faults) - 1} more failed)"
         error = RewardError(
-            f"{who}, on {where}: {fault.reason}{more}. Correct the function, or set 'fallback' to "
-            "the value that responses it cannot score shall get"
+            f"{label}, on {where}: {fault.reason}{others}. Fix the function, or set 'fallback' to "
+            "the value for responses that it cannot score"
         )
         error.__cause__ = fault.cause
         return error

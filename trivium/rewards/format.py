@@ -1,4 +1,4 @@
-"""Rewards for a response's form: a regular expression, and a soft limit on its length."""
+"""Rewards for the format of a response: a regular expression, and a soft length limit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import regex
 def format(
     responses: list[str], pattern: str, whole: bool = True, seconds: float = 1.0
 ) -> list[float]:
-    r"""1 where a response matches a regular expression, else 0.
+    r"""Return 1 for each response that matches a regular expression, else 0.
 
-    With `whole` the pattern must match the response from end to end, otherwise anywhere in it;
-    ``.`` matches line breaks too, ``^`` and ``$`` only the response's ends unless ``(?m)`` says
-    otherwise. A match that takes longer than `seconds` on one response (catastrophic backtracking)
-    raises TimeoutError: the standard library's `re` could not be stopped at all.
+    With `whole` the pattern must match the whole response, otherwise any part of it. ``.`` also
+    matches line breaks. ``^`` and ``$`` match only the ends of the response, unless the pattern
+    sets ``(?m)``. A match that takes longer than `seconds` on one response (catastrophic
+    backtracking) raises TimeoutError; the standard library's `re` has no timeout.
     """
     if not isinstance(pattern, str):
         raise ValueError(f"pattern must be a text, not {pattern!r}")
@@ -24,7 +24,7 @@ def format(
     try:
         compiled = regex.compile(pattern, regex.DOTALL)
     except regex.error as error:
-        raise ValueError(f"pattern {pattern!r} is no regular expression: {error}") from None
+        raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
     match = compiled.fullmatch if whole else compiled.search
     scores = []
     for response in responses:
@@ -33,16 +33,16 @@ def format(
         except TimeoutError:
             raise TimeoutError(
                 f"pattern {pattern!r} takes more than {seconds:g} s on this response: write it "
-                "without nested or overlapping repetitions, or give more `seconds`"
+                "without nested or overlapping repetitions, or set a higher `seconds`"
             ) from None
     return scores
 
 
 def length(response_tokens: list[list[int]], limit: int, buffer: int) -> list[float]:
-    """Soft overlong punishment of DAPO (Yu et al. 2025, eq. 13), in tokens.
+    """Return the soft overlong punishment of DAPO (Yu et al. 2025, eq. 13), in tokens.
 
     ``0`` for ``|y| ≤ limit − buffer``; ``(limit − buffer − |y|) / buffer`` up to `limit`; ``−1``
-    beyond. Use it beside a task reward, with `limit` at most the length limit of sampling.
+    beyond. Use it with a task reward, and set `limit` to at most the length limit of sampling.
     """
     for name, value in (("limit", limit), ("buffer", buffer)):
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:

@@ -1,8 +1,8 @@
-"""A reward's function: finding it, fitting it to the data's columns, and calling it in time.
+"""Reward functions: loading, matching parameters to data columns, and calling with a timeout.
 
-What its return value must be is ``reward``'s business. A function is the user's own code and runs
-with the user's rights; a hung call can be given up but not ended, so its thread is left behind,
-and a call that holds the interpreter's lock (a single long C call) cannot be given up at all.
+``component`` checks the return values. A reward function is the user's own code and runs with the
+user's permissions. A call that exceeds its timeout is abandoned but not ended, so its thread keeps
+running. A call that holds the GIL (a single long C call) cannot be abandoned.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from typing import Any
 from trivium.config.functions import Function, nearest
 from trivium.config.renamed import RENAMED_ARGUMENTS
 
-# What every function may name besides the data's columns; one entry per response.
-GIVEN = ("prompts", "responses", "prompt_tokens", "response_tokens", "finish_reasons")
+# Inputs that every function can take besides the data columns; one entry per response.
+CALL_INPUTS = ("prompts", "responses", "prompt_tokens", "response_tokens", "finish_reasons")
 
 
 _DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
 def time_left() -> float | None:
-    """Seconds that the reward call in progress may still take; None where it has no limit."""
+    """Return the seconds left for the current reward call, or None if it has no timeout."""
     deadline = _DEADLINE.get()
     return None if deadline is None else max(0.0, deadline - time.monotonic())
 
 
-class PastLimit(Exception):
-    """A call took longer than it may."""
+class CallTimeout(Exception):
+    """Raised when a call exceeds its timeout."""
 
 
 # --- Fitting -------------------------------------------------------------------------------------
@@ -42,11 +42,11 @@ def _parameters(function: Function) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(function).parameters
 
 
-def _takes_any(parameters: Mapping[str, inspect.Parameter]) -> bool:
+def _has_var_keyword(parameters: Mapping[str, inspect.Parameter]) -> bool:
     return any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def _named(parameters: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
+def _named_parameters(parameters: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Parameter]:
     variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
     return {name: p for name, p in parameters.items() if p.kind not in variable}
 
@@ -54,27 +54,27 @@ def _named(parameters: Mapping[str, inspect.Parameter]) -> dict[str, inspect.Par
 def signature_faults(
     function: Function, arguments: Mapping[str, Any], columns: Mapping[str, str]
 ) -> list[str]:
-    """Return what keeps a function from being called as a reward, whatever the data's columns."""
+    """Return why a function cannot be called as a reward, regardless of the data columns."""
     try:
         parameters = _parameters(function)
     except (TypeError, ValueError):
-        return ["its parameters cannot be inspected: wrap it in a function of your own"]
-    named, anything = _named(parameters), _takes_any(parameters)
+        return ["its parameters cannot be inspected: wrap it in your own function"]
+    named, has_var_keyword = _named_parameters(parameters), _has_var_keyword(parameters)
     faults = [
-        f"parameter {name!r} is positional-only, but calls are made with keywords: remove the '/'"
+        f"parameter {name!r} is positional-only, but calls use keyword arguments: remove the '/'"
         for name, p in named.items()
         if p.kind is p.POSITIONAL_ONLY
     ]
-    if not anything and not {"responses", "response_tokens"} & set(named):
+    if not has_var_keyword and not {"responses", "response_tokens"} & set(named):
         faults.append(
             f"it does not accept 'responses' (its parameters are: {', '.join(named) or 'none'}): "
             "write 'def reward(prompts, responses, **columns)'"
         )
     for setting, names in (("arguments", arguments), ("columns", columns)):
         for name in names:
-            if name in GIVEN:
-                faults.append(f"{setting} sets {name!r}, which every call sets itself: rename it")
-            elif not anything and name not in named:
+            if name in CALL_INPUTS:
+                faults.append(f"{setting} sets {name!r}, which every call sets: rename it")
+            elif not has_var_keyword and name not in named:
                 faults.append(
                     f"{setting} sets {name!r}, which it does not accept{nearest(name, named)}"
                 )
@@ -82,29 +82,30 @@ def signature_faults(
     return faults
 
 
-def fit(
+def match_columns(
     function: Function,
     arguments: Mapping[str, Any],
     columns: Mapping[str, str],
     available: Collection[str],
 ) -> tuple[dict[str, str], list[str]]:
-    """Return which column each parameter is given (parameter → column), and what is missing.
+    """Return the column of each parameter (parameter → column), and errors for missing columns.
 
-    A function is given the columns that it names, with ``**columns`` all of them; an argument hides
-    the column of its name, and what every call gives (``GIVEN``) does too.
+    A function gets the columns that its parameters name, or all columns with ``**columns``. An
+    argument and the inputs of every call (``CALL_INPUTS``) take precedence over a column of the
+    same name.
     """
     parameters = _parameters(function)
-    named = _named(parameters)
-    chosen = {}
-    if _takes_any(parameters):
-        chosen = {c: c for c in available if c not in GIVEN and c not in arguments}
+    named = _named_parameters(parameters)
+    column_of = {}
+    if _has_var_keyword(parameters):
+        column_of = {c: c for c in available if c not in CALL_INPUTS and c not in arguments}
     faults = []
     for name in dict.fromkeys([*named, *columns]):
         column = columns.get(name, name)
-        if name in arguments or name in GIVEN:
+        if name in arguments or name in CALL_INPUTS:
             continue
         if column in available:
-            chosen[name] = column
+            column_of[name] = column
         elif name in RENAMED_ARGUMENTS and name not in columns:
             faults.append(f"parameter {name!r} is now {RENAMED_ARGUMENTS[name]!r}: rename it")
         elif name in columns or named[name].default is inspect.Parameter.empty:
@@ -113,29 +114,29 @@ def fit(
                 f"and the data has {_listed(available)}: name one in 'columns: {{{name}: …}}', or "
                 "set a value in 'arguments'"
             )
-    return chosen, faults
+    return column_of, faults
 
 
 def _listed(columns: Collection[str]) -> str:
     names = ", ".join(map(repr, sorted(columns)))
-    return f"the columns {names}" if columns else "no further column"
+    return f"the columns {names}" if columns else "no other columns"
 
 
-def given(function: Function) -> list[str]:
-    """Return which of ``GIVEN`` a function takes: those it names; ``**columns`` takes the texts."""
+def accepted_inputs(function: Function) -> list[str]:
+    """Return the ``CALL_INPUTS`` of a function; ``**columns`` includes prompts and responses."""
     parameters = _parameters(function)
-    texts = ("prompts", "responses") if _takes_any(parameters) else ()
-    return [name for name in GIVEN if name in parameters or name in texts]
+    texts = ("prompts", "responses") if _has_var_keyword(parameters) else ()
+    return [name for name in CALL_INPUTS if name in parameters or name in texts]
 
 
-def objection_to_arguments(function: Function, arguments: Mapping[str, Any]) -> list[str]:
-    """Return what a built-in reward, called with no responses, objects to in its arguments.
+def argument_faults(function: Function, arguments: Mapping[str, Any]) -> list[str]:
+    """Return the errors that a built-in reward raises for its arguments, without responses.
 
-    Its parameters annotated as lists are data, and all others without a default are arguments.
+    Parameters annotated as lists are data; all others without a default are arguments.
     """
     required = {
         name: str(parameter.annotation).startswith("list")
-        for name, parameter in _named(_parameters(function)).items()
+        for name, parameter in _named_parameters(_parameters(function)).items()
         if parameter.default is parameter.empty and name not in arguments
     }
     missing = [name for name, is_data in required.items() if not is_data]
@@ -150,41 +151,42 @@ def objection_to_arguments(function: Function, arguments: Mapping[str, Any]) -> 
 
 # --- Calling -------------------------------------------------------------------------------------
 
-_this_call = threading.local()
+_current_call = threading.local()
 
 
 def deadline() -> float | None:
-    """Return when, by ``time.monotonic``, the call that this thread is in will be given up.
+    """Return the ``time.monotonic`` time at which this thread's reward call exceeds its timeout.
 
-    A function with processes of its own can end them by then, and raise PastLimit itself.
+    A function with child processes can end them by then and raise CallTimeout itself.
     """
-    return getattr(_this_call, "deadline", None)
+    return getattr(_current_call, "deadline", None)
 
 
-async def _awaited(result: Awaitable[Any], seconds: float | None) -> Any:
+async def _await_within(result: Awaitable[Any], seconds: float | None) -> Any:
     limit = asyncio.timeout(seconds)
     try:
         async with limit:
             return await result
     except TimeoutError:
         if limit.expired():
-            raise PastLimit from None
+            raise CallTimeout from None
         raise
 
 
 def call(function: Function, keywords: Mapping[str, Any], seconds: float | None) -> Any:
-    """Return a function's result within `seconds`, or raise PastLimit or what it raises.
+    """Call a function and return its result; raise CallTimeout after `seconds`.
 
-    It runs in a daemon thread, an ``async def`` in an event loop there (and is canceled at its
-    limit). Without a limit it runs in the caller's thread, which signal handlers need.
+    The call runs in a daemon thread. An ``async def`` runs in an event loop in that thread and is
+    canceled at its timeout. Without a timeout the call runs in the caller's thread, which functions
+    with signal handlers need.
     """
 
     def run() -> Any:
         _DEADLINE.set(None if seconds is None else time.monotonic() + seconds)
         result = function(**keywords)
         if inspect.isawaitable(result):
-            return asyncio.run(_awaited(result, seconds))
-        # A generator's body has not run yet: run it here, within the limit.
+            return asyncio.run(_await_within(result, seconds))
+        # A generator's body has not run yet: run it here, within the timeout.
         return list(result) if inspect.isgenerator(result) else result
 
     if seconds is None:
@@ -193,19 +195,19 @@ def call(function: Function, keywords: Mapping[str, Any], seconds: float | None)
     done = threading.Event()
 
     def work() -> None:
-        _this_call.deadline = time.monotonic() + seconds
+        _current_call.deadline = time.monotonic() + seconds
         try:
             outcome["result"] = run()
-        except BaseException as error:  # SystemExit, too, must reach the caller, not end a thread
+        except BaseException as error:  # the caller raises it, SystemExit included
             outcome["error"] = error
         done.set()
 
     threading.Thread(target=work, daemon=True, name="trivium reward").start()
     if not done.wait(seconds):
-        raise PastLimit
+        raise CallTimeout
     error = outcome.get("error")
     if isinstance(error, KeyboardInterrupt):
-        # The user's own reaches the main thread alone.
+        # A Ctrl-C by the user raises in the main thread only.
         raise RuntimeError("it raised KeyboardInterrupt itself") from error
     if error is not None:
         raise error

@@ -1,7 +1,8 @@
-"""What can be said of a reward before its code runs.
+"""Checks of a reward function without running its code.
 
-A user's file may import anything and take seconds, so it is only read here: is it there, is it
-Python, does it define the function? Built-in rewards are held to their arguments and columns.
+Importing a user's file can run any code and take seconds. Here the file is only parsed: does it
+exist, is it valid Python, and does it define the function? For built-in rewards, the arguments and
+columns are checked.
 """
 
 from __future__ import annotations
@@ -10,23 +11,25 @@ from collections.abc import Collection, Iterator
 
 from trivium.config.functions import file_faults, find_file, load_function
 from trivium.errors import ConfigurationError
-from trivium.rewards.functions import fit
+from trivium.rewards.functions import match_columns
 from trivium.rewards.reward import REWARD, function_faults
 from trivium.rewards.reward_config import LEARNED, RewardConfig
 
 
 def source_faults(config: RewardConfig) -> Iterator[str]:
-    """Yield what is wrong with the reward's function as far as reading shows it."""
-    place, colon, name = config.function.rpartition(":")
+    """Yield the errors of the reward's function that parsing shows."""
+    file_name, separator, name = config.function.rpartition(":")
     if config.function in LEARNED:
         return
     try:
-        if not colon:
+        if not separator:
             function = load_function(config.function, [], REWARD)
             yield from function_faults(config, function)
-        elif place.endswith(".py") and name:
-            yield from file_faults(find_file(place, config.directories), place, name, REWARD)
-        elif not place or not name:
+        elif file_name.endswith(".py") and name:
+            yield from file_faults(
+                find_file(file_name, config.directories), file_name, name, REWARD
+            )
+        elif not file_name or not name:
             load_function(config.function, [], REWARD)
     except ConfigurationError as error:
         yield str(error)
@@ -36,4 +39,6 @@ def column_faults(config: RewardConfig, columns: Collection[str]) -> list[str]:
     """Return which columns a built-in reward needs and the data does not have."""
     if config.function not in REWARD.built_in:
         return []
-    return fit(REWARD.built_in[config.function], config.arguments, config.columns, columns)[1]
+    return match_columns(
+        REWARD.built_in[config.function], config.arguments, config.columns, columns
+    )[1]

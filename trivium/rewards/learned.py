@@ -1,12 +1,13 @@
-"""Learned rewards: a reward model's score of a response, a process reward model's of its steps.
+"""Learned rewards: a reward model scores responses, a process reward model scores their steps.
 
-Used in a configuration as the functions ``reward_model`` and ``process_reward_model`` with
-``arguments: {path: …}``. The latter gives each step its probability of being right, or, with
-``aggregate: product`` or ``minimum``, the response as a whole that of its steps taken together
-(Lightman et al. 2024): a sum over steps pays for every further step, these do not.
+A configuration uses them as the functions ``reward_model`` and ``process_reward_model`` with
+``arguments: {path: …}``. ``process_reward_model`` returns the probability that each step is
+correct. With ``aggregate: product`` or ``minimum`` it returns the product or minimum over the steps
+for the whole response (Lightman et al. 2024): unlike a sum over steps, these do not reward extra
+steps.
 
-Tokens go to the model as they were sampled when it shares the policy's vocabulary; otherwise the
-texts are encoded with the model's own tokenizer and chat template.
+If the model has the policy's vocabulary, it receives the sampled tokens. Otherwise the texts are
+encoded with the model's own tokenizer and chat template.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ AGGREGATES: dict[str, Callable[[list[float]], float]] = {"product": math.prod, "
 
 
 @dataclass(frozen=True)
-class Numbered(Grouped):
-    """Groups whose responses know their place, ``place_N``, also after a cut."""
+class IndexedGroups(Grouped):
+    """Groups with the index of each response, ``index_N``, which splitting keeps."""
 
-    place_N: Tensor
+    index_N: Tensor
 
 
 class LearnedRewards:
-    """The reward models that a run's rewards name, loaded once each."""
+    """Reward models of a run's rewards, each loaded once."""
 
     def __init__(
         self, configs: Sequence[RewardConfig], policy_tokenizer: PreTrainedTokenizerBase
@@ -54,12 +55,12 @@ class LearnedRewards:
         self.models: dict[str, RewardModel] = {}
         for config in configs:
             if config.function in LEARNED:
-                model = _model_of(config)
+                model = _model_config(config)
                 self.models[model.path] = RewardModel.load(model)
 
     @property
     def functions(self) -> dict[str, Function]:
-        """The functions by the names that configurations use."""
+        """Reward functions by their names in configurations."""
         return {OUTCOME: self.outcome, PROCESS: self.process}
 
     @torch.no_grad()
@@ -75,16 +76,16 @@ class LearnedRewards:
         dtype: str = "float32",
         device: str = "auto",
     ) -> list[float]:
-        """One score per response, read at its last token."""
+        """Return one score per response, computed at its last token."""
         model = self.models[path]
         groups = self._groups(
             model, prompts, responses, prompt_tokens, response_tokens, finish_reasons
         )
         data = Grouped(groups)
         scores = [0.0] * len(groups)
-        for whole in data.split(TOKENS_PER_PASS):
+        for chunk in data.split(TOKENS_PER_PASS):
             for part, values in run_with_oom_split(
-                data, whole, lambda d: model.scores(Batch.of(d.groups))
+                data, chunk, lambda d: model.scores(Batch.of(d.groups))
             ):
                 for index, value in zip(part, values.tolist(), strict=True):
                     scores[index] = value
@@ -105,9 +106,9 @@ class LearnedRewards:
         dtype: str = "float32",
         device: str = "auto",
     ) -> list[list[tuple[tuple[int, int], float]]] | list[float]:
-        """The probability that each step is right, for the steps between separators.
+        """Return the probability that each step is correct; separators delimit the steps.
 
-        Aggregated, one number per response; a response without steps then gets 0.
+        With `aggregate`, return one number per response, and 0 for a response without steps.
         """
         model = self.models[path]
         groups = self._groups(
@@ -115,26 +116,29 @@ class LearnedRewards:
         )
         spans = [step_spans(text, separator) for text in responses]
         ends = [
-            step_ends(model.tokenizer, group.responses[0], [end for _, end in found])
-            for group, found in zip(groups, spans, strict=True)
+            step_ends(model.tokenizer, group.responses[0], [end for _, end in spans_of_one])
+            for group, spans_of_one in zip(groups, spans, strict=True)
         ]
-        data = Numbered(groups, torch.arange(len(groups)))
+        data = IndexedGroups(groups, torch.arange(len(groups)))
         values: list[list[float]] = [[] for _ in groups]
 
-        def chances(part: Numbered) -> Tensor:
-            wanted = [ends[i] for i in part.place_N.tolist()]
-            if not any(wanted):
+        def probabilities(part: IndexedGroups) -> Tensor:
+            step_ends_per_response = [ends[i] for i in part.index_N.tolist()]
+            if not any(step_ends_per_response):
                 return torch.empty(0)
-            return torch.sigmoid(model.step_scores(Batch.of(part.groups), wanted))
+            return torch.sigmoid(model.step_scores(Batch.of(part.groups), step_ends_per_response))
 
-        for whole in data.split(TOKENS_PER_PASS):
-            for part, found_S in run_with_oom_split(data, whole, chances):
-                numbers = iter(found_S.tolist())
+        for chunk in data.split(TOKENS_PER_PASS):
+            for part, probability_S in run_with_oom_split(data, chunk, probabilities):
+                probabilities_left = iter(probability_S.tolist())
                 for index in part:
-                    values[index] = [next(numbers) for _ in ends[index]]
+                    values[index] = [next(probabilities_left) for _ in ends[index]]
         if aggregate != "none":
             return [AGGREGATES[aggregate](steps) if steps else 0.0 for steps in values]
-        return [list(zip(found, v, strict=True)) for found, v in zip(spans, values, strict=True)]
+        return [
+            list(zip(spans_of_one, v, strict=True))
+            for spans_of_one, v in zip(spans, values, strict=True)
+        ]
 
     def _groups(
         self,
@@ -145,28 +149,28 @@ class LearnedRewards:
         response_tokens: list[list[int]],
         finish_reasons: list[str],
     ) -> list[Group]:
-        """Each response with its prompt, in the reward model's tokens."""
+        """Return each response with its prompt, in the reward model's tokens."""
         if model.tokenizer.get_vocab() == self.vocabulary:
             pairs = zip(prompt_tokens, response_tokens, strict=True)
             return [Group(prompt, [response]) for prompt, response in pairs]
         encoder, groups = Encoder(model.tokenizer), []
-        for prompt, text, how in zip(prompts, responses, finish_reasons, strict=True):
+        for prompt, text, finish_reason in zip(prompts, responses, finish_reasons, strict=True):
             exchange = encoder.exchange(prompt, text)
-            truncated = how == "length" and len(exchange.response) > 1
+            truncated = finish_reason == "length" and len(exchange.response) > 1
             groups.append(Group(exchange.prompt, [exchange.response[: -1 if truncated else None]]))
         return groups
 
 
-def _model_of(config: RewardConfig) -> ModelConfig:
-    """Where the model is and how to load it."""
-    given = LEARNED[config.function].model_validate(config.arguments)
-    return ModelConfig(path=given.path, dtype=given.dtype, device=given.device)
+def _model_config(config: RewardConfig) -> ModelConfig:
+    """Return the model configuration of a learned reward."""
+    arguments = LEARNED[config.function].model_validate(config.arguments)
+    return ModelConfig(path=arguments.path, dtype=arguments.dtype, device=arguments.device)
 
 
 def step_spans(text: str, separator: str) -> list[tuple[int, int]]:
-    """Character spans of the non-blank steps between separators, without their closing space.
+    """Return character spans of the non-blank steps, without trailing white space.
 
-    A process reward model is read, as it was trained, at a step's last character that is no space.
+    As in training, the score of a step is computed at its last character that is not white space.
     """
     spans, start = [], 0
     for piece in text.split(separator):

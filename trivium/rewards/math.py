@@ -1,7 +1,7 @@
 """Verifiers of final answers: GSM8K-style numbers, and mathematics in general.
 
-Both compare the final answer alone; whether the steps lead there is for ``steps`` to say. The
-general verifier is `math-verify`, kept in a process of its own (``math_worker``).
+Both compare only the final answer; ``steps`` checks the steps. The general verifier is
+`math-verify`, which runs in a separate process (``math_worker``).
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ _NUMBER = re.compile(
     r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
     r"(?![.,:]?[0-9])(?!\s*[+^=×÷])(?!\s*[-−*/x]\s*[0-9(])"
 )
-_LONGEST_NUMBER = 200
+_MAX_NUMBER_CHARS = 200
 
 
 def read_number(text: str) -> Fraction | None:
-    """Return the number that a text begins with, exactly; None where there is none to trust.
+    """Return the exact number at the start of a text, or None without an unambiguous number.
 
-    Signs, currency signs, thousands commas, decimals and what follows (``%``, units, words) are
-    understood; a percentage keeps its figure, ``50% = 50``. A number that goes on as something
-    else is refused, not read in part: ``1,23``, ``18 + 2``, ``1/5``, ``10:30``.
+    Signs, currency signs, thousands commas and decimals are parsed. Units, words and ``%`` after
+    the number are ignored: ``50%`` is 50. A number that is part of a longer expression is rejected:
+    ``1,23``, ``18 + 2``, ``1/5``, ``10:30``.
     """
-    beginning = text[:_LONGEST_NUMBER]
+    beginning = text[:_MAX_NUMBER_CHARS]
     match = _NUMBER.match(beginning)
     if not match or match.end() == len(beginning) < len(text):
         return None
@@ -50,12 +50,12 @@ def read_number(text: str) -> Fraction | None:
 
 
 def final_number(text: str, markers: Sequence[str] = GSM8K_MARKERS) -> Fraction | None:
-    """Return the number after the last marker, which must begin a line or follow a space.
+    """Return the number after the last marker, on the same line, or None.
 
-    The number must be on the marker's line.
+    A marker must be at the start of the text or follow white space.
     """
-    either = "|".join(re.escape(marker) for marker in markers)
-    ends = [match.end() for match in re.finditer(rf"(?<!\S)(?:{either})", text)]
+    any_marker = "|".join(re.escape(marker) for marker in markers)
+    ends = [match.end() for match in re.finditer(rf"(?<!\S)(?:{any_marker})", text)]
     return read_number(text[ends[-1] :].split("\n", 1)[0]) if ends else None
 
 
@@ -68,7 +68,7 @@ def _gold_number(answer: Any, markers: Sequence[str]) -> Fraction:
         if found is not None:
             return found
     raise ValueError(
-        f"the data's answer {answer!r:.200} holds no final number: write a number, or a solution "
+        f"the data's answer {answer!r:.200} has no final number: write a number, or a solution "
         f"that ends in {' or '.join(f'{marker} n' for marker in markers)}"
     )
 
@@ -76,13 +76,13 @@ def _gold_number(answer: Any, markers: Sequence[str]) -> Fraction:
 def gsm8k(
     responses: list[str], answer: list[Any], markers: Sequence[str] = GSM8K_MARKERS
 ) -> list[float]:
-    """1 where a response's final number equals the answer's exactly, else 0 (Cobbe et al. 2021).
+    """Return 1 if a response's final number equals the answer's, else 0 (Cobbe et al. 2021).
 
-    The final number stands after the last marker (``#### 18``, ``A: 18``); a response without one
-    gets 0. `answer` may be a number, its text, or a whole solution with a marker.
+    The final number follows the last marker (``#### 18``, ``A: 18``); a response without one gets
+    0. `answer` is a number, its text, or a whole solution with a marker.
     """
-    listed = isinstance(markers, list | tuple) and len(markers) > 0
-    if not listed or not all(isinstance(marker, str) and marker for marker in markers):
+    is_list = isinstance(markers, list | tuple) and len(markers) > 0
+    if not is_list or not all(isinstance(marker, str) and marker for marker in markers):
         raise ValueError(f"markers must be a list of texts such as ['####'], not {markers!r}")
     return [
         float(final_number(response, markers) == _gold_number(gold, markers))
@@ -96,7 +96,7 @@ class _Worker:
     def __init__(self) -> None:
         script = Path(__file__).with_name("math_worker.py")
         self._process = subprocess.Popen(
-            # -P: the script's folder has a math.py, which must not hide the standard library's.
+            # -P: the script's folder has a math.py, which must not shadow the standard library's.
             [sys.executable, "-P", str(script)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -105,10 +105,10 @@ class _Worker:
             encoding="utf-8",
             start_new_session=True,
         )
-        first = self._read()
-        if first is None or "error" in first:
+        message = self._read()
+        if message is None or "error" in message:
             self.close()
-            reason = "it ended at once" if first is None else first["error"]
+            reason = "it ended at once" if message is None else message["error"]
             raise RuntimeError(f"the verifier process could not start: {reason}")
 
     def _read(self) -> dict[str, Any] | None:
@@ -116,8 +116,8 @@ class _Worker:
         line = self._process.stdout.readline()
         return json.loads(line) if line.endswith("\n") else None
 
-    def ask(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
-        """Return the reply, or None where the process died or had to be ended after `seconds`."""
+    def request(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
+        """Return the reply, or None if the process died or was killed after `seconds`."""
         assert self._process.stdin is not None, "the worker's input is a pipe"
         timer = threading.Timer(seconds, self._process.kill)
         timer.daemon = True
@@ -154,11 +154,12 @@ def _close_idle() -> None:
 def math(
     responses: list[str], answer: list[Any], boxed: bool = False, seconds: int = 3
 ) -> list[float]:
-    r"""1 where a response's final answer equals `answer` mathematically, else 0, by `math-verify`.
+    r"""Return 1 for each response whose final answer equals `answer` mathematically, else 0.
 
-    `answer` is an expression (LaTeX or plain), a number, or a solution that ends in ``#### …`` or
-    ``\boxed{…}``. With `boxed`, only an answer in a ``\boxed{…}`` counts. A response whose answer
-    cannot be read and compared within `seconds` each is not verified: 0, and a logged warning.
+    `math-verify` compares the answers. `answer` is an expression (LaTeX or plain), a number, or a
+    solution that ends in ``#### …`` or ``\boxed{…}``. With `boxed`, only an answer in ``\boxed{…}``
+    counts. Parsing and comparing may each take `seconds`; a response that takes longer gets 0 and a
+    logged warning.
     """
     if not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 1:
         raise ValueError(f"seconds must be a whole number of at least 1, not {seconds!r}")
@@ -170,14 +171,14 @@ def math(
         for response, gold in zip(responses, answer, strict=True):
             worker = worker or (_idle.pop() if _idle else _Worker())
             request = {"answer": _gold_text(gold), "response": response}
-            reply = worker.ask({**request, "boxed": boxed, "seconds": seconds}, 2 * seconds + 1)
+            reply = worker.request({**request, "boxed": boxed, "seconds": seconds}, 2 * seconds + 1)
             if reply is None:
                 worker.close()
                 worker = None
             if reply is None or reply["out_of_time"]:
-                logger.warning("not verified within its limits, so scored 0: %.200r", response)
+                logger.warning("verification exceeded its limits; score is 0: %.200r", response)
             elif reply["verdict"] is None:
-                raise ValueError(f"math-verify cannot read the data's answer {gold!r:.200}")
+                raise ValueError(f"math-verify cannot parse the data's answer {gold!r:.200}")
             scores.append(float(reply is not None and reply["verdict"] is True))
     finally:
         if worker is not None:

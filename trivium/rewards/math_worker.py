@@ -1,10 +1,10 @@
-"""The process in which `math-verify` runs: one JSON request a line, one JSON reply a line.
+"""Worker process for `math-verify`: one JSON request per line, one JSON reply per line.
 
 A response is untrusted text. To compare it with the answer, SymPy may compute a number that fills
-the memory, or sit in one C call that no thread and no signal can interrupt, and `math-verify`
-guards itself with SIGALRM, which works on a main thread only. So it gets a main thread, and a
-process that ``math`` can end. It is run as a script and imports nothing of Trivium, because
-importing that takes longer than the verifier needs for a thousand answers.
+the memory, or stay in one C call that no thread and no signal can interrupt. `math-verify` limits
+its time with SIGALRM, which works only in a main thread. It therefore runs in the main thread of a
+process that ``math`` can kill. The script imports nothing from Trivium, because that import takes
+longer than a thousand verifications.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ MEMORY_LIMIT = 4 << 30
 _DELIMITED = re.compile(r"\s*(?:\$\$?(.*?)\$\$?|\\\((.*)\\\)|\\\[(.*)\\\])\s*", re.DOTALL)
 
 
-def as_boxed(answer: str) -> str:
-    r"""Return a data row's answer in the form that `math-verify` reads best, ``\boxed{…}``.
+def to_boxed(answer: str) -> str:
+    r"""Return a data row's answer as ``\boxed{…}``, the form that `math-verify` parses best.
 
-    Accepts a bare expression, one between ``$``, or a solution that ends in ``#### …`` or holds a
-    ``\boxed{…}``, of which the last counts.
+    `answer` is an expression, an expression between ``$``, or a solution that ends in ``#### …`` or
+    contains ``\boxed{…}``; the last box counts.
     """
     if "\\boxed" in answer:
         return answer[answer.rindex("\\boxed") :]
     final = answer.rpartition("####")[2].strip()
     delimited = _DELIMITED.fullmatch(final)
-    inner = next((g for g in delimited.groups() if g is not None), "") if delimited else final
-    inner = re.sub(r"(?<!\\)[%$]", r"\\\g<0>", inner.strip())
-    return f"\\boxed{{{inner}}}" if inner else ""
+    content = next((g for g in delimited.groups() if g is not None), "") if delimited else final
+    content = re.sub(r"(?<!\\)[%$]", r"\\\g<0>", content.strip())
+    return f"\\boxed{{{content}}}" if content else ""
 
 
 class Verifier:
-    """`math-verify` with one extraction setting for answers and responses, and answers cached."""
+    """`math-verify` with one extraction setting for answers and responses, and cached answers."""
 
     def __init__(self, boxed: bool) -> None:
         import math_verify
@@ -55,45 +55,45 @@ class Verifier:
         return self._library.parse(text, self._configs, parsing_timeout=seconds)
 
     def verdict(self, answer: str, response: str, seconds: int) -> bool | None:
-        """Return whether the response's answer equals `answer`; None: `answer` is unreadable."""
-        gold = self._answer(as_boxed(answer), seconds)
+        """Return whether the response's answer equals `answer`; None if `answer` is unreadable."""
+        gold = self._answer(to_boxed(answer), seconds)
         if not gold:
             return None
         if self._boxed and "\\boxed" not in response:
             return False
-        found = self._parse(response, seconds)
-        return bool(found) and self._library.verify(gold, found, timeout_seconds=seconds)
+        parsed = self._parse(response, seconds)
+        return bool(parsed) and self._library.verify(gold, parsed, timeout_seconds=seconds)
 
 
-class _Warned(logging.Handler):
-    """Notes that the library warned; the one thing it warns of is a time limit that ran out."""
+class _WarningRecorder(logging.Handler):
+    """Handler that records warnings of the library, which warns only of exceeded time limits."""
 
-    seen = False
+    has_warning = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.seen = self.seen or record.levelno >= logging.WARNING
+        self.has_warning = self.has_warning or record.levelno >= logging.WARNING
 
 
 def serve(requests: TextIO, reply: Callable[[dict[str, Any]], None]) -> None:
-    """Answer requests until the other side closes."""
+    """Answer requests until the input ends."""
     try:
         verifiers = {boxed: Verifier(boxed) for boxed in (False, True)}
     except ImportError as error:
         reply({"error": f"math-verify cannot be imported: {error}"})
         return
-    warned = _Warned()
-    logging.getLogger("math_verify").addHandler(warned)
+    recorder = _WarningRecorder()
+    logging.getLogger("math_verify").addHandler(recorder)
     reply({"ready": True})
     for line in requests:
-        asked = json.loads(line)
-        warned.seen = False
-        verifier = verifiers[asked["boxed"]]
-        verdict = verifier.verdict(asked["answer"], asked["response"], asked["seconds"])
-        reply({"verdict": verdict, "out_of_time": warned.seen})
+        request = json.loads(line)
+        recorder.has_warning = False
+        verifier = verifiers[request["boxed"]]
+        verdict = verifier.verdict(request["answer"], request["response"], request["seconds"])
+        reply({"verdict": verdict, "out_of_time": recorder.has_warning})
 
 
 def limit_memory() -> None:
-    """Let an answer too large for memory fail here, not take the machine's memory with it."""
+    """Limit the memory of this process, so that a huge answer fails with a MemoryError."""
     try:
         import resource
 
@@ -103,7 +103,7 @@ def limit_memory() -> None:
 
 
 def main() -> None:
-    """Serve on standard input and output, which parsers' own prints must not reach."""
+    """Serve on standard input and output; send the library's own prints to standard error."""
     out = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
 

@@ -1,7 +1,7 @@
-"""How a reward is configured: its function, what it is given, and what it counts for.
+"""Configuration of a reward: function, arguments and weight.
 
-Finding and calling the function is for ``functions`` and ``component``; what a learned reward's
-model says is for ``learned``. Nothing here runs a user's code.
+``functions`` and ``component`` load and call the function, and ``learned`` computes learned
+rewards. Nothing here runs a user's code.
 """
 
 from __future__ import annotations
@@ -19,65 +19,65 @@ from trivium.config.secrets import secrets_in
 
 Aggregate = Literal["none", "product", "minimum"]
 OUTCOME, PROCESS = "reward_model", "process_reward_model"
-_WHOLE = ("code", "format", "gsm8k", "length", "math", OUTCOME)
-_APART = ("code", "math", "server")
-"""Built-in rewards that wait for other processes, and score each response by itself."""
-_LONGEST = 1e9
+_OUTCOME_ONLY = ("code", "format", "gsm8k", "length", "math", OUTCOME)
+_OVERLAPPED_BY_DEFAULT = ("code", "math", "server")
+"""Built-in rewards that wait for other processes and score each response independently."""
+_MAX_TIMEOUT = 1e9
 
 
 class LearnedArguments(Configuration):
-    """What ``reward_model`` takes as ``arguments``."""
+    """Arguments of ``reward_model``."""
 
     path: str = Field(min_length=1)
-    """The reward model: a run's final directory, a checkpoint or a hub name."""
+    """Reward model: a run's final directory, a checkpoint or a hub name."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Type of its weights and arithmetic."""
+    """Data type of its weights and computation."""
     device: str = Field(default="auto", pattern=r"^[a-z]+(:[0-9]+)?$")
-    """Where it lives."""
+    """Device of the model."""
 
 
 class ProcessArguments(LearnedArguments):
-    """What ``process_reward_model`` takes as ``arguments``."""
+    """Arguments of ``process_reward_model``."""
 
     separator: str = Field(default="\n", min_length=1)
-    """What stands between two steps."""
+    """Text between two steps."""
     aggregate: Aggregate = "none"
-    """Score steps, or the response by all of them."""
+    """Score of the whole response from its steps; none scores each step."""
 
 
 LEARNED: dict[str, type[LearnedArguments]] = {OUTCOME: LearnedArguments, PROCESS: ProcessArguments}
 
 
 class RewardConfig(Configuration):
-    """One reward function, and what it counts for in the sum."""
+    """One reward function and its weight in the sum."""
 
     function: str = Field(min_length=1)
     """`file.py:function`, `package.module:function`, or a built-in reward's name; a relative file
-    is looked for in the current directory, then in the configuration's."""
+    is searched for in the current directory, then in the configuration's directory."""
 
     name: str | None = Field(None, min_length=1)
-    """Name in metrics and messages; the function's own name by default."""
+    """Name in metrics and messages; by default the function's name."""
 
     weight: float = 1.0
-    """Factor of this reward in the sum; may be negative, or 0 for one that is only reported."""
+    """Factor of this reward in the sum; may be negative. 0 only reports the reward."""
 
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """Further keyword arguments for the function, the same in every call."""
+    """Additional keyword arguments for the function, the same in every call."""
 
     columns: dict[str, str] = Field(default_factory=dict)
-    """The function's parameter and the data column to give it, where their names differ."""
+    """Data column of a function parameter (parameter: column), if their names differ."""
 
-    timeout: float | None = Field(60.0, gt=0, le=_LONGEST)
+    timeout: float | None = Field(60.0, gt=0, le=_MAX_TIMEOUT)
     """Seconds that one call, with all responses of a step, may take; null calls the function in
-    the main thread, without a limit."""
+    the main thread, without a timeout."""
 
     fallback: float | None = None
-    """Value for responses that the function fails to score; null stops the run instead."""
+    """Value for responses that the function fails to score; null stops the run with an error."""
 
     while_sampling: bool | None = None
-    """Score groups that have ended while others are still sampled, in calls for some of them. null:
-    only `server`, `code` and `math`, which wait for other processes. For your own function: true
-    where a value depends on its own group alone, and where it waits, as computing gains nothing."""
+    """Score finished groups while others are still sampled, in several calls. null: only `server`,
+    `code` and `math`, which wait for other processes. Set true for your own function if a value
+    depends only on its own group and the function mostly waits; computation gains nothing."""
 
     _directory: Path | None = PrivateAttr(default=None)
 
@@ -85,56 +85,57 @@ class RewardConfig(Configuration):
         self._directory = (context or {}).get("directory")
 
     @field_serializer("function")
-    def _from_anywhere(self, function: str) -> str:
+    def _serialize_function(self, function: str) -> str:
         return anchored(function, self._directory)
 
     def inputs(self) -> Iterator[Path]:
-        """The function's file, and whatever the argument ``path`` names."""
-        place = looked_up(anchored(self.function, self._directory).rpartition(":")[0])
+        """Yield the function's file and the path in the argument ``path``, if they exist."""
+        file = looked_up(anchored(self.function, self._directory).rpartition(":")[0])
         model = looked_up(str(self.arguments.get("path", "")))
-        yield from (p for p in (place, model) if p.name and p.exists())
+        yield from (p for p in (file, model) if p.name and p.exists())
 
     @property
     def directories(self) -> list[Path]:
-        """Where a relative file is looked for: the current directory, then the configuration's."""
+        """Directories to search for a relative file: the current one, then the configuration's."""
         return [Path.cwd(), *([self._directory.resolve()] if self._directory else [])]
 
     @property
-    def early(self) -> bool:
-        """Whether it may be called for some of a batch's responses before the others are there."""
+    def overlaps_sampling(self) -> bool:
+        """Whether scoring may start while other groups of the batch are still sampled."""
         if self.while_sampling is None:
-            return self.function in _APART and self.timeout is not None
+            return self.function in _OVERLAPPED_BY_DEFAULT and self.timeout is not None
         return self.while_sampling
 
     @property
     def label(self) -> str:
-        """What the reward is called in metrics and messages."""
+        """Name of the reward in metrics and messages."""
         return self.name or self.function.rpartition(":")[2]
 
     def conflicts(self) -> Iterator[Conflict]:
         for name in secrets_in(self.arguments):
             yield (
                 "arguments",
-                f"`{name}` looks like a secret, which the saved configuration and its reports "
-                f"would show (its value is not shown here): put it into an environment variable, "
-                f"read it in the function with os.environ, and leave `{name}` out (a reward "
-                "server takes `headers_from_env`)",
+                f"`{name}` looks like a secret, and the saved configuration and reports would show "
+                "it (its value is not shown here): put it into an environment variable, read it in "
+                f"the function with os.environ, and remove `{name}` (a reward server takes "
+                "`headers_from_env`)",
             )
         if self.while_sampling and self.timeout is None:
             yield (
                 "while_sampling",
-                "`timeout: null` calls the function in the main thread, which is sampling then: "
-                "give it a timeout, or leave while_sampling out",
+                "`timeout: null` calls the function in the main thread, which is busy with "
+                "sampling: set a timeout, or remove while_sampling",
             )
         if self.function in LEARNED:
-            yield from _unfit(self.function, self.arguments)
+            yield from _argument_conflicts(self.function, self.arguments)
 
 
-def _unfit(function: str, arguments: dict[str, Any]) -> Iterator[Conflict]:
-    """Yield what is wrong with a learned reward's arguments."""
-    kind = LEARNED[function]
+def _argument_conflicts(function: str, arguments: dict[str, Any]) -> Iterator[Conflict]:
+    """Yield the errors in a learned reward's arguments."""
+    arguments_class = LEARNED[function]
+    fields = arguments_class.model_fields
     try:
-        kind.model_validate(arguments)
+        arguments_class.model_validate(arguments)
     except ValidationError as error:
         for detail in error.errors(include_url=False):
             name = str(detail["loc"][0])
@@ -145,37 +146,36 @@ def _unfit(function: str, arguments: dict[str, Any]) -> Iterator[Conflict]:
                     f"`arguments: {{{name}: runs/reward/final}}`",
                 )
             elif detail["type"] == "extra_forbidden":
-                known = ", ".join(kind.model_fields)
                 yield (
                     "arguments",
-                    f"{function} takes no `{name}`{nearest(name, kind.model_fields)}; it takes "
-                    f"{known}",
+                    f"{function} takes no `{name}`{nearest(name, fields)}; it takes "
+                    f"{', '.join(fields)}",
                 )
             else:
                 reason = detail["msg"].replace("Input should", "it must", 1)
-                yield f"arguments.{name}", f"{reason} ({kind.model_fields[name].description})"
+                yield f"arguments.{name}", f"{reason} ({fields[name].description})"
 
 
-def _told_apart(rewards: tuple[RewardConfig, ...]) -> tuple[RewardConfig, ...]:
+def _check_names_and_weights(rewards: tuple[RewardConfig, ...]) -> tuple[RewardConfig, ...]:
     labels = [reward.label for reward in rewards]
-    twice = next((label for label in labels if labels.count(label) > 1), None)
-    if twice is not None:
+    duplicate = next((label for label in labels if labels.count(label) > 1), None)
+    if duplicate is not None:
         raise ValueError(
-            f"{labels.count(twice)} rewards are called {twice!r}: give each a 'name' of its own"
+            f"{labels.count(duplicate)} rewards are called {duplicate!r}: give each its own 'name'"
         )
     if rewards and not any(reward.weight for reward in rewards):
-        raise ValueError("every weight is 0, so nothing is rewarded: give one another weight")
+        raise ValueError("every weight is 0, so no response is rewarded: give one another weight")
     return rewards
 
 
-RewardConfigs = Annotated[tuple[RewardConfig, ...], AfterValidator(_told_apart)]
-"""Rewards whose names differ, and which count for something."""
+RewardConfigs = Annotated[tuple[RewardConfig, ...], AfterValidator(_check_names_and_weights)]
+"""Rewards with distinct names and at least one nonzero weight."""
 
 
 def none_scores_steps(rewards: Sequence[RewardConfig]) -> bool:
-    """Whether every reward is known to score whole responses only."""
+    """Return whether every reward is known to score whole responses only."""
     return all(
-        reward.function in _WHOLE
+        reward.function in _OUTCOME_ONLY
         or (reward.function == PROCESS and reward.arguments.get("aggregate", "none") != "none")
         for reward in rewards
     )

@@ -1,13 +1,13 @@
-"""The reward ``server``: responses scored by a program that answers HTTP.
+"""Reward ``server``: an HTTP server scores the responses.
 
     POST url   {"prompts": […], "responses": […], and a list per data column}
-    answer     {"rewards": […]}     per response a number, or its steps: [[[start, end], number], …]
+    reply      {"rewards": […]}     per response a number, or its steps: [[[start, end], number], …]
 
-A server that is slow, drops connections, is overloaded or answers garbage is asked again, after a
-growing wait or the one it asks for; what it cannot do is not asked twice. Batches that stay without
-an answer cost their own responses only. The reward's ``timeout`` bounds everything together: a
-tenth of it is kept back, so that what has been answered by then counts. What may stand in the
-list of rewards is ``component``'s business. Left out: authentication beyond a header.
+A request is retried if the server is slow, drops the connection, is overloaded or replies with
+invalid JSON. The wait grows with each attempt; ``Retry-After`` can lengthen it. Other errors are
+not retried. A request that fails affects only its own responses. The reward's ``timeout`` bounds
+all requests together; a tenth of it is reserved, so that replies received by then count.
+``component`` checks the list of rewards. The only authentication is a header.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from trivium.rewards.functions import time_left
 if TYPE_CHECKING:
     import httpx2
 
-_AGAIN = frozenset({408, 425, 429, 500, 502, 503, 504})
-"""Status codes that may be gone at the next try."""
-_MOST_BYTES = 1 << 16
-"""An answer may have so many bytes, and as many for each response."""
-_SHARE_OF_TIME = 0.9
+_RETRYABLE_STATUSES = frozenset({408, 425, 429, 500, 502, 503, 504})
+"""Status codes of temporary errors."""
+_BYTES_PER_RESPONSE = 1 << 16
+"""Maximum bytes of a reply per response, plus the same amount once."""
+_TIMEOUT_FRACTION = 0.9
 _JITTER = random.SystemRandom()
-"""Not the random numbers that runs are repeated with."""
+"""Separate random numbers, so that retries do not affect the reproducibility of runs."""
 
 
 def server(
@@ -55,33 +55,33 @@ def server(
     concurrency: int = 4,
     **columns: list[Any],
 ) -> Any:
-    """One value per response, as a server says.
+    """Return one value per response, as computed by an HTTP server.
 
     Args:
-        url: where to POST to; http or https.
-        headers_from_env: a header's name and the environment variable that holds its value, such
-            as ``{Authorization: REWARD_AUTHORIZATION}``: a secret is no part of a configuration.
-        send: the data's columns that the server is sent; all by default.
+        url: address for POST requests; http or https.
+        headers_from_env: header names and the environment variables that hold their values, such
+            as ``{Authorization: REWARD_AUTHORIZATION}``; a configuration must not hold secrets.
+        send: data columns to send; all by default.
         timeout: seconds for one request.
-        retries: how often a request is made again.
-        backoff: seconds before it is, about; doubled each time.
-        batch_size: responses per request.
-        concurrency: requests at the same time.
+        retries: maximum number of retries of a request.
+        backoff: approximate seconds before the first retry; doubled for each further retry.
+        batch_size: number of responses per request.
+        concurrency: maximum number of parallel requests.
 
     Raises:
-        ValueError: an argument is impossible.
-        RewardError: a column cannot be sent.
+        ValueError: if an argument is invalid.
+        RewardError: if a column cannot be sent.
     """
     _require_numbers(timeout=timeout, retries=retries, backoff=backoff)
     for name, value in (("batch_size", batch_size), ("concurrency", concurrency)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
     settings = Settings(
-        _checked(url), _headers(headers_from_env), timeout, retries, backoff, concurrency
+        _checked_url(url), _headers(headers_from_env), timeout, retries, backoff, concurrency
     )
     if not responses:
         return []
-    rows = {"prompts": prompts, "responses": responses, **_chosen(columns, send)}
+    rows = {"prompts": prompts, "responses": responses, **_selected_columns(columns, send)}
     starts = range(0, len(responses), batch_size)
     bodies = [_body({k: v[at : at + batch_size] for k, v in rows.items()}) for at in starts]
     counts = [len(responses[at : at + batch_size]) for at in starts]
@@ -90,7 +90,7 @@ def server(
 
 @dataclass(frozen=True)
 class Settings:
-    """How the server is asked."""
+    """Settings of the requests to the server."""
 
     url: str
     headers: dict[str, str]
@@ -100,21 +100,23 @@ class Settings:
     concurrency: int
 
     @property
-    def place(self) -> str:
-        """The address without its query, which may hold a secret."""
+    def address(self) -> str:
+        """Address without its query, which may contain a secret."""
         parts = urlsplit(self.url)
         return f"{parts.scheme}://{parts.netloc}{parts.path}"
 
 
-class Unanswered(Exception):
-    """A request without a usable answer: whether to ask again, and after how many seconds."""
+class RequestFailed(Exception):
+    """A request without a valid reply; `retryable` if another attempt may succeed."""
 
-    def __init__(self, reason: str, *, again: bool, after: float | None = None) -> None:
+    def __init__(
+        self, reason: str, *, retryable: bool, retry_after_seconds: float | None = None
+    ) -> None:
         super().__init__(reason)
-        self.again, self.after = again, after
+        self.retryable, self.retry_after_seconds = retryable, retry_after_seconds
 
 
-# --- What is asked -------------------------------------------------------------------------------
+# --- Arguments and request bodies ----------------------------------------------------------------
 
 
 def _require_numbers(**values: Any) -> None:
@@ -127,18 +129,18 @@ def _require_numbers(**values: Any) -> None:
         raise ValueError(f"retries must be a whole number, not {values['retries']!r}")
 
 
-def _checked(url: Any) -> str:
+def _checked_url(url: Any) -> str:
     try:
         parts = urlsplit(url)
-        known = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
     except (TypeError, ValueError, AttributeError):
-        known, parts = False, urlsplit("")
-    if not known or any(c.isspace() or not c.isprintable() for c in url):
+        valid, parts = False, urlsplit("")
+    if not valid or any(c.isspace() or not c.isprintable() for c in url):
         raise ValueError(f"url is {url!r}: write http://host:port/path or https://host/path")
     if parts.username is not None or parts.password is not None:
         raise ValueError(
-            "url holds a name or password, which would be saved with the configuration: leave it "
-            "out and name an environment variable in headers_from_env"
+            "url contains a user name or password, which would be saved with the configuration: "
+            "remove it and use an environment variable with headers_from_env"
         )
     return url
 
@@ -148,28 +150,30 @@ def _headers(from_env: Mapping[str, str] | None) -> dict[str, str]:
         raise ValueError(
             f"headers_from_env is {from_env!r}: write {{Header: ENVIRONMENT_VARIABLE}}"
         )
-    found = {}
+    results = {}
     for header, variable in (from_env or {}).items():
         value = os.environ.get(str(variable))
         if not value:
             raise ValueError(
-                f"headers_from_env names the environment variable {variable!r} for the header "
-                f"{header!r}, and it is not set: export it before the run"
+                f"the environment variable {variable!r}, which headers_from_env names for the "
+                f"header {header!r}, is not set: export it before the run"
             )
         if not (value.isascii() and value.isprintable() and _is_token(str(header))):
             raise ValueError(
                 f"the header {header!r} cannot be sent: its name must be letters, digits and "
                 f"hyphens, and the value in {variable!r} one printable line of ASCII"
             )
-        found[str(header)] = value
-    return found
+        results[str(header)] = value
+    return results
 
 
 def _is_token(name: str) -> bool:
     return name.isascii() and name.replace("-", "").isalnum()
 
 
-def _chosen(columns: Mapping[str, list[Any]], send: Sequence[str] | None) -> dict[str, list[Any]]:
+def _selected_columns(
+    columns: Mapping[str, list[Any]], send: Sequence[str] | None
+) -> dict[str, list[Any]]:
     if send is None:
         return dict(columns)
     missing = [name for name in send if name not in columns]
@@ -190,20 +194,20 @@ def _body(rows: Mapping[str, list[Any]]) -> bytes:
         ) from None
 
 
-# --- Asking --------------------------------------------------------------------------------------
+# --- Requests ------------------------------------------------------------------------------------
 
 
 async def _score(settings: Settings, batches: Sequence[tuple[bytes, int]]) -> list[Any]:
-    """Values, or a RewardError in their place, of all responses, in order."""
-    import httpx2  # Slow to load, and needed by few.
+    """Return the values of all responses in order; a RewardError replaces a missing value."""
+    import httpx2  # Slow to import and rarely needed.
 
     left = time_left()
-    deadline = math.inf if left is None else time.monotonic() + _SHARE_OF_TIME * left
-    gate = asyncio.Semaphore(settings.concurrency)
+    deadline = math.inf if left is None else time.monotonic() + _TIMEOUT_FRACTION * left
+    semaphore = asyncio.Semaphore(settings.concurrency)
 
-    async def of_batch(body: bytes, count: int) -> list[Any]:
-        async with gate:
-            return await _batch(client, settings, body, count, deadline)
+    async def limited_request(body: bytes, count: int) -> list[Any]:
+        async with semaphore:
+            return await _request_batch(client, settings, body, count, deadline)
 
     headers = {
         "Content-Type": "application/json",
@@ -213,80 +217,87 @@ async def _score(settings: Settings, batches: Sequence[tuple[bytes, int]]) -> li
         **settings.headers,
     }
     async with httpx2.AsyncClient(headers=headers, timeout=None) as client:
-        found = await asyncio.gather(*(of_batch(body, count) for body, count in batches))
-    return [value for values in found for value in values]
+        results = await asyncio.gather(*(limited_request(body, count) for body, count in batches))
+    return [value for values in results for value in values]
 
 
-async def _batch(
+async def _request_batch(
     client: httpx2.AsyncClient, settings: Settings, body: bytes, count: int, deadline: float
 ) -> list[Any]:
-    """The values of one request's responses, asked for until they come or no try is left."""
-    reason, tries = "was not asked", 0
-    while tries <= settings.retries and time.monotonic() < deadline:
-        tries += 1
+    """Return the values of one request's responses; retry until success or no attempt is left."""
+    reason, attempts = "was not called", 0
+    while attempts <= settings.retries and time.monotonic() < deadline:
+        attempts += 1
         try:
             return _rewards(await _post(client, settings, body, count, deadline), count)
-        except Unanswered as fault:
-            reason = str(fault)
-            if not fault.again:
+        except RequestFailed as failure:
+            reason = str(failure)
+            if not failure.retryable:
                 break
-            wait = settings.backoff * 2 ** (tries - 1) * _JITTER.uniform(0.5, 1.0)
-            wait = max(wait, fault.after or 0.0)
-        if tries <= settings.retries:
+            wait = settings.backoff * 2 ** (attempts - 1) * _JITTER.uniform(0.5, 1.0)
+            wait = max(wait, failure.retry_after_seconds or 0.0)
+        if attempts <= settings.retries:
             if time.monotonic() + wait >= deadline:
-                reason += f" (asking again in {wait:.3g} s would be past the reward's 'timeout')"
+                reason += f" (a retry in {wait:.3g} s would exceed the reward's 'timeout')"
                 break
             await asyncio.sleep(wait)
-    late = "" if time.monotonic() < deadline else "; the time of the reward's 'timeout' is spent"
-    asked = f" (asked {tries} times)" if tries > 1 else ""
-    error = RewardError(f"the server {settings.place} {reason}{asked}{late}")
+    timeout_note = "" if time.monotonic() < deadline else "; the reward's 'timeout' has expired"
+    attempts_note = f" (after {attempts} attempts)" if attempts > 1 else ""
+    error = RewardError(f"the server {settings.address} {reason}{attempts_note}{timeout_note}")
     return [error] * count
 
 
 async def _post(
     client: httpx2.AsyncClient, settings: Settings, body: bytes, count: int, deadline: float
 ) -> bytes:
-    """The body of a successful answer; raises Unanswered."""
+    """Return the body of a successful reply; raise RequestFailed otherwise."""
     import httpx2
 
     limit = min(settings.timeout, deadline - time.monotonic())
     try:
-        async with asyncio.timeout(limit), client.stream("POST", settings.url, content=body) as got:
-            return await _content(got, _MOST_BYTES * (1 + count))
+        async with (
+            asyncio.timeout(limit),
+            client.stream("POST", settings.url, content=body) as reply,
+        ):
+            return await _content(reply, _BYTES_PER_RESPONSE * (1 + count))
     except TimeoutError:
-        raise Unanswered(f"did not answer within {limit:.3g} s", again=True) from None
+        raise RequestFailed(f"did not reply within {limit:.3g} s", retryable=True) from None
     except (httpx2.HTTPError, OSError) as error:
-        words = printable(f"{type(error).__name__}: {error}").rstrip(": ")
-        raise Unanswered(f"broke off or cannot be reached: {words}", again=True) from None
+        message = printable(f"{type(error).__name__}: {error}").rstrip(": ")
+        raise RequestFailed(
+            f"closed the connection or cannot be reached: {message}", retryable=True
+        ) from None
 
 
-async def _content(answer: httpx2.Response, most: int) -> bytes:
-    """An answer's body of at most so many bytes, if it is one."""
-    status = f"{answer.status_code} {printable(answer.reason_phrase, 60)}".rstrip()
-    if 300 <= answer.status_code < 400:
-        target = answer.headers.get("location", "")[:200]
-        raise Unanswered(
-            f"answered {status} and points to {target!r}: redirects are not followed, since they "
-            "would send data and headers elsewhere; write the final address as url",
-            again=False,
+async def _content(reply: httpx2.Response, max_bytes: int) -> bytes:
+    """Return a successful reply's body of at most `max_bytes`; raise RequestFailed otherwise."""
+    status = f"{reply.status_code} {printable(reply.reason_phrase, 60)}".rstrip()
+    if 300 <= reply.status_code < 400:
+        target = reply.headers.get("location", "")[:200]
+        raise RequestFailed(
+            f"replied {status} and redirects to {target!r}: redirects are not followed, since they "
+            "would send data and headers elsewhere; set url to the final address",
+            retryable=False,
         )
     content = bytearray()
-    async for piece in answer.aiter_raw():
+    async for piece in reply.aiter_raw():
         content += piece
-        if len(content) > most:
-            raise Unanswered(f"sent more than {most} bytes (status {status})", again=False)
-    if answer.is_success:
+        if len(content) > max_bytes:
+            raise RequestFailed(
+                f"sent more than {max_bytes} bytes (status {status})", retryable=False
+            )
+    if reply.is_success:
         return bytes(content)
-    said = content[:200].decode(errors="replace")
-    raise Unanswered(
-        f"answered {status}: {said!r}",
-        again=answer.status_code in _AGAIN,
-        after=retry_after(answer.headers.get("retry-after")),
+    excerpt = content[:200].decode(errors="replace")
+    raise RequestFailed(
+        f"replied {status}: {excerpt!r}",
+        retryable=reply.status_code in _RETRYABLE_STATUSES,
+        retry_after_seconds=retry_after(reply.headers.get("retry-after")),
     )
 
 
 def retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for, by number or date; None where it says nothing."""
+    """Return the seconds of a Retry-After header (number or date), or None if it is invalid."""
     if value is None:
         return None
     if value.strip().isdecimal():
@@ -300,19 +311,21 @@ def retry_after(value: str | None) -> float | None:
 
 
 def _rewards(content: bytes, count: int) -> list[Any]:
-    """The list of rewards in an answer; what each of them is worth is judged elsewhere."""
+    """Return the list of rewards in a reply; ``component`` checks its values."""
     try:
         record = json.loads(content)
     except (ValueError, RecursionError):
-        said = content[:100].decode(errors="replace")
-        raise Unanswered(f"answered what is no JSON: {said!r}", again=True) from None
+        excerpt = content[:100].decode(errors="replace")
+        raise RequestFailed(f"replied with invalid JSON: {excerpt!r}", retryable=True) from None
     rewards = record.get("rewards") if isinstance(record, dict) else None
     if not isinstance(rewards, list):
-        said = content[:100].decode(errors="replace")
-        raise Unanswered(
-            f'answered without a list "rewards": {said!r}; it must answer {{"rewards": [...]}}',
-            again=False,
+        excerpt = content[:100].decode(errors="replace")
+        raise RequestFailed(
+            f'replied without a list "rewards": {excerpt!r}; it must reply {{"rewards": [...]}}',
+            retryable=False,
         )
     if len(rewards) != count:
-        raise Unanswered(f"answered {len(rewards)} rewards for {count} responses", again=False)
+        raise RequestFailed(
+            f"replied with {len(rewards)} rewards for {count} responses", retryable=False
+        )
     return rewards

@@ -1,8 +1,8 @@
-"""Trivium's own rollout engine: shared prompt caches and hardly an idle row.
+"""Rollout engine that samples from a policy in the same process.
 
-Each prompt is read once; its key-value cache is shared by all its samples. Rows that finish leave
-the batch, and waiting prompts take their place. Weights are the policy's own, so there is nothing
-to copy after an update.
+Each prompt is prefilled once, and all its samples share its key-value cache. Finished rows leave
+the batch, and waiting prompts take their place. The engine uses the policy's own weights, so no
+weights are copied after an update.
 """
 
 from __future__ import annotations
@@ -16,22 +16,23 @@ from torch import Tensor
 
 from trivium.data.chat import decode_response
 from trivium.data.prompts import Prompt
+from trivium.data.response import FinishReason, Response
 from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
 from trivium.rollout.cuda_graphs import CudaGraphs, GraphedCache, graphs_work
-from trivium.rollout.engine import Finished, FinishReason, Response, draw, row_key, uniforms
+from trivium.rollout.engine import Finished, draw, row_key, uniforms
 from trivium.rollout.kv_cache import MAX_COPIED_PREFIX, KVCache
 from trivium.rollout.padded_cache import PaddedCache
 from trivium.rollout.sampling import Sampling
 
-AHEAD = 64
-"""Tokens of a row for which random numbers are made together."""
+UNIFORMS_PER_CALL = 64
+"""Number of tokens of a row whose random numbers are computed in one call."""
 
 
 class Row:
-    """One response while it grows."""
+    """State of one response during sampling."""
 
     def __init__(self, prompt: int, key: int) -> None:
         self.prompt = prompt
@@ -43,12 +44,12 @@ class Row:
 
 
 class LocalEngine:
-    """Samples from a policy that lives in this process.
+    """Engine that samples from a policy in this process.
 
     Args:
-        policy: the model and its tokenizer.
+        policy: model and tokenizer.
         end_tokens: token ids that end a response (EOS).
-        max_rows: responses that grow at the same time.
+        max_rows: maximum number of responses that are sampled at the same time.
     """
 
     def __init__(self, policy: Policy, end_tokens: Collection[int], *, max_rows: int = 512) -> None:
@@ -67,14 +68,14 @@ class LocalEngine:
         step: int,
         finished: Finished | None = None,
     ) -> list[list[Response]]:
-        """``samples`` responses for each prompt, in order (see ``rollout.engine``)."""
-        self._require_room(prompts, sampling)
+        """Return ``samples`` responses for each prompt, in order (see ``rollout.engine``)."""
+        self._check_context_length(prompts, sampling)
         rows: list[list[Row]] = []
-        met: Counter[int] = Counter()
+        num_seen: Counter[int] = Counter()
         for i, prompt in enumerate(prompts):
-            # A prompt that comes twice, as where a batch straddles two epochs, has new samples.
-            first = met[prompt.index] * samples
-            met[prompt.index] += 1
+            # A prompt that occurs twice (a batch can span two epochs) gets new samples.
+            first = num_seen[prompt.index] * samples
+            num_seen[prompt.index] += 1
             keys = [row_key(seed, step, prompt.index, first + j) for j in range(samples)]
             rows.append([Row(i, key) for key in keys])
         waiting = deque(range(len(prompts)))
@@ -85,16 +86,18 @@ class LocalEngine:
         while waiting or active:
             admitted = self._admit(waiting, len(active), samples)
             if admitted:
-                fresh = [row for i in admitted for row in rows[i]]
+                new_rows = [row for i in admitted for row in rows[i]]
                 hidden_GD = cache.admit([prompts[i].tokens for i in admitted], samples)
-                self._sample_tokens(fresh, head, hidden_GD.repeat_interleave(samples, 0), sampling)
-                active += fresh
-            growing = self._evict_finished(active, cache)
-            for i in _ended(active, growing):
+                self._sample_tokens(
+                    new_rows, head, hidden_GD.repeat_interleave(samples, 0), sampling
+                )
+                active += new_rows
+            unfinished = self._evict_finished(active, cache)
+            for i in _finished_prompts(active, unfinished):
                 responses[i] = [self._response(row) for row in rows[i]]
                 if finished is not None:
                     _notify(finished, i, responses[i])
-            active = growing
+            active = unfinished
             if active:
                 tokens_R = torch.tensor([row.tokens[-1] for row in active])
                 self._sample_tokens(active, head, cache.advance(tokens_R), sampling)
@@ -105,28 +108,32 @@ class LocalEngine:
             return PaddedCache(self.policy)
         longest = max((len(prompt.tokens) for prompt in prompts), default=0)
         shared_prefix = samples > 1 and longest > MAX_COPIED_PREFIX
-        if self._graphed:
+        if self._use_cuda_graphs:
             return GraphedCache(
                 self.policy, shared_prefix=shared_prefix, record=CudaGraphs(self.policy.device)
             )
         return KVCache(self.policy, shared_prefix=shared_prefix)
 
     @cached_property
-    def _graphed(self) -> bool:
+    def _use_cuda_graphs(self) -> bool:
         return self.policy.cuda_graphs and graphs_work(self.policy)
 
     def _admit(self, waiting: deque[int], active: int, samples: int) -> list[int]:
-        """The prompts that start now: as many as there is room for, in sizeable helpings."""
-        room = max(1 if not active else 0, (self.max_rows - active) // samples)
-        helping = max(1, self.max_rows // (4 * samples))
-        if active and room < min(helping, len(waiting)):
+        """Return the prompts to start now, as many as the batch has free rows for.
+
+        While rows are active, no prompt starts before a quarter of the rows (or enough rows for
+        all waiting prompts) is free.
+        """
+        capacity = max(1 if not active else 0, (self.max_rows - active) // samples)
+        min_admitted = max(1, self.max_rows // (4 * samples))
+        if active and capacity < min(min_admitted, len(waiting)):
             return []
-        return [waiting.popleft() for _ in range(min(room, len(waiting)))]
+        return [waiting.popleft() for _ in range(min(capacity, len(waiting)))]
 
     def _sample_tokens(
         self, rows: list[Row], head: Head, hidden_RD: Tensor, sampling: Sampling
     ) -> None:
-        """Draw the next token of every row from its hidden state."""
+        """Sample the next token of every row from its hidden state."""
         temperature = 1.0 if sampling.greedy else sampling.temperature
         flops.count_head(len(rows), head.weight_VD)
         logits_RV = head.logits(hidden_RD, temperature)
@@ -134,35 +141,35 @@ class LocalEngine:
         for row, token, logprob in zip(rows, token_R.tolist(), logprob_R.tolist(), strict=True):
             row.tokens.append(token)
             row.logprobs.append(logprob)
-            row.finish_reason = self._ending(row, sampling)
+            row.finish_reason = self._finish_reason(row, sampling)
 
-    def _ending(self, row: Row, sampling: Sampling) -> FinishReason | None:
+    def _finish_reason(self, row: Row, sampling: Sampling) -> FinishReason | None:
         token = row.tokens[-1]
         if token in self.end_tokens or token in sampling.stop_tokens:
             return "eos"
-        if sampling.stop and self._stopped(row, sampling):
+        if sampling.stop and self._has_stop_text(row, sampling):
             return "stop"
         return "length" if len(row.tokens) >= sampling.max_tokens else None
 
-    def _stopped(self, row: Row, sampling: Sampling) -> bool:
-        """Whether the last token completed a stop text; only the end of the text is decoded."""
-        recent = row.tokens[-(max(len(text.encode()) for text in sampling.stop) + 8) :]
-        tail = decode_response(self.policy.tokenizer, recent)
+    def _has_stop_text(self, row: Row, sampling: Sampling) -> bool:
+        """Return whether the last token completed a stop text; decode only the end of the text."""
+        recent_tokens = row.tokens[-(max(len(text.encode()) for text in sampling.stop) + 8) :]
+        tail = decode_response(self.policy.tokenizer, recent_tokens)
         return any(text in tail for text in sampling.stop)
 
     def _evict_finished(self, active: list[Row], cache: KVCache | PaddedCache) -> list[Row]:
-        """Drop finished rows."""
-        growing = [i for i, row in enumerate(active) if row.finish_reason is None]
-        if len(growing) < len(active):
-            cache.keep(growing)
-        return [active[i] for i in growing]
+        """Remove finished rows from the cache and return the others."""
+        unfinished = [i for i, row in enumerate(active) if row.finish_reason is None]
+        if len(unfinished) < len(active):
+            cache.keep(unfinished)
+        return [active[i] for i in unfinished]
 
     def _response(self, row: Row) -> Response:
-        assert row.finish_reason is not None, "a row left the batch before it ended"
+        assert row.finish_reason is not None, "a row left the batch before it finished"
         text = decode_response(self.policy.tokenizer, row.tokens)
         return Response(row.tokens, row.logprobs, row.finish_reason, text)
 
-    def _require_room(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
+    def _check_context_length(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
         longest = max((len(p.tokens) for p in prompts), default=0)
         if longest + sampling.max_tokens > self.policy.context_length:
             raise ModelError(
@@ -173,25 +180,25 @@ class LocalEngine:
 
 
 def _uniforms(rows: Sequence[Row]) -> Tensor:
-    """The random number of each row's next token, made for many tokens at a time."""
-    short = [row for row in rows if len(row.tokens) >= len(row.uniforms)]
-    if short:
-        keys_R1 = torch.tensor([row.key for row in short])[:, None]
-        made_R1 = torch.tensor([len(row.uniforms) for row in short])[:, None]
-        more_RP = uniforms(keys_R1, made_R1 + torch.arange(AHEAD))
-        for row, more in zip(short, more_RP.tolist(), strict=True):
-            row.uniforms += more
+    """Return the random number of each row's next token; compute them for many tokens at once."""
+    exhausted = [row for row in rows if len(row.tokens) >= len(row.uniforms)]
+    if exhausted:
+        keys_R1 = torch.tensor([row.key for row in exhausted])[:, None]
+        positions_R1 = torch.tensor([len(row.uniforms) for row in exhausted])[:, None]
+        uniforms_RP = uniforms(keys_R1, positions_R1 + torch.arange(UNIFORMS_PER_CALL))
+        for row, numbers in zip(exhausted, uniforms_RP.tolist(), strict=True):
+            row.uniforms += numbers
     return torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64)
 
 
 def _notify(finished: Finished, prompt: int, responses: list[Response]) -> None:
-    """Call back outside of inference mode: what is made there may be learned from."""
+    """Call ``finished`` outside of inference mode, so that training can use tensors made in it."""
     with torch.inference_mode(False), torch.no_grad():
         finished(prompt, responses)
 
 
-def _ended(active: Sequence[Row], growing: Sequence[Row]) -> list[int]:
-    """The prompts of which no row grows any more, in order."""
-    if len(growing) == len(active):
+def _finished_prompts(active: Sequence[Row], unfinished: Sequence[Row]) -> list[int]:
+    """Return the prompts whose rows have all finished, in order."""
+    if len(unfinished) == len(active):
         return []
-    return sorted({row.prompt for row in active} - {row.prompt for row in growing})
+    return sorted({row.prompt for row in active} - {row.prompt for row in unfinished})

@@ -1,7 +1,8 @@
-"""Growing rows for model families that cannot share a prompt: ``transformers``' own cache.
+"""Key-value cache for model families that cannot share a prompt, with left padding.
 
-Same interface as ``rollout.kv_cache.KVCache``. Rows admitted together form a cohort with one cache,
-left-padded; prompts are read once and their cache repeated for each sample.
+It has the interface of ``rollout.kv_cache.KVCache`` and uses the cache of ``transformers``. Rows
+that are admitted together share one left-padded cache. Each prompt is prefilled once, and its cache
+is repeated for each sample.
 """
 
 from __future__ import annotations
@@ -17,62 +18,64 @@ from trivium.models.policy import Policy
 
 @dataclass
 class CacheBatch:
-    """Rows that were admitted together: their cache, and which of its columns hold tokens."""
+    """Rows that were admitted together: their cache and the mask of its non-padding columns."""
 
     cache: DynamicCache
-    held_RL: Tensor
+    token_mask_RL: Tensor
 
 
 class PaddedCache:
-    """Rows that grow one token at a time, each with a cache of its own."""
+    """Key-value cache in which each row holds its own copy of the prompt."""
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
         self.batches: list[CacheBatch] = []
 
     def admit(self, prompts: list[list[int]], samples: int) -> Tensor:
-        """Read ``prompts``, open ``samples`` rows for each, return their last states ``[G, D]``."""
-        longest = max(map(len, prompts))
+        """Prefill ``prompts``, add ``samples`` rows for each; return last states ``[G, D]``."""
+        max_length = max(map(len, prompts))
         device = self.policy.device
-        tokens = torch.tensor([[0] * (longest - len(p)) + p for p in prompts], device=device)
+        tokens = torch.tensor([[0] * (max_length - len(p)) + p for p in prompts], device=device)
         length_G = torch.tensor([len(p) for p in prompts], device=device)
-        held = torch.arange(longest, device=device) >= longest - length_G[:, None]
-        batch = CacheBatch(DynamicCache(config=self.policy.backbone.config), held)
+        token_mask = torch.arange(max_length, device=device) >= max_length - length_G[:, None]
+        batch = CacheBatch(DynamicCache(config=self.policy.backbone.config), token_mask)
         hidden_GD = self._forward(batch, tokens)
         batch.cache.batch_repeat_interleave(samples)
-        batch.held_RL = batch.held_RL.repeat_interleave(samples, 0)
+        batch.token_mask_RL = batch.token_mask_RL.repeat_interleave(samples, 0)
         self.batches.append(batch)
         return hidden_GD
 
     def advance(self, tokens_R: Tensor) -> Tensor:
-        """Feed every row its next token; final hidden states ``[R, D]``."""
-        parts = tokens_R.to(self.policy.device).split([len(c.held_RL) for c in self.batches])
+        """Append one token to every row and return the final hidden states ``[R, D]``."""
+        tokens_per_batch = tokens_R.to(self.policy.device).split(
+            [len(batch.token_mask_RL) for batch in self.batches]
+        )
         states = []
-        for batch, tokens in zip(self.batches, parts, strict=True):
-            batch.held_RL = torch.nn.functional.pad(batch.held_RL, (0, 1), value=True)
+        for batch, tokens in zip(self.batches, tokens_per_batch, strict=True):
+            batch.token_mask_RL = torch.nn.functional.pad(batch.token_mask_RL, (0, 1), value=True)
             states.append(self._forward(batch, tokens[:, None]))
         return torch.cat(states)
 
     def keep(self, rows: list[int]) -> None:
-        """Let all rows but these (indices, ascending) go."""
-        start, kept = 0, []
+        """Remove all rows except ``rows`` (ascending indices)."""
+        start, kept_batches = 0, []
         for batch in self.batches:
-            end = start + len(batch.held_RL)
-            mine = torch.tensor(
+            end = start + len(batch.token_mask_RL)
+            kept_rows = torch.tensor(
                 [r - start for r in rows if start <= r < end], device=self.policy.device
             )
-            if len(mine):
-                batch.cache.batch_select_indices(mine)
-                batch.held_RL = batch.held_RL[mine]
-                kept.append(batch)
+            if len(kept_rows):
+                batch.cache.batch_select_indices(kept_rows)
+                batch.token_mask_RL = batch.token_mask_RL[kept_rows]
+                kept_batches.append(batch)
             start = end
-        self.batches = kept
+        self.batches = kept_batches
 
     def _forward(self, batch: CacheBatch, tokens: Tensor) -> Tensor:
-        position = (batch.held_RL.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
+        position = (batch.token_mask_RL.cumsum(-1) - 1).clamp(min=0)[:, -tokens.shape[1] :]
         output = self.policy.backbone(
             input_ids=tokens,
-            attention_mask=batch.held_RL.long(),
+            attention_mask=batch.token_mask_RL.long(),
             position_ids=position,
             past_key_values=batch.cache,
             use_cache=True,

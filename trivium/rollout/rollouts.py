@@ -1,6 +1,6 @@
-"""Rollouts: responses sampled from the policy, with what the rewards say of them.
+"""Rollouts: responses sampled from the policy, with their rewards.
 
-The one form in which PPO, GRPO, online DPO, evaluation and the ``pairs`` command meet sampled text.
+PPO, GRPO, online DPO, evaluation and the ``pairs`` command all use this form of sampled text.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from transformers import PreTrainedTokenizerBase
 from trivium.data.chat import step_ends
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
+from trivium.data.response import Response
 from trivium.maths.ragged import repeat_per_segment, segment_starts
 from trivium.rewards.overlap import OverlappedScoring
 from trivium.rewards.reward import Rewards, Scores
-from trivium.rollout.engine import Engine, Response
+from trivium.rollout.engine import Engine
 from trivium.rollout.sampling import Sampling
 from trivium.serialization import serializable
 
 
 @dataclass(frozen=True)
 class Steps:
-    """Process rewards on tokens: value and last token (inside its response) of every step."""
+    """Process rewards on tokens: value and last token (index in its response) of every step."""
 
     rewards_S: Tensor
     ends_S: Tensor
@@ -66,12 +67,12 @@ class Rollouts:
 
     @cached_property
     def outcomes_N(self) -> Tensor:
-        """Weighted outcome rewards."""
+        """Weighted outcome reward of each response."""
         return torch.tensor(self.scores.outcomes)
 
     @cached_property
     def totals_N(self) -> Tensor:
-        """The whole reward of each response: its outcome and the sum of its steps."""
+        """Total reward of each response: its outcome reward plus the sum of its step rewards."""
         steps = self.scores.steps or [[] for _ in self.flat]
         return self.outcomes_N + torch.tensor([sum(v for _, v in s) for s in steps])
 
@@ -81,39 +82,39 @@ class Rollouts:
 
     @cached_property
     def truncated_N(self) -> Tensor:
-        """Which responses ran into the length limit."""
+        """Whether the length limit truncated each response."""
         return torch.tensor([r.finish_reason == "length" for r in self.flat])
 
     def steps(self, tokenizer: PreTrainedTokenizerBase, *, closing: bool = True) -> Steps:
-        """Process rewards at their tokens, outcome rewards left aside.
+        """Return process rewards at their tokens, without outcome rewards.
 
-        Steps that end in the same token are one step, with the sum of their rewards. What follows
-        the text's end, such as the EOS, belongs to the step that ends there (ending is part of it,
-        and would otherwise never be learned), unless ``closing`` is false.
+        Steps that end in the same token become one step with the sum of their rewards. Tokens after
+        the end of the text, such as the EOS, belong to the step that ends there, because ending the
+        response would otherwise get no reward. With ``closing=False`` they belong to no step.
         """
-        assert self.scores.steps is not None, "no reward gave steps"
-        placed = [
-            _place(tokenizer, response, steps, closing)
+        assert self.scores.steps is not None, "no reward returned steps"
+        values_by_token = [
+            _step_values_by_token(tokenizer, response, steps, closing)
             for response, steps in zip(self.flat, self.scores.steps, strict=True)
         ]
-        return _as_steps(placed)
+        return _to_steps(values_by_token)
 
     def steps_with_outcomes(self, tokenizer: PreTrainedTokenizerBase) -> Steps:
-        """Process rewards with each response's outcome reward added to its last step.
+        """Return process rewards with each response's outcome reward added to its last step.
 
         A response without steps counts as one step, at its last token, with its outcome reward.
         """
-        assert self.scores.steps is not None, "no reward gave steps"
-        placed = []
+        assert self.scores.steps is not None, "no reward returned steps"
+        values_by_token = []
         rows = zip(self.flat, self.scores.steps, self.scores.outcomes, strict=True)
         for response, steps, outcome in rows:
-            at = _place(tokenizer, response, steps)
-            last = max(at, default=len(response.tokens) - 1)
-            placed.append({**at, last: at.get(last, 0.0) + outcome})
-        return _as_steps(placed)
+            step_values = _step_values_by_token(tokenizer, response, steps)
+            last = max(step_values, default=len(response.tokens) - 1)
+            values_by_token.append({**step_values, last: step_values.get(last, 0.0) + outcome})
+        return _to_steps(values_by_token)
 
     def step_rewards(self, tokenizer: PreTrainedTokenizerBase, like_T: Tensor) -> Tensor | None:
-        """Process rewards at the last token of their step, ``[T]``; None where there are none."""
+        """Return process rewards at the last token of their step, ``[T]``, or None without any."""
         if self.scores.steps is None:
             return None
         steps = self.steps(tokenizer)
@@ -122,7 +123,7 @@ class Rollouts:
         return torch.zeros_like(like_T).index_add(0, token_S.to(like_T.device), rewards_S)
 
     def metrics(self) -> dict[str, float]:
-        """Rewards and lengths by their standard names."""
+        """Return reward and length metrics by name."""
         lengths = self.lengths_N.float()
         result = {
             "reward/mean": float(self.totals_N.mean()),
@@ -144,28 +145,30 @@ class Rollouts:
         return result
 
 
-def _place(
+def _step_values_by_token(
     tokenizer: PreTrainedTokenizerBase,
     response: Response,
     steps: list[tuple[int, float]],
     closing: bool = True,
 ) -> dict[int, float]:
-    """Step values by the token in which the step ends."""
-    placed: dict[int, float] = {}
+    """Return step values by the index of the token in which the step ends."""
+    values_by_token: dict[int, float] = {}
     tokens = step_ends(tokenizer, response.tokens, [end for end, _ in steps])
     if closing and steps and steps[-1][0] >= len(response.text.rstrip()):
         tokens[-1] = len(response.tokens) - 1
     for token, (_, value) in zip(tokens, steps, strict=True):
-        placed[token] = placed.get(token, 0.0) + value
-    return placed
+        values_by_token[token] = values_by_token.get(token, 0.0) + value
+    return values_by_token
 
 
-def _as_steps(placed: list[dict[int, float]]) -> Steps:
-    ordered = [sorted(at.items()) for at in placed]
+def _to_steps(values_by_token: list[dict[int, float]]) -> Steps:
+    ordered = [sorted(step_values.items()) for step_values in values_by_token]
     return Steps(
-        rewards_S=torch.tensor([value for at in ordered for _, value in at]),
-        ends_S=torch.tensor([token for at in ordered for token, _ in at], dtype=torch.long),
-        counts_N=torch.tensor([len(at) for at in ordered]),
+        rewards_S=torch.tensor([value for step_values in ordered for _, value in step_values]),
+        ends_S=torch.tensor(
+            [token for step_values in ordered for token, _ in step_values], dtype=torch.long
+        ),
+        counts_N=torch.tensor([len(step_values) for step_values in ordered]),
     )
 
 
@@ -179,22 +182,22 @@ def roll_out(
     seed: int,
     step: int,
 ) -> Rollouts:
-    """Sample ``samples`` responses per prompt and score them, some while others are sampled."""
+    """Sample ``samples`` responses per prompt and score them; scoring may overlap sampling."""
     start = time.perf_counter()
-    with OverlappedScoring(rewards.while_sampling, prompts) as early:
+    with OverlappedScoring(rewards.while_sampling, prompts) as scoring:
         responses = engine.generate(
-            prompts, samples, sampling, seed=seed, step=step, finished=early.add
+            prompts, samples, sampling, seed=seed, step=step, finished=scoring.add
         )
-        sampled = time.perf_counter()
+        sampling_end = time.perf_counter()
         repeated = [p for p, group in zip(prompts, responses, strict=True) for _ in group]
         flat = [r for group in responses for r in group]
-        scores = rewards.score(repeated, flat, early.found(responses))
-    seconds = {"rollout": sampled - start, "scoring": time.perf_counter() - sampled}
+        scores = rewards.score(repeated, flat, scoring.results(responses))
+    seconds = {"rollout": sampling_end - start, "scoring": time.perf_counter() - sampling_end}
     return Rollouts(list(prompts), responses, scores, seconds)
 
 
 def joined(parts: Sequence[Rollouts]) -> Rollouts:
-    """Several rollout batches as one."""
+    """Concatenate rollout batches."""
     steps = [part.scores.steps for part in parts]
     scores = Scores(
         outcomes=[x for part in parts for x in part.scores.outcomes],
@@ -217,7 +220,7 @@ def joined(parts: Sequence[Rollouts]) -> Rollouts:
 
 
 def chosen_groups(rollouts: Rollouts, keep_G: Sequence[int]) -> Rollouts:
-    """Only these groups of a rollout batch."""
+    """Return a rollout batch with only the groups ``keep_G``."""
     starts = (torch.cumsum(rollouts.sizes_G, 0) - rollouts.sizes_G).tolist()
     flat = [starts[g] + j for g in keep_G for j in range(int(rollouts.sizes_G[g]))]
     scores = rollouts.scores

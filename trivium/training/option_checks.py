@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trivium.config.functions import located
+from trivium.config.functions import error_with_location
 from trivium.config.option import Option
 from trivium.errors import ConfigurationError
 
@@ -24,7 +24,7 @@ def check(option: Option, choice: str, function: Callable[..., Any]) -> None:
     try:
         result = function(*arguments, **settings)
     except Exception as error:
-        reason = located(error, lambda file: file == choice.rpartition(":")[0])
+        reason = error_with_location(error, lambda file: file == choice.rpartition(":")[0])
         raise ConfigurationError(
             f"{choice} failed on a tiny batch: {reason}. It is called as '{option.signature}'"
         ) from error

@@ -1,5 +1,5 @@
-"""What runs on the other side of the seal: a supervisor, and the programs that it starts.
+"""Sandbox for untrusted programs: the parent's side (``host``), a supervisor and its children.
 
-These modules are started as a process of their own (``supervisor``), import nothing of Trivium,
-and use relative imports only, so that the process loads neither torch nor this project's names.
+The ``supervisor`` runs as a separate process. It and the modules that it imports use only relative
+imports and nothing else from Trivium, so that the process loads neither torch nor Trivium.
 """

@@ -1,8 +1,8 @@
-"""Values as JSON, between a program and the tests that judge it.
+"""JSON encoding of values that a program and its tests exchange.
 
-Only plain data crosses: the reading side builds every number, text and container itself, so
-nothing that a program defines (``__eq__``, ``__bool__``, a class that pretends to be a list) ever
-reaches the tests. Whatever is not plain stays where it is and crosses as a reference.
+Only plain data is transferred. The decoding side builds every number, text and container itself,
+so nothing that a program defines (``__eq__``, ``__bool__``, a class that pretends to be a list)
+reaches the tests. Other objects stay in their process and are transferred as references.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from typing import Any
 
 Reference = Callable[[Any], Any]
 
-_LARGE = 1 << 64  # beyond it in hexadecimal: Python limits the digits of decimal ones
-_MANY: dict[str, Callable[[list[Any]], Any]] = {
+_DECIMAL_LIMIT = 1 << 64  # larger integers are hexadecimal: Python limits decimal digits
+_CONTAINERS: dict[str, Callable[[list[Any]], Any]] = {
     "list": list,
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
     "deque": deque,
 }
-_TEXTUAL: dict[str, Callable[[str], Any]] = {
+_FROM_TEXT: dict[str, Callable[[str], Any]] = {
     "int": lambda text: int(text, 16),
     "bytes": bytes.fromhex,
     "bytearray": bytearray.fromhex,
@@ -33,15 +33,15 @@ _TEXTUAL: dict[str, Callable[[str], Any]] = {
 
 
 def encode(value: Any, refer: Reference) -> Any:
-    """Return a value as JSON; `refer` says how to write what is not plain data.
+    """Encode a value as JSON; `refer` encodes objects that are not plain data.
 
-    A subclass of a plain type crosses as that type: a ``Counter`` as a dict, a named tuple as a
+    A subclass of a plain type is encoded as that type: a ``Counter`` as a dict, a named tuple as a
     tuple. A list that contains itself raises RecursionError.
     """
     if value is None or isinstance(value, bool):
         return value
     if isinstance(value, int):
-        return int(value) if abs(value) < _LARGE else {"int": hex(value)}
+        return int(value) if abs(value) < _DECIMAL_LIMIT else {"int": hex(value)}
     if isinstance(value, float):
         return float(value)
     if isinstance(value, str):
@@ -56,30 +56,30 @@ def encode(value: Any, refer: Reference) -> Any:
         return {"dict": [[encode(k, refer), encode(v, refer)] for k, v in dict.items(value)]}
     if isinstance(value, range):
         return {"range": [value.start, value.stop, value.step]}
-    for name, kind in _MANY.items():
-        if isinstance(value, kind):  # pyright: ignore[reportArgumentType]
+    for name, container in _CONTAINERS.items():
+        if isinstance(value, container):  # pyright: ignore[reportArgumentType]
             return {name: [encode(entry, refer) for entry in value]}
     return {"reference": refer(value)}
 
 
-def decode(code: Any, resolve: Reference) -> Any:
-    """Return the value that ``encode`` wrote; `resolve` turns what `refer` wrote into an object.
+def decode(encoded: Any, resolve: Reference) -> Any:
+    """Decode a value of ``encode``; `resolve` returns the object of a reference.
 
-    Raises ValueError where it is anything else.
+    Raises ValueError for anything that ``encode`` does not produce.
     """
-    if code is None or isinstance(code, bool | int | float | str):
-        return code
-    if not isinstance(code, dict) or len(code) != 1:
+    if encoded is None or isinstance(encoded, bool | int | float | str):
+        return encoded
+    if not isinstance(encoded, dict) or len(encoded) != 1:
         raise ValueError("not a value")
-    [(name, inner)] = code.items()
-    if name in _MANY and isinstance(inner, list):
-        return _MANY[name]([decode(entry, resolve) for entry in inner])
+    [(name, content)] = encoded.items()
+    if name in _CONTAINERS and isinstance(content, list):
+        return _CONTAINERS[name]([decode(entry, resolve) for entry in content])
     if name == "dict":
-        return {decode(key, resolve): decode(value, resolve) for key, value in inner}
-    if name in _TEXTUAL:
-        return _TEXTUAL[name](inner)
+        return {decode(key, resolve): decode(value, resolve) for key, value in content}
+    if name in _FROM_TEXT:
+        return _FROM_TEXT[name](content)
     if name in ("complex", "range"):
-        return complex(*inner) if name == "complex" else range(*inner)
+        return complex(*content) if name == "complex" else range(*content)
     if name == "reference":
-        return resolve(inner)
+        return resolve(content)
     raise ValueError("not a value")

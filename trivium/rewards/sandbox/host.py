@@ -1,10 +1,9 @@
-"""Running a program that nobody has read: sealed off from network, files and other processes.
+"""Running untrusted programs in a sandbox, without network, files or other processes.
 
-A ``Sandbox`` is one supervisor process (``sealed.supervisor``) that runs one program after the
-other, each in a process of its own. What the seal consists of, what it keeps out and what it does
-not is in docs/sandbox.md. Whether it holds is never assumed: ``require_isolation`` tries to break
-out, once per process, and refuses to go on where that succeeds. What programs are worth is for
-``code`` to say.
+A ``Sandbox`` is one supervisor process (``sandbox.supervisor``) that runs programs one at a time,
+each in a new process. docs/sandbox.md describes the isolation layers, what they block and what they
+do not. Isolation is tested, not assumed: once per process, ``require_isolation`` runs a program
+that tries to escape, and raises an error if it succeeds. ``code`` scores programs.
 """
 
 from __future__ import annotations
@@ -27,25 +26,25 @@ from trivium.errors import ConfigurationError
 
 LAYERS = ("landlock", "seccomp", "namespaces")
 ISOLATION = ("files", "network", "processes")
-_START = (
+_STARTUP_CODE = (
     "import sys; sys.path.append(sys.argv[1]); import sandbox.supervisor as s; sys.path.pop(); "
     "s.main(int(sys.argv[2]), sys.argv[3])"
 )
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
-_HARMLESS = ("/usr/share/zoneinfo", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
-_SHOWN_ERROR = 2000
+_READABLE_FILES = ("/usr/share/zoneinfo", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
+_MAX_ERROR_BYTES = 2000
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one program may use.
+    """Resource limits of one program.
 
     Attributes:
-        seconds: processor time; by the clock it gets ``wall``.
-        wall: seconds by the clock.
-        memory: megabytes of address space, the interpreter's own (about 30) included.
+        seconds: CPU time.
+        wall: wall time in seconds.
+        memory: megabytes of address space, including the interpreter's (about 30).
         output: megabytes of output, of any file, and of all files together.
-        threads: how many threads, the first included; another process is never allowed.
+        threads: number of threads, including the first; a second process is never allowed.
     """
 
     seconds: float = 5.0
@@ -57,15 +56,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a program ended.
+    """Result of a program.
 
     Attributes:
-        status: its exit status, or minus the signal that ended it.
-        reason: the limit that it passed and was ended for (time, threads, files), "stopped" where
-            the caller ended it, None where it ended by itself.
-        seconds: the processor time it took.
-        output: what it wrote to its standard output, as far as the limit allowed.
-        error: the end of what it wrote to its standard error, for people to read.
+        status: exit status, or minus the number of the signal that ended it.
+        reason: limit that it exceeded and was killed for (time, threads, files), "stopped" if the
+            caller stopped it, None if it ended by itself.
+        seconds: CPU time.
+        output: standard output, up to the limit.
+        error: end of the standard error, for messages.
     """
 
     status: int
@@ -76,22 +75,22 @@ class Outcome:
 
 
 def readable_paths() -> list[str]:
-    """Return what programs may read: the standard library and what it is linked with."""
+    """Return the paths that programs may read: the standard library and its shared libraries."""
     python = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib")]
     libraries = str(Path(sys.base_prefix) / "lib")
-    return list(dict.fromkeys([*python, libraries, *_SYSTEM_LIBRARIES, *_HARMLESS]))
+    return list(dict.fromkeys([*python, libraries, *_SYSTEM_LIBRARIES, *_READABLE_FILES]))
 
 
-def _received(control: socket.socket) -> bytes:
-    """Return a supervisor's next message, empty where it has ended."""
+def _receive(control: socket.socket) -> bytes:
+    """Return a supervisor's next message, empty if it has ended."""
     try:
         return control.recv(1 << 12)
     except ConnectionError:
         return b""
 
 
-class Run:
-    """A program that is running: wait for its end, or talk to it over its `channel`."""
+class RunningProgram:
+    """A running program, with a `channel` for messages."""
 
     def __init__(
         self, control: socket.socket, channel: socket.socket | None, out: int, error: int
@@ -100,15 +99,15 @@ class Run:
         self.channel = channel
 
     def wait(self) -> Outcome:
-        """Return how the program ended; raises RuntimeError where its supervisor was killed."""
+        """Wait for the program's end; raise RuntimeError if its supervisor was killed."""
         try:
-            message = _received(self._control)
+            message = _receive(self._control)
             if not message:
                 raise RuntimeError("the sandbox's supervisor process has ended: was it killed?")
             output = os.pread(self._out, os.fstat(self._out).st_size, 0)
             size = os.fstat(self._error).st_size
-            shown = os.pread(self._error, _SHOWN_ERROR, max(size - _SHOWN_ERROR, 0))
-            text = shown.decode("utf-8", "replace")
+            tail = os.pread(self._error, _MAX_ERROR_BYTES, max(size - _MAX_ERROR_BYTES, 0))
+            text = tail.decode("utf-8", "replace")
             return Outcome(**json.loads(message), output=output, error=text)
         finally:
             os.close(self._out)
@@ -117,26 +116,27 @@ class Run:
                 self.channel.close()
 
     def stop(self) -> Outcome:
-        """End the program, if it has not ended, and return how it ended."""
+        """Stop the program if it is running, and return its outcome."""
         with contextlib.suppress(OSError):
             self._control.send(b"stop")
         return self.wait()
 
 
 class Sandbox:
-    """A supervisor that runs one sealed program at a time; close it, or use it in a ``with``.
+    """Supervisor that runs one sandboxed program at a time; close it or use it as context manager.
 
-    `walls` are those to build where the machine permits them; fewer than all are for tests.
+    `layers` are the isolation layers to set up if the machine permits them; only tests use fewer
+    than all.
     """
 
-    def __init__(self, walls: Sequence[str] = LAYERS) -> None:
+    def __init__(self, layers: Sequence[str] = LAYERS) -> None:
         self._folder = tempfile.TemporaryDirectory(
-            prefix="trivium-sealed-", ignore_cleanup_errors=True
+            prefix="trivium-sandbox-", ignore_cleanup_errors=True
         )
-        self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        settings = {"walls": walls, "readable": readable_paths(), "place": self._folder.name}
-        here, options = str(Path(__file__).parents[1]), json.dumps(settings)
-        with theirs:
+        self._control, child_socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        settings = {"layers": layers, "readable": readable_paths(), "folder": self._folder.name}
+        parent_folder, options = str(Path(__file__).parents[1]), json.dumps(settings)
+        with child_socket:
             self._process = subprocess.Popen(
                 [
                     sys.executable,
@@ -144,9 +144,9 @@ class Sandbox:
                     "-S",
                     "-B",
                     "-c",
-                    _START,
-                    here,
-                    str(theirs.fileno()),
+                    _STARTUP_CODE,
+                    parent_folder,
+                    str(child_socket.fileno()),
                     options,
                 ],
                 stdin=subprocess.DEVNULL,
@@ -154,47 +154,50 @@ class Sandbox:
                 stderr=subprocess.PIPE,
                 cwd="/",
                 env={"PATH": "", "LANG": "C.UTF-8", "PYTHONHASHSEED": "0"},
-                pass_fds=(theirs.fileno(),),
+                pass_fds=(child_socket.fileno(),),
                 start_new_session=True,
             )
-        first = _received(self._control)
-        if not first:
+        message = _receive(self._control)
+        if not message:
             reason = self._reason()
             self.close()
             raise RuntimeError(f"the sandbox's supervisor process could not start: {reason}")
-        self.walls: dict[str, Any] = json.loads(first)
+        self.layers: dict[str, Any] = json.loads(message)
 
     def _reason(self) -> str:
-        assert self._process.stderr is not None, "its error stream is a pipe"
+        assert self._process.stderr is not None, "standard error is a pipe"
         lines = self._process.stderr.read().decode("utf-8", "replace").strip().splitlines()
         return lines[-1] if lines else "it ended at once"
 
     def start(
-        self, job: dict[str, Any], limits: Limits, stdin: str = "", talk: bool = False
-    ) -> Run:
-        """Start a program; only one may run at a time.
+        self, job: dict[str, Any], limits: Limits, stdin: str = "", with_channel: bool = False
+    ) -> RunningProgram:
+        """Start a program; only one can run at a time.
 
-        Job and input travel as files in memory that only the program's own process reads, and its
-        output comes back as one, so that the supervisor's memory never holds any of it.
+        The job and the input are passed as in-memory files that only the program's process reads,
+        and the output is returned as another one. The supervisor's memory never holds any of them.
         """
-        files = [_in_memory(json.dumps(job).encode()), _in_memory(stdin.encode("utf-8", "replace"))]
-        out, error = _in_memory(b""), _in_memory(b"")
-        ours, theirs = socket.socketpair() if talk else (None, None)
-        descriptors = [*files, out, error, *([theirs.fileno()] if theirs else [])]
-        with contextlib.suppress(ConnectionError):  # `wait` says that the supervisor has ended
+        files = [
+            _memory_file(json.dumps(job).encode()),
+            _memory_file(stdin.encode("utf-8", "replace")),
+        ]
+        out, error = _memory_file(b""), _memory_file(b"")
+        parent_socket, child_socket = socket.socketpair() if with_channel else (None, None)
+        descriptors = [*files, out, error, *([child_socket.fileno()] if child_socket else [])]
+        with contextlib.suppress(ConnectionError):  # `wait` reports that the supervisor has ended
             socket.send_fds(self._control, [json.dumps(vars(limits)).encode()], descriptors)
         for file in files:
             os.close(file)
-        if theirs is not None:
-            theirs.close()
-        return Run(self._control, ours, out, error)
+        if child_socket is not None:
+            child_socket.close()
+        return RunningProgram(self._control, parent_socket, out, error)
 
     def run(self, source: str, limits: Limits = Limits(), stdin: str = "") -> Outcome:
-        """Run a program as a script to its end."""
-        return self.start({"do": "run", "source": source}, limits, stdin).wait()
+        """Run a program as a script and return its outcome."""
+        return self.start({"mode": "run", "source": source}, limits, stdin).wait()
 
     def close(self) -> None:
-        """End the supervisor, and with it whatever runs, and remove its folder."""
+        """Kill the supervisor, which also ends its programs, and remove its folder."""
         self._control.close()
         self._process.kill()
         self._process.wait()
@@ -209,9 +212,9 @@ class Sandbox:
         self.close()
 
 
-def _in_memory(content: bytes) -> int:
-    """Return the descriptor of a file in memory that holds `content`, at its start."""
-    file = os.memfd_create("sealed")
+def _memory_file(content: bytes) -> int:
+    """Return the descriptor of an in-memory file with `content`, positioned at its start."""
+    file = os.memfd_create("sandbox")
     view = memoryview(content)
     while view:
         view = view[os.write(file, view) :]
@@ -219,76 +222,80 @@ def _in_memory(content: bytes) -> int:
     return file
 
 
-# --- Putting tests to a program ------------------------------------------------------------------
+# --- Running test code ---------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What test code found out about a program.
+    """Result of running test code against a program.
 
     Attributes:
         passed: whether the test code ran to its end without an error.
-        why: what stopped it.
-        unfit: what keeps the test code from being put to any program; None where it is fit.
-        seconds: processor time that the program took.
+        failure: reason why it did not pass.
+        test_error: reason why the test code itself cannot be run; None if it can.
+        seconds: CPU time of the program.
     """
 
     passed: bool
-    why: str | None
-    unfit: str | None
+    failure: str | None
+    test_error: str | None
     seconds: float
 
 
-def examine(
+def run_test_code(
     candidate: tuple[Sandbox, str],
-    examiner: tuple[Sandbox, str],
+    tester: tuple[Sandbox, str],
     entry_point: str | None,
     limits: Limits,
 ) -> Verdict:
-    """Put test code to a program, each in a sandbox of its own, and carry what they say.
+    """Run test code against a program, each in its own sandbox, and relay their messages.
 
-    The sandboxes must be kept apart for good: one that has held tests must never run a program.
+    The sandboxes must stay separate: a sandbox that has held tests must never run a program.
     """
-    (where, program), (elsewhere, tests) = candidate, examiner
-    answering = where.start({"do": "answer", "source": program}, limits, talk=True)
-    job = {"do": "ask", "source": tests, "entry_point": entry_point}
-    asking = elsewhere.start(job, limits, talk=True)
+    (program_sandbox, program), (test_sandbox, tests) = candidate, tester
+    program_run = program_sandbox.start(
+        {"mode": "serve", "source": program}, limits, with_channel=True
+    )
+    job = {"mode": "test", "source": tests, "entry_point": entry_point}
+    test_run = test_sandbox.start(job, limits, with_channel=True)
     try:
-        said = _carry(answering, asking, limits)
+        verdict = _relay(program_run, test_run, limits)
     finally:
-        ended, _ = answering.stop(), asking.stop()
-    unfit = said.get("unfit")
-    reason = ended.reason if ended.reason != "stopped" else None
-    early = f"the program ended before its tests, with status {ended.status}"
-    why = said.get("why") or reason or ended.error.strip().rpartition("\n")[2] or early
-    passed = said.get("passed") is True
-    return Verdict(passed, None if passed else why, unfit, ended.seconds)
+        outcome, _ = program_run.stop(), test_run.stop()
+    test_error = verdict.get("test_error")
+    reason = outcome.reason if outcome.reason != "stopped" else None
+    ended_early = f"the program ended before its tests, with status {outcome.status}"
+    failure = (
+        verdict.get("failure") or reason or outcome.error.strip().rpartition("\n")[2] or ended_early
+    )
+    passed = verdict.get("passed") is True
+    return Verdict(passed, None if passed else failure, test_error, outcome.seconds)
 
 
-def _carry(answering: Run, asking: Run, limits: Limits) -> dict[str, Any]:
-    """Carry questions and answers until the tests say their verdict, or nothing more can come."""
-    assert answering.channel is not None and asking.channel is not None, "both can talk"
-    most = limits.output << 20
-    lines = {run: _lines(run, most) for run in (answering, asking)}
+def _relay(program_run: RunningProgram, test_run: RunningProgram, limits: Limits) -> dict[str, Any]:
+    """Relay requests and replies until the tests send a verdict or a side ends; return it."""
+    assert program_run.channel is not None and test_run.channel is not None, "both have a channel"
+    max_bytes = limits.output << 20
+    lines = {run: _lines(run, max_bytes) for run in (program_run, test_run)}
     with contextlib.suppress(OSError, TypeError, ValueError, StopIteration):
         while True:
-            message = dict(json.loads(next(lines[asking])))
-            if "ask" not in message:
+            message = dict(json.loads(next(lines[test_run])))
+            if "request" not in message:
                 return message
-            answering.channel.sendall(json.dumps(message["ask"]).encode() + b"\n")
-            line = next(lines[answering], None)
-            if line is None:  # the program has ended: let the tests find out that nobody answers
-                asking.channel.shutdown(socket.SHUT_WR)
+            program_run.channel.sendall(json.dumps(message["request"]).encode() + b"\n")
+            line = next(lines[program_run], None)
+            if line is None:  # the program has ended: end the tests' wait for a reply
+                test_run.channel.shutdown(socket.SHUT_WR)
                 continue
-            asking.channel.sendall(line)
+            test_run.channel.sendall(line)
     return {}
 
 
-def _lines(run: Run, most: int) -> Iterator[bytes]:
-    """Yield the lines that a program sends, up to `most` bytes in all."""
-    assert run.channel is not None, "it can talk"
+def _lines(run: RunningProgram, max_bytes: int) -> Iterator[bytes]:
+    """Yield the lines that a program sends, up to `max_bytes` in total."""
+    assert run.channel is not None, "the program has a channel"
     waiting, total = [b""], 0
-    while total <= most:
+    while total <= max_bytes:
         piece = run.channel.recv(1 << 16)
         if not piece:
             return
@@ -301,9 +308,9 @@ def _lines(run: Run, most: int) -> Iterator[bytes]:
         yield from (line + b"\n" for line in lines)
 
 
-# --- Does it hold? -------------------------------------------------------------------------------
+# --- Testing the isolation -----------------------------------------------------------------------
 
-_ESCAPE = """
+_ESCAPE_ATTEMPT = """
 import json, os, socket, sys
 
 def opened(attempt):
@@ -323,7 +330,7 @@ print(json.dumps({
     "processes": opened(lambda: os.fork() or os._exit(0)),
 }))
 """
-_NEEDS = {
+_REQUIREMENTS = {
     "files": "Landlock (Linux 5.13 or later with 'landlock' among its security modules, and a "
     "container that permits its system calls)",
     "network": "seccomp filters, or user and network namespaces",
@@ -332,40 +339,40 @@ _NEEDS = {
 
 
 @functools.cache
-def isolation_gaps(walls: tuple[str, ...] = LAYERS) -> tuple[str, ...]:
-    """Return which of ``ISOLATION`` does not hold here, tried with a program that breaks out.
+def isolation_gaps(layers: tuple[str, ...] = LAYERS) -> tuple[str, ...]:
+    """Return the kinds of ``ISOLATION`` that a program can escape on this machine.
 
-    It tries to read a file of this process's, to reach a port of this process's by TCP and by UDP,
-    and to start another process. Raises ConfigurationError where no program can be run at all.
+    A sandboxed program tries to read a file of this process, to reach a port of this process by TCP
+    and UDP, and to start another process. Raises ConfigurationError if no program can run at all.
     """
     if sys.platform != "linux":
         raise ConfigurationError(
-            f"programs are run only where they can be sealed off, which needs Linux, and this is "
-            f"{sys.platform}: score code on Linux (a container or virtual machine will do), or "
-            "write a reward function of your own that sends programs to such a machine"
+            f"programs run only in a sandbox, which needs Linux, and this is {sys.platform}: score "
+            "code on Linux (a container or virtual machine is enough), or write your own reward "
+            "function that sends programs to such a machine"
         )
     with tempfile.NamedTemporaryFile("w") as file, socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         try:
-            with Sandbox(walls) as sandbox:
-                outcome = sandbox.run(_ESCAPE, stdin=json.dumps([file.name, port]) + "\n")
-                found = json.loads(outcome.output)
+            with Sandbox(layers) as sandbox:
+                outcome = sandbox.run(_ESCAPE_ATTEMPT, stdin=json.dumps([file.name, port]) + "\n")
+                succeeded = json.loads(outcome.output)
         except (OSError, RuntimeError, ValueError) as error:
             raise ConfigurationError(
                 f"no program can be run in the sandbox here ({type(error).__name__}: {error}): it "
                 "needs Linux 5.13 or later on x86_64 or aarch64"
             ) from None
-    return tuple(way for way in ISOLATION if found[way])
+    return tuple(kind for kind in ISOLATION if succeeded[kind])
 
 
-def require_isolation(accept_missing: Sequence[str] = (), walls: tuple[str, ...] = LAYERS) -> None:
-    """Raise ConfigurationError where a program could break out in a way that is not accepted."""
-    missing = [way for way in isolation_gaps(walls) if way not in accept_missing]
+def require_isolation(accept_missing: Sequence[str] = (), layers: tuple[str, ...] = LAYERS) -> None:
+    """Raise ConfigurationError if a program could escape in a way that is not accepted."""
+    missing = [kind for kind in isolation_gaps(layers) if kind not in accept_missing]
     if not missing:
         return
-    needs = "; ".join(f"isolation of {way} needs {_NEEDS[way]}" for way in missing)
+    needs = "; ".join(f"isolation of {kind} needs {_REQUIREMENTS[kind]}" for kind in missing)
     raise ConfigurationError(
-        f"programs cannot be sealed off here: {needs}. Run on a kernel and in a "
-        "container that have it, or, if whatever the policy may write is harmless here, say so "
-        f"with 'accept_missing: [{', '.join(missing)}]'"
+        f"programs cannot be isolated here: {needs}. Use a kernel and a container that support "
+        "it, or, if any program that the policy may write is harmless here, set "
+        f"'accept_missing: [{', '.join(missing)}]'"
     )

@@ -1,8 +1,9 @@
-"""The process that starts sealed programs, watches their limits and cleans up after them.
+"""Supervisor process: starts sandboxed programs, enforces their limits and cleans up after them.
 
-It is told over a socket what limits to set, and gets the program as open files that only the
-program's own process reads: so its memory, of which every program inherits a copy, never holds an
-earlier program, a test or an output. It runs one program at a time and imports nothing of Trivium.
+It receives the limits over a socket, and the program as open files that only the program's own
+process reads. Every program inherits a copy of the supervisor's memory, which therefore never holds
+an earlier program, a test or an output. The supervisor runs one program at a time and imports
+nothing else from Trivium.
 """
 
 from __future__ import annotations
@@ -25,34 +26,34 @@ from typing import Any, NoReturn
 
 from . import child, isolation
 
-# What programs like to import: loaded once, every program finds it there.
-_POPULAR = "bisect collections functools heapq itertools math random re string typing"
-_CHANNEL = 3  # the descriptor on which a program that is asked or asks finds its channel
-_MOST_FILES, _MOST_OPEN = 256, 64
-_GLANCE = 0.02  # seconds between two looks at a running program
+# Modules that programs often import: loaded once, so that every program starts with them.
+_PRELOADED_MODULES = "bisect collections functools heapq itertools math random re string typing"
+_CHANNEL = 3  # descriptor of the channel in programs that serve or test
+_MAX_FILES, _MAX_OPEN_FILES = 256, 64
+_POLL_SECONDS = 0.02  # interval between checks of a running program
 
 
-class _Place:
-    """The folder that programs may write to, one after the other."""
+class _WorkFolder:
+    """Folder that programs may write to; each program gets it empty."""
 
     def __init__(self, path: str) -> None:
         self.path = path
 
-    def too_full(self, size: int) -> bool:
-        """Whether there are too many files in it, or too large ones."""
+    def exceeds(self, size: int) -> bool:
+        """Return whether the folder holds too many files, or more than `size` bytes."""
         total = 0
         with os.scandir(self.path) as entries:
             for count, entry in enumerate(entries, 1):
                 with contextlib.suppress(FileNotFoundError):  # the program has just removed it
                     total += entry.stat(follow_symlinks=False).st_size
-                if count > _MOST_FILES or total > size:
+                if count > _MAX_FILES or total > size:
                     return True
         return False
 
-    def empty(self) -> None:
-        """Remove what a program left."""
+    def clear(self) -> None:
+        """Remove the files of the last program."""
         for entry in os.scandir(self.path):
-            if entry.is_dir(follow_symlinks=False):  # possible only where nothing seals files
+            if entry.is_dir(follow_symlinks=False):  # possible only without file isolation
                 shutil.rmtree(entry.path, ignore_errors=True)
             else:
                 os.unlink(entry.path)
@@ -61,14 +62,14 @@ class _Place:
 # --- In the program's process --------------------------------------------------------------------
 
 
-def _limit(limits: dict[str, Any]) -> None:
+def _set_limits(limits: dict[str, Any]) -> None:
     memory, output = limits["memory"] << 20, limits["output"] << 20
     for kind, value in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, output),
         (resource.RLIMIT_CPU, int(limits["seconds"]) + 1),
         (resource.RLIMIT_CORE, 0),
-        (resource.RLIMIT_NOFILE, _MOST_OPEN),
+        (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
         (resource.RLIMIT_MEMLOCK, 0),
         (resource.RLIMIT_MSGQUEUE, 0),
     ):
@@ -80,48 +81,48 @@ def _read(descriptor: int) -> bytes:
         return file.read()
 
 
-def _conduct(job: dict[str, Any]) -> int:
+def _run_job(job: dict[str, Any]) -> int:
     channel = child.Channel(_CHANNEL)
-    if job["do"] == "run":
+    if job["mode"] == "run":
         return child.run(job["source"])
-    if job["do"] == "answer":
-        return child.answer(job["source"], channel)
-    return child.ask(job["source"], job["entry_point"], channel)
+    if job["mode"] == "serve":
+        return child.serve_program(job["source"], channel)
+    return child.run_tests(job["source"], job["entry_point"], channel)
 
 
-def _become(
+def _run_program(
     parent: int,
     limits: dict[str, Any],
     descriptors: list[int],
-    files: isolation.Files | None,
-    filtered: bool,
+    rules: isolation.LandlockRules | None,
+    has_filter: bool,
 ) -> NoReturn:
-    """Turn this process, a fresh copy of the supervisor, into a sealed program; never returns."""
+    """Run a program in this process, a fork of the supervisor, after isolating it; never return."""
     status = 1
     try:
         job = json.loads(_read(descriptors[0]))
         for target, descriptor in enumerate(descriptors[1:]):
             os.dup2(descriptor, target)
-        os.chdir(limits["place"])
+        os.chdir(limits["folder"])
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_DFL)
-        _limit(limits)
+        _set_limits(limits)
         isolation.give_up_privileges()
-        isolation.die_with(parent)
-        if files is not None:
-            files.enforce()
-        if filtered:
-            isolation.filter_calls()
+        isolation.die_with_parent(parent)
+        if rules is not None:
+            rules.enforce()
+        if has_filter:
+            isolation.enforce_filter()
         os.closerange(len(descriptors) - 1, 1 << 16)
-        _fresh_streams()
-        status = _conduct(job)
+        _reset_streams()
+        status = _run_job(job)
     except BaseException:
         traceback.print_exc()
     finally:
         os._exit(status)
 
 
-def _fresh_streams() -> None:
+def _reset_streams() -> None:
     sys.stdin = open(0, encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stdout = open(1, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", encoding="utf-8", errors="replace", closefd=False)  # noqa: SIM115
@@ -131,60 +132,62 @@ def _fresh_streams() -> None:
         del sys.modules[name]
 
 
-# --- Watching ------------------------------------------------------------------------------------
+# --- Limits --------------------------------------------------------------------------------------
 
 
-def _used(pid: int) -> float:
-    """Return the processor time of another process, in seconds (clock_getcpuclockid)."""
+def _cpu_seconds(pid: int) -> float:
+    """Return the CPU time of another process in seconds (clock_getcpuclockid)."""
     try:
         return time.clock_gettime((~pid << 3) | 2)
     except OSError:  # it has just ended
         return 0.0
 
 
-def _threads(pid: int) -> int:
+def _num_threads(pid: int) -> int:
     try:
         return len(os.listdir(f"/proc/{pid}/task"))
     except OSError:
         return 0
 
 
-def _excess(pid: int, limits: dict[str, Any], started: float, place: _Place) -> str | None:
-    """Return which limit a running program has passed."""
-    if time.monotonic() - started > limits["wall"] or _used(pid) > limits["seconds"]:
+def _exceeded_limit(
+    pid: int, limits: dict[str, Any], started: float, folder: _WorkFolder
+) -> str | None:
+    """Return the limit that a running program has exceeded, or None."""
+    if time.monotonic() - started > limits["wall"] or _cpu_seconds(pid) > limits["seconds"]:
         return "time"
-    if _threads(pid) > limits["threads"]:
+    if _num_threads(pid) > limits["threads"]:
         return "threads"
-    return "files" if place.too_full(limits["output"] << 20) else None
+    return "files" if folder.exceeds(limits["output"] << 20) else None
 
 
 def _watch(
-    pid: int, limits: dict[str, Any], control: socket.socket, place: _Place
+    pid: int, limits: dict[str, Any], control: socket.socket, folder: _WorkFolder
 ) -> dict[str, Any]:
-    """Wait for a program's end, or bring it about; return how it ended."""
+    """Wait for a program, kill it if it exceeds a limit, and return its outcome."""
     started, reason = time.monotonic(), None
     ended = os.pidfd_open(pid)
     try:
         while True:
-            ready = select.select([ended, control], [], [], _GLANCE)[0]
+            ready = select.select([ended, control], [], [], _POLL_SECONDS)[0]
             if ended in ready:
                 break
-            reason = "stopped" if ready else _excess(pid, limits, started, place)
+            reason = "stopped" if ready else _exceeded_limit(pid, limits, started, folder)
             if reason:
                 break
     finally:
         os.close(ended)
-    os.kill(pid, signal.SIGKILL)  # it is not reaped yet, so the number is still its own
+    os.kill(pid, signal.SIGKILL)  # it is not reaped yet, so the PID is still its own
     _, code, usage = os.wait4(pid, 0)
     status = os.waitstatus_to_exitcode(code)
     reason = "time" if status == -signal.SIGXCPU else reason
     return {"status": status, "reason": reason, "seconds": usage.ru_utime + usage.ru_stime}
 
 
-def _kill_strays() -> None:
-    """End what a program left running, which is possible only where seccomp is not in force.
+def _kill_descendants() -> None:
+    """Kill the processes that a program left running, which is possible only without seccomp.
 
-    Orphans become this process's children, so all are found, level by level.
+    Orphans become children of this process, so the loop finds all descendants, level by level.
     """
     own = os.getpid()
     while True:
@@ -198,50 +201,55 @@ def _kill_strays() -> None:
             return
 
 
-def _seal(settings: dict[str, Any], place: _Place) -> tuple[dict[str, Any], isolation.Files | None]:
-    """Build the walls that are asked for and possible here; return which, and the files' rules."""
-    walls = settings["walls"]
-    private = "namespaces" in walls and isolation.enter_namespaces()
-    version = isolation.landlock_version() if "landlock" in walls else 0
-    files = isolation.Files(version, settings["readable"], place.path) if version else None
-    filtered = "seccomp" in walls and isolation.can_filter_calls()
-    return {"landlock": version, "seccomp": filtered, "namespaces": private}, files
+def _build_layers(
+    settings: dict[str, Any], folder: _WorkFolder
+) -> tuple[dict[str, Any], isolation.LandlockRules | None]:
+    """Set up the requested layers that the machine permits; return them and the file rules."""
+    layers = settings["layers"]
+    has_namespaces = "namespaces" in layers and isolation.enter_namespaces()
+    version = isolation.landlock_version() if "landlock" in layers else 0
+    rules = isolation.LandlockRules(version, settings["readable"], folder.path) if version else None
+    has_filter = "seccomp" in layers and isolation.can_filter_calls()
+    return {"landlock": version, "seccomp": has_filter, "namespaces": has_namespaces}, rules
 
 
 def _serve(
-    control: socket.socket, place: _Place, files: isolation.Files | None, filtered: bool
+    control: socket.socket,
+    folder: _WorkFolder,
+    rules: isolation.LandlockRules | None,
+    has_filter: bool,
 ) -> None:
-    """Run one program after the other, until the other side closes."""
+    """Run programs one at a time until the other side closes."""
     while True:
         message, descriptors, _, _ = socket.recv_fds(control, 1 << 12, 8)
         if not message:
             return
-        if message == b"stop":  # it crossed with the end of the program it meant
+        if message == b"stop":  # it arrived after the end of its program
             continue
-        limits = {**json.loads(message), "place": place.path}
+        limits = {**json.loads(message), "folder": folder.path}
         parent, pid = os.getpid(), os.fork()
         if pid == 0:
-            _become(parent, limits, descriptors, files, filtered)
-        for one in descriptors:
-            os.close(one)
-        outcome = _watch(pid, limits, control, place)
-        _kill_strays()
-        place.empty()
+            _run_program(parent, limits, descriptors, rules, has_filter)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        outcome = _watch(pid, limits, control, folder)
+        _kill_descendants()
+        folder.clear()
         control.send(json.dumps(outcome).encode())
 
 
 def main(descriptor: int, options: str) -> None:
-    """Build the walls, say which there are, and serve; remove the programs' folder at the end."""
+    """Set up the layers, report them, and run programs; remove the work folder at the end."""
     settings = json.loads(options)
     control = socket.socket(fileno=fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _CHANNEL + 1))
-    os.dup2(0, _CHANNEL)  # taken, so that nothing which must outlive a dup2 gets this number
-    place = _Place(settings["place"])
+    os.dup2(0, _CHANNEL)  # reserve the number, so that no descriptor is lost in a later dup2
+    folder = _WorkFolder(settings["folder"])
     isolation.adopt_orphans()
-    for name in _POPULAR.split():
+    for name in _PRELOADED_MODULES.split():
         importlib.import_module(name)
     builtins.exit = builtins.quit = sys.exit  # as `site`, which is not loaded, would define them
-    built, files = _seal(settings, place)
-    with contextlib.suppress(ConnectionError):  # the caller has ended
-        control.send(json.dumps(built).encode())
-        _serve(control, place, files, built["seccomp"])
-    shutil.rmtree(place.path, ignore_errors=True)
+    layers, rules = _build_layers(settings, folder)
+    with contextlib.suppress(ConnectionError):  # the parent process has ended
+        control.send(json.dumps(layers).encode())
+        _serve(control, folder, rules, layers["seccomp"])
+    shutil.rmtree(folder.path, ignore_errors=True)

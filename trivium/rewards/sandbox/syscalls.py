@@ -1,10 +1,9 @@
-"""Which system calls a sealed program may make, and their numbers per machine.
+"""System calls that a sandboxed program may make, and their numbers per machine.
 
-Everything that is not named here is refused, so a kernel's new calls are refused before anyone
-has heard of them. Left out on purpose: sockets, ``execve``, ``chmod``, ``chown``, ``link``,
-``symlink``, ``mkdir``, ``mount``, ``ptrace``, ``io_uring``, namespaces, keys, System V and POSIX
-queues. The numbers are those of the kernel's headers, ``asm/unistd_64.h`` for x86_64 and
-``asm-generic/unistd.h`` for aarch64.
+All other calls are refused, including new calls of future kernels. Excluded on purpose: sockets,
+``execve``, ``chmod``, ``chown``, ``link``, ``symlink``, ``mkdir``, ``mount``, ``ptrace``,
+``io_uring``, namespaces, keys, System V and POSIX queues. The numbers are from the kernel's
+headers, ``asm/unistd_64.h`` for x86_64 and ``asm-generic/unistd.h`` for aarch64.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """The numbers that one kind of processor has for the calls."""
+    """System call numbers of one processor architecture."""
 
     audit: int
-    """What the kernel calls this machine in a filter's input (AUDIT_ARCH_*)."""
+    """Identifier of the architecture in a filter's input (AUDIT_ARCH_*)."""
 
-    number: dict[str, int]
-    """Calls that are allowed with a condition, or that the sealing itself makes."""
+    numbers: dict[str, int]
+    """Calls that are allowed conditionally, or that set up the isolation."""
 
-    free: dict[str, int]
-    """Calls that are allowed whatever their arguments."""
+    unconditional: dict[str, int]
+    """Calls that are allowed with any arguments."""
 
 
-_FREE = """
+_UNCONDITIONAL = """
 read 0 63; write 1 64; close 3 57; stat 4 -; fstat 5 80; lstat 6 -; poll 7 -; lseek 8 62;
 mmap 9 222; mprotect 10 226; munmap 11 215; brk 12 214; rt_sigaction 13 134;
 rt_sigprocmask 14 135; rt_sigreturn 15 139; pread64 17 67; pwrite64 18 68; readv 19 65;
@@ -51,7 +50,7 @@ renameat2 316 276; getrandom 318 278; membarrier 324 283; copy_file_range 326 28
 statx 332 291; rseq 334 293; close_range 436 436; faccessat2 439 439
 """
 
-_NUMBERED = """
+_CONDITIONAL = """
 clone 56 220; clone3 435 435; fcntl 72 25; ioctl 16 29; kill 62 129; tgkill 234 131;
 openat 257 56; prctl 157 167; prlimit64 302 261; landlock_create_ruleset 444 444;
 landlock_add_rule 445 445; landlock_restrict_self 446 446; seccomp 317 277
@@ -64,6 +63,6 @@ def _numbers(table: str, column: int) -> dict[str, int]:
 
 
 MACHINES = {
-    "x86_64": Machine(0xC000003E, _numbers(_NUMBERED, 1), _numbers(_FREE, 1)),
-    "aarch64": Machine(0xC00000B7, _numbers(_NUMBERED, 2), _numbers(_FREE, 2)),
+    "x86_64": Machine(0xC000003E, _numbers(_CONDITIONAL, 1), _numbers(_UNCONDITIONAL, 1)),
+    "aarch64": Machine(0xC00000B7, _numbers(_CONDITIONAL, 2), _numbers(_UNCONDITIONAL, 2)),
 }
