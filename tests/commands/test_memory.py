@@ -16,7 +16,7 @@ from trivium.compare.memory import _lengths
 from trivium.compare.plan import Job
 from trivium.memory import fit
 from trivium.memory import lengths as lengths_module
-from trivium.memory.fit import SHARE, fitting, free_bytes, smaller_bounds
+from trivium.memory.fit import FREE_SHARE, free_bytes, largest_fitting_limit, smaller_limits
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths
 from trivium.memory.stages import predict
@@ -87,7 +87,7 @@ def test_labeled_steps_are_measured(world: World) -> None:
 def test_only_the_first_examples_are_measured(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lengths_module, "EXAMPLES", 2)
+    monkeypatch.setattr(lengths_module, "MAX_EXAMPLES", 2)
     prompts = world.rows("many.jsonl", [{"prompt": "a" * n} for n in (1, 2, 3)])
     assert data_lengths("grpo", grpo(world, data=prompts)).prompts == (1, 2)
     rows = [{"prompt": "a" * n, "completion": "b" * n} for n in (1, 2, 3)]
@@ -115,9 +115,9 @@ def test_comparison_predicts_from_the_responses_of_its_measured_step(
 
 def test_bounds_are_halved_down_to_one_prompt_with_its_responses() -> None:
     lengths = Lengths((100, 300), (50, 20))
-    assert list(smaller_bounds(4096, lengths)) == [2048, 1024, 512]
-    assert list(smaller_bounds(800, lengths)) == [400]
-    assert list(smaller_bounds(799, lengths)) == []
+    assert list(smaller_limits(4096, lengths)) == [2048, 1024, 512]
+    assert list(smaller_limits(800, lengths)) == [400]
+    assert list(smaller_limits(799, lengths)) == []
 
 
 def test_largest_micro_batch_that_fits_is_found(world: World) -> None:
@@ -130,13 +130,13 @@ def test_largest_micro_batch_that_fits_is_found(world: World) -> None:
 
     full, half, quarter = needed(4096), needed(2048), needed(1024)
     assert quarter < half < full
-    found = fitting("grpo", config, lengths, half)
+    found = largest_fitting_limit("grpo", config, lengths, half)
     assert found is not None and (found[0], found[1].bytes) == (2048, half)
-    found = fitting("grpo", config, lengths, half - 1)
+    found = largest_fitting_limit("grpo", config, lengths, half - 1)
     assert found is not None and found[0] == 1024
-    found = fitting("grpo", config, lengths, full)
+    found = largest_fitting_limit("grpo", config, lengths, full)
     assert found is not None and found[0] == 2048
-    assert fitting("grpo", config, lengths, 1) is None
+    assert largest_fitting_limit("grpo", config, lengths, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_advice_depends_on_the_free_memory(
 ) -> None:
     config = grpo(world, tokens_per_micro_batch=bound)
     needed = predict("grpo", config, data_lengths("grpo", config)).bytes
-    monkeypatch.setattr(memory, "free_bytes", lambda _: int(share * needed / SHARE))
+    monkeypatch.setattr(memory, "free_bytes", lambda _: int(share * needed / FREE_SHARE))
     report = memory.run("grpo", config)
     assert advice in report.advice
     assert f"{needed / 2**20:,.0f} MiB at its peak" in report.advice

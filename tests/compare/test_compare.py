@@ -1,4 +1,4 @@
-"""Comparisons: what is planned, what is kept, what follows from the numbers."""
+"""Comparisons: planning, budgets, verdict, measurements, and complete runs."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from helpers.tiny_models import World, source
 
 from trivium.compare.config import CompareConfig
 from trivium.compare.gradient_snr import signal_to_noise
-from trivium.compare.plan import MANY_STEPS, Job, make_plan, with_budget
-from trivium.compare.result import _best_of_record, _differences, _over_seeds
-from trivium.compare.risk import ranked_right, similarity
-from trivium.compare.run import check, compare, run
-from trivium.compare.scheduler import _can_go_on, spent
+from trivium.compare.plan import UNLIMITED_STEPS, Job, make_plan, with_budget
+from trivium.compare.result import _aggregate_seeds, _best_of_record, _differences
+from trivium.compare.risk import pair_agreement, similarity
+from trivium.compare.run import compare, run, validate_jobs
+from trivium.compare.scheduler import _can_resume, spent
+from trivium.compare.stages import stage_record
 from trivium.compare.verdict import judge, quality_at
 from trivium.config.base import load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError
@@ -42,16 +43,16 @@ RLHF = {
 }
 
 
-def config_of(*methods: dict[str, Any], **options: Any) -> CompareConfig:
+def make_config(*methods: dict[str, Any], **options: Any) -> CompareConfig:
     return CompareConfig.model_validate({**SHARED, "methods": list(methods), **options})
 
 
 # --- The plan -------------------------------------------------------------------------------------
 
 
-def test_what_is_shared_is_said_to_every_stage_in_its_own_words() -> None:
-    plan = make_plan(config_of(GRPO, RLHF, seeds=[3]))
-    check(plan)
+def test_shared_settings_are_filled_in_for_every_stage() -> None:
+    plan = make_plan(make_config(GRPO, RLHF, seeds=[3]))
+    validate_jobs(plan)
     grpo = plan.jobs["grpo/seed-3/grpo"].settings
     assert grpo["model"] == {"path": "base-3"}
     assert grpo["sampling"] == {"max_tokens": 12, "stop": ["\n"]}
@@ -68,81 +69,81 @@ def test_what_is_shared_is_said_to_every_stage_in_its_own_words() -> None:
     assert ppo.settings["rewards"] == [{"function": "reward_model", "arguments": learned}]
     assert ppo.settings["evaluation"]["rewards"] == [{"function": "gsm8k"}], "not the learned one"
     assert ppo.settings["model"] == {"path": "base-3"}
-    assert ppo.after == (pairs.name, model.name)
+    assert ppo.dependencies == (pairs.name, model.name)
 
 
-def test_a_process_reward_model_gives_the_product_of_its_steps() -> None:
+def test_process_reward_model_aggregates_steps_by_product() -> None:
     steps = {"command": "reward-model", "name": "judge", "settings": {"steps": {"path": "s.jsonl"}}}
-    plan = make_plan(config_of({"name": "p", "stages": [steps, {"command": "ppo"}]}))
+    plan = make_plan(make_config({"name": "p", "stages": [steps, {"command": "ppo"}]}))
     (reward,) = plan.jobs["p/seed-0/ppo"].settings["rewards"]
     assert reward["function"] == "process_reward_model"
     assert reward["arguments"] == {"path": "out/runs/p/seed-0/judge/final", "aggregate": "product"}
 
 
-def test_a_stage_starts_from_the_policy_that_the_method_trained_before() -> None:
+def test_a_stage_starts_from_the_policy_of_the_previous_training_stage() -> None:
     best = {"command": "sample", "settings": {"samples": 4, "minimum_reward": 1.0}}
     method = {"name": "r", "stages": [best, {"command": "sft"}, {"command": "grpo"}]}
-    plan = make_plan(config_of(method))
-    check(plan)
+    plan = make_plan(make_config(method))
+    validate_jobs(plan)
     rows = {"path": "out/runs/r/seed-0/sample/rows.jsonl", "columns": {"completion": "response"}}
     assert plan.jobs["r/seed-0/sft"].settings["data"] == rows
     assert plan.jobs["r/seed-0/grpo"].settings["model"] == {"path": "out/runs/r/seed-0/sft/final"}
 
 
-def test_own_settings_hold_and_names_stand_for_directories() -> None:
+def test_stage_settings_override_defaults_and_stage_names_resolve_to_directories() -> None:
     stages = [
         {"command": "pairs", "name": "mine", "settings": {"samples": 3}},
         {"command": "dpo", "settings": {"data": {"path": "${mine}/rows.jsonl"}, "beta": 0.3}},
     ]
-    plan = make_plan(config_of({"name": "d", "stages": stages}))
+    plan = make_plan(make_config({"name": "d", "stages": stages}))
     assert plan.jobs["d/seed-0/mine"].settings["samples"] == 3
     dpo = plan.jobs["d/seed-0/dpo"].settings
     assert dpo["data"]["path"] == "out/runs/d/seed-0/mine/rows.jsonl" and dpo["beta"] == 0.3
 
 
-def test_a_name_that_stands_for_nothing_is_told_with_those_that_do() -> None:
+def test_an_undefined_variable_is_refused_with_the_defined_ones() -> None:
     stages = [{"command": "dpo", "settings": {"data": {"path": "${pears}/rows.jsonl"}}}]
     with pytest.raises(ConfigurationError, match=r"method d: \$\{pears\} .* use one of \$\{seed\}"):
-        make_plan(config_of({"name": "d", "stages": stages}))
+        make_plan(make_config({"name": "d", "stages": stages}))
 
 
-def test_equal_stages_of_several_methods_are_one_job() -> None:
-    plan = make_plan(config_of(DPO, RLHF, seeds=[0, 1]))
+def test_identical_stages_of_several_methods_share_one_job() -> None:
+    plan = make_plan(make_config(DPO, RLHF, seeds=[0, 1]))
     assert [name for name in plan.jobs if name.endswith("pairs")] == [
         "dpo/seed-0/pairs",
         "dpo/seed-1/pairs",
     ]
     model = plan.jobs["ppo-learned/seed-1/reward-model"]
     assert model.settings["pairs"] == {"path": "out/runs/dpo/seed-1/pairs/rows.jsonl"}
-    assert plan.routes[3].jobs[0] == "dpo/seed-1/pairs"
+    assert plan.runs[3].jobs[0] == "dpo/seed-1/pairs"
 
 
-def test_a_base_that_all_seeds_share_is_measured_once() -> None:
-    fixed = make_plan(config_of(GRPO, seeds=[0, 1], model={"path": "base"}))
-    assert fixed.bases == {0: "base/base-seed-0", 1: "base/base-seed-0"}
-    own = make_plan(config_of(GRPO, seeds=[0, 1]))
-    assert len(set(own.bases.values())) == 2
+def test_a_base_shared_by_all_seeds_is_evaluated_once() -> None:
+    fixed = make_plan(make_config(GRPO, seeds=[0, 1], model={"path": "base"}))
+    assert fixed.base_jobs == {0: "base/base-seed-0", 1: "base/base-seed-0"}
+    own = make_plan(make_config(GRPO, seeds=[0, 1]))
+    assert len(set(own.base_jobs.values())) == 2
     settings = own.jobs["base/base-seed-1"].settings
     assert settings["model"] == {"path": "base-1"} and settings["data"]["limit"] == 7
 
 
-def test_varied_values_are_run_with_the_first_seed() -> None:
+def test_varied_values_run_with_the_first_seed_only() -> None:
     method = {**GRPO, "vary": {"optimizer.learning_rate": [0.1, 0.2]}}
-    plan = make_plan(config_of(method, seeds=[5, 6]))
-    assert len(plan.routes) == 4
-    varied = [r for r in plan.routes if r.varied is not None]
+    plan = make_plan(make_config(method, seeds=[5, 6]))
+    assert len(plan.runs) == 4
+    varied = [r for r in plan.runs if r.varied is not None]
     rates = [plan.jobs[r.jobs[0]].settings["optimizer"]["learning_rate"] for r in varied]
     assert rates == [0.1, 0.2] and {r.seed for r in varied} == {5}
-    assert len({plan.jobs[r.jobs[0]].directory for r in plan.routes}) == 4
+    assert len({plan.jobs[r.jobs[0]].directory for r in plan.runs}) == 4
 
 
 def test_best_of_measures_quality_and_reward_of_the_same_responses() -> None:
-    plan = make_plan(config_of({"name": "best", "best_of": 4}))
-    (first,) = {plan.jobs[name].name for name in plan.routes[0].jobs}
+    plan = make_plan(make_config({"name": "best", "best_of": 4}))
+    (first,) = {plan.jobs[name].name for name in plan.runs[0].jobs}
     assert plan.jobs[first].settings["samples"] == 4, "equal rewards: one job"
     other = {**SHARED["evaluation"], "rewards": [{"function": "length"}]}
-    apart = make_plan(config_of({"name": "best", "best_of": 4}, evaluation=other))
-    quality, reward = (apart.jobs[name].settings for name in apart.routes[0].jobs)
+    apart = make_plan(make_config({"name": "best", "best_of": 4}, evaluation=other))
+    quality, reward = (apart.jobs[name].settings for name in apart.runs[0].jobs)
     assert quality["rewards"] == [{"function": "length"}]
     assert reward["rewards"] == [{"function": "gsm8k"}]
     assert quality["seed"] == reward["seed"]
@@ -154,37 +155,37 @@ def test_best_of_measures_quality_and_reward_of_the_same_responses() -> None:
         ({"methods": [{"name": "x"}]}, "give either stages or best_of"),
         ({"methods": [{"name": "x", "stages": [{"command": "pairs"}]}]}, "trains no policy"),
         ({"methods": [GRPO, GRPO]}, "two methods are called GRPO"),
-        ({"methods": [GRPO, {**GRPO, "name": "grpo!"}]}, "become directories"),
-        ({"methods": [GRPO], "seeds": [1, 1]}, "one is there twice"),
-        ({"methods": [GRPO], "credit": 1}, "between at least two"),
+        ({"methods": [GRPO, {**GRPO, "name": "grpo!"}]}, "become the directory names"),
+        ({"methods": [GRPO], "seeds": [1, 1]}, "a seed appears twice"),
+        ({"methods": [GRPO], "credit": 1}, "at least 2, or 0"),
         ({"methods": [GRPO], "rewards": []}, "should have at least 1 item"),
-        ({"methods": [{"name": "x", "best_of": 2, "vary": {"beta": [1]}}]}, "there is none"),
+        ({"methods": [{"name": "x", "best_of": 2, "vary": {"beta": [1]}}]}, "best_of has none"),
         ({"methods": [{**GRPO, "vary": {"beta": []}}]}, "at least one value"),
         (
             {"methods": [{"name": "x", "stages": [{"command": "dpo"}, {"command": "dpo"}]}]},
-            "two stages called dpo",
+            "two stages are called dpo",
         ),
         (
             {"methods": [{"name": "x", "stages": [{"command": "dpo", "name": "../y"}]}]},
-            "becomes a directory",
+            "cannot be a directory name",
         ),
     ],
 )
-def test_senseless_comparisons_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_comparisons_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CompareConfig.model_validate({**SHARED, **options})
 
 
-def test_faults_of_all_stages_are_found_before_any_runs() -> None:
+def test_errors_of_all_stages_are_reported_before_any_job_runs() -> None:
     stages = [{"command": "grpo", "settings": {"betta": 1, "epochs": 0}}]
     with pytest.raises(ConfigurationError) as caught:
-        check(make_plan(config_of({"name": "x", "stages": stages}, GRPO)))
-    assert "found 2 faults" in str(caught.value)
+        validate_jobs(make_plan(make_config({"name": "x", "stages": stages}, GRPO)))
+    assert "found 2 errors" in str(caught.value)
     assert "x/seed-0/grpo: betta" in str(caught.value)
     assert "x/seed-0/grpo: epochs" in str(caught.value)
 
 
-def test_rewards_beside_the_configuration_are_found_from_anywhere(tmp_path: Path) -> None:
+def test_reward_files_are_resolved_relative_to_the_configuration(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def good(prompts, responses): return [1.0 for _ in prompts]")
     own = [{"function": "mine.py:good"}]
     stages = [{"command": "grpo", "settings": {"rewards": own}}]
@@ -200,13 +201,13 @@ def test_rewards_beside_the_configuration_are_found_from_anywhere(tmp_path: Path
 # --- Budgets --------------------------------------------------------------------------------------
 
 
-def budgeted(currency: str, *methods: dict[str, Any]) -> dict[str, Job]:
-    return make_plan(config_of(*methods, budget={"currency": currency, "amount": 1000})).jobs
+def jobs_with_budget(currency: str, *methods: dict[str, Any]) -> dict[str, Job]:
+    return make_plan(make_config(*methods, budget={"currency": currency, "amount": 1000})).jobs
 
 
-def test_stages_that_name_no_share_split_the_rest_and_the_last_gets_what_is_left() -> None:
+def test_stages_without_a_share_split_the_rest_and_the_last_gets_the_remainder() -> None:
     stages = [{"command": "pairs", "share": 0.3}, {"command": "reward-model"}, {"command": "ppo"}]
-    jobs = budgeted("seconds", {"name": "r", "stages": stages})
+    jobs = jobs_with_budget("seconds", {"name": "r", "stages": stages})
     pairs, model, ppo = (jobs[f"r/seed-0/{s}"] for s in ("pairs", "reward-model", "ppo"))
     assert with_budget(pairs, 0).settings["budget"] == {"seconds": 300}
     budget = with_budget(model, 300).settings["run"]["budget"]
@@ -216,33 +217,33 @@ def test_stages_that_name_no_share_split_the_rest_and_the_last_gets_what_is_left
         with_budget(ppo, 1001)
 
 
-def test_a_currency_falls_to_the_stages_that_spend_it() -> None:
-    jobs = budgeted("generated_tokens", DPO)
+def test_the_budget_applies_only_to_stages_that_spend_its_currency() -> None:
+    jobs = jobs_with_budget("generated_tokens", DPO)
     assert with_budget(jobs["dpo/seed-0/pairs"], 0).settings["budget"] == {"generated_tokens": 1000}
     assert jobs["dpo/seed-0/dpo"].budget is None
-    jobs = budgeted("trained_tokens", DPO)
+    jobs = jobs_with_budget("trained_tokens", DPO)
     assert jobs["dpo/seed-0/pairs"].budget is None
     assert with_budget(jobs["dpo/seed-0/dpo"], 0).settings["run"]["budget"] == {
         "trained_tokens": 1000
     }
 
 
-def test_only_the_budget_ends_a_loop_over_rollouts() -> None:
-    jobs = budgeted("flops", GRPO, RLHF)
-    assert jobs["grpo/seed-0/grpo"].settings["steps_per_iteration"] == MANY_STEPS
-    assert jobs["ppo-learned/seed-0/ppo"].settings["steps"] == MANY_STEPS
+def test_rollout_loops_have_no_step_limit_under_a_budget() -> None:
+    jobs = jobs_with_budget("flops", GRPO, RLHF)
+    assert jobs["grpo/seed-0/grpo"].settings["steps_per_iteration"] == UNLIMITED_STEPS
+    assert jobs["ppo-learned/seed-0/ppo"].settings["steps"] == UNLIMITED_STEPS
     own = {"name": "own", "stages": [{"command": "ppo", "settings": {"steps": 9}}]}
-    assert budgeted("flops", own)["own/seed-0/ppo"].settings["steps"] == 9
-    assert "steps" not in make_plan(config_of(RLHF)).jobs["ppo-learned/seed-0/ppo"].settings
+    assert jobs_with_budget("flops", own)["own/seed-0/ppo"].settings["steps"] == 9
+    assert "steps" not in make_plan(make_config(RLHF)).jobs["ppo-learned/seed-0/ppo"].settings
 
 
-# --- What follows from numbers --------------------------------------------------------------------
+# --- Results and verdict --------------------------------------------------------------------------
 
 
-def method(
+def make_method(
     name: str, greedy: list[list[float]], *, kl: float = 1.0, alarms: int = 0, **more: Any
 ) -> dict[str, Any]:
-    """A method with the greedy quality of every prompt, per seed."""
+    """Make the record of a method from the greedy quality of every prompt, per seed."""
     runs = [
         {
             "outcomes": {"greedy": row, "sampled": [[q] for q in row]},
@@ -255,11 +256,11 @@ def method(
         }
         for row in greedy
     ]  # fmt: skip
-    made = {"name": name, "runs": runs, "stages": [{"sampling": "while training"}], **more}
-    return made | _over_seeds(runs)
+    record = {"name": name, "runs": runs, "stages": [{"sampling": "during training"}], **more}
+    return record | _aggregate_seeds(runs)
 
 
-def result_of(*methods: dict[str, Any], base: float = 0.1, **options: Any) -> dict[str, Any]:
+def make_result(*methods: dict[str, Any], base: float = 0.1, **options: Any) -> dict[str, Any]:
     return {
         "methods": list(methods),
         "bases": {"0": {"greedy": base}},
@@ -273,7 +274,7 @@ def result_of(*methods: dict[str, Any], base: float = 0.1, **options: Any) -> di
 
 def test_differences_are_paired_over_prompts_and_averaged_over_seeds() -> None:
     (difference,) = _differences(
-        [method("a", [[1, 0, 1], [1, 1, 1]]), method("b", [[0, 0, 1]] * 2)]
+        [make_method("a", [[1, 0, 1], [1, 1, 1]]), make_method("b", [[0, 0, 1]] * 2)]
     )
     by_prompt = [1.0, 0.5, 0.0]
     error = 1.959963984540054 * math.sqrt(0.25 / 3)
@@ -281,75 +282,93 @@ def test_differences_are_paired_over_prompts_and_averaged_over_seeds() -> None:
     assert difference["high"] - difference["mean"] == pytest.approx(error)
 
 
-def test_interval_over_seeds_is_students_and_keeps_to_shares() -> None:
-    three = method("a", [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])["greedy"]
+def test_interval_over_seeds_is_students_and_clipped_for_shares() -> None:
+    three = make_method("a", [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])["greedy"]
     assert three == {"mean": 0.5, "low": 0.0, "high": 1.0}
     interval = t_interval([0.5, 1.0, 0.0])
     assert interval.high - 0.5 == pytest.approx(4.303 * 0.5 / math.sqrt(3))
     assert t_interval(list(range(11))).high - 5 == pytest.approx(2.2281, rel=2e-3)
-    same = method("a", [[1.0, 0.0]] * 3)["greedy"]
+    same = make_method("a", [[1.0, 0.0]] * 3)["greedy"]
     assert (same["mean"], same["low"], same["high"]) == (0.5, 0.0, 1.0), "the one's own"
 
 
-def clear(n: int, right: int) -> list[float]:
+def outcomes(n: int, right: int) -> list[float]:
     return [1.0] * right + [0.0] * (n - right)
 
 
-def test_best_method_is_recommended_and_those_behind_are_named_with_their_gap() -> None:
-    verdict = judge(result_of(method("weak", [clear(100, 30)]), method("strong", [clear(100, 80)])))
+def test_best_method_is_recommended_and_the_next_is_named_with_its_gap() -> None:
+    verdict = judge(
+        make_result(
+            make_method("weak", [outcomes(100, 30)]), make_method("strong", [outcomes(100, 80)])
+        )
+    )
     assert verdict["recommended"] == verdict["best"] == "strong"
     assert verdict["level"] == ["strong"]
     assert any("weak is 0.500 lower (0.402 – 0.598)" in s for s in verdict["sentences"])
 
 
-def test_a_small_difference_that_is_sure_is_not_level() -> None:
-    verdict = judge(result_of(method("a", [clear(100, 70)], kl=0.1), method("b", [clear(100, 80)])))
+def test_a_small_significant_difference_is_not_level() -> None:
+    verdict = judge(
+        make_result(
+            make_method("a", [outcomes(100, 70)], kl=0.1), make_method("b", [outcomes(100, 80)])
+        )
+    )
     assert verdict["level"] == ["b"] and verdict["recommended"] == "b"
-    near = judge(result_of(method("a", [clear(100, 79)], kl=0.1), method("b", [clear(100, 80)])))
+    near = judge(
+        make_result(
+            make_method("a", [outcomes(100, 79)], kl=0.1), make_method("b", [outcomes(100, 80)])
+        )
+    )
     assert near["level"] == ["b", "a"]
 
 
-def test_level_methods_are_told_apart_by_alarms_then_kl() -> None:
-    best, near = clear(100, 80), clear(100, 79)
-    quiet = judge(result_of(method("loud", [best], alarms=2), method("quiet", [near], kl=9.0)))
+def test_level_methods_are_ranked_by_alarms_then_kl() -> None:
+    best, near = outcomes(100, 80), outcomes(100, 79)
+    quiet = judge(
+        make_result(make_method("loud", [best], alarms=2), make_method("quiet", [near], kl=9.0))
+    )
     assert quiet["recommended"] == "quiet" and quiet["best"] == "loud"
-    closer = judge(result_of(method("far", [best], kl=3.0), method("close", [near], kl=2.0)))
+    closer = judge(
+        make_result(make_method("far", [best], kl=3.0), make_method("close", [near], kl=2.0))
+    )
     assert closer["recommended"] == "close"
     assert set(closer["level"]) == {"far", "close"}
 
 
-def test_no_method_is_recommended_that_does_not_exceed_its_base() -> None:
-    verdict = judge(result_of(method("a", [clear(10, 3)]), base=0.3))
+def test_a_method_that_does_not_exceed_its_base_is_not_recommended() -> None:
+    verdict = judge(make_result(make_method("a", [outcomes(10, 3)]), base=0.3))
     assert verdict["recommended"] is None
     assert "No method exceeded the base" in verdict["sentences"][-1]
 
 
-def point(seconds: float, greedy: float) -> dict[str, Any]:
+def curve_point(seconds: float, greedy: float) -> dict[str, Any]:
     return {"seconds": seconds, "greedy": greedy}
 
 
-def test_quality_between_points_is_linear_and_flat_after_the_last() -> None:
-    one = {"runs": [{"curve": [point(0, 0.2), point(10, 0.4), point(20, 0.8)]}]}
+def test_quality_is_interpolated_between_points_and_constant_after_the_last() -> None:
+    one = {"runs": [{"curve": [curve_point(0, 0.2), curve_point(10, 0.4), curve_point(20, 0.8)]}]}
     assert quality_at(one, "seconds", 5) == pytest.approx(0.3)
     assert quality_at(one, "seconds", 15) == pytest.approx(0.6)
     assert quality_at(one, "seconds", 99) == pytest.approx(0.8)
 
 
-def test_a_method_that_led_at_half_the_budget_is_told() -> None:
-    fast, slow = method("fast", [clear(100, 50)]), method("slow", [clear(100, 90)])
-    fast["runs"][0]["curve"] = [point(0, 0.1), point(5, 0.5), point(10, 0.5)]
-    slow["runs"][0]["curve"] = [point(0, 0.1), point(5, 0.1), point(10, 0.9)]
-    told = judge(result_of(fast, slow))["would_change"]
-    assert any("after 5 seconds of training" in s and "fast led with 0.500" in s for s in told)
+def test_a_method_that_led_at_half_the_budget_is_named() -> None:
+    fast, slow = make_method("fast", [outcomes(100, 50)]), make_method("slow", [outcomes(100, 90)])
+    fast["runs"][0]["curve"] = [curve_point(0, 0.1), curve_point(5, 0.5), curve_point(10, 0.5)]
+    slow["runs"][0]["curve"] = [curve_point(0, 0.1), curve_point(5, 0.1), curve_point(10, 0.9)]
+    changes = judge(make_result(fast, slow))["would_change"]
+    assert any("after 5 seconds of training" in s and "fast led with 0.500" in s for s in changes)
 
 
-def test_offline_methods_and_nearer_methods_are_named_as_alternatives() -> None:
-    offline = method("DPO", [clear(100, 40)], kl=0.2)
+def test_offline_and_low_kl_methods_are_named_as_alternatives() -> None:
+    offline = make_method("DPO", [outcomes(100, 40)], kl=0.2)
     offline["stages"] = [{"sampling": "none"}]
-    told = judge(result_of(offline, method("GRPO", [clear(100, 90)], kl=2.0)))["would_change"]
-    assert any(s.startswith("No sampling") and "DPO, at 0.400" in s for s in told)
-    assert any(s.startswith("A limit on KL below 2.00") and "DPO" in s for s in told)
-    assert any(s.startswith("More seeds") for s in told)
+    changes = judge(make_result(offline, make_method("GRPO", [outcomes(100, 90)], kl=2.0)))[
+        "would_change"
+    ]
+    assert any(s.startswith("No sampling") and "DPO, at 0.400" in s for s in changes)
+    assert any(s.startswith("A limit on KL below 2.00") and "DPO" in s for s in changes)
+    assert any(s.startswith("More seeds") for s in changes)
 
 
 def test_best_of_takes_the_response_with_the_highest_training_reward(tmp_path: Path) -> None:
@@ -360,32 +379,32 @@ def test_best_of_takes_the_response_with_the_highest_training_reward(tmp_path: P
         (place / "evaluation.json").write_text(json.dumps(record))
         return Job(name, "evaluate", place, {})
 
-    plan = make_plan(config_of({"name": "best", "best_of": 2}))
+    plan = make_plan(make_config({"name": "best", "best_of": 2}))
     quality = job("quality", [[0.0, 1.0], [0.5, 0.25]])
     reward = job("reward", [[3.0, 2.0], [7.0, 7.0]])
     jobs = {"quality": quality, "reward": reward}
     plan = type(plan)(jobs, [], {})
-    route = make_plan(config_of({"name": "best", "best_of": 2})).routes[0]
-    route = type(route)(route.method, 0, ("quality", "reward"))
+    method_run = make_plan(make_config({"name": "best", "best_of": 2})).runs[0]
+    method_run = type(method_run)(method_run.method, 0, ("quality", "reward"))
     base = {"outcomes": {"index": [0, 1], "sampled": [[0.0], [0.0]]}}
-    found = _best_of_record(plan, route, base)
-    assert found["outcomes"]["greedy"] == [0.0, 0.375], "a tie is averaged"
-    assert found["final"]["kl"] == pytest.approx(math.log(2) - 0.5)
-    assert found["win_rate"]["mean"] == pytest.approx(0.75)
+    record = _best_of_record(plan, method_run, base)
+    assert record["outcomes"]["greedy"] == [0.0, 0.375], "a tie is averaged"
+    assert record["final"]["kl"] == pytest.approx(math.log(2) - 0.5)
+    assert record["win_rate"]["mean"] == pytest.approx(0.75)
 
 
 # --- Credit ---------------------------------------------------------------------------------------
 
 
-def test_snr_is_that_of_the_distribution_the_gradients_come_from() -> None:
+def test_snr_estimate_is_unbiased() -> None:
     generator = torch.Generator().manual_seed(0)
     mean = torch.zeros(50, dtype=torch.float64)
     mean[0] = 3.0
-    found = []
+    ratios = []
     for _ in range(200):
         noise = torch.randn(8, 50, generator=generator, dtype=torch.float64)
-        found.append(signal_to_noise(list(mean + noise))["snr"])
-    assert sum(found) / len(found) == pytest.approx(9 / 50, rel=0.1)
+        ratios.append(signal_to_noise(list(mean + noise))["snr"])
+    assert sum(ratios) / len(ratios) == pytest.approx(9 / 50, rel=0.1)
 
 
 def test_snr_does_not_depend_on_scale_and_counts_empty_batches() -> None:
@@ -402,13 +421,20 @@ def test_snr_does_not_depend_on_scale_and_counts_empty_batches() -> None:
 # --- Risk -----------------------------------------------------------------------------------------
 
 
-def test_ranking_is_counted_over_pairs_of_unequal_quality() -> None:
-    assert ranked_right([1, 0, 1], [5, 3, 3]) == [1.0, 0.5]
-    assert ranked_right([1, 0], [0, 1]) == [0.0]
-    assert ranked_right([1, 1], [0, 1]) == []
+def test_agreement_is_counted_over_pairs_of_unequal_quality() -> None:
+    assert pair_agreement([1, 0, 1], [5, 3, 3]) == [1.0, 0.5]
+    assert pair_agreement([1, 0], [0, 1]) == [0.0]
+    assert pair_agreement([1, 1], [0, 1]) == []
 
 
-def test_similarity_is_of_words_in_order() -> None:
+def test_ppo_advantage_names_the_configured_lambda(tmp_path: Path) -> None:
+    job = Job("m/seed-0/ppo", "ppo", tmp_path, {"gae_lambda": 0.9, "rewards": []})
+    record = stage_record(job, {})
+    assert record["advantage"] == "GAE (λ = 0.9) from a critic, per token"
+    assert record["hyperparameters"]["gae_lambda"] == 0.9
+
+
+def test_similarity_is_the_share_of_common_words_in_order() -> None:
     assert similarity("a b c", "a b c") == 1.0
     assert similarity("a b", "b a") == 0.5
     assert similarity("x", "y") == 0.0
@@ -422,7 +448,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-def small(world: World, **options: Any) -> CompareConfig:
+def small_config(world: World, **options: Any) -> CompareConfig:
     rate = {"optimizer": {"learning_rate": 0.01}}
     settings = {
         "model": {"path": world.path},
@@ -451,8 +477,8 @@ def small(world: World, **options: Any) -> CompareConfig:
     return CompareConfig.model_validate(settings)
 
 
-def test_comparison_runs_judges_and_goes_on_where_it_stopped(world: World, capsys: Any) -> None:
-    config = small(world)
+def test_comparison_runs_and_reuses_finished_jobs(world: World, capsys: Any) -> None:
+    config = small_config(world)
     assert run(config) == config.directory
     out = capsys.readouterr().out
     assert "GRPO" in out and "Quality on 4 held-out prompts" in out
@@ -476,21 +502,21 @@ def test_comparison_runs_judges_and_goes_on_where_it_stopped(world: World, capsy
         assert {m["role"] for m in update["models"]} == roles
     again = compare(config)
     kept = capsys.readouterr().out
-    assert kept.count("kept from an earlier run") == 6
+    assert kept.count("reused from an earlier run") == 6
     assert again["methods"] == result["methods"] and again["credit"] == result["credit"]
 
 
-def test_a_job_that_fails_is_told_with_its_log(world: World) -> None:
+def test_a_failed_job_is_reported_with_its_log(world: World) -> None:
     reward = source(world.directory / "broken.py", "def score(responses): raise OSError('gone')\n")
     settings = {"rewards": [{"function": f"{reward}:score"}]}
     broken = {"name": "x", "stages": [{"command": "grpo", "settings": settings}]}
     with pytest.raises(TrainingError, match=r"x/seed-0/grpo failed; .*grpo.log ends with"):
-        compare(small(world, methods=[broken], credit=0))
+        compare(small_config(world, methods=[broken], credit=0))
 
 
-def test_data_that_a_stage_names_is_looked_at_before_any_job_is_run(world: World) -> None:
+def test_data_of_every_stage_is_checked_before_any_job_runs(world: World) -> None:
     pairs = {"command": "dpo", "settings": {"data": {"path": "no.jsonl"}}}
-    config = small(world, methods=[{"name": "x", "stages": [pairs]}], credit=0)
+    config = small_config(world, methods=[{"name": "x", "stages": [pairs]}], credit=0)
     with pytest.raises(DataError, match=r"no\.jsonl: there is no such file"):
         compare(config)
     assert not config.directory.exists()
@@ -500,21 +526,21 @@ def test_jobs_without_a_run_spent_nothing(tmp_path: Path) -> None:
     assert set(spent(Job("x", "evaluate", tmp_path, {})).values()) == {0.0}
 
 
-# --- Going on -------------------------------------------------------------------------------------
+# --- Resuming -------------------------------------------------------------------------------------
 
 
-def test_stage_that_was_stopped_goes_on_and_any_other_begins_anew(tmp_path: Path) -> None:
+def test_only_an_unchanged_unfinished_stage_is_resumed(tmp_path: Path) -> None:
     job = Job("method/seed-0/sft", "sft", tmp_path / "run", {"steps": 3})
     text = "steps: 3\n"
-    assert not _can_go_on(job, text)
+    assert not _can_resume(job, text)
     record = {"kind": "sft", "source": source_digest()}
     job.directory.mkdir()
     (job.directory / "run.json").write_text(json.dumps(record))
     job.config.write_text(text)
-    assert _can_go_on(job, text)
-    assert not _can_go_on(job, "steps: 4\n")
+    assert _can_resume(job, text)
+    assert not _can_resume(job, "steps: 4\n")
     (job.directory / "run.json").write_text(json.dumps({**record, "source": "older"}))
-    assert not _can_go_on(job, text)
+    assert not _can_resume(job, text)
     (job.directory / "run.json").write_text(json.dumps(record))
     (job.directory / "events.jsonl").write_text('{"kind": "finished"}\n')
-    assert not _can_go_on(job, text)
+    assert not _can_resume(job, text)

@@ -1,6 +1,6 @@
-"""A headless Chromium, steered over a pipe by the standard library alone, for tests of pages.
+"""Headless Chromium, controlled over a pipe with the standard library, for tests of pages.
 
-What the browser does is recorded: every request and every message on its console.
+Every request and every console message of the browser is recorded.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 
-# The browser reads its commands from descriptor 3 and answers on 4, whatever ours are called.
-AS_PIPES = """
+# The browser reads commands from file descriptor 3 and writes responses to 4.
+CONNECT_PIPES = """
 import fcntl, os, sys
 ends = [fcntl.fcntl(int(end), fcntl.F_DUPFD, 10) for end in sys.argv[1:3]]
 os.dup2(ends[0], 3)
@@ -31,12 +31,12 @@ os.execv(sys.argv[3], sys.argv[3:])
 
 
 def chromium() -> str | None:
-    """The browser's path, or None where there is none."""
+    """Return the path of the browser, or None if it is not installed."""
     return next((path for name in NAMES if (path := shutil.which(name))), None)
 
 
 class Page:
-    """One tab. ``requests`` and ``messages`` hold what was asked for, and what was said."""
+    """One browser tab, with its ``requests`` (URLs) and console ``messages``."""
 
     def __init__(self, to_browser: int, from_browser: int) -> None:
         self.requests: list[str] = []
@@ -52,7 +52,7 @@ class Page:
             self.call(f"{domain}.enable")
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
-        """Ask the browser for something and wait for the answer."""
+        """Send a command to the browser and wait for its result."""
         self._number += 1
         message = {"id": self._number, "method": method, "params": parameters}
         message |= {"sessionId": self._session} if self._session else {}
@@ -64,7 +64,7 @@ class Page:
             if answer.get("id") == self._number:
                 assert "error" not in answer, f"{method}: {answer['error']}"
                 return answer["result"]
-            self._note(answer)
+            self._record_event(answer)
 
     def run(self, script: str) -> Any:
         """Evaluate JavaScript, wait for a promise, and return the value."""
@@ -75,7 +75,7 @@ class Page:
         return result["result"].get("value")
 
     def open(self, address: str, settle: float = 0.5) -> None:
-        """Load a page and let it draw."""
+        """Load a page and wait until it has drawn itself."""
         self.call("Page.navigate", url=address)
         limit = time.monotonic() + 20
         while self.run("document.readyState") != "complete":
@@ -84,11 +84,11 @@ class Page:
         self.wait(settle)
 
     def wait(self, seconds: float) -> None:
-        """Let the page work."""
+        """Wait while the page runs."""
         self.run(f"new Promise((done) => setTimeout(done, {seconds * 1000}))")
 
     def resize(self, width: int, height: int, *, dark: bool = False) -> None:
-        """Set the size of the window, and whether the system is dark."""
+        """Set the size of the window and the color scheme of the system."""
         self.call(
             "Emulation.setDeviceMetricsOverride",
             width=width, height=height, deviceScaleFactor=1, mobile=False,
@@ -96,8 +96,8 @@ class Page:
         feature = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[feature])
 
-    def picture(self, path: Path, clip: dict[str, float] | None = None) -> None:
-        """Save a picture of the page or of a part of it."""
+    def screenshot(self, path: Path, clip: dict[str, float] | None = None) -> None:
+        """Save a screenshot of the page or of a part of it."""
         extra = {"clip": {**clip, "scale": 1}} if clip else {}
         shot = self.call("Page.captureScreenshot", captureBeyondViewport=True, **extra)
         path.write_bytes(base64.b64decode(shot["data"]))
@@ -105,12 +105,12 @@ class Page:
     def _receive(self) -> dict[str, Any]:
         while b"\0" not in self._rest:
             data = os.read(self._from, 1 << 16)
-            assert data, "the browser has gone"
+            assert data, "the browser has closed the pipe"
             self._rest += data
         line, self._rest = self._rest.split(b"\0", 1)
         return json.loads(line)
 
-    def _note(self, event: dict[str, Any]) -> None:
+    def _record_event(self, event: dict[str, Any]) -> None:
         what = event.get("params", {})
         match event.get("method"):
             case "Network.requestWillBeSent":
@@ -123,7 +123,7 @@ class Page:
 
 @contextmanager
 def browser() -> Iterator[Page]:
-    """Start a browser with a fresh profile and give a tab of it."""
+    """Start a browser with a new profile and yield a tab."""
     path = chromium()
     assert path, "no Chromium is installed"
     read_by_browser, to_browser = os.pipe()
@@ -134,7 +134,7 @@ def browser() -> Iterator[Page]:
 
         ends = (read_by_browser, written_by_browser)
         process = subprocess.Popen(
-            [sys.executable, "-ISc", AS_PIPES, *map(str, ends), path, *options],
+            [sys.executable, "-ISc", CONNECT_PIPES, *map(str, ends), path, *options],
             pass_fds=ends, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         os.close(read_by_browser)

@@ -1,4 +1,4 @@
-"""Runs' directories made by hand, for tests of what reports say of them."""
+"""Run directories with given records, for tests of reports."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ HOSTILE = "</script><script>alert(1)</script><!-- \u2028\u202e\x1b[31m\x00 & \ud
 
 
 def make_run(path: Path, config: str = "model: {path: base}\n", **files: list[Any]) -> Path:
-    """A run's directory, by hand; a record that is text is written as it is."""
+    """Write a run directory; records that are strings are written unchanged."""
     path.mkdir(parents=True, exist_ok=True)
     (path / "run.json").write_text(json.dumps({"kind": "grpo", "started": "2026-01-01T00:00:00Z"}))
     (path / "config.yaml").write_text(config)
@@ -34,7 +34,7 @@ def evaluation(step: int, value: float, half: float = 0.1, **fields: Any) -> dic
 
 
 def embedded(html: str) -> dict[str, Any]:
-    """The data that a page carries, read as a browser reads it: up to the first end of a script."""
+    """Return the data in a page, read like a browser: up to the first end of a script element."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script', html, re.DOTALL)
     assert found
     return json.loads(found[1])

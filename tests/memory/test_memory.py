@@ -1,4 +1,4 @@
-"""Predicted memory against real tensors, the engine's real buffers and a real run's peak."""
+"""Predicted memory compared with real tensors, the engine's cache and a run's measured peak."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def stage(memory: Memory, name: str) -> Stage:
     return found
 
 
-def on_policy(path: str, **options: Any) -> dict[str, Any]:
+def on_policy_settings(path: str, **options: Any) -> dict[str, Any]:
     return {
         "model": {"path": path},
         "data": {"path": "prompts.jsonl"},
@@ -90,7 +90,7 @@ def on_policy(path: str, **options: Any) -> dict[str, Any]:
 )
 @pytest.mark.parametrize("tie", [False, True])
 @pytest.mark.parametrize("scorer", [False, True])
-def test_shape_is_that_of_the_loaded_model_and_its_optimizer(
+def test_shape_equals_that_of_the_loaded_model_and_its_optimizer(
     llama: str, tied: str, options: dict[str, Any], tie: bool, scorer: bool
 ) -> None:
     config = ModelConfig.model_validate({"path": tied if tie else llama, **options})
@@ -117,7 +117,7 @@ def test_tied_embeddings_count_once(llama: str, tied: str) -> None:
     assert apart.parameters - together.parameters == vocabulary * width
 
 
-def test_nothing_but_the_configuration_file_is_read(llama: str, tmp_path: Path) -> None:
+def test_only_the_configuration_file_is_read(llama: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text((Path(llama) / "config.json").read_text())
     config = ModelConfig(path=str(tmp_path))
     assert Shape.read(config) == Shape.read(ModelConfig(path=llama))
@@ -127,7 +127,7 @@ def test_nothing_but_the_configuration_file_is_read(llama: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("options", [{}, {"lora": {"rank": 3}}, {"gradient_checkpointing": True}])
-def test_an_update_on_shapes_counts_what_the_update_on_numbers_does(
+def test_simulated_update_has_the_same_peak_as_a_real_update(
     llama: str, options: dict[str, Any]
 ) -> None:
     config = ModelConfig.model_validate({"path": llama, **options})
@@ -143,8 +143,8 @@ def test_an_update_on_shapes_counts_what_the_update_on_numbers_does(
         )
         with run:
             optimizer = Optimizer([(OptimizerConfig(), parameters)], 1)
-            works = data.split_with_token_weights([[0, 1], [2]], "token_mean")
-            optimizer.step([MicroBatch(part, partial(sft.loss, policy)) for part in works])
+            weighted = data.split_with_token_weights([[0, 1], [2]], "token_mean")
+            optimizer.step([MicroBatch(part, partial(sft.loss, policy)) for part in weighted])
         return run.ledger.peak
 
     def real(run: DryRun) -> Policy:
@@ -163,7 +163,7 @@ def test_gradient_checkpointing_keeps_fewer_activations(llama: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["onednn", "torch"])
-def test_kernels_are_counted_where_onednn_multiplies(llama: str, name: Backend) -> None:
+def test_kernels_are_counted_if_onednn_multiplies(llama: str, name: Backend) -> None:
     before = matmul_backend.name
     matmul_backend.use(name)
     try:
@@ -175,7 +175,7 @@ def test_kernels_are_counted_where_onednn_multiplies(llama: str, name: Backend) 
     assert memory.bytes == memory.peak.total + memory.kernels
 
 
-def test_memory_grows_with_every_length_and_with_the_micro_batch(llama: str) -> None:
+def test_memory_grows_with_lengths_and_micro_batch_size(llama: str) -> None:
     def total(prompt: int, response: int, limit: int) -> int:
         settings = {"model": {"path": llama}, "data": {"path": "pairs.jsonl"}, "pairs_per_step": 8}
         config = DPOConfig.model_validate({**settings, "tokens_per_micro_batch": limit})
@@ -185,7 +185,7 @@ def test_memory_grows_with_every_length_and_with_the_micro_batch(llama: str) -> 
     assert total(20, 14, 100) < total(20, 14, 200) < total(20, 14, 999)
 
 
-def test_the_first_micro_batch_and_the_largest_others_are_run_in_order() -> None:
+def test_heaviest_micro_batches_are_the_first_and_the_largest_others() -> None:
     data = Grouped([Group([1] * n, [[2] * r]) for n, r in [(2, 2), (9, 1), (1, 1), (3, 6)]])
     assert heaviest(data, [[0], [1], [2], [3]]) == [[0], [1], [3]]
     assert heaviest(data, [[3], [2], [0]]) == [[3], [0]]
@@ -196,7 +196,7 @@ def test_the_first_micro_batch_and_the_largest_others_are_run_in_order() -> None
 # --- The rollout ----------------------------------------------------------------------------------
 
 
-def test_cache_is_as_large_as_the_engines_own(llama: str) -> None:
+def test_simulated_cache_is_as_large_as_the_engines(llama: str) -> None:
     config = ModelConfig(path=llama)
     policy = Policy.load(config)
     prompts, samples, tokens = [[1] * 5, [1] * 3], 3, 40
@@ -222,19 +222,19 @@ def test_cache_is_as_large_as_the_engines_own(llama: str) -> None:
     assert largest == real == 2 * layers * heads * width * 4 * (2 * 5 + 6 * strip)
 
 
-def test_rows_are_looked_at_where_their_strips_double_and_at_their_last_token() -> None:
+def test_growing_lengths_are_at_each_doubling_and_at_the_last_token() -> None:
     assert growing_lengths(100) == [32, 64, 98]
     assert growing_lengths(34) == [32]
     assert growing_lengths(2) == [0]
     assert growing_lengths(1) == []
 
 
-# --- Methods ----------------------------------------------------------------------------------------
+# --- Training commands ----------------------------------------------------------------------------
 
 
 def test_ppo_holds_actor_critic_reference_and_learned_reward(llama: str) -> None:
     rewards = [{"function": "reward_model", "arguments": {"path": llama}}]
-    config = PPOConfig.model_validate(on_policy(llama, rewards=rewards))
+    config = PPOConfig.model_validate(on_policy_settings(llama, rewards=rewards))
     update = {m.role: m for m in stage(predict("ppo", config, LENGTHS), "rollout").models}
     language, scorer = (Shape.read(ModelConfig(path=llama), scorer=s) for s in (False, True))
 
@@ -248,15 +248,15 @@ def test_ppo_holds_actor_critic_reference_and_learned_reward(llama: str) -> None
         assert update[role].gradients == update[role].optimizer == 0
 
 
-def test_actor_and_critic_of_their_own_weights_never_hold_activations_together(llama: str) -> None:
-    config = PPOConfig.model_validate(on_policy(llama, prompts_per_step=16))
+def test_actor_and_separate_critic_do_not_hold_activations_at_the_same_time(llama: str) -> None:
+    config = PPOConfig.model_validate(on_policy_settings(llama, prompts_per_step=16))
     update = stage(predict("ppo", config, Lengths((40,), (20,))), "update")
     held = {m.role: m.activations for m in update.models if m.role != "reference"}
     assert min(held.values()) < 0.1 * max(held.values())
 
 
 def test_a_shared_critic_is_one_head(llama: str) -> None:
-    config = PPOConfig.model_validate(on_policy(llama, critic={"kind": "shared"}))
+    config = PPOConfig.model_validate(on_policy_settings(llama, critic={"kind": "shared"}))
     (critic,) = [
         m for m in stage(predict("ppo", config, LENGTHS), "rollout").models if m.role == "critic"
     ]
@@ -265,28 +265,30 @@ def test_a_shared_critic_is_one_head(llama: str) -> None:
     assert critic.optimizer == 2 * weights_and_bias + 2 * 4
 
 
-def test_adapters_need_no_reference(llama: str) -> None:
-    config = GRPOConfig.model_validate(on_policy(llama, model={"path": llama, "lora": {"rank": 2}}))
+def test_adapters_need_no_reference_model(llama: str) -> None:
+    config = GRPOConfig.model_validate(
+        on_policy_settings(llama, model={"path": llama, "lora": {"rank": 2}})
+    )
     roles = {m.role for s in predict("grpo", config, LENGTHS).stages for m in s.models}
     assert roles == {"policy"}
 
 
 @pytest.mark.parametrize("evaluated", [False, True])
-def test_without_a_kl_term_grpo_scores_no_log_probs_and_holds_a_reference_to_evaluate_only(
+def test_grpo_without_kl_term_needs_a_reference_only_for_evaluation(
     llama: str, evaluated: bool
 ) -> None:
     evaluation = {"evaluation": {"data": {"path": "x"}, "prompts": 2}} if evaluated else {}
-    config = GRPOConfig.model_validate(on_policy(llama, beta=0, epochs=2, **evaluation))
+    config = GRPOConfig.model_validate(on_policy_settings(llama, beta=0, epochs=2, **evaluation))
     memory = predict("grpo", config, LENGTHS)
     assert "log-probs" not in [s.name for s in memory.stages]
     assert ("reference" in [m.role for m in stage(memory, "update").models]) == evaluated
 
 
-def test_every_part_of_a_configuration_that_loads_or_runs_a_model_is_a_stage(llama: str) -> None:
+def test_every_load_or_use_of_a_model_is_a_stage(llama: str) -> None:
     labeler = {"function": "length"}
     rewards = [{"function": "reward_model", "arguments": {"path": llama}}]
     config = GRPOConfig.model_validate(
-        on_policy(
+        on_policy_settings(
             llama,
             rewards=rewards,
             iterations=2,
@@ -302,11 +304,11 @@ def test_every_part_of_a_configuration_that_loads_or_runs_a_model_is_a_stage(lla
 
 
 @pytest.mark.parametrize(("kind", "config"), [("grpo", GRPOConfig), ("ppo", PPOConfig)])
-def test_sampling_ahead_needs_a_copy_and_its_cache_beside_the_update(
+def test_asynchronous_sampling_holds_a_policy_copy_and_its_cache_during_the_update(
     llama: str, kind: str, config: type[GRPOConfig] | type[PPOConfig]
 ) -> None:
     def predicted(**options: Any) -> Memory:
-        return predict(kind, config.model_validate(on_policy(llama, **options)), LENGTHS)
+        return predict(kind, config.model_validate(on_policy_settings(llama, **options)), LENGTHS)
 
     plain = predicted(importance_sampling_cap=2.0)
     ahead = predicted(importance_sampling_cap=2.0, asynchronous=True)
@@ -318,18 +320,21 @@ def test_sampling_ahead_needs_a_copy_and_its_cache_beside_the_update(
     assert stage(ahead, "update").total == stage(plain, "update").total + sampler.total
 
 
-def test_held_out_examples_are_a_stage_of_reward_models(llama: str) -> None:
+def test_reward_model_with_held_out_examples_has_a_validation_stage(llama: str) -> None:
     config = RewardModelConfig.model_validate({"model": {"path": llama}, "pairs": {"path": "x"}})
     few = Lengths((5,), (7,), held_out=4)
     assert [s.name for s in predict("reward-model", config, few).stages][-1] == "validation"
 
 
-def test_families_that_cannot_share_a_prompt_are_predicted_as_separate_rows(
+def test_families_without_shared_prompts_are_predicted_with_separate_rows(
     tmp_path: Path,
 ) -> None:
     config = ModelConfig(path=checkpoint(tmp_path, "bloom"))
     assert not weightless_policy(DryRun(), config, "policy", 1.0).shared
-    assert predict("grpo", GRPOConfig.model_validate(on_policy(config.path)), LENGTHS).bytes > 0
+    assert (
+        predict("grpo", GRPOConfig.model_validate(on_policy_settings(config.path)), LENGTHS).bytes
+        > 0
+    )
 
 
 @pytest.mark.parametrize(
@@ -339,7 +344,7 @@ def test_families_that_cannot_share_a_prompt_are_predicted_as_separate_rows(
         ("sft", "./nowhere", "no checkpoint directory ./nowhere", ModelError),
     ],
 )
-def test_what_cannot_be_predicted_is_said(
+def test_unknown_kind_and_missing_checkpoint_are_refused(
     llama: str, kind: str, path: str, message: str, error: type[Exception]
 ) -> None:
     settings = {"model": {"path": path or llama}, "data": {"path": "x"}}
@@ -367,7 +372,7 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /
 
 
 @linux
-def test_peak_is_what_was_held_since_and_given_back() -> None:
+def test_measured_peak_includes_memory_that_was_released() -> None:
     torch.ones(400 * MIB // 4)
     before = torch.ones(64 * MIB // 4)
     peak = PeakMemory(torch.device("cpu"))
@@ -381,7 +386,7 @@ def test_peak_is_what_was_held_since_and_given_back() -> None:
 
 
 @linux
-def test_prediction_is_within_a_tenth_of_a_runs_measured_peak() -> None:
+def test_prediction_is_within_ten_percent_of_the_measured_peak() -> None:
     command = [sys.executable, "benchmarks/memory.py", "--sizes", "small", "--methods", "sft"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     done = subprocess.run(

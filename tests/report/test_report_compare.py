@@ -1,4 +1,4 @@
-"""The page of a comparison: its numbers, what is absent, hostile words, size, a real browser."""
+"""Page of a comparison: its numbers, optional sections, hostile text, size, and a real browser."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def final(rng: random.Random, quality: float, kl: float | None) -> dict[str, Any
     return record
 
 
-def made_run(rng: random.Random, seed: int, quality: float, points: int) -> dict[str, Any]:
+def make_run_record(rng: random.Random, seed: int, quality: float, points: int) -> dict[str, Any]:
     costs = ("seconds", "generated_tokens", "trained_tokens", "flops")
     curve = [
         {"step": i, **dict.fromkeys(costs, 100.0 * i), "reward": 0.1}
@@ -58,20 +58,20 @@ def memory() -> dict[str, Any]:
 def comparison(
     names: list[str], seeds: int = 3, points: int = 6, *, rich: bool = True
 ) -> dict[str, Any]:
-    """A comparison such as ``trivium compare`` writes."""
+    """Return a comparison in the format of ``trivium compare``."""
     rng = random.Random(0)
     methods = []
     for i, name in enumerate(names):
         quality = 0.3 + 0.5 * i / len(names)
-        runs = [made_run(rng, seed, quality + 0.01 * seed, points) for seed in range(seeds)]
+        runs = [make_run_record(rng, seed, quality + 0.01 * seed, points) for seed in range(seeds)]
         varied = [
-            {"setting": "beta", "value": 10.0**-k, **made_run(rng, 0, quality - 0.02 * k, 2)}
+            {"setting": "beta", "value": 10.0**-k, **make_run_record(rng, 0, quality - 0.02 * k, 2)}
             for k in range(5 if rich and i < 3 else 0)
         ]
         stage = {
             "name": "grpo", "job": f"{i}/grpo", "command": "grpo", "config": "c.yaml",
-            "signal": "reward: correct", "advantage": "reward less the mean", "steps": points,
-            "sampling": "while training, 8 per prompt", "spent": runs[0]["spent"],
+            "signal": "reward: correct", "advantage": "reward minus the mean", "steps": points,
+            "sampling": "during training, 8 per prompt", "spent": runs[0]["spent"],
             "hyperparameters": {"beta": 0.1, "learning_rate": 1e-3},
         }  # fmt: skip
         if rich:
@@ -99,7 +99,7 @@ def comparison(
             for i, n in enumerate(names)
         ]  # fmt: skip
         point = {"accuracy": 0.8, "low": 0.7, "high": 0.9, "pairs": 30}
-        ranked = {"points": [{"step": 0, **point}, {"step": 9, **point}], "fixed": point}
+        ranked = {"points": [{"step": 0, **point}, {"step": 9, **point}], "without_updates": point}
         result["risk"] = {
             "coverage": [{"method": names[0], "base": 0.9, "final": 0.4, "responses": 256}],
             "reward_model": [{"method": names[-1], **ranked, "updates": []}],
@@ -111,48 +111,54 @@ def comparison(
 NAMES = ["GRPO, outcome", "PPO, verifier", "DPO", "SFT on the best samples"]
 
 
-def test_page_holds_every_number_but_single_prompts() -> None:
-    made = comparison(NAMES)
-    data = collect(made)
+def test_page_has_every_number_except_those_of_single_prompts() -> None:
+    result = comparison(NAMES)
+    data = collect(result)
     assert data["unit"] == "share"
-    assert data["verdict"] == made["verdict"]
-    for shown, method in zip(data["methods"], made["methods"], strict=True):
+    assert data["verdict"] == result["verdict"]
+    for shown, method in zip(data["methods"], result["methods"], strict=True):
         assert shown["greedy"] == method["greedy"]
         assert [r["final"] for r in shown["runs"]] == [r["final"] for r in method["runs"]]
         assert not any("outcomes" in r for r in [*shown["runs"], *shown["varied"]])
 
 
-def test_rewards_that_are_no_shares_are_no_per_cents() -> None:
-    made = comparison(NAMES)
-    made["methods"][0]["runs"][0]["outcomes"]["sampled"] = [[-0.5], [1.0]]
-    assert collect(made)["unit"] == ""
+def test_rewards_outside_zero_to_one_are_not_shown_as_per_cent() -> None:
+    result = comparison(NAMES)
+    result["methods"][0]["runs"][0]["outcomes"]["sampled"] = [[-0.5], [1.0]]
+    assert collect(result)["unit"] == ""
 
 
-def test_report_of_a_directory_with_a_comparison_is_its_page(tmp_path: Path) -> None:
+def test_report_command_writes_the_page_of_a_comparison(tmp_path: Path) -> None:
     (tmp_path / "comparison.json").write_text(json.dumps(comparison(NAMES)))
     assert main(["report", str(tmp_path)]) == 0
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "SFT on the best samples" in text
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "report.html")]) == 2
     (tmp_path / "comparison.json").write_text("{")
-    with pytest.raises(DataError, match="cannot be read as a comparison"):
+    with pytest.raises(DataError, match="cannot read the comparison"):
+        rewrite(tmp_path)
+
+
+def test_a_comparison_from_before_the_renaming_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "comparison.json").write_text(json.dumps({"title": "old"}))
+    with pytest.raises(DataError, match="no key 'methods': it was written before version"):
         rewrite(tmp_path)
 
 
 def test_hostile_names_stay_text(tmp_path: Path) -> None:
-    made = comparison([HOSTILE, "DPO"])
-    made["title"] = HOSTILE
-    text = write(tmp_path, made).read_text(encoding="utf-8")
+    result = comparison([HOSTILE, "DPO"])
+    result["title"] = HOSTILE
+    text = write(tmp_path, result).read_text(encoding="utf-8")
     assert "<script>alert(1)" not in text and "<img" not in text
     assert "\x1b" not in text and "\u202e" not in text
 
 
 def test_page_of_many_methods_and_seeds_is_below_6_mb(tmp_path: Path) -> None:
-    made = comparison([f"method {i}" for i in range(12)], seeds=5, points=200)
-    assert write(tmp_path, made).stat().st_size < 6_000_000
+    result = comparison([f"method {i}" for i in range(12)], seeds=5, points=200)
+    assert write(tmp_path, result).stat().st_size < 6_000_000
 
 
-def test_neither_torch_nor_a_network_is_needed(tmp_path: Path) -> None:
+def test_report_needs_neither_torch_nor_network(tmp_path: Path) -> None:
     code = "import sys, trivium.report.compare; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
     text = write(tmp_path, comparison(NAMES)).read_text(encoding="utf-8")
@@ -161,7 +167,7 @@ def test_neither_torch_nor_a_network_is_needed(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
 @pytest.mark.parametrize("rich", [True, False])
-def test_a_browser_draws_every_panel_and_asks_for_nothing(tmp_path: Path, rich: bool) -> None:
+def test_browser_draws_every_section_and_makes_no_request(tmp_path: Path, rich: bool) -> None:
     hostile = write(tmp_path, comparison([HOSTILE, *NAMES], rich=rich, seeds=3 if rich else 1))
     with browser() as page:
         for width in (1280, 390):
@@ -173,7 +179,7 @@ def test_a_browser_draws_every_panel_and_asks_for_nothing(tmp_path: Path, rich: 
             expected = ["verdict", "quality", "table", "frontier", "cost", *optional, "risk"]
             assert shown == expected
             assert page.run("document.querySelectorAll('svg[role=img]').length") >= 3
-            page.run("document.querySelector('[data-key=\"drawn:sampled\"]').click()")
+            page.run("document.querySelector('[data-key=\"decoding:sampled\"]').click()")
             page.run("document.querySelector('[data-key=\"currency:flops\"]').click()")
             page.wait(0.3)
             assert page.run("document.body.innerText").count("alert(1)") > 0, "shown, not run"

@@ -1,4 +1,4 @@
-"""A report's page: text that would harm it, files that it replaces, how a browser takes it."""
+"""Page of a report: hostile text, overwriting of files, and a real browser."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from helpers.report_runs import HOSTILE, embedded, evaluation, make_run, sample
 
 from trivium.cli import main
 from trivium.errors import ConfigurationError, DataError
-from trivium.report.page import build_components, clip, encode
+from trivium.report.page import clip, encode, render_page
 from trivium.report.run import collect, page, write
 
 # --- The page -------------------------------------------------------------------------------------
 
 
-def test_hostile_text_cannot_leave_its_place(tmp_path: Path) -> None:
+def test_hostile_text_cannot_end_its_script_element(tmp_path: Path) -> None:
     rows = [
         sample(0, HOSTILE, prompt=[{"role": HOSTILE, "content": HOSTILE}], finish_reason=HOSTILE)
     ]
@@ -43,21 +43,21 @@ def test_hostile_text_cannot_leave_its_place(tmp_path: Path) -> None:
     assert not re.search("[\u2028\u202e\x1b\x00\ud800]", html)
 
 
-def test_encoded_data_is_what_it_was_and_holds_no_markup() -> None:
+def test_encoded_data_round_trips_and_contains_no_markup() -> None:
     text = encode({"a": HOSTILE, "b": [math.inf, 1.5]})
     assert json.loads(text) == {"a": HOSTILE, "b": ["Infinity", 1.5]}
     assert not set("<>&\u2028\u2029") & set(text)
 
 
-def test_clipping_counts_bytes_as_they_stand_in_a_page() -> None:
+def test_clipping_counts_encoded_bytes() -> None:
     assert clip("a<é\U0001f600", 13) == "a<é\U0001f600"
     assert clip("a<é\U0001f600", 12) == "a<é"
     assert clip("a<é\U0001f600", 6) == "a"
     assert clip("", 0) == ""
 
 
-def test_the_policy_allows_the_page_s_own_scripts_and_no_request() -> None:
-    html = build_components("t", {}, ["tokens.js"])
+def test_security_policy_allows_only_own_scripts_and_no_requests() -> None:
+    html = render_page("t", {}, ["tokens.js"])
     (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]*)"', html)
     assert "default-src &#x27;none&#x27;" in policy
     assert "connect-src &#x27;none&#x27;" in policy
@@ -66,7 +66,7 @@ def test_the_policy_allows_the_page_s_own_scripts_and_no_request() -> None:
     assert not re.search(r"""(src|href)=["'](?!data:,|#)""", html.split("<body")[0])
 
 
-def test_default_report_is_renewed_and_another_file_is_not_overwritten(tmp_path: Path) -> None:
+def test_default_report_is_replaced_and_another_file_is_not(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     assert write(run) == write(run) == run / "report.html"
     mine = tmp_path / "mine.html"
@@ -78,7 +78,7 @@ def test_default_report_is_renewed_and_another_file_is_not_overwritten(tmp_path:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mine.html", "run"]
 
 
-def test_a_directory_without_a_run_is_one_clear_message(
+def test_a_directory_without_a_run_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(DataError, match="is not the directory of a run"):
@@ -87,7 +87,7 @@ def test_a_directory_without_a_run_is_one_clear_message(
     assert "is not the directory of a run" in capsys.readouterr().err
 
 
-def test_the_command_writes_where_it_is_told(
+def test_the_command_writes_to_the_given_output(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, output = make_run(tmp_path / "run"), tmp_path / "out.html"
@@ -133,7 +133,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("width", [390, 1280])
-def test_the_page_opens_from_disk_without_request_complaint_or_overflow(
+def test_page_opens_from_disk_without_requests_messages_or_overflow(
     tab: Page, written: Path, width: int
 ) -> None:
     tab.requests.clear()
@@ -153,7 +153,7 @@ def test_the_page_opens_from_disk_without_request_complaint_or_overflow(
     assert tab.messages == []
 
 
-def test_hostile_samples_are_shown_as_text_and_stay_searchable(tab: Page, written: Path) -> None:
+def test_hostile_samples_are_shown_as_text_and_are_searchable(tab: Page, written: Path) -> None:
     tab.open(written.as_uri())
     tab.run("document.querySelector('[data-key=\"view:all\"]').click()")
     text = tab.run("document.querySelector('#samples').innerText")

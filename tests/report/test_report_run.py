@@ -1,4 +1,4 @@
-"""What a run's report says of it, and how much of a long run."""
+"""Data of a run's report, and the limits for a long run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def curve(data: dict[str, Any], name: str) -> dict[str, Any]:
 # --- Curves ---------------------------------------------------------------------------------------
 
 
-def test_curves_hold_what_was_logged(tmp_path: Path) -> None:
+def test_curves_have_the_logged_values(tmp_path: Path) -> None:
     metrics = [
         {"step": 1, "elapsed": 2.0, "reward/mean": 0.25, "tokens/generated": 10},
         {"step": 2, "elapsed": 5.0, "reward/mean": "NaN", "tokens/generated": 30},
@@ -39,7 +39,7 @@ def test_curves_hold_what_was_logged(tmp_path: Path) -> None:
     assert data["axes"] == {"step": [0, 1, 2], "elapsed": [0, 2.0, 5.0], "generated": [0, 10, 40]}
 
 
-def test_the_last_record_of_a_step_counts_and_a_restarted_clock_goes_on() -> None:
+def test_last_record_of_a_step_counts_and_elapsed_time_continues_after_resume() -> None:
     rows = curves.by_step(
         [
             {"step": s, "elapsed": e, "loss": v}
@@ -50,7 +50,7 @@ def test_the_last_record_of_a_step_counts_and_a_restarted_clock_goes_on() -> Non
     assert curves.axes(rows)["elapsed"] == [0, 4.0, 7.0]
 
 
-def test_thinning_keeps_ends_extremes_and_what_is_not_finite() -> None:
+def test_thinning_keeps_ends_extremes_and_non_finite_values() -> None:
     values = [random.Random(0).random() for _ in range(50_000)]
     values[12_345], values[31_007], values[40_001] = 9.0, -9.0, math.nan
     kept = curves.thin(range(50_000), values, 2000)
@@ -60,26 +60,26 @@ def test_thinning_keeps_ends_extremes_and_what_is_not_finite() -> None:
     assert curves.thin(range(2000), values[:2000], 2000) == list(range(2000))
 
 
-def test_curves_of_one_unit_share_a_chart_unless_their_sizes_are_far_apart() -> None:
+def test_curves_of_one_unit_share_a_chart_unless_magnitudes_differ() -> None:
     row = {"step": 1, "gradient_norm": 0.5, "learning_rate": 1e-6, "kl/k1": 0.1, "kl/k3": 0.2}
     charts = curves.panels([row | {"kl/response": 4.0}])
     names = [[c["name"] for c in chart["series"]] for chart in charts]
     assert names == [["kl/k1", "kl/k3"], ["kl/response"], ["gradient_norm"], ["learning_rate"]]
 
 
-def test_numbers_without_a_description_are_shown_last_by_their_names() -> None:
+def test_unknown_metrics_are_shown_last_by_name() -> None:
     charts = curves.panels([{"step": 1, "a/new": 1.0, "loss": 2.0, "word": "x", "flag": True}])
     assert [c["name"] for chart in charts for c in chart["series"]] == ["loss", "a/new"]
 
 
-def test_rewards_stand_in_the_order_of_the_table() -> None:
+def test_reward_metrics_follow_the_order_of_the_table() -> None:
     row = {"step": 1, "rewards/b/mean": 1.0, "rewards/a/std": 1.0, "loss": 1.0, "reward/mean": 1.0}
     charts = curves.panels([row])
     names = [c["name"] for chart in charts for c in chart["series"]]
     assert names == ["loss", "reward/mean", "rewards/b/mean", "rewards/a/std"]
 
 
-def test_cost_adds_up_stages_and_calls_the_rest_other() -> None:
+def test_cost_sums_stages_and_the_rest_is_other() -> None:
     stages = {"time/rollout": 2.0, "time/update": 1.0, "time/total": 4.0}
     tokens = {"tokens/generated": 100, "tokens/trained": 60, "flops": 5.0}
     cost = curves.cost([{"step": s, **stages, **tokens} for s in (1, 2)])
@@ -91,7 +91,7 @@ def test_cost_adds_up_stages_and_calls_the_rest_other() -> None:
     assert curves.cost([{"step": 1, "loss": 1.0}]) is None
 
 
-def test_bins_of_a_long_run_lose_no_second() -> None:
+def test_bins_of_a_long_run_cover_all_seconds() -> None:
     cost = curves.cost([{"step": s, "time/update": 1.0} for s in range(1, 1001)])
     assert cost
     assert len(cost["bins"]) == 120
@@ -113,7 +113,7 @@ def test_bins_of_a_long_run_lose_no_second() -> None:
         (0.65, (0.3, 0.49), "fell"),
     ],
 )
-def test_a_change_is_clear_by_win_rate_or_else_by_disjoint_intervals(
+def test_change_is_decided_by_win_rate_or_by_disjoint_intervals(
     tmp_path: Path, last: float, win: tuple[float, float] | None, change: str
 ) -> None:
     ends = (
@@ -125,7 +125,7 @@ def test_a_change_is_clear_by_win_rate_or_else_by_disjoint_intervals(
     assert quality["first"] == {"value": 0.5, "low": 0.4, "high": 0.6, "step": 0}
 
 
-def test_one_evaluation_claims_no_change(tmp_path: Path) -> None:
+def test_one_evaluation_has_no_change(tmp_path: Path) -> None:
     quality = collect(make_run(tmp_path, evaluation=[evaluation(9, 0.5)]))["headline"]["quality"]
     assert (quality["first"], quality["change"]) == (None, None)
 
@@ -134,16 +134,16 @@ def test_one_evaluation_claims_no_change(tmp_path: Path) -> None:
     ("kind", "title", "held_out"),
     [("sft", "held-out negative log-likelihood", True), ("reward-model", "accuracy before", False)],
 )
-def test_a_run_without_evaluations_tells_its_own_measure(
+def test_a_run_without_held_out_rewards_reports_its_main_metric(
     tmp_path: Path, kind: str, title: str, held_out: bool
 ) -> None:
     metrics = [{"step": s, "accuracy": 0.5, "nll": 1} for s in (1, 2)]
     measured = [{"step": 2, "elapsed": 1.0, "n": 3, "nll": 2.5}] if held_out else []
     run = make_run(tmp_path, metrics=metrics, evaluation=measured)
     (run / "run.json").write_text(json.dumps({"kind": kind}))
-    told = collect(run)["headline"]["training"]
-    assert told["title"].startswith(title)
-    assert told["held_out"] is held_out
+    description = collect(run)["headline"]["training"]
+    assert description["title"].startswith(title)
+    assert description["held_out"] is held_out
 
 
 def test_headline_counts_alarms_tokens_and_time(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_headline_counts_alarms_tokens_and_time(tmp_path: Path) -> None:
     assert (head["base"], head["steps"], head["state"]["kind"]) == ("the/base", 3, "finished")
 
 
-def test_state_follows_the_latest_event_unless_training_went_on() -> None:
+def test_state_follows_the_latest_event_unless_later_steps_were_logged() -> None:
     rows = [{"step": 5}]
     stopped = {"kind": "stopped", "step": 5, "message": "KL"}
     assert state(rows, [stopped]) == {"kind": "stopped", "reason": "KL"}
@@ -171,7 +171,7 @@ def test_state_follows_the_latest_event_unless_training_went_on() -> None:
 # --- Evaluations ----------------------------------------------------------------------------------
 
 
-def test_held_out_curves_carry_intervals_and_pass_at_k_in_order(tmp_path: Path) -> None:
+def test_held_out_curves_have_intervals_and_ordered_pass_at_k(tmp_path: Path) -> None:
     passes = {"pass_at": {"16": 0.9, "4": 0.5}, "win_rate": None}
     records = [evaluation(0, 0.5, **passes), evaluation(4, 0.7, **passes, win_rate_low=None)]
     data = collect(make_run(tmp_path, evaluation=records))
@@ -184,75 +184,75 @@ def test_held_out_curves_carry_intervals_and_pass_at_k_in_order(tmp_path: Path) 
 # --- Samples --------------------------------------------------------------------------------------
 
 
-def test_samples_keep_their_facts_and_share_prompts() -> None:
+def test_samples_keep_their_values_and_share_prompts() -> None:
     tokens = {"tokens": ["wo", "rds"], "log_ratio": [0.12345, "NaN"]}
     rows = [sample(0, **tokens), sample(5, index=4), sample(5)]
     found = samples.select(rows)
     assert [p["index"] for p in found["prompts"]] == [3, 4]
     assert [row["prompt"] for row in found["rows"]] == [0, 1, 0]
-    assert found["rows"][0]["cuts"] == [2, 3]
+    assert found["rows"][0]["token_lengths"] == [2, 3]
     assert found["rows"][0]["log_ratio"] == [0.123, "NaN"]
     assert found["rows"][0]["rewards"] == [["r", 1.0]]
 
 
-def test_tokens_that_do_not_make_up_the_text_travel_themselves() -> None:
+def test_tokens_that_do_not_concatenate_to_the_text_are_stored_as_strings() -> None:
     (row,) = samples.select([sample(0, tokens=["x", "\ufffd"], log_ratio=[1, 2])])["rows"]
     assert row["tokens"] == ["x", "\ufffd"]
 
 
-def test_held_out_and_training_prompts_of_one_number_are_told_apart() -> None:
+def test_held_out_and_training_prompts_with_one_index_are_distinct() -> None:
     rows = [sample(0), sample(1, drawn="training"), sample(2, prompt=[{"role": "user"}])]
     found = samples.select(rows)
     assert [p["set"] for p in found["prompts"]] == ["held-out", "training", "held-out"]
 
 
 def test_too_many_samples_keep_the_first_and_last_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "MOST_ROWS", 6)
+    monkeypatch.setattr(samples, "MAX_ROWS", 6)
     rows = [sample(step, index=i) for step in range(10) for i in range(2)]
     found = samples.select(rows)
     assert sorted({row["step"] for row in found["rows"]}) == [0, 4, 9]
     assert (len(found["rows"]), found["total"]) == (6, 20)
 
 
-def test_samples_stay_within_their_bytes_and_drop_token_numbers_first() -> None:
+def test_samples_stay_within_the_byte_limit_and_drop_token_values_first() -> None:
     tokens = {"tokens": ["<"] * 1000, "log_ratio": [0.123] * 1000}
     rows = [sample(s, "<" * 1000, **tokens) for s in range(8)]
     found = samples.select(rows, 40_000)
     assert len(encode(found).encode()) < 41_000
     assert [row["step"] for row in found["rows"] if "log_ratio" in row] == [0, 7]
-    assert any(row.get("tokens_left_out") for row in found["rows"])
+    assert any(row.get("tokens_omitted") for row in found["rows"])
 
 
-def test_the_last_step_comes_first_and_the_training_s_responses_last() -> None:
-    assert samples.halving(5) == [4, 0, 2, 1, 3]
+def test_last_step_has_priority_and_training_responses_come_last() -> None:
+    assert samples.bisection_order(5) == [4, 0, 2, 1, 3]
     rows = [sample(0, drawn="training"), sample(0), sample(1, drawn="training"), sample(1)]
     room = len(encode({"": samples.select(rows[1:4:2])}).encode())
     assert [row["drawn"] for row in samples.select(rows, room)["rows"]] == ["greedy", "greedy"]
 
 
-def test_samples_get_what_the_rest_of_the_page_leaves(
+def test_samples_get_the_bytes_left_by_the_rest_of_the_page(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = make_run(tmp_path, "x" * 5000, samples=[sample(0), sample(1)])
-    monkeypatch.setattr(report, "_MOST_BYTES", 5000)
+    monkeypatch.setattr(report, "_MAX_DATA_BYTES", 5000)
     found = collect(run)["samples"]
     assert (found["rows"], found["total"]) == ([], 2)
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3, 10])
-def test_halving_visits_each_place_once(count: int) -> None:
-    assert sorted(samples.halving(count)) == list(range(count))
+def test_bisection_order_visits_each_index_once(count: int) -> None:
+    assert sorted(samples.bisection_order(count)) == list(range(count))
 
 
-def test_a_huge_text_is_cut_and_says_so() -> None:
+def test_a_huge_text_is_clipped_and_its_full_length_is_stored() -> None:
     (row,) = samples.select([sample(0, "x" * 200_000)])["rows"]
-    assert (len(row["response"]), row["whole"]) == (150_000, 200_000)
+    assert (len(row["response"]), row["full_length"]) == (150_000, 200_000)
 
 
 # --- Odd runs -------------------------------------------------------------------------------------
 
 
-def test_an_unfinished_last_line_is_left_out(tmp_path: Path) -> None:
+def test_an_unfinished_last_line_is_ignored(tmp_path: Path) -> None:
     run = make_run(tmp_path, metrics=[{"step": 1, "elapsed": 1.0, "loss": 2.0}, '{"step": 2, "lo'])
     assert curve(collect(run), "loss")["steps"] == [1]
 
@@ -264,7 +264,7 @@ def test_an_empty_run_has_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("config", ["{", "a: [\x00", "- 1\n", "", "model: 3\nsteps: {a: b}\n"])
-def test_a_configuration_that_cannot_be_read_is_still_shown(tmp_path: Path, config: str) -> None:
+def test_an_unparsable_configuration_is_still_shown(tmp_path: Path, config: str) -> None:
     data = collect(make_run(tmp_path, config))
     assert data["config"]["text"] == config
     assert data["headline"]["base"] is None

@@ -1,4 +1,4 @@
-"""The live page: who may ask, what may be asked, and that it follows the run."""
+"""Live page: allowed hosts, paths and HTTP methods, and updates while the run continues."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def server(run: Path) -> Iterator[Watch]:
         thread.join()
 
 
-def ask(
+def request(
     server: Watch, path: str = "/", method: str = "GET", **headers: str
 ) -> tuple[http.client.HTTPResponse, str]:
     connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=10)
@@ -68,13 +68,13 @@ def ask(
     return response, text
 
 
-def test_it_listens_on_loopback_only(server: Watch) -> None:
+def test_server_listens_on_loopback_only(server: Watch) -> None:
     assert server.server_address[0] == "127.0.0.1"
     assert server.address == f"http://127.0.0.1:{server.server_port}/"
 
 
-def test_the_page_may_ask_its_own_server_only(server: Watch) -> None:
-    response, html = ask(server)
+def test_page_may_request_its_own_server_only(server: Watch) -> None:
+    response, html = request(server)
     assert response.status == 200
     assert response.headers["Content-Type"] == "text/html; charset=utf-8"
     assert response.headers["X-Content-Type-Options"] == "nosniff"
@@ -83,14 +83,14 @@ def test_the_page_may_ask_its_own_server_only(server: Watch) -> None:
     assert 'data-mode="live"' in html
 
 
-def test_data_follow_the_run_and_are_not_sent_twice(server: Watch, run: Path) -> None:
-    response, text = ask(server, "/data.json")
+def test_data_follows_the_run_and_unchanged_data_is_not_sent(server: Watch, run: Path) -> None:
+    response, text = request(server, "/data.json")
     assert json.loads(text)["headline"]["step"] == 1
-    mark = response.headers["ETag"]
-    again, nothing = ask(server, "/data.json", If_None_Match=mark)
+    etag = response.headers["ETag"]
+    again, nothing = request(server, "/data.json", If_None_Match=etag)
     assert (again.status, nothing) == (304, "")
     log(run, 2)
-    response, text = ask(server, "/data.json", If_None_Match=mark)
+    response, text = request(server, "/data.json", If_None_Match=etag)
     assert (response.status, json.loads(text)["headline"]["step"]) == (200, 2)
 
 
@@ -98,28 +98,28 @@ PATHS = "/secret.txt /run.json /../run/run.json /data.json/ /? /%2e%2e/ //etc/pa
 
 
 @pytest.mark.parametrize("path", [*PATHS.split(), "/favicon.ico", "*"])
-def test_any_other_path_is_not_found(server: Watch, path: str) -> None:
-    response, text = ask(server, path)
+def test_other_paths_are_not_found(server: Watch, path: str) -> None:
+    response, text = request(server, path)
     assert response.status == 404
     assert "secret" not in text
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "FOO"])
-def test_every_method_but_get_is_refused(server: Watch, method: str) -> None:
-    response, _ = ask(server, "/data.json", method)
+def test_http_methods_other_than_get_are_refused(server: Watch, method: str) -> None:
+    response, _ = request(server, "/data.json", method)
     assert (response.status, response.headers["Allow"]) == (405, "GET")
 
 
 @pytest.mark.parametrize("host", ["evil.example", "evil.example:{port}", "127.0.0.1", "", "[::1]"])
-def test_another_host_s_name_is_refused(server: Watch, host: str) -> None:
-    response, text = ask(server, "/data.json", Host=host.format(port=server.server_port))
+def test_other_host_names_are_refused(server: Watch, host: str) -> None:
+    response, text = request(server, "/data.json", Host=host.format(port=server.server_port))
     assert response.status == 403
     assert "loss" not in text
 
 
 @pytest.mark.parametrize("host", ["localhost:{port}", "127.0.0.1:{port}", "LOCALHOST:{port}"])
-def test_this_machine_s_names_are_served(server: Watch, host: str) -> None:
-    response, _ = ask(server, "/data.json", Host=host.format(port=server.server_port))
+def test_names_of_this_machine_are_served(server: Watch, host: str) -> None:
+    response, _ = request(server, "/data.json", Host=host.format(port=server.server_port))
     assert response.status == 200
 
 
@@ -129,23 +129,23 @@ def test_a_request_without_host_is_refused(server: Watch) -> None:
         assert b" 403 " in connection.recv(100)
 
 
-def test_a_damaged_file_is_told_and_watching_goes_on(server: Watch, run: Path) -> None:
-    whole = (run / "metrics.jsonl").read_text()
+def test_a_damaged_file_is_reported_and_the_server_continues(server: Watch, run: Path) -> None:
+    original = (run / "metrics.jsonl").read_text()
     (run / "metrics.jsonl").write_text("{]\n")
-    response, text = ask(server, "/data.json")
+    response, text = request(server, "/data.json")
     assert response.status == 500
     assert "metrics.jsonl:1: is damaged" in json.loads(text)["error"]
-    (run / "metrics.jsonl").write_text(whole)
-    assert ask(server, "/data.json")[0].status == 200
+    (run / "metrics.jsonl").write_text(original)
+    assert request(server, "/data.json")[0].status == 200
 
 
-def test_nothing_is_written(server: Watch, run: Path) -> None:
+def test_server_writes_no_files(server: Watch, run: Path) -> None:
     before = sorted(path.name for path in run.iterdir())
-    ask(server)
+    request(server)
     assert sorted(path.name for path in run.iterdir()) == before
 
 
-def test_a_taken_port_and_a_missing_run_are_clear_messages(server: Watch, run: Path) -> None:
+def test_a_taken_port_and_a_missing_run_are_refused(server: Watch, run: Path) -> None:
     with pytest.raises(ConfigurationError, match=rf"--port {server.server_port}: cannot be used"):
         Watch(run, server.server_port)
     with pytest.raises(DataError, match="is not the directory of a run"):
@@ -153,7 +153,7 @@ def test_a_taken_port_and_a_missing_run_are_clear_messages(server: Watch, run: P
 
 
 @pytest.mark.parametrize("port", ["-1", "65536", "x", "٣"])
-def test_a_port_that_is_none_is_refused(
+def test_an_invalid_port_is_refused(
     run: Path, port: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -161,7 +161,7 @@ def test_a_port_that_is_none_is_refused(
     assert "is not a port: write a number from 0 to 65535" in capsys.readouterr().err
 
 
-def test_browser_that_leaves_in_the_middle_of_an_answer_is_no_error(
+def test_a_browser_that_disconnects_during_a_response_is_no_error(
     server: Watch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     for _ in range(20):
@@ -172,12 +172,12 @@ def test_browser_that_leaves_in_the_middle_of_an_answer_is_no_error(
     assert capfd.readouterr().err == ""
 
 
-def hear_ctrl_c() -> None:
-    """In a process that begins: a shell lets its background jobs ignore Ctrl-C."""
+def reset_sigint() -> None:
+    """Restore the default SIGINT handler, because shells ignore SIGINT in background jobs."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_ctrl_c_ends_it_cleanly(run: Path) -> None:
+def test_ctrl_c_stops_the_server_cleanly(run: Path) -> None:
     command = [sys.executable, "-m", "trivium", "watch", str(run)]
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     process = subprocess.Popen(
@@ -186,7 +186,7 @@ def test_ctrl_c_ends_it_cleanly(run: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
         env=environment,
-        preexec_fn=hear_ctrl_c,
+        preexec_fn=reset_sigint,
     )
     assert process.stdout
     assert process.stdout.readline().startswith("http://127.0.0.1:")
@@ -196,9 +196,7 @@ def test_ctrl_c_ends_it_cleanly(run: Path) -> None:
 
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
-def test_the_live_page_takes_up_news_and_keeps_what_the_reader_chose(
-    server: Watch, run: Path
-) -> None:
+def test_live_page_updates_and_keeps_the_readers_choices(server: Watch, run: Path) -> None:
     for step in range(2, 40):
         log(run, step)
         add_sample(run, step)

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from trivium.config.base import Configuration
-from trivium.memory.fit import SHARE, fitting, free_bytes
+from trivium.memory.fit import FREE_SHARE, free_bytes, largest_fitting_limit
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths, Memory
 from trivium.memory.stages import predict
@@ -74,9 +74,9 @@ def run(kind: str, config: Configuration) -> MemoryReport:
     memory, free = predict(kind, config, lengths), free_bytes(device)
     needed = f"The run needs {_mib(memory.bytes)} MiB at its peak ({memory.peak.name}), ±10 %"
     comparison = f"{needed}; {_mib(free)} MiB are free on {device}."
-    if memory.bytes <= SHARE * free:
+    if memory.bytes <= FREE_SHARE * free:
         return MemoryReport(config, lengths, memory, free, f"{comparison} It fits.")
-    fit = fitting(kind, config, lengths, int(SHARE * free))
+    fit = largest_fitting_limit(kind, config, lengths, int(FREE_SHARE * free))
     if fit is None:
         advice = f"{comparison} No tokens_per_micro_batch makes it fit: {ADVICE}."
     else:

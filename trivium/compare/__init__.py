@@ -1,1 +1,1 @@
-"""``trivium compare``: any methods from one base, at equal budget, measured side by side."""
+"""``trivium compare``: train several methods from one base at equal budget and compare them."""

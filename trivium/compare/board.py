@@ -1,4 +1,4 @@
-"""What the demo shows while its methods run: a live board, or plain lines when piped."""
+"""Progress of a comparison's jobs: a live table, or plain lines if the output is not a terminal."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from trivium.monitoring.progress import duration
 
 
 class Board:
-    """One line per method: waiting, what it said last, or how long it took."""
+    """Progress table with one row per job: its state or last line of output, and its time."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.console = Console()
         self.state = dict.fromkeys(names, "waiting")
-        self.since: dict[str, float] = {}
-        self.taken: dict[str, float] = {}
+        self.start_times: dict[str, float] = {}
+        self.seconds: dict[str, float] = {}
         self.lock = Lock()
         self.live = Live(get_renderable=self._table, console=self.console, refresh_per_second=2)
 
@@ -35,21 +35,21 @@ class Board:
             self.live.stop()
 
     def start(self, name: str) -> None:
-        """The method's process starts."""
+        """Mark the job as started."""
         with self.lock:
-            self.since[name] = time.perf_counter()
+            self.start_times[name] = time.perf_counter()
             self.state[name] = "starting"
         self._line(f"{name}: started")
 
-    def tell(self, name: str, text: str) -> None:
-        """The method said something."""
+    def update(self, name: str, text: str) -> None:
+        """Set the job's state to its last line of output."""
         with self.lock:
             self.state[name] = text
 
     def finish(self, name: str, seconds: float, remark: str = "done") -> None:
-        """The method is done."""
+        """Mark the job as finished after ``seconds``."""
         with self.lock:
-            self.taken[name] = seconds
+            self.seconds[name] = seconds
             self.state[name] = remark
         self._line(f"{name}: {remark}, {duration(seconds)}")
 
@@ -59,14 +59,14 @@ class Board:
 
     def _table(self) -> Table:
         table = Table(box=None, pad_edge=False)
-        for heading in ("method", "time", ""):
+        for heading in ("job", "time", ""):
             table.add_column(heading, no_wrap=True)
         with self.lock:
             for name, state in self.state.items():
-                spent = self.taken.get(name)
-                if spent is None and name in self.since:
-                    spent = time.perf_counter() - self.since[name]
-                style = "green" if name in self.taken else "dim" if spent is None else ""
-                shown = "" if spent is None else duration(spent)
+                elapsed = self.seconds.get(name)
+                if elapsed is None and name in self.start_times:
+                    elapsed = time.perf_counter() - self.start_times[name]
+                style = "green" if name in self.seconds else "dim" if elapsed is None else ""
+                shown = "" if elapsed is None else duration(elapsed)
                 table.add_row(name, shown, escape(state), style=style)
         return table

@@ -1,8 +1,9 @@
-"""What is compared: one base, one set of prompts, one measure of quality, and several methods.
+"""Configuration of a comparison: one base model, one set of prompts, and several methods.
 
-A method is a chain of ordinary commands. What they share (model, prompts, rewards, sampling,
-evaluation, seed, budget) is said once and filled in; what a stage sets itself holds. In any text,
-``${seed}`` is the seed and ``${name}`` the directory of the method's stage of that name.
+A method is a sequence of ordinary commands. Shared settings (model, prompts, rewards, sampling,
+evaluation, seed, budget) are written once and filled in for every stage; a stage's own settings
+override them. In any string, ``${seed}`` is the seed and ``${name}`` is the directory of the
+method's stage with that name.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ Currency = Literal["seconds", "generated_tokens", "trained_tokens", "flops"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 POLICY_COMMANDS = ("sft", "ppo", "dpo", "grpo")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-_SHARES = 1 + 1e-9
+_MAX_SHARES = 1 + 1e-9
 
 
 def slug(text: str) -> str:
-    """A method's name as that of a directory."""
+    """Return a method's name in a form that can be a directory name."""
     return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
 
 
@@ -40,14 +41,14 @@ class StageConfig(Configuration):
     """One command of a method."""
 
     command: StageCommand
-    """An ordinary command of Trivium."""
+    """Name of a Trivium command."""
     name: str = ""
-    """What other stages call it, as in ${name}; the command's name by default."""
+    """Name for references from other stages, as in ${name}; the command's name by default."""
     settings: dict[str, Any] = Field(default_factory=dict)
-    """The command's own configuration, where it differs from what the comparison fills in."""
+    """The command's own settings, which override those that the comparison fills in."""
     share: float | None = Field(default=None, gt=0, lt=1)
-    """Share of the method's budget; by default the rest is shared evenly, and the last stage gets
-    what is left."""
+    """Share of the method's budget. Stages without a share divide the rest evenly, and the last
+    stage gets the budget that is left."""
 
     _directory: Path | None = PrivateAttr(default=None)
 
@@ -55,128 +56,136 @@ class StageConfig(Configuration):
         self._directory = (context or {}).get("directory")
 
     def anchored_settings(self) -> dict[str, Any]:
-        """The settings, with reward files that lie beside the configuration named in full."""
-        return _anchored(self.settings, self._directory)
+        """Return the settings with reward files given relative to the configuration's directory."""
+        return _anchor(self.settings, self._directory)
 
     @property
     def label(self) -> str:
         return self.name or self.command
 
 
-def _anchored(value: Any, directory: Path | None) -> Any:
+def _anchor(value: Any, directory: Path | None) -> Any:
     if isinstance(value, dict):
         return {
             key: anchored(item, directory)
             if key == "function" and isinstance(item, str)
-            else _anchored(item, directory)
+            else _anchor(item, directory)
             for key, item in value.items()
         }
-    return [_anchored(item, directory) for item in value] if isinstance(value, list) else value
+    return [_anchor(item, directory) for item in value] if isinstance(value, list) else value
 
 
 class MethodConfig(Configuration):
-    """One way from the base to an aligned model."""
+    """One method: training commands that start from the base, or best-of-n sampling."""
 
     name: str = Field(min_length=1)
-    """What the table calls it."""
+    """Name of the method in the report."""
     stages: tuple[StageConfig, ...] = ()
-    """Its commands, in order; the last one ends in the policy that is compared."""
+    """Commands of the method, in order; the last one trains the policy that is compared."""
     best_of: int | None = Field(default=None, ge=2)
-    """Instead of stages: draw so many responses from the base and keep the one with the highest
-    training reward (no training; the cost falls on every use)."""
+    """Number of responses of best-of-n sampling, instead of stages: sample n responses from the
+    base and keep the one with the highest training reward (no training; every prompt costs n
+    responses)."""
     vary: dict[str, list[Any]] = Field(default_factory=dict)
-    """One setting of the last stage and its values, as in beta: [0.01, 0.1]; each is run with the
-    first seed and drawn in the reward-KL frontier."""
+    """One setting of the last stage and its values, as in beta: [0.01, 0.1]. Each value is run with
+    the first seed and shown in the reward-KL frontier."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if bool(self.stages) == (self.best_of is not None):
             yield "", f"method {self.name}: give either stages or best_of"
         if self.best_of is not None and self.vary:
-            yield "vary", f"method {self.name}: it changes a setting of a stage; there is none"
+            yield (
+                "vary",
+                f"method {self.name}: vary changes a setting of a stage, and best_of has none",
+            )
         if len(self.vary) > 1 or any(not values for values in self.vary.values()):
-            yield "vary", f"method {self.name}: it takes one setting with at least one value"
+            yield "vary", f"method {self.name}: vary takes one setting with at least one value"
         if self.stages:
-            yield from self._wrong_stages()
+            yield from self._stage_conflicts()
 
-    def _wrong_stages(self) -> Iterator[Conflict]:
+    def _stage_conflicts(self) -> Iterator[Conflict]:
         if self.stages[-1].command not in POLICY_COMMANDS:
             yield (
                 "stages",
-                f"method {self.name} ends in {self.stages[-1].command}, which trains no policy: end "
-                f"it in one of {', '.join(POLICY_COMMANDS)}",
+                f"method {self.name}: the last stage, {self.stages[-1].command}, trains no policy: "
+                f"end the method with one of {', '.join(POLICY_COMMANDS)}",
             )
         labels = [stage.label for stage in self.stages]
-        twice = next((label for label in labels if labels.count(label) > 1), None)
-        if twice is not None:
-            yield "stages", f"method {self.name} has two stages called {twice}: name them apart"
-        unfit = next((label for label in labels if not _NAME.fullmatch(label)), None)
-        if unfit is not None:
+        duplicate = next((label for label in labels if labels.count(label) > 1), None)
+        if duplicate is not None:
             yield (
                 "stages",
-                f"method {self.name}: the stage name {unfit!r} becomes a directory; use letters, "
-                "digits, points, dashes and underscores",
+                f"method {self.name}: two stages are called {duplicate}: give one another name",
             )
-        if sum(stage.share or 0.0 for stage in self.stages[:-1]) >= _SHARES:
-            yield "stages", f"method {self.name}: the shares add up to 1, leaving the last nothing"
+        invalid = next((label for label in labels if not _NAME.fullmatch(label)), None)
+        if invalid is not None:
+            yield (
+                "stages",
+                f"method {self.name}: the stage name {invalid!r} cannot be a directory name: use "
+                "letters, digits, dots, dashes and underscores",
+            )
+        if sum(stage.share or 0.0 for stage in self.stages[:-1]) >= _MAX_SHARES:
+            yield "stages", f"method {self.name}: the shares leave no budget for the last stage"
 
 
-class BudgetOfMethods(Configuration):
-    """What every method may spend in all, for equal footing."""
+class MethodBudget(Configuration):
+    """Total budget of every method."""
 
     currency: Currency
-    """seconds (wall-clock), generated_tokens, trained_tokens or flops."""
+    """Unit of the budget: seconds (wall-clock), generated_tokens, trained_tokens or flops."""
     amount: float = Field(gt=0)
-    """How much of it."""
+    """Size of the budget, in the currency."""
 
 
 class CompareConfig(Configuration):
-    """Everything a comparison depends on."""
+    """Configuration of a comparison."""
 
     model: ModelConfig
-    """The base: where every method starts, and what KL and win rates are measured from."""
+    """Base model: the start of every method, and the reference of KL and win rates."""
     data: PromptsConfig
-    """Prompts to sample from while training."""
+    """Prompts for sampling during training."""
     rewards: RewardConfigs = Field(min_length=1)
-    """What is rewarded in training."""
+    """Training rewards."""
     evaluation: EvaluationConfig
-    """Held-out prompts, and what quality is (the training rewards by default)."""
+    """Held-out prompts, and the rewards that measure quality (the training rewards by default)."""
     sampling: Sampling = Sampling()
-    """How responses are drawn while training."""
+    """Sampling settings during training."""
     methods: tuple[MethodConfig, ...] = Field(min_length=1)
-    """What is compared."""
-    budget: BudgetOfMethods | None = None
-    """The same for each method; without one, each takes the steps that its stages say."""
+    """Methods to compare."""
+    budget: MethodBudget | None = None
+    """Budget of each method; by default each stage runs its own number of steps."""
     seeds: tuple[Seed, ...] = Field(default=(0,), min_length=1)
-    """Every method is run with each of them."""
+    """Seeds with which every method is run."""
     parallel: int = Field(default=0, ge=0)
-    """Methods side by side; 0: as many as there are cores."""
+    """Number of jobs that run in parallel; 0: the number of cores."""
     credit: int = Field(default=0, ge=0)
-    """Measure every method's gradient at the base on so many independent batches; 0: leave out."""
+    """Number of independent batches for the gradient signal-to-noise ratio of every method at the
+    base; 0: do not measure it."""
     memory: bool = False
-    """Predict every stage's memory, and measure it in one step of each."""
+    """Predict the memory of every stage, and measure it in one step of each."""
     risk: bool = False
-    """Measure preference coverage, and reward models' accuracy on the policy's own responses."""
+    """Measure preference coverage, and the accuracy of reward models on the policy's responses."""
     directory: Path = Path("runs/compare")
-    """Where everything is written; a comparison that was stopped goes on there."""
+    """Output directory; rerun the command with the same directory to resume the comparison."""
     title: str = "Comparison"
-    """The report's title."""
+    """Title of the report."""
 
     def conflicts(self) -> Iterator[Conflict]:
         names = [method.name for method in self.methods]
-        twice = next((name for name in names if names.count(name) > 1), None)
+        duplicate = next((name for name in names if names.count(name) > 1), None)
         slugs = [slug(name) for name in names]
-        if twice is not None:
-            yield "methods", f"two methods are called {twice}: name them apart"
+        if duplicate is not None:
+            yield "methods", f"two methods are called {duplicate}: give one another name"
         elif "" in slugs or len(set(slugs)) < len(slugs):
             yield (
                 "methods",
-                f"the methods' names {names} become directories {slugs}: give each letters or digits "
-                "of its own",
+                f"the method names {names} become the directory names {slugs}, which are empty or "
+                "equal: choose names that differ in letters or digits",
             )
         if len(set(self.seeds)) < len(self.seeds):
-            yield "seeds", "one is there twice: keep one"
+            yield "seeds", "a seed appears twice: remove one"
         if self.credit == 1:
-            yield "credit", "noise shows between at least two batches: write 2 or more, or 0"
+            yield "credit", "1 batch shows no noise: write at least 2, or 0 to leave it out"
 
 
 assert set(CURRENCIES) == set(Currency.__args__)

@@ -1,13 +1,13 @@
-"""Credit assignment: how much of each method's gradient is signal, on the same responses.
+"""Credit assignment: the signal-to-noise ratio of each method's gradient on the same responses.
 
-The base answers the same prompts K times over. From each of these batches every method computes the
-gradient that its first update would take: the same tokens, judged in its own way. With ḡ the mean
-of the K gradients and tr Σ their total variance,
+The base samples K independent batches of responses to the same prompts. For each batch, every
+method computes the gradient of its first optimizer step, with its own rewards and loss. With ḡ the
+mean of the K gradients and tr Σ their total variance,
 
     signal² = ‖ḡ‖² − tr Σ / K  (unbiased),     SNR = signal² / tr Σ     of one batch.
 
-A method with twice the SNR needs half the responses for a gradient as certain. Scale cancels, so
-losses of different sizes compare. PPO is judged with the critic that its run ended with.
+A method with twice the SNR needs half the responses for the same certainty. The ratio does not
+depend on the scale of the loss. PPO uses the critic from the end of its run.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.compare.config import CompareConfig
-from trivium.compare.plan import Job, Plan, for_seed
+from trivium.compare.plan import Job, Plan, with_seed
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt, load_prompts
@@ -47,14 +47,14 @@ from trivium.training.protocols import Updates
 from trivium.training.setup import OnPolicyComponents, load_rewards, local_engine
 
 PROMPTS = 32
-RESPONSES = 8
-TOKENS = 16384
+RESPONSES_PER_PROMPT = 8
+TOKENS_PER_MICRO_BATCH = 16384
 Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Fixture:
-    """The base, and the batches of its responses that every method is judged on."""
+    """Base model, and batches of its responses, shared by all methods."""
 
     policy: Policy
     reference: Reference
@@ -63,165 +63,172 @@ class Fixture:
 
 
 def measure(config: CompareConfig, plan: Plan) -> list[Record]:
-    """The signal-to-noise ratio of every method that trains a policy from the base."""
+    """Measure the gradient SNR of every method whose last stage starts from the base."""
     seed = config.seeds[0]
-    config = for_seed(config, seed)
-    base = ModelConfig.model_validate(plan.jobs[plan.bases[seed]].settings["model"])
-    bench = _bench(config, base)
-    found = []
-    for route in plan.routes:
-        if route.seed != seed or route.varied is not None or route.method.best_of is not None:
+    config = with_seed(config, seed)
+    base = ModelConfig.model_validate(plan.jobs[plan.base_jobs[seed]].settings["model"])
+    fixture = _make_fixture(config, base)
+    records = []
+    for run in plan.runs:
+        if run.seed != seed or run.varied is not None or run.method.best_of is not None:
             continue
-        final = plan.jobs[route.jobs[-1]]
+        final = plan.jobs[run.jobs[-1]]
         if final.settings["model"]["path"] == base.path:
-            work = STEPS[final.command](final, bench)
-            gradients = [_gradient(bench, work(batch)) for batch in bench.batches]
-            found.append({"method": route.method.name, **signal_to_noise(gradients)})
-    return found
+            first_update = FIRST_UPDATES[final.command](final, fixture)
+            gradients = [_gradient(fixture, first_update(batch)) for batch in fixture.batches]
+            records.append({"method": run.method.name, **signal_to_noise(gradients)})
+    return records
 
 
 def signal_to_noise(gradients: Sequence[Tensor | None]) -> Record:
-    """SNR of one batch's gradient, with a jackknife interval, and the mean cosine of two batches.
+    """Return the SNR of one batch with a jackknife interval, and the mean cosine of two batches.
 
-    A batch that teaches nothing (None) is a gradient of zero, and is counted.
+    A batch without a training signal (None) has a gradient of zero; such batches are counted.
     """
     size = next((len(g) for g in gradients if g is not None), 1)
     rows = torch.stack([torch.zeros(size) if g is None else g for g in gradients]).double()
     gram = rows @ rows.T
-    values = [_snr(_without(gram, k)) for k in range(len(rows))]
+    values = [_snr(_without_row(gram, k)) for k in range(len(rows))]
     snr, count = _snr(gram), len(rows)
     mean = math.fsum(values) / count
     error = math.sqrt((count - 1) / count * math.fsum((v - mean) ** 2 for v in values))
     norms = gram.diagonal().sqrt().clamp(min=1e-300)
     cosines = gram / norms[:, None] / norms
-    off = float(cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
+    cosine = float(cosines.sum() - cosines.diagonal().sum()) / (count * (count - 1))
     return {
         "snr": snr,
         "snr_low": snr - 1.96 * error,
         "snr_high": snr + 1.96 * error,
-        "cosine": off,
+        "cosine": cosine,
         "batches": count,
         "empty": sum(g is None for g in gradients),
     }
 
 
 def _snr(gram: Tensor) -> float:
-    """From the gradients' inner products: ``(‖ḡ‖² − tr Σ/K) / tr Σ``."""
+    """Compute ``(‖ḡ‖² − tr Σ/K) / tr Σ`` from the gradients' inner products, ``[K, K]``."""
     count = len(gram)
     mean = float(gram.sum()) / count**2
     variance = (float(gram.diagonal().sum()) - count * mean) / max(1, count - 1)
     return (mean - variance / count) / variance if variance > 0 else 0.0
 
 
-def _without(gram: Tensor, k: int) -> Tensor:
-    kept = [i for i in range(len(gram)) if i != k]
-    return gram[kept][:, kept]
+def _without_row(gram: Tensor, k: int) -> Tensor:
+    rest = [i for i in range(len(gram)) if i != k]
+    return gram[rest][:, rest]
 
 
-def _bench(config: CompareConfig, base: ModelConfig) -> Fixture:
+def _make_fixture(config: CompareConfig, base: ModelConfig) -> Fixture:
     tokenizer = load_tokenizer(base)
     prompts = load_prompts(config.data, tokenizer)[:PROMPTS]
     policy = Policy.load(base, tokenizer, temperature=config.sampling.temperature)
     rewards, _ = load_rewards(config.rewards, prompts, tokenizer)
     engine = local_engine(policy)
     batches = [
-        roll_out(engine, rewards, prompts, RESPONSES, config.sampling, seed=1, step=-2 - k)
+        roll_out(
+            engine, rewards, prompts, RESPONSES_PER_PROMPT, config.sampling, seed=1, step=-2 - k
+        )
         for k in range(config.credit)
     ]
     return Fixture(policy, Reference(policy), batches, prompts)
 
 
-def _gradient(bench: Fixture, work: Sequence[MicroBatch]) -> Tensor | None:
-    """The policy's gradient, flat; None where there is nothing to learn."""
-    if not work:
+def _gradient(fixture: Fixture, micro_batches: Sequence[MicroBatch]) -> Tensor | None:
+    """Return the policy's gradient as one vector; None if there are no micro-batches."""
+    if not micro_batches:
         return None
-    parameters = trained_parameters(bench.policy.model)
+    parameters = trained_parameters(fixture.policy.model)
     for parameter in parameters:
         parameter.grad = None
-    for micro_batch in work:
+    for micro_batch in micro_batches:
         micro_batch()[0].backward()
     grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
     return torch.cat([g.flatten().float().cpu() for g in grads])
 
 
-def _parts(settings: Mapping[str, Any], bench: Fixture) -> OnPolicyComponents:
-    """The bench as a loop's parts, with the method's own rewards."""
+def _components(settings: Mapping[str, Any], fixture: Fixture) -> OnPolicyComponents:
+    """Return the fixture as components of a training loop, with the method's own rewards."""
     configs = [RewardConfig.model_validate(r) for r in settings["rewards"]]
-    rewards, learned = load_rewards(configs, bench.prompts, bench.policy.tokenizer)
-    engine = local_engine(bench.policy)
+    rewards, learned = load_rewards(configs, fixture.prompts, fixture.policy.tokenizer)
+    engine = local_engine(fixture.policy)
     return OnPolicyComponents(
-        bench.prompts, rewards, bench.policy, bench.reference, engine, None, learned
+        fixture.prompts, rewards, fixture.policy, fixture.reference, engine, None, learned
     )
 
 
-def _judged(parts: OnPolicyComponents, batch: Rollouts) -> Rollouts:
-    """The same responses with the method's own rewards."""
+def _rescored(components: OnPolicyComponents, batch: Rollouts) -> Rollouts:
+    """Return the same responses with the method's own rewards."""
     repeated = [p for p, group in zip(batch.prompts, batch.responses, strict=True) for _ in group]
-    scores = parts.rewards.score(repeated, batch.flat)
+    scores = components.rewards.score(repeated, batch.flat)
     return Rollouts(batch.prompts, batch.responses, scores, {})
 
 
-def _grpo(job: Job, bench: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
+def _grpo(job: Job, fixture: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
     config = GRPOConfig.model_validate(job.settings)
-    one_update = {"epochs": 1, "minibatches": 1, "tokens_per_micro_batch": TOKENS}
+    one_update = {"epochs": 1, "minibatches": 1, "tokens_per_micro_batch": TOKENS_PER_MICRO_BATCH}
     config = config.model_copy(update=one_update)
-    parts = _parts(job.settings, bench)
+    components = _components(job.settings, fixture)
 
-    def work(batch: Rollouts) -> list[MicroBatch]:
-        rollouts = _judged(parts, batch)
-        experience = grpo.prepare(config, parts, rollouts, 0)
+    def micro_batches(batch: Rollouts) -> list[MicroBatch]:
+        rollouts = _rescored(components, batch)
+        experience = grpo.prepare(config, components, rollouts, 0)
         updates = Updates(grpo.plan(config, experience, 0))
-        made = experience.for_update(
+        weighted = experience.for_update(
             updates.planned[0], updates, config.aggregation, config.sampling.max_tokens
         )
-        return [MicroBatch(part, partial(grpo.loss, config, parts)) for part in made]
+        return [MicroBatch(part, partial(grpo.loss, config, components)) for part in weighted]
 
-    return work
+    return micro_batches
 
 
-def _ppo(job: Job, bench: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
+def _ppo(job: Job, fixture: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
     config = PPOConfig.model_validate(job.settings)
-    parts = _parts(job.settings, bench)
+    components = _components(job.settings, fixture)
     critic_config = config.critic
     if critic_config.kind == "separate":
         trained = config.critic.model or config.model
         trained = trained.model_copy(update={"path": str(job.directory / "critic")})
         critic_config = CriticConfig(model=trained)
-    critic = make_critic(critic_config, config.model, bench.policy)
+    critic = make_critic(critic_config, config.model, fixture.policy)
 
-    def work(batch: Rollouts) -> list[MicroBatch]:
-        rollouts = _judged(parts, batch)
+    def micro_batches(batch: Rollouts) -> list[MicroBatch]:
+        rollouts = _rescored(components, batch)
         data = Grouped(rollouts.groups)
-        steps = plan_updates(data, epochs=1, minibatches=1, max_tokens=TOKENS, seed=0, step=0)
-        experience = ppo.prepare(config, parts, critic, rollouts, steps, config.beta)
-        made = experience.for_update(
+        steps = plan_updates(
+            data, epochs=1, minibatches=1, max_tokens=TOKENS_PER_MICRO_BATCH, seed=0, step=0
+        )
+        experience = ppo.prepare(config, components, critic, rollouts, steps, config.beta)
+        weighted = experience.for_update(
             steps[0], Updates(steps), config.aggregation, config.sampling.max_tokens
         )
-        return [MicroBatch(p, partial(ppo.loss, config, parts, critic, actor=True)) for p in made]
+        return [
+            MicroBatch(p, partial(ppo.loss, config, components, critic, actor=True))
+            for p in weighted
+        ]
 
-    return work
+    return micro_batches
 
 
-def _dpo(job: Job, bench: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
+def _dpo(job: Job, fixture: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
     config = DPOConfig.model_validate(job.settings)
 
-    def work(batch: Rollouts) -> list[MicroBatch]:
+    def micro_batches(batch: Rollouts) -> list[MicroBatch]:
         groups = dpo.best_and_worst(batch)
         if not groups:
             return []
         pairs = dpo.with_reference(
-            config, PairData(groups), partial(score_logprobs, bench.reference)
+            config, PairData(groups), partial(score_logprobs, fixture.reference)
         )
-        return dpo.work(config, bench.policy, pairs)
+        return dpo.work(config, fixture.policy, pairs)
 
-    return work
+    return micro_batches
 
 
-def _sft(job: Job, bench: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
-    """Imitation of the batch's best responses, one or several per prompt, all else left out."""
+def _sft(job: Job, fixture: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
+    """Train on the responses of the batch with the highest reward, one or several per prompt."""
     config = SFTConfig.model_validate(job.settings)
 
-    def work(batch: Rollouts) -> list[MicroBatch]:
+    def micro_batches(batch: Rollouts) -> list[MicroBatch]:
         totals_G = batch.totals_N.split(batch.sizes_G.tolist())
         groups = [
             Group(group.prompt, [response])
@@ -233,13 +240,13 @@ def _sft(job: Job, bench: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
             return []
         trained = torch.ones(sum(len(g.responses[0]) for g in groups), dtype=torch.bool)
         data = WeightedGroups(groups, loss_mask_T=trained)
-        made = data.split_with_token_weights(
-            data.split(TOKENS), config.aggregation, config.data.max_response_tokens
+        weighted = data.split_with_token_weights(
+            data.split(TOKENS_PER_MICRO_BATCH), config.aggregation, config.data.max_response_tokens
         )
-        return [MicroBatch(part, partial(sft.loss, bench.policy)) for part in made]
+        return [MicroBatch(part, partial(sft.loss, fixture.policy)) for part in weighted]
 
-    return work
+    return micro_batches
 
 
-STEPS = {"grpo": _grpo, "ppo": _ppo, "dpo": _dpo, "sft": _sft}
-"""For each command, what makes the first update's work from a batch."""
+FIRST_UPDATES = {"grpo": _grpo, "ppo": _ppo, "dpo": _dpo, "sft": _sft}
+"""For each command, a function that makes the first update's micro-batches from a batch."""

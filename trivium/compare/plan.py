@@ -1,7 +1,7 @@
-"""From a comparison to its jobs: which command with which settings, after which others.
+"""Turn a comparison into jobs: commands with their settings and their dependencies.
 
-Equal stages of several methods are one job, whose cost counts for each. What is written here is what
-an ordinary run's configuration would say, so any job can be repeated by hand.
+Identical stages of several methods become one job, whose cost counts for each method. Every job has
+the configuration of an ordinary run, so it can be repeated by hand.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import Any
 
 from trivium.compare.config import (
     POLICY_COMMANDS,
-    BudgetOfMethods,
     CompareConfig,
+    MethodBudget,
     MethodConfig,
     StageConfig,
     slug,
@@ -24,38 +24,40 @@ from trivium.compare.config import (
 from trivium.errors import ConfigurationError
 
 Settings = dict[str, Any]
-MANY_STEPS = 1_000_000
+UNLIMITED_STEPS = 1_000_000
 _PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
 
 
 @dataclass(frozen=True)
 class Job:
-    """One command of one method, or of several that share it.
+    """One command of one method, or of several methods that share it.
 
-    ``after`` are the jobs whose results it uses. With a budget, ``share`` of it is the job's, or,
-    if None, what the method's earlier jobs (``chain``) left.
+    Attributes:
+        dependencies: names of the jobs whose results this job uses.
+        previous_stages: names of the method's earlier jobs.
+        share: share of ``budget`` for this job; None: the budget that the previous stages left.
     """
 
     name: str
     command: str
     directory: Path
     settings: Settings
-    after: tuple[str, ...] = ()
-    chain: tuple[str, ...] = ()
+    dependencies: tuple[str, ...] = ()
+    previous_stages: tuple[str, ...] = ()
     share: float | None = None
-    budget: BudgetOfMethods | None = None
+    budget: MethodBudget | None = None
 
-    def beside(self, suffix: str) -> Path:
-        """A file beside the job's directory: its configuration, log, or mark of being done."""
+    def sibling(self, suffix: str) -> Path:
+        """Return a path next to the job's directory: its configuration, log or completion file."""
         return self.directory.with_name(self.directory.name + suffix)
 
     @property
     def config(self) -> Path:
-        return self.beside(".yaml")
+        return self.sibling(".yaml")
 
 
 @dataclass(frozen=True)
-class Route:
+class MethodRun:
     """One method with one seed and, for the frontier, one value of a varied setting."""
 
     method: MethodConfig
@@ -66,168 +68,179 @@ class Route:
 
 @dataclass(frozen=True)
 class Plan:
-    """All jobs, in an order that respects what they build on, and the routes they make up."""
+    """All jobs, each after its dependencies, and the runs that they form.
+
+    ``base_jobs`` holds the name of the base model's evaluation for each seed.
+    """
 
     jobs: dict[str, Job]
-    routes: list[Route]
-    bases: dict[int, str]
+    runs: list[MethodRun]
+    base_jobs: dict[int, str]
 
 
 def make_plan(config: CompareConfig) -> Plan:
-    """The jobs of all methods, seeds and varied values, and the base's own evaluation."""
+    """Plan the jobs of all methods, seeds and varied values, and the evaluation of the base."""
     shared = config.model_dump(mode="json", exclude_defaults=True)
     jobs: dict[str, Job] = {}
-    routes, bases = [], {}
+    runs, base_jobs = [], {}
     for seed in config.seeds:
-        bases[seed] = _add(jobs, _base(config, shared, seed))
+        base_jobs[seed] = _add_job(jobs, _base_evaluation(config, shared, seed))
     for method in config.methods:
         for seed in config.seeds:
-            routes.append(_route(config, shared, jobs, method, seed, None))
+            runs.append(_plan_run(config, shared, jobs, method, seed, None))
         for name, values in method.vary.items():
-            routes += [
-                _route(config, shared, jobs, method, config.seeds[0], (name, value))
+            runs += [
+                _plan_run(config, shared, jobs, method, config.seeds[0], (name, value))
                 for value in values
             ]
-    return Plan(jobs, routes, bases)
+    return Plan(jobs, runs, base_jobs)
 
 
-def for_seed(config: CompareConfig, seed: int) -> CompareConfig:
-    """The comparison with ``${seed}`` filled in, its methods left aside."""
+def with_seed(config: CompareConfig, seed: int) -> CompareConfig:
+    """Return the comparison with ``${seed}`` replaced everywhere but in its methods."""
     shared = config.model_dump(mode="json", exclude={"methods"})
-    known = {"seed": str(seed)}
-    filled = _each_text(shared, lambda text: _resolved(text, known, None))
-    return CompareConfig.model_validate({**filled, "methods": config.methods})
+    variables = {"seed": str(seed)}
+    resolved = _map_strings(shared, lambda text: _substitute(text, variables, None))
+    return CompareConfig.model_validate({**resolved, "methods": config.methods})
 
 
-def _route(
+def _plan_run(
     config: CompareConfig,
     shared: Settings,
     jobs: dict[str, Job],
     method: MethodConfig,
     seed: int,
     varied: tuple[str, Any] | None,
-) -> Route:
+) -> MethodRun:
     if method.best_of is not None:
-        names = [_add(jobs, job) for job in _best_of(config, shared, method, seed)]
-        return Route(method, seed, tuple(names))
-    place = config.directory / "runs" / slug(method.name) / f"seed-{seed}"
+        names = [_add_job(jobs, job) for job in _best_of_jobs(config, shared, method, seed)]
+        return MethodRun(method, seed, tuple(names))
+    directory = config.directory / "runs" / slug(method.name) / f"seed-{seed}"
     if varied is not None:
-        place = place / f"{varied[0]}-{value_name(varied[1])}"
-    made: dict[str, Job] = {}
+        directory = directory / f"{varied[0]}-{value_slug(varied[1])}"
+    earlier: dict[str, Job] = {}
     for stage in method.stages:
         last = stage is method.stages[-1]
-        settings = _filled(config, shared, method, stage, made, seed, place / stage.label)
-        if last and varied is not None:
-            _set(settings, varied[0], varied[1])
-        job = Job(
-            name=str((place / stage.label).relative_to(config.directory / "runs")),
-            command=stage.command,
-            directory=place / stage.label,
-            settings=settings,
-            after=tuple(job.name for job in made.values()),
-            chain=tuple(job.name for job in made.values()),
-            share=_share(config, method, stage),
-            budget=config.budget if _spends(stage, config.budget) else None,
+        settings = _stage_settings(
+            config, shared, method, stage, earlier, seed, directory / stage.label
         )
-        made[stage.label] = jobs[_add(jobs, job)]
-    return Route(method, seed, tuple(job.name for job in made.values()), varied)
+        if last and varied is not None:
+            _set_dotted(settings, varied[0], varied[1])
+        job = Job(
+            name=str((directory / stage.label).relative_to(config.directory / "runs")),
+            command=stage.command,
+            directory=directory / stage.label,
+            settings=settings,
+            dependencies=tuple(job.name for job in earlier.values()),
+            previous_stages=tuple(job.name for job in earlier.values()),
+            share=_budget_share(config, method, stage),
+            budget=config.budget if _spends_currency(stage, config.budget) else None,
+        )
+        earlier[stage.label] = jobs[_add_job(jobs, job)]
+    return MethodRun(method, seed, tuple(job.name for job in earlier.values()), varied)
 
 
-def _add(jobs: dict[str, Job], job: Job) -> str:
-    """Add a job unless an equal one is there; the name under which it is."""
-    for known in jobs.values():
-        if _identity(known) == _identity(job):
-            return known.name
+def _add_job(jobs: dict[str, Job], job: Job) -> str:
+    """Add a job unless there is an identical one; return the name of the job to use."""
+    for existing in jobs.values():
+        if _identity(existing) == _identity(job):
+            return existing.name
     jobs[job.name] = job
     return job.name
 
 
 def _identity(job: Job) -> str:
-    """What makes two jobs the same: everything but where they are written."""
+    """Return a text that is equal for two jobs that differ only in their directories."""
     text = json.dumps(replace_paths(job.settings, str(job.directory), "."), sort_keys=True)
-    after = "" if job.budget is None or job.share is not None else job.chain
-    return f"{job.command} {text} {job.share} {job.budget} {after}"
+    previous = "" if job.budget is None or job.share is not None else job.previous_stages
+    return f"{job.command} {text} {job.share} {job.budget} {previous}"
 
 
 def replace_paths(value: Any, old: str, new: str) -> Any:
-    """The value with ``old`` replaced in all its texts."""
-    return _each_text(value, lambda text: text.replace(old, new))
+    """Return the value with ``old`` replaced by ``new`` in all strings."""
+    return _map_strings(value, lambda text: text.replace(old, new))
 
 
-def _each_text(value: Any, change: Callable[[str], str]) -> Any:
+def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
-        return {key: _each_text(item, change) for key, item in value.items()}
+        return {key: _map_strings(item, change) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_each_text(item, change) for item in value]
+        return [_map_strings(item, change) for item in value]
     return value
 
 
-# --- What a stage's configuration says ------------------------------------------------------------
+# --- Settings of a stage --------------------------------------------------------------------------
 
 
-def _filled(
+def _stage_settings(
     config: CompareConfig,
     shared: Settings,
     method: MethodConfig,
     stage: StageConfig,
-    made: Mapping[str, Job],
+    earlier: Mapping[str, Job],
     seed: int,
-    place: Path,
+    directory: Path,
 ) -> Settings:
-    """The stage's settings, and what it does not set itself."""
+    """Return the stage's own settings, completed with those that the comparison shares."""
     own = stage.anchored_settings()
-    given = _defaults(shared, stage, made) | own
+    settings = _shared_settings(shared, stage, earlier) | own
     if stage.command in ("pairs", "sample"):
-        given |= {"output": str(place / "rows.jsonl"), "overwrite": True, "seed": seed}
+        settings |= {"output": str(directory / "rows.jsonl"), "overwrite": True, "seed": seed}
     else:
-        run = {"directory": str(place), "seed": seed, "overwrite": True}
-        given["run"] = {**given.get("run", {}), **run}
+        run = {"directory": str(directory), "seed": seed, "overwrite": True}
+        settings["run"] = {**settings.get("run", {}), **run}
         if stage is method.stages[-1]:
-            given["evaluation"] = {**_held_out(config, shared), **own.get("evaluation", {})}
-    if stage.command == "sft" and "evaluation" in given:
-        given.setdefault("measure_kl", True)
-    if config.budget is not None and _spends(stage, config.budget):
-        _lift_steps(stage, given)
-    known = {label: str(job.directory) for label, job in made.items()} | {"seed": str(seed)}
-    return _each_text(given, lambda text: _resolved(text, known, method))
+            settings["evaluation"] = {
+                **_evaluation_settings(config, shared),
+                **own.get("evaluation", {}),
+            }
+    if stage.command == "sft" and "evaluation" in settings:
+        settings.setdefault("measure_kl", True)
+    if config.budget is not None and _spends_currency(stage, config.budget):
+        _remove_step_limit(stage, settings)
+    variables = {label: str(job.directory) for label, job in earlier.items()} | {"seed": str(seed)}
+    return _map_strings(settings, lambda text: _substitute(text, variables, method))
 
 
-def _held_out(config: CompareConfig, shared: Settings) -> Settings:
-    """The evaluation of every method: all that is left to a run's own settings is said."""
-    asked = config.evaluation.sampling(config.sampling)
-    said = {
+def _evaluation_settings(config: CompareConfig, shared: Settings) -> Settings:
+    """Return the evaluation settings of every method.
+
+    Settings that would otherwise default to those of each run are written out.
+    """
+    sampling = config.evaluation.sampling(config.sampling)
+    explicit = {
         "rewards": shared["rewards"],
         "at_start": False,
-        "max_tokens": asked.max_tokens,
-        "stop": list(asked.stop),
-        "stop_tokens": list(asked.stop_tokens),
+        "max_tokens": sampling.max_tokens,
+        "stop": list(sampling.stop),
+        "stop_tokens": list(sampling.stop_tokens),
     }
-    return {**said, **shared["evaluation"]}
+    return {**explicit, **shared["evaluation"]}
 
 
-def _defaults(shared: Settings, stage: StageConfig, made: Mapping[str, Job]) -> Settings:
-    """What the comparison says, in the words of the stage's command."""
-    policies = [job for job in made.values() if job.command in POLICY_COMMANDS]
+def _shared_settings(shared: Settings, stage: StageConfig, earlier: Mapping[str, Job]) -> Settings:
+    """Return the shared settings under the keys that the stage's command uses."""
+    policies = [job for job in earlier.values() if job.command in POLICY_COMMANDS]
     model = {**shared["model"], "path": str(policies[-1].directory / "final")} if policies else None
-    found: Settings = {"model": model or shared["model"]}
-    rows = {job.command: str(job.directory / "rows.jsonl") for job in made.values()}
+    defaults: Settings = {"model": model or shared["model"]}
+    rows = {job.command: str(job.directory / "rows.jsonl") for job in earlier.values()}
     if stage.command in ("pairs", "sample", "ppo", "grpo"):
-        found |= {"data": shared["data"], "rewards": _rewards(shared, stage, made)}
-        found |= {"sampling": shared.get("sampling", {})}
+        defaults |= {"data": shared["data"], "rewards": _rewards(shared, stage, earlier)}
+        defaults |= {"sampling": shared.get("sampling", {})}
     elif stage.command == "dpo" and "online" not in stage.settings and "pairs" in rows:
-        found["data"] = {"path": rows["pairs"]}
+        defaults["data"] = {"path": rows["pairs"]}
     elif stage.command == "reward-model" and "steps" not in stage.settings and "pairs" in rows:
-        found["pairs"] = {"path": rows["pairs"]}
+        defaults["pairs"] = {"path": rows["pairs"]}
     elif stage.command == "sft" and "sample" in rows:
-        found["data"] = {"path": rows["sample"], "columns": {"completion": "response"}}
-    return found
+        defaults["data"] = {"path": rows["sample"], "columns": {"completion": "response"}}
+    return defaults
 
 
-def _rewards(shared: Settings, stage: StageConfig, made: Mapping[str, Job]) -> list[Settings]:
-    """PPO and GRPO learn from the method's reward model, if it trains one; all else as shared."""
-    models = [job for job in made.values() if job.command == "reward-model"]
+def _rewards(shared: Settings, stage: StageConfig, earlier: Mapping[str, Job]) -> list[Settings]:
+    """Return the method's own reward model for PPO and GRPO, else the shared rewards."""
+    models = [job for job in earlier.values() if job.command == "reward-model"]
     if stage.command not in ("ppo", "grpo") or not models:
         return shared["rewards"]
     arguments: Settings = {"path": str(models[-1].directory / "final")}
@@ -237,8 +250,8 @@ def _rewards(shared: Settings, stage: StageConfig, made: Mapping[str, Job]) -> l
     return [{"function": "process_reward_model", "arguments": arguments}]
 
 
-def _spends(stage: StageConfig, budget: BudgetOfMethods | None) -> bool:
-    """Whether a stage can spend the currency at all."""
+def _spends_currency(stage: StageConfig, budget: MethodBudget | None) -> bool:
+    """Return whether the stage can spend the budget's currency."""
     if budget is None:
         return False
     online = stage.command in ("pairs", "sample", "ppo", "grpo") or "online" in stage.settings
@@ -247,22 +260,23 @@ def _spends(stage: StageConfig, budget: BudgetOfMethods | None) -> bool:
     return budget.currency != "trained_tokens" or stage.command not in ("pairs", "sample")
 
 
-def _lift_steps(stage: StageConfig, settings: Settings) -> None:
-    """Where only the budget ends a stage, its own count of steps must not."""
+def _remove_step_limit(stage: StageConfig, settings: Settings) -> None:
+    """Set the step count so high that only the budget ends the stage, unless the stage sets it."""
     if stage.command == "grpo" and "iterations" not in settings:
-        settings.setdefault("steps_per_iteration", MANY_STEPS)
+        settings.setdefault("steps_per_iteration", UNLIMITED_STEPS)
     elif stage.command == "ppo":
-        settings.setdefault("steps", MANY_STEPS)
+        settings.setdefault("steps", UNLIMITED_STEPS)
     elif stage.command == "dpo" and "online" in settings:
-        settings["online"] = {"steps": MANY_STEPS, **settings["online"]}
+        settings["online"] = {"steps": UNLIMITED_STEPS, **settings["online"]}
 
 
-def _share(config: CompareConfig, method: MethodConfig, stage: StageConfig) -> float | None:
-    """The stage's share of the budget; None for the last that spends: what is left.
+def _budget_share(config: CompareConfig, method: MethodConfig, stage: StageConfig) -> float | None:
+    """Return the stage's share of the budget.
 
-    The stages that name none share the rest evenly.
+    None means the remaining budget, which goes to the last stage that spends the currency. Stages
+    without a ``share`` divide evenly what the other shares leave.
     """
-    spending = [s for s in method.stages if _spends(s, config.budget)]
+    spending = [s for s in method.stages if _spends_currency(s, config.budget)]
     if not spending or stage is spending[-1] or stage not in spending:
         return None
     named = sum(s.share or 0.0 for s in spending)
@@ -270,31 +284,33 @@ def _share(config: CompareConfig, method: MethodConfig, stage: StageConfig) -> f
     return stage.share if stage.share is not None else (1 - named) / unnamed
 
 
-def _base(config: CompareConfig, shared: Settings, seed: int) -> Job:
-    """The evaluation of the base, once for all seeds that share it."""
-    return _evaluation(config, shared, "base", seed, {})
+def _base_evaluation(config: CompareConfig, shared: Settings, seed: int) -> Job:
+    """Evaluate the base model."""
+    return _evaluation_job(config, shared, "base", seed, {})
 
 
-def _best_of(config: CompareConfig, shared: Settings, method: MethodConfig, seed: int) -> list[Job]:
-    """Several responses of the base per prompt, their quality and their training reward."""
+def _best_of_jobs(
+    config: CompareConfig, shared: Settings, method: MethodConfig, seed: int
+) -> list[Job]:
+    """Sample ``best_of`` responses of the base per prompt; measure quality and training reward."""
     samples = {"samples": method.best_of}
-    quality = _evaluation(config, shared, f"{slug(method.name)}-quality", seed, samples)
+    quality = _evaluation_job(config, shared, f"{slug(method.name)}-quality", seed, samples)
     rewards = {"rewards": shared["rewards"]}
     return [
         quality,
-        _evaluation(config, shared, f"{slug(method.name)}-reward", seed, samples | rewards),
+        _evaluation_job(config, shared, f"{slug(method.name)}-reward", seed, samples | rewards),
     ]
 
 
-def _evaluation(
+def _evaluation_job(
     config: CompareConfig, shared: Settings, name: str, seed: int, changes: Settings
 ) -> Job:
-    held_out = _held_out(config, shared)
-    taken = ("rewards", "max_tokens", "stop", "stop_tokens")
+    held_out = _evaluation_settings(config, shared)
+    copied = ("rewards", "max_tokens", "stop", "stop_tokens")
     settings = {
         "model": shared["model"],
         "data": {**held_out["data"]},
-        **{name: held_out[name] for name in taken},
+        **{key: held_out[key] for key in copied},
         "samples": config.evaluation.samples,
         "temperature": config.sampling.temperature,
         "seed": config.evaluation.seed,
@@ -302,52 +318,59 @@ def _evaluation(
     }
     if config.evaluation.prompts is not None:
         settings["data"]["limit"] = config.evaluation.prompts
-    place = config.directory / "runs" / "base" / f"{name}-seed-{seed}"
-    resolved = _each_text(settings, lambda text: _resolved(text, {"seed": str(seed)}, None))
-    resolved |= {"output": str(place / "evaluation.json"), "overwrite": True}
-    return Job(f"base/{name}-seed-{seed}", "evaluate", place, resolved)
+    directory = config.directory / "runs" / "base" / f"{name}-seed-{seed}"
+    resolved = _map_strings(settings, lambda text: _substitute(text, {"seed": str(seed)}, None))
+    resolved |= {"output": str(directory / "evaluation.json"), "overwrite": True}
+    return Job(f"base/{name}-seed-{seed}", "evaluate", directory, resolved)
 
 
-def _resolved(text: str, known: Mapping[str, str], method: MethodConfig | None) -> str:
-    """The text with ``${name}`` replaced by what it stands for."""
+def _substitute(text: str, variables: Mapping[str, str], method: MethodConfig | None) -> str:
+    """Replace every ``${name}`` in the text by its value."""
 
     def value(match: re.Match[str]) -> str:
-        if match[1] not in known:
-            where = "" if method is None else f"method {method.name}: "
+        if match[1] not in variables:
+            owner = "" if method is None else f"method {method.name}: "
             raise ConfigurationError(
-                f"{where}{match[0]} in {text!r} names nothing that is known there: use one of "
-                + ", ".join(f"${{{name}}}" for name in known)
+                f"{owner}{match[0]} in {text!r} is not defined: use one of "
+                + ", ".join(f"${{{name}}}" for name in variables)
             )
-        return known[match[1]]
+        return variables[match[1]]
 
     return _PLACEHOLDER.sub(value, text)
 
 
-def _set(settings: Settings, dotted: str, value: Any) -> None:
+def _set_dotted(settings: Settings, dotted: str, value: Any) -> None:
     *parents, last = dotted.split(".")
     for parent in parents:
         settings = settings.setdefault(parent, {})
     settings[last] = value
 
 
-def value_name(value: Any) -> str:
-    """A varied value as part of a directory's name."""
+def value_slug(value: Any) -> str:
+    """Return a varied value in a form that can be part of a directory name."""
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", json.dumps(value)).strip("_")
 
 
 def with_budget(job: Job, spent: float) -> Job:
-    """The job with its part of the budget written into its settings, given what its method spent."""
+    """Return the job with its part of the budget in its settings.
+
+    Args:
+        job: the job.
+        spent: amount that the previous stages of its method spent.
+
+    Raises:
+        ConfigurationError: no budget is left for the job.
+    """
     if job.budget is None:
         return job
-    whole = job.budget.amount
-    mine = whole - spent if job.share is None else whole * job.share
-    if mine <= 0:
+    total = job.budget.amount
+    amount = total - spent if job.share is None else total * job.share
+    if amount <= 0:
         raise ConfigurationError(
-            f"{job.name}: the stages before it spent {spent:,.4g} of {whole:,.4g} "
-            f"{job.budget.currency}, and nothing is left for it: give them smaller shares, or "
-            "raise the budget"
+            f"{job.name}: no budget is left, the stages before it spent {spent:,.4g} of "
+            f"{total:,.4g} {job.budget.currency}: give them smaller shares or raise the budget"
         )
-    budget = {job.budget.currency: mine}
+    budget = {job.budget.currency: amount}
     settings = dict(job.settings)
     if "run" in settings:
         settings["run"] = {**settings["run"], "budget": budget}

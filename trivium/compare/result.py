@@ -1,7 +1,7 @@
-"""What a comparison found, gathered from its jobs' files: plain numbers, nothing asserted.
+"""Results of a comparison, read from the files of its jobs.
 
-``gather`` returns the content of ``comparison.json``, which the report draws and the verdict reads.
-Left out: how any of it looks (``report.compare``), and what follows from it (``verdict``).
+``gather`` returns the content of ``comparison.json``, except for what ``compare.run`` adds. The
+report (``report.compare``) shows it, and the verdict (``verdict``) is derived from it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trivium.compare.config import CompareConfig
-from trivium.compare.plan import Job, Plan, Route
+from trivium.compare.plan import Job, MethodRun, Plan
 from trivium.compare.scheduler import spent
 from trivium.compare.stages import stage_record
 from trivium.evaluation.statistics import mean_interval, t_interval, wins
@@ -23,18 +23,18 @@ Record = dict[str, Any]
 
 
 def gather(config: CompareConfig, plan: Plan, seconds: Mapping[str, float]) -> Record:
-    """Everything measured, method by method."""
-    bases = {seed: _evaluated(plan.jobs[name]) for seed, name in plan.bases.items()}
+    """Collect everything that was measured, by method."""
+    bases = {seed: _read_evaluation(plan.jobs[name]) for seed, name in plan.base_jobs.items()}
     methods = []
     for method in config.methods:
-        routes = [r for r in plan.routes if r.method is method]
-        main = [r for r in routes if r.varied is None]
-        runs = [_run_record(config, plan, route, bases[route.seed], seconds) for route in main]
+        planned = [run for run in plan.runs if run.method is method]
+        main = [run for run in planned if run.varied is None]
+        runs = [_run_record(config, plan, run, bases[run.seed], seconds) for run in main]
         varied = [
-            {"setting": r.varied[0], "value": r.varied[1]}
-            | _run_record(config, plan, r, bases[r.seed], seconds)
-            for r in routes
-            if r.varied is not None
+            {"setting": run.varied[0], "value": run.varied[1]}
+            | _run_record(config, plan, run, bases[run.seed], seconds)
+            for run in planned
+            if run.varied is not None
         ]
         stages = [stage_record(plan.jobs[name], spent(plan.jobs[name])) for name in main[0].jobs]
         methods.append(
@@ -45,7 +45,7 @@ def gather(config: CompareConfig, plan: Plan, seconds: Mapping[str, float]) -> R
                 "stages": [] if method.best_of else stages,
                 "runs": runs,
                 "varied": varied,
-                **_over_seeds(runs),
+                **_aggregate_seeds(runs),
             }
         )
     return {
@@ -60,7 +60,7 @@ def gather(config: CompareConfig, plan: Plan, seconds: Mapping[str, float]) -> R
     }
 
 
-def _evaluated(job: Job) -> Record:
+def _read_evaluation(job: Job) -> Record:
     return json.loads((job.directory / "evaluation.json").read_text(encoding="utf-8"))
 
 
@@ -71,43 +71,51 @@ def _without_outcomes(record: Mapping[str, Any]) -> Record:
 def _run_record(
     config: CompareConfig,
     plan: Plan,
-    route: Route,
+    run: MethodRun,
     base: Record,
     seconds: Mapping[str, float],
 ) -> Record:
-    """One method with one seed: what it ended in, what it cost, how it went."""
-    if route.method.best_of is not None:
-        return _best_of_record(plan, route, base)
-    jobs = [plan.jobs[name] for name in route.jobs]
+    """Return the record of one run: its final evaluation, cost, curve and alarms."""
+    if run.method.best_of is not None:
+        return _best_of_record(plan, run, base)
+    jobs = [plan.jobs[name] for name in run.jobs]
     final, before = jobs[-1], jobs[:-1]
     costs = [spent(job) for job in jobs]
     evaluation = read_evaluations(final.directory)[-1]
     outcomes = read_outcomes(final.directory)[-1]
     earlier = {c: sum(cost[c] for cost in costs[: len(before)]) for c in CURRENCIES}
     return {
-        "seed": route.seed,
+        "seed": run.seed,
         "path": str(final.directory.relative_to(config.directory)),
         "final": evaluation,
         "win_rate": _win_rate(outcomes, base["outcomes"]),
         "outcomes": outcomes,
         "spent": {c: sum(cost[c] for cost in costs) for c in CURRENCIES},
-        "whole_seconds": sum(seconds[job.name] for job in jobs),
+        "total_seconds": sum(seconds[job.name] for job in jobs),
         "curve": _curve(final, earlier, base),
         "alarms": _alarms(jobs),
         "training": _training(final),
     }
 
 
-def _win_rate(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> Record:
-    assert mine["index"] == theirs["index"], "both answered the same prompts"
-    found = mean_interval(wins(mine["sampled"], theirs["sampled"]))
-    return {"mean": found.mean, "low": found.low, "high": found.high}
+def _win_rate(policy: Mapping[str, Any], base: Mapping[str, Any]) -> Record:
+    assert policy["index"] == base["index"], "both must have the same prompts"
+    interval = mean_interval(wins(policy["sampled"], base["sampled"]))
+    return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
 def _curve(job: Job, earlier: Mapping[str, float], base: Record) -> list[Record]:
-    """Held-out numbers over everything spent so far; in its earlier stages the method is its base."""
+    """Return the held-out evaluations over cumulative cost.
+
+    During the earlier stages the method's quality is that of the base.
+    """
     metrics = read_metrics(job.directory)
-    start = {"step": 0, **dict.fromkeys(CURRENCIES, 0.0), "reward": None, **_held_out(base)}
+    start = {
+        "step": 0,
+        **dict.fromkeys(CURRENCIES, 0.0),
+        "reward": None,
+        **_evaluation_values(base),
+    }
     points = [start | {"kl": 0.0}]
     if any(earlier.values()):
         points.append({**points[0], **earlier})
@@ -120,28 +128,28 @@ def _curve(job: Job, earlier: Mapping[str, float], base: Record) -> list[Record]
         recent = [line["reward/mean"] for line in done[-5:] if "reward/mean" in line]
         reward = sum(recent) / len(recent) if recent else None
         points.append(
-            {"step": evaluation["step"], **cost, "reward": reward, **_held_out(evaluation)}
+            {"step": evaluation["step"], **cost, "reward": reward, **_evaluation_values(evaluation)}
         )
     return points
 
 
-_HELD_OUT = (
+_EVALUATION_KEYS = (
     "greedy", "greedy_low", "greedy_high", "sampled", "sampled_low", "sampled_high", "kl",
     "length", "truncated", "distinct", "repetition", "reference_logprob",
 )  # fmt: skip
 
 
-def _held_out(record: Mapping[str, Any]) -> Record:
-    return {name: record.get(name) for name in _HELD_OUT}
+def _evaluation_values(record: Mapping[str, Any]) -> Record:
+    return {name: record.get(name) for name in _EVALUATION_KEYS}
 
 
 def _alarms(jobs: Sequence[Job]) -> list[Record]:
-    found = []
+    alarms = []
     for job in jobs:
         if (job.directory / "run.json").is_file():
             events = read_events(job.directory)
-            found += [{**e, "stage": job.name} for e in events if e["kind"] == "alarm"]
-    return found
+            alarms += [{**e, "stage": job.name} for e in events if e["kind"] == "alarm"]
+    return alarms
 
 
 _WATCHED = (
@@ -152,21 +160,21 @@ _WATCHED = (
 
 
 def _training(job: Job) -> Record:
-    """Of telling metrics, their mean over the first and the last tenth of the steps."""
+    """Return the means of key metrics over the first and the last tenth of the steps."""
     lines = read_metrics(job.directory)
     tenth = max(1, len(lines) // 10)
-    found: Record = {"steps": len(lines)}
+    means: Record = {"steps": len(lines)}
     for name in _WATCHED:
         values = [line[name] for line in lines if name in line and math.isfinite(line[name])]
         if values:
             first, last = values[:tenth], values[-tenth:]
-            found[name] = {"first": sum(first) / len(first), "last": sum(last) / len(last)}
-    return found
+            means[name] = {"first": sum(first) / len(first), "last": sum(last) / len(last)}
+    return means
 
 
-def _best_of_record(plan: Plan, route: Route, base: Record) -> Record:
-    """The quality of the response that has the highest training reward among several."""
-    quality, reward = (_evaluated(plan.jobs[name]) for name in (*route.jobs, *route.jobs)[:2])
+def _best_of_record(plan: Plan, run: MethodRun, base: Record) -> Record:
+    """Return the record of best-of-n, where the highest training reward selects the response."""
+    quality, reward = (_read_evaluation(plan.jobs[name]) for name in (*run.jobs, *run.jobs)[:2])
     chosen = []
     pairs = zip(quality["outcomes"]["sampled"], reward["outcomes"]["sampled"], strict=True)
     for qualities, rewards in pairs:
@@ -174,7 +182,7 @@ def _best_of_record(plan: Plan, route: Route, base: Record) -> Record:
         ties = [q for q, r in zip(qualities, rewards, strict=True) if r == best]
         chosen.append(sum(ties) / len(ties))
     interval = mean_interval(chosen)
-    n = int(route.method.best_of or 0)
+    n = int(run.method.best_of or 0)
     outcomes = {
         "index": quality["outcomes"]["index"],
         "greedy": chosen,
@@ -193,49 +201,49 @@ def _best_of_record(plan: Plan, route: Route, base: Record) -> Record:
         "n": quality["n"],
     }
     return {
-        "seed": route.seed,
+        "seed": run.seed,
         "path": None,
         "final": final,
         "win_rate": _win_rate(outcomes, base["outcomes"]),
         "outcomes": outcomes,
         "spent": dict.fromkeys(CURRENCIES, 0.0),
-        "tokens_per_answer": n * quality["length"],
-        "whole_seconds": 0.0,
+        "tokens_per_prompt": n * quality["length"],
+        "total_seconds": 0.0,
         "curve": [],
         "alarms": [],
         "training": {},
     }
 
 
-def _over_seeds(runs: Sequence[Record]) -> Record:
-    """Quality over seeds: Student's interval over their means, or, of one, that over prompts."""
-    found: Record = {}
+def _aggregate_seeds(runs: Sequence[Record]) -> Record:
+    """Return the quality with an interval: Student's over seeds, or over prompts for one seed."""
+    quality: Record = {}
     for name in ("greedy", "sampled"):
         means = [run["final"][name] for run in runs]
         final = runs[0]["final"]
         if len(set(means)) == 1:
             low, high = final[f"{name}_low"], final[f"{name}_high"]
-            found[name] = {"mean": means[0], "low": low, "high": high}
+            quality[name] = {"mean": means[0], "low": low, "high": high}
             continue
-        over = t_interval(means)
-        low, high = over.low, over.high
-        if _are_shares(runs):
+        interval = t_interval(means)
+        low, high = interval.low, interval.high
+        if _all_in_unit_interval(runs):
             low, high = max(0.0, low), min(1.0, high)
-        found[name] = {"mean": over.mean, "low": low, "high": high}
-    return found
+        quality[name] = {"mean": interval.mean, "low": low, "high": high}
+    return quality
 
 
-def _are_shares(runs: Sequence[Record]) -> bool:
-    """Whether every reward is in [0, 1], so that no mean can be outside."""
+def _all_in_unit_interval(runs: Sequence[Record]) -> bool:
+    """Return whether every reward is in [0, 1], so that every mean is, too."""
     return all(0 <= q <= 1 for run in runs for q in run["outcomes"]["greedy"])
 
 
 def _differences(methods: Sequence[Record]) -> list[Record]:
-    """Every pair of methods: the paired difference of greedy quality over the same prompts.
+    """Return the paired difference of greedy quality over the same prompts, for every two methods.
 
-    A prompt's difference is averaged over seeds, and prompts are the observations.
+    The difference at each prompt is averaged over seeds; the interval is over prompts.
     """
-    found = []
+    differences = []
     for i, one in enumerate(methods):
         for other in methods[i + 1 :]:
             per_seed = []
@@ -244,7 +252,7 @@ def _differences(methods: Sequence[Record]) -> list[Record]:
                 per_seed.append([x - y for x, y in pairs])
             by_prompt = [sum(column) / len(column) for column in zip(*per_seed, strict=True)]
             interval = mean_interval(by_prompt, share=False)
-            found.append(
+            differences.append(
                 {
                     "methods": [one["name"], other["name"]],
                     "mean": interval.mean,
@@ -252,4 +260,4 @@ def _differences(methods: Sequence[Record]) -> list[Record]:
                     "high": interval.high,
                 }
             )
-    return found
+    return differences

@@ -1,12 +1,11 @@
-"""Two risks that no curve of a run shows: data left behind, and a reward model out of its depth.
+"""Two risks of distribution shift that the training curves do not show.
 
-Preference coverage: how near the policy's responses are to the pairs it learned from. The nearest
-response of the same prompt's pairs is found by the share of words in common, in order (Ratcliff and
-Obershelp's ratio: 1 is the same text); where this falls, the pairs say little of what the policy
-now writes.
+Preference coverage: the similarity of the policy's responses to the nearest response in the
+training pairs of the same prompt, as the share of words in common, in order (the Ratcliff-Obershelp
+ratio; 1 means equal texts). If coverage falls, the pairs say little about the policy's responses.
 
-Reward-model accuracy: how often the learned reward ranks two responses of the policy to one prompt
-as quality does, at the base and at the end.
+Reward-model accuracy: the share of response pairs of one prompt that the learned reward ranks like
+the quality reward, for the base and for the trained policy.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from trivium.compare.config import CompareConfig
-from trivium.compare.plan import Job, Plan, for_seed
+from trivium.compare.plan import Job, Plan, with_seed
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.evaluation.statistics import mean_interval
 from trivium.models.loading import load_tokenizer
@@ -32,25 +31,25 @@ from trivium.runs.store import read_events, read_metrics
 from trivium.training.setup import load_rewards, local_engine
 
 PROMPTS = 64
-RESPONSES = 4
+RESPONSES_PER_PROMPT = 4
 Record = dict[str, Any]
 
 
 def measure(config: CompareConfig, plan: Plan) -> Record:
-    """Coverage of methods with pairs, and accuracy of learned rewards; of the first seed."""
+    """Measure preference coverage and the accuracy of learned rewards, for the first seed."""
     seed = config.seeds[0]
-    config = for_seed(config, seed)
-    found: Record = {"coverage": [], "reward_model": []}
-    for route in plan.routes:
-        if route.seed != seed or route.varied is not None or route.method.best_of is not None:
+    config = with_seed(config, seed)
+    records: Record = {"coverage": [], "reward_model": []}
+    for run in plan.runs:
+        if run.seed != seed or run.varied is not None or run.method.best_of is not None:
             continue
-        jobs = [plan.jobs[name] for name in route.jobs]
-        name = {"method": route.method.name}
+        jobs = [plan.jobs[name] for name in run.jobs]
+        name = {"method": run.method.name}
         if jobs[-1].command == "dpo" and jobs[0].command == "pairs":
-            found["coverage"].append(name | _coverage(config, jobs[0], jobs[-1]))
+            records["coverage"].append(name | _coverage(config, jobs[0], jobs[-1]))
         if jobs[-1].command == "ppo" and any(job.command == "reward-model" for job in jobs):
-            found["reward_model"].append(name | _accuracy(config, jobs[-1]))
-    return found
+            records["reward_model"].append(name | _accuracy(config, jobs[-1]))
+    return records
 
 
 def _policies(config: CompareConfig, final: Job) -> dict[str, Policy]:
@@ -69,28 +68,28 @@ def _policies(config: CompareConfig, final: Job) -> dict[str, Policy]:
 
 def _coverage(config: CompareConfig, pairs: Job, final: Job) -> Record:
     rows = PromptsConfig(path=str(pairs.directory / "rows.jsonl"))
-    prompts, known = [], defaultdict(list)
+    prompts, pair_texts = [], defaultdict(list)
     for prompt in load_prompts(rows, load_tokenizer(config.model)):
         key = json.dumps(prompt.text)
-        if key not in known:
+        if key not in pair_texts:
             prompts.append(prompt)
-        known[key] += [prompt.columns["chosen"], prompt.columns["rejected"]]
+        pair_texts[key] += [prompt.columns["chosen"], prompt.columns["rejected"]]
     prompts = prompts[:PROMPTS]
-    found: Record = {"responses": len(prompts) * RESPONSES}
+    record: Record = {"responses": len(prompts) * RESPONSES_PER_PROMPT}
     for name, policy in _policies(config, final).items():
         engine = local_engine(policy)
-        answers = engine.generate(prompts, RESPONSES, config.sampling, seed=1, step=-2)
+        groups = engine.generate(prompts, RESPONSES_PER_PROMPT, config.sampling, seed=1, step=-2)
         nearest = [
-            max(similarity(response.text, text) for text in known[json.dumps(prompt.text)])
-            for prompt, responses in zip(prompts, answers, strict=True)
+            max(similarity(response.text, text) for text in pair_texts[json.dumps(prompt.text)])
+            for prompt, responses in zip(prompts, groups, strict=True)
             for response in responses
         ]
-        found[name] = sum(nearest) / len(nearest)
-    return found
+        record[name] = sum(nearest) / len(nearest)
+    return record
 
 
 def similarity(one: str, other: str) -> float:
-    """The share of words that two texts have in common, in order."""
+    """Return the share of words that two texts have in common, in order."""
     return SequenceMatcher(None, one.split(), other.split(), autojunk=False).ratio()
 
 
@@ -98,34 +97,34 @@ def similarity(one: str, other: str) -> float:
 
 
 def _accuracy(config: CompareConfig, final: Job) -> Record:
-    """The reward that the method learned from, on responses of the base and of the final policy."""
+    """Measure the accuracy of the method's learned reward on responses of base and policy."""
     updates = [
         {"step": event["step"], "accuracy": event["accuracy"]}
         for event in read_events(final.directory)
         if event["kind"] == "reward_update"
     ]
-    began = [RewardConfig.model_validate(r) for r in final.settings["rewards"]]
-    ended = began
+    initial = [RewardConfig.model_validate(r) for r in final.settings["rewards"]]
+    updated = initial
     if updates:
-        ended = [_elsewhere(reward, final.directory / "reward_model") for reward in began]
-    answers = {name: _answers(config, p) for name, p in _policies(config, final).items()}
+        updated = [_with_path(reward, final.directory / "reward_model") for reward in initial]
+    rollouts = {name: _sample_responses(config, p) for name, p in _policies(config, final).items()}
     last = read_metrics(final.directory)[-1]["step"]
     return {
         "points": [
-            {"step": 0, **_ranked(config, answers["base"], began)},
-            {"step": last, **_ranked(config, answers["final"], ended)},
+            {"step": 0, **_ranking_accuracy(config, rollouts["base"], initial)},
+            {"step": last, **_ranking_accuracy(config, rollouts["final"], updated)},
         ],
-        "fixed": _ranked(config, answers["final"], began),
+        "without_updates": _ranking_accuracy(config, rollouts["final"], initial),
         "updates": updates,
     }
 
 
-def _elsewhere(reward: RewardConfig, path: Path) -> RewardConfig:
+def _with_path(reward: RewardConfig, path: Path) -> RewardConfig:
     return reward.model_copy(update={"arguments": {**reward.arguments, "path": str(path)}})
 
 
-def _answers(config: CompareConfig, policy: Policy) -> Rollouts:
-    """Responses to held-out prompts, with their quality."""
+def _sample_responses(config: CompareConfig, policy: Policy) -> Rollouts:
+    """Sample responses to held-out prompts and score their quality."""
     held_out = load_prompts(config.evaluation.data, policy.tokenizer)[:PROMPTS]
     rewards, _ = load_rewards(
         config.evaluation.rewards or config.rewards, held_out, policy.tokenizer
@@ -133,35 +132,37 @@ def _answers(config: CompareConfig, policy: Policy) -> Rollouts:
     sampling = config.evaluation.sampling(config.sampling)
     sampling = sampling.model_copy(update={"temperature": config.sampling.temperature})
     engine = local_engine(policy)
-    return roll_out(engine, rewards, held_out, RESPONSES, sampling, seed=1, step=-2)
+    return roll_out(engine, rewards, held_out, RESPONSES_PER_PROMPT, sampling, seed=1, step=-2)
 
 
-def _ranked(config: CompareConfig, answers: Rollouts, learned: Sequence[RewardConfig]) -> Record:
-    """How often the learned reward ranks as quality does; prompts are the observations."""
+def _ranking_accuracy(
+    config: CompareConfig, rollouts: Rollouts, learned: Sequence[RewardConfig]
+) -> Record:
+    """Return how often the learned reward ranks pairs like quality, averaged over prompts."""
     tokenizer = load_tokenizer(config.model)
-    rewards, _ = load_rewards(learned, answers.prompts, tokenizer)
+    rewards, _ = load_rewards(learned, rollouts.prompts, tokenizer)
     repeated: list[Prompt] = [
-        p for p, group in zip(answers.prompts, answers.responses, strict=True) for _ in group
+        p for p, group in zip(rollouts.prompts, rollouts.responses, strict=True) for _ in group
     ]
-    scores = rewards.score(repeated, answers.flat)
-    judged = Rollouts(answers.prompts, answers.responses, scores, {})
-    sizes = answers.sizes_G.tolist()
+    scores = rewards.score(repeated, rollouts.flat)
+    learned_rollouts = Rollouts(rollouts.prompts, rollouts.responses, scores, {})
+    sizes = rollouts.sizes_G.tolist()
     per_prompt, pairs = [], 0
     for quality, score in zip(
-        answers.totals_N.split(sizes), judged.totals_N.split(sizes), strict=True
+        rollouts.totals_N.split(sizes), learned_rollouts.totals_N.split(sizes), strict=True
     ):
-        right = ranked_right(quality.tolist(), score.tolist())
-        pairs += len(right)
-        if right:
-            per_prompt.append(sum(right) / len(right))
+        agreement = pair_agreement(quality.tolist(), score.tolist())
+        pairs += len(agreement)
+        if agreement:
+            per_prompt.append(sum(agreement) / len(agreement))
     if not per_prompt:
         return {"accuracy": None, "low": None, "high": None, "pairs": 0}
     interval = mean_interval(per_prompt, share=False)
     return {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "pairs": pairs}
 
 
-def ranked_right(quality: Sequence[float], score: Sequence[float]) -> list[float]:
-    """For every pair of unequal quality: does the score agree (1), not (0), or not tell (½)?"""
+def pair_agreement(quality: Sequence[float], score: Sequence[float]) -> list[float]:
+    """Return 1 (scores agree), 0 (they do not) or ½ (a tie) for every pair of unequal quality."""
     return [
         0.5 if score[i] == score[j] else float((score[i] > score[j]) == (quality[i] > quality[j]))
         for i, j in combinations(range(len(quality)), 2)

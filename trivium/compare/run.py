@@ -1,4 +1,4 @@
-"""``trivium compare``: plan, run what is missing, gather, judge, write."""
+"""``trivium compare``: plan and run the jobs, collect the results, write verdict and report."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from trivium.commands import COMMANDS
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Plan, make_plan
 from trivium.compare.result import gather
-from trivium.compare.scheduler import conduct
+from trivium.compare.scheduler import run_jobs
 from trivium.compare.table import show
 from trivium.compare.verdict import judge
 from trivium.config.base import Configuration, dump
@@ -27,9 +27,9 @@ logger = logging.getLogger("trivium")
 
 
 def run(config: CompareConfig) -> Path:
-    """Compare the methods; returns the directory, with ``comparison.json`` and ``report.html``.
+    """Compare the methods and write ``comparison.json`` and ``report.html``; return the directory.
 
-    What an earlier, stopped call has finished in the directory is not run again.
+    Jobs that an earlier, interrupted call finished in the directory are not run again.
     """
     started = time.perf_counter()
     result = compare(config)
@@ -39,65 +39,69 @@ def run(config: CompareConfig) -> Path:
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
-    """Run all jobs and return what was found, with the verdict."""
+    """Run all jobs and return the result with its verdict."""
     plan = make_plan(config)
-    for settings in check(plan):
+    for settings in validate_jobs(plan):
         preflight(settings, skip_below=config.directory)
-    # These import torch, which a mistake in a stage's settings must not wait for.
+    # Imported late: these modules import torch, and configuration errors should come first.
     from trivium.compare import gradient_snr, memory, risk
 
     config.directory.mkdir(parents=True, exist_ok=True)
     (config.directory / "config.yaml").write_text(dump(config), encoding="utf-8")
-    measuring = memory.memory_jobs(plan) if config.memory else {}
-    apart = {job.name: job for job in measuring.values()}
-    seconds = conduct(plan.jobs | apart, parallel=config.parallel)
+    memory_jobs = memory.memory_jobs(plan) if config.memory else {}
+    extra_jobs = {job.name: job for job in memory_jobs.values()}
+    seconds = run_jobs(plan.jobs | extra_jobs, parallel=config.parallel)
     result = gather(config, plan, seconds)
     for stage in (stage for method in result["methods"] for stage in method["stages"]):
-        if stage["job"] in measuring:
-            stage["memory"] = memory.memory_record(measuring[stage["job"]])
+        if stage["job"] in memory_jobs:
+            stage["memory"] = memory.memory_record(memory_jobs[stage["job"]])
     if config.credit:
-        result["credit"] = _measured(config, plan, "credit", gradient_snr.measure)
+        result["credit"] = _measure_cached(config, plan, "credit", gradient_snr.measure)
     if config.risk:
-        result["risk"] = _measured(config, plan, "risk", risk.measure)
+        result["risk"] = _measure_cached(config, plan, "risk", risk.measure)
     result["verdict"] = judge(result)
     return result
 
 
-def _measured(
+def _measure_cached(
     config: CompareConfig, plan: Plan, name: str, measure: Callable[[CompareConfig, Plan], Any]
 ) -> Any:
-    """What is measured on the finished methods, once: kept while their jobs are the same."""
-    kept = config.directory / f"{name}.json"
-    asked = {"credit": config.credit, "jobs": [job.settings for job in plan.jobs.values()]}
-    asked = json.loads(json.dumps(asked))
-    if kept.is_file():
-        record = json.loads(kept.read_text(encoding="utf-8"))
-        if record["asked"] == asked:
-            return record["found"]
+    """Measure the trained models; reuse the result of an earlier call if no job has changed."""
+    cache = config.directory / f"{name}.json"
+    inputs = {"credit": config.credit, "jobs": [job.settings for job in plan.jobs.values()]}
+    inputs = json.loads(json.dumps(inputs))
+    if cache.is_file():
+        record = json.loads(cache.read_text(encoding="utf-8"))
+        if record.get("inputs") == inputs:
+            return record["measured"]
     logger.info("measuring %s", name)
-    found = measure(config, plan)
-    kept.write_text(json.dumps({"asked": asked, "found": found}) + "\n", encoding="utf-8")
-    return found
+    measured = measure(config, plan)
+    cache.write_text(json.dumps({"inputs": inputs, "measured": measured}) + "\n", encoding="utf-8")
+    return measured
 
 
 def write(directory: Path, result: Mapping[str, Any]) -> list[Path]:
-    """Write the numbers and the report; returns both paths."""
+    """Write the numbers and the report; return both paths."""
     numbers = directory / report.NUMBERS
     numbers.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return [report.write(directory, result), numbers]
 
 
-def check(plan: Plan) -> list[Configuration]:
-    """Validate every job's settings before the first is run; raises with all faults."""
-    faults, configs = [], []
+def validate_jobs(plan: Plan) -> list[Configuration]:
+    """Validate the settings of all jobs before any job runs.
+
+    Raises:
+        ConfigurationError: names the errors of all jobs.
+    """
+    errors, configs = [], []
     for job in plan.jobs.values():
         config_class = COMMANDS[job.command].config_class()
         try:
             configs.append(config_class.model_validate(job.settings))
         except ValidationError as error:
-            for fault in error.errors():
-                place = ".".join(map(str, fault["loc"])) or job.command
-                faults.append(f"{job.name}: {place}: {fault['msg']}")
-    if faults:
-        raise ConfigurationError("\n  - ".join([f"found {len(faults)} faults:", *faults]))
+            for item in error.errors():
+                key = ".".join(map(str, item["loc"])) or job.command
+                errors.append(f"{job.name}: {key}: {item['msg']}")
+    if errors:
+        raise ConfigurationError("\n  - ".join([f"found {len(errors)} errors:", *errors]))
     return configs

@@ -1,8 +1,8 @@
-"""The conductor: runs jobs side by side, each an ordinary command in a process of its own.
+"""Run jobs in parallel, each as an ordinary ``trivium`` command in its own process.
 
-Nothing here trains: what can be seen here, a user can do by hand with the configurations that are
-written. Jobs that a stopped comparison had finished are kept as long as they would be the same, and
-one that was stopped in its middle goes on from its last saved state.
+A user can run the same commands by hand with the configurations that are written here. Jobs that an
+interrupted comparison finished are reused if their configuration is unchanged; a job that was
+interrupted resumes from its last saved loop state.
 """
 
 from __future__ import annotations
@@ -28,39 +28,41 @@ from trivium.runs.provenance import source_digest
 from trivium.runs.store import is_finished, read_metrics, read_run
 
 
-def cores() -> int:
-    """How many cores this process may use."""
+def available_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def conduct(jobs: Mapping[str, Job], *, parallel: int = 0) -> dict[str, float]:
-    """Run every job once what it builds on is there; seconds of each.
+def run_jobs(jobs: Mapping[str, Job], *, parallel: int = 0) -> dict[str, float]:
+    """Run every job once its dependencies are finished; return the seconds of each job.
 
-    Jobs side by side share the cores evenly. A job that fails stops the rest: those that run are
-    ended, and a later call goes on from what is finished.
+    Parallel jobs share the cores evenly. If a job fails, running jobs are terminated and no other
+    job starts; a later call reuses the finished jobs.
     """
-    at_once = parallel or cores()
+    max_parallel = parallel or available_cores()
     seconds: dict[str, float] = {}
-    waiting = list(jobs.values())
+    pending = list(jobs.values())
     running: dict[Future[float], Job] = {}
-    crew = ProcessPool()
-    with Board(list(jobs)) as board, ThreadPoolExecutor(at_once) as pool:
+    processes = ProcessPool()
+    with Board(list(jobs)) as board, ThreadPoolExecutor(max_parallel) as executor:
         try:
-            while waiting or running:
-                ready = [job for job in waiting if all(name in seconds for name in job.after)]
-                for job in ready[: at_once - len(running)]:
-                    waiting.remove(job)
+            while pending or running:
+                ready = [
+                    job for job in pending if all(name in seconds for name in job.dependencies)
+                ]
+                for job in ready[: max_parallel - len(running)]:
+                    pending.remove(job)
                     resolved = with_budget(job, _spent_before(jobs, job))
                     alone = not running and len(ready) == 1
-                    threads = max(1, cores() // (1 if alone else at_once))
-                    running[pool.submit(crew.run, resolved, threads, board)] = job
+                    threads = max(1, available_cores() // (1 if alone else max_parallel))
+                    running[executor.submit(processes.run, resolved, threads, board)] = job
                 finished, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in finished:
                     seconds[running.pop(future).name] = future.result()
         except BaseException:
-            crew.stop()
+            processes.stop()
             raise
     return seconds
 
@@ -68,11 +70,11 @@ def conduct(jobs: Mapping[str, Job], *, parallel: int = 0) -> dict[str, float]:
 def _spent_before(jobs: Mapping[str, Job], job: Job) -> float:
     if job.budget is None:
         return 0.0
-    return sum(spent(jobs[name])[job.budget.currency] for name in job.chain)
+    return sum(spent(jobs[name])[job.budget.currency] for name in job.previous_stages)
 
 
 def spent(job: Job) -> dict[str, float]:
-    """What a finished job spent, in every currency."""
+    """Return what a finished job spent, in every currency."""
     counts = job.directory / "rows.counts.json"
     if counts.is_file():
         record = json.loads(counts.read_text(encoding="utf-8"))
@@ -84,7 +86,7 @@ def spent(job: Job) -> dict[str, float]:
 
 
 class ProcessPool:
-    """Processes at work, which can all be ended at once."""
+    """Running processes, which can be terminated together."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -92,49 +94,49 @@ class ProcessPool:
         self._processes: set[subprocess.Popen[str]] = set()
 
     def stop(self) -> None:
-        """End all processes, and let no other start."""
+        """Terminate all processes and refuse to start others."""
         with self._lock:
             self._stopped = True
             for process in self._processes:
                 process.terminate()
 
     def run(self, job: Job, threads: int, board: Board) -> float:
-        """One command in a process of its own, its output in a log; how long it took."""
-        done = job.beside(".done.json")
+        """Run one command in its own process, with its output in a log; return its seconds."""
+        done = job.sibling(".done.json")
         text = yaml.safe_dump(job.settings, sort_keys=False, allow_unicode=True)
-        taken = _kept(job, done, text)
-        if taken is not None:
-            board.finish(job.name, taken, "kept from an earlier run")
-            return taken
-        further = ["run.overwrite=false"] if _can_go_on(job, text) else []
+        seconds = _finished_seconds(job, done, text)
+        if seconds is not None:
+            board.finish(job.name, seconds, "reused from an earlier run")
+            return seconds
+        overrides = ["run.overwrite=false"] if _can_resume(job, text) else []
         job.config.parent.mkdir(parents=True, exist_ok=True)
         done.unlink(missing_ok=True)
         job.config.write_text(text, encoding="utf-8")
         board.start(job.name)
         started = time.perf_counter()
-        self._execute(job, further, threads, board)
-        taken = time.perf_counter() - started
-        done.write_text(json.dumps({"seconds": taken}) + "\n", encoding="utf-8")
-        board.finish(job.name, taken)
-        return taken
+        self._execute(job, overrides, threads, board)
+        seconds = time.perf_counter() - started
+        done.write_text(json.dumps({"seconds": seconds}) + "\n", encoding="utf-8")
+        board.finish(job.name, seconds)
+        return seconds
 
-    def _execute(self, job: Job, further: list[str], threads: int, board: Board) -> None:
-        log = job.beside(".log")
-        process = self._start(job, further, threads)
-        last: list[str] = []
+    def _execute(self, job: Job, overrides: list[str], threads: int, board: Board) -> None:
+        log = job.sibling(".log")
+        process = self._start(job, overrides, threads)
+        tail: list[str] = []
         with process, log.open("w", encoding="utf-8") as file:
-            assert process.stdout is not None, "asked for by PIPE"
+            assert process.stdout is not None, "Popen opens a pipe for stdout"
             for line in process.stdout:
                 file.write(line)
                 file.flush()
-                last = [*last[-14:], line.rstrip()]
-                board.tell(job.name, line.strip())
+                tail = [*tail[-14:], line.rstrip()]
+                board.update(job.name, line.strip())
         with self._lock:
             self._processes.discard(process)
         if process.returncode != 0:
-            raise TrainingError(f"{job.name} failed; {log} ends with:\n" + "\n".join(last))
+            raise TrainingError(f"{job.name} failed; {log} ends with:\n" + "\n".join(tail))
 
-    def _start(self, job: Job, further: list[str], threads: int) -> subprocess.Popen[str]:
+    def _start(self, job: Job, overrides: list[str], threads: int) -> subprocess.Popen[str]:
         count = str(threads)
         environment = {
             **os.environ,
@@ -142,7 +144,7 @@ class ProcessPool:
             "MKL_NUM_THREADS": count,
             "TOKENIZERS_PARALLELISM": "false",
         }
-        command = [sys.executable, "-m", "trivium", job.command, str(job.config), *further]
+        command = [sys.executable, "-m", "trivium", job.command, str(job.config), *overrides]
         with self._lock:
             if self._stopped:
                 raise TrainingError(f"{job.name} was not started: another job had failed")
@@ -154,14 +156,14 @@ class ProcessPool:
                 encoding="utf-8",
                 errors="replace",
                 env=environment,
-                process_group=0,  # Ctrl-C is the conductor's, who tells each process once.
+                process_group=0,  # Ctrl-C reaches only this process, which terminates the others.
             )
             self._processes.add(process)
         return process
 
 
-def _can_go_on(job: Job, text: str) -> bool:
-    """Whether the job's run was stopped in its middle, and would be the same again."""
+def _can_resume(job: Job, text: str) -> bool:
+    """Return whether the job's run is unfinished and its configuration and code are unchanged."""
     directory = job.directory
     if not (directory / "run.json").is_file() or is_finished(directory):
         return False
@@ -169,8 +171,8 @@ def _can_go_on(job: Job, text: str) -> bool:
     return same and read_run(directory).get("source") == source_digest()
 
 
-def _kept(job: Job, done: Path, text: str) -> float | None:
-    """How long a finished job took that would be the same again; None if there is none."""
+def _finished_seconds(job: Job, done: Path, text: str) -> float | None:
+    """Return the seconds of a finished job with this configuration text; None if there is none."""
     if not done.is_file() or not job.config.is_file():
         return None
     if job.config.read_text(encoding="utf-8") != text:

@@ -1,4 +1,4 @@
-"""A comparison on the terminal: one row per method, best quality first, and the verdict."""
+"""Comparison on the terminal: one row per method, best quality first, and the verdict."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ from trivium.monitoring.progress import duration, printable
 
 
 def show(result: Mapping[str, Any], seconds: float, written: Sequence[Path]) -> None:
-    """Print the table, the verdict, and where everything was written."""
+    """Print the table, the verdict, and the paths of the written files."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=130)
-    console.print(table(result))
+    console.print(make_table(result))
     for sentence in result["verdict"]["sentences"]:
         console.print(Text(printable(sentence)))
-    places = ", ".join(str(path) for path in written)
-    console.print(Text(f"\nAll of it took {duration(seconds)}. Written: {places}"))
+    paths = ", ".join(str(path) for path in written)
+    console.print(Text(f"\nTotal time: {duration(seconds)}. Written: {paths}"))
 
 
-def table(result: Mapping[str, Any]) -> Table:
-    """Quality with 95 % intervals, distance, length and cost of every method."""
+def make_table(result: Mapping[str, Any]) -> Table:
+    """Return the table of each method's quality with 95 % intervals, KL, length and cost."""
     seeds = len(result["seeds"])
     over = f", {seeds} seeds" if seeds > 1 else ""
     title = f"Quality on {result['n']:,} held-out prompts{over}, with 95 % intervals"
-    made = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
-    made.add_column("method", no_wrap=True)
+    table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    table.add_column("method", no_wrap=True)
     for heading in ("greedy", "", "+", "sampled", "KL", "length", "alarms", "time", "generated"):
-        made.add_column(heading, justify="right", no_wrap=True)
+        table.add_column(heading, justify="right", no_wrap=True)
     bases = list(result["bases"].values())
     base = _mean([record["greedy"] for record in bases])
-    shown = _number(result)
+    shown = _quality_format(result)
     for method in sorted(result["methods"], key=lambda r: -r["greedy"]["mean"]):
         quality = method["greedy"]
         runs = method["runs"]
-        made.add_row(
+        table.add_row(
             printable(method["name"]),
             shown(quality["mean"]),
             f"{shown(quality['low'])} – {shown(quality['high'])}",
@@ -53,9 +53,9 @@ def table(result: Mapping[str, Any]) -> Table:
             duration(_mean([run["spent"]["seconds"] for run in runs])),
             f"{_mean([run['spent']['generated_tokens'] for run in runs]):,.0f}",
         )
-    made.add_section()
+    table.add_section()
     low, high = (_mean([record[f"greedy_{end}"] for record in bases]) for end in ("low", "high"))
-    made.add_row(
+    table.add_row(
         "the base",
         shown(base),
         f"{shown(low)} – {shown(high)}",
@@ -64,11 +64,11 @@ def table(result: Mapping[str, Any]) -> Table:
         "0.0",
         f"{_mean([record['length'] for record in bases]):.1f}",
     )
-    return made
+    return table
 
 
-def _number(result: Mapping[str, Any]) -> Any:
-    """Shares as per cent, other rewards as plain numbers."""
+def _quality_format(result: Mapping[str, Any]) -> Any:
+    """Return a function that writes rewards in [0, 1] as per cent, and other rewards as numbers."""
     values = [method["greedy"]["mean"] for method in result["methods"]]
     if all(0 <= v <= 1 for v in values):
         return lambda x: f"{x:.1%}"

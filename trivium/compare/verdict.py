@@ -1,10 +1,10 @@
-"""The verdict: which method suits this problem, in words that follow from numbers by stated rules.
+"""The verdict: which method suits this problem, derived from the numbers by fixed rules.
 
 1. The methods are ranked by held-out greedy quality, averaged over seeds.
-2. A method is level with the best where the 95 % interval of their paired difference over the same
-   prompts holds 0.
-3. Among level methods one is preferred that raised fewer alarms; then the one with the smaller KL
-   divergence; then the one that spent less wall-clock.
+2. A method is level with the best if the 95 % interval of their paired difference over the same
+   prompts contains 0.
+3. Among level methods, the one with the fewest alarms is preferred; then the one with the smallest
+   KL divergence; then the one with the least wall-clock time.
 4. A method whose quality does not exceed the base's is never recommended.
 """
 
@@ -17,13 +17,13 @@ Record = dict[str, Any]
 
 RULES = (
     "Methods are ranked by held-out greedy quality, averaged over seeds.",
-    "A method is level with the best where the 95 % interval of their paired difference over the "
-    "same prompts holds 0.",
-    "Among level methods: fewer alarms, then a smaller KL divergence, then less wall-clock.",
+    "A method is level with the best if the 95 % interval of their paired difference over the same "
+    "prompts contains 0.",
+    "Among level methods: fewer alarms, then a smaller KL divergence, then less wall-clock time.",
     "A method that does not exceed its base is not recommended.",
 )
 SMALLER = 0.75
-"""A smaller budget is at most this share of what the recommended method spent."""
+"""Largest smaller budget that is considered, as a share of the recommended method's cost."""
 CURRENCY_WORDS = {
     "seconds": "seconds of training",
     "generated_tokens": "generated tokens",
@@ -33,19 +33,19 @@ CURRENCY_WORDS = {
 
 
 def judge(result: Mapping[str, Any]) -> Record:
-    """The recommended method, what is level with it, why, and what would change it."""
+    """Return the recommended method, the level methods, the reasons, and what would change it."""
     methods = sorted(result["methods"], key=lambda method: -method["greedy"]["mean"])
     base = _mean([record["greedy"] for record in result["bases"].values()])
     best = methods[0]
-    level = [r for r in methods if r is best or _level(result["differences"], best, r)]
-    chosen = min(level, key=lambda r: (_alarms(r), _kl(r), _seconds(r)))
+    level = [m for m in methods if m is best or _level(result["differences"], best, m)]
+    chosen = min(level, key=lambda m: (_alarms(m), _kl(m), _seconds(m)))
     helps = chosen["greedy"]["mean"] > base
     return {
         "recommended": chosen["name"] if helps else None,
         "best": best["name"],
         "level": [method["name"] for method in level],
         "base": base,
-        "ranking": [{"name": r["name"], **r["greedy"]} for r in methods],
+        "ranking": [{"name": m["name"], **m["greedy"]} for m in methods],
         "sentences": _sentences(result, methods, level, chosen, base),
         "would_change": _would_change(result, methods, chosen),
         "rules": list(RULES),
@@ -61,78 +61,79 @@ def _sentences(
 ) -> list[str]:
     best = methods[0]
     seeds = len(result["seeds"])
-    over = f"{seeds} seeds" if seeds > 1 else "one seed"
+    seeds_text = f"{seeds} seeds" if seeds > 1 else "one seed"
     budget = result["budget"]
-    equal = (
+    budget_text = (
         f"With {budget['amount']:,.0f} {CURRENCY_WORDS[budget['currency']]} for each method"
         if budget
         else "With each method's own number of steps"
     )
-    said = [
-        f"{equal}, on {result['n']:,} held-out prompts and {over}, {best['name']} reached the "
-        f"highest quality: {best['greedy']['mean']:.3f} "
+    sentences = [
+        f"{budget_text}, on {result['n']:,} held-out prompts and {seeds_text}, "
+        f"{best['name']} reached the highest quality: {best['greedy']['mean']:.3f} "
         f"({best['greedy']['low']:.3f} – {best['greedy']['high']:.3f}), from {base:.3f} before."
     ]
     if best["greedy"]["mean"] <= base:
-        return [*said, "No method exceeded the base: none is recommended."]
-    others = [r["name"] for r in level if r is not best]
+        return [*sentences, "No method exceeded the base: none is recommended."]
+    others = [m["name"] for m in level if m is not best]
     if others:
-        said.append(
-            f"{_listed(others)} {'are' if len(others) > 1 else 'is'} level with it: the paired "
-            "difference is within its 95 % interval of 0."
+        sentences.append(
+            f"{_join_names(others)} {'are' if len(others) > 1 else 'is'} level with it: the 95 % "
+            "interval of the paired difference contains 0."
         )
-        said.append(
+        sentences.append(
             f"Among these, {chosen['name']} is preferred: {_alarms(chosen)} alarms, KL "
             f"{_kl(chosen):.2f}, {_seconds(chosen):,.0f} s of training."
         )
-    behind = [r for r in methods if r not in level]
+    behind = [m for m in methods if m not in level]
     if behind:
         gap = _difference(result["differences"], best, behind[0])
-        said.append(
+        sentences.append(
             f"Behind it, {behind[0]['name']} is {gap['mean']:.3f} lower "
             f"({gap['low']:.3f} – {gap['high']:.3f})."
         )
-    below = [r["name"] for r in methods if r["greedy"]["mean"] <= base]
+    below = [m["name"] for m in methods if m["greedy"]["mean"] <= base]
     if below:
-        said.append(f"{_listed(below)} did not exceed the base.")
-    return said
+        sentences.append(f"{_join_names(below)} did not exceed the base.")
+    return sentences
 
 
 def _would_change(
     result: Mapping[str, Any], methods: Sequence[Record], chosen: Record
 ) -> list[str]:
-    """Conditions under which another method would be recommended, from the measured curves."""
-    found = [_less_budget(result, methods, chosen), _no_sampling(methods, chosen)]
-    found += [_kl_limit(methods, chosen), _one_seed(result)]
-    return [sentence for sentence in found if sentence is not None]
+    """Return the conditions under which another method would be recommended."""
+    sentences = [_less_budget(result, methods, chosen), _no_sampling(methods, chosen)]
+    sentences += [_kl_limit(methods, chosen), _one_seed(result)]
+    return [sentence for sentence in sentences if sentence is not None]
 
 
 def _less_budget(
     result: Mapping[str, Any], methods: Sequence[Record], chosen: Record
 ) -> str | None:
-    """The largest budget, well below what was spent, at which another method's curve led."""
+    """Describe the largest clearly smaller budget at which another method led, if there is one."""
     currency = result["budget"]["currency"] if result["budget"] else "seconds"
-    whole = _mean([run["spent"][currency] for run in chosen["runs"]])
-    points = {p[currency] for r in methods for run in r["runs"] for p in run["curve"]}
-    limits = sorted(limit for limit in points if 0 < limit <= SMALLER * whole)
+    total = _mean([run["spent"][currency] for run in chosen["runs"]])
+    points = {p[currency] for m in methods for run in m["runs"] for p in run["curve"]}
+    limits = sorted(limit for limit in points if 0 < limit <= SMALLER * total)
     for limit in reversed(limits):
-        reached = {r["name"]: quality_at(r, currency, limit) for r in methods}
-        known = {name: q for name, q in reached.items() if q is not None}
-        if chosen["name"] not in known:
+        reached = {m["name"]: quality_at(m, currency, limit) for m in methods}
+        quality = {name: q for name, q in reached.items() if q is not None}
+        if chosen["name"] not in quality:
             continue
-        leader = max(known, key=lambda name: known[name])
-        if known[leader] > known[chosen["name"]] + 0.02:
+        leader = max(quality, key=lambda name: quality[name])
+        if quality[leader] > quality[chosen["name"]] + 0.02:
             return (
                 f"A smaller budget: after {limit:,.0f} {CURRENCY_WORDS[currency]} of these runs "
-                f"{leader} led with {known[leader]:.3f} against {known[chosen['name']]:.3f}."
+                f"{leader} led with {quality[leader]:.3f} against {quality[chosen['name']]:.3f}."
             )
     return None
 
 
 def quality_at(method: Mapping[str, Any], currency: str, limit: float) -> float | None:
-    """Greedy quality after spending ``limit``, between measured points linearly, over seeds.
+    """Return the greedy quality after spending ``limit``, averaged over seeds.
 
-    None where the method was not measured so early, or spends nothing of the currency.
+    Quality is interpolated linearly between evaluations. None if the method has no evaluation that
+    early or does not spend the currency.
     """
     values = []
     for run in method["runs"]:
@@ -152,33 +153,33 @@ def quality_at(method: Mapping[str, Any], currency: str, limit: float) -> float 
 
 
 def _no_sampling(methods: Sequence[Record], chosen: Record) -> str | None:
-    """The best method that samples nothing while it trains."""
+    """Describe the best method without sampling during training, if ``chosen`` samples."""
     if all(s["sampling"] == "none" for s in chosen["stages"][-1:]):
         return None
-    offline = [r for r in methods if r["stages"] and r["stages"][-1]["sampling"] == "none"]
+    offline = [m for m in methods if m["stages"] and m["stages"][-1]["sampling"] == "none"]
     if not offline:
         return None
     return (
-        "No sampling while training (no engine, or preferences that people gave): "
+        "No sampling during training (no engine, or human preferences): "
         f"{offline[0]['name']}, at {offline[0]['greedy']['mean']:.3f}."
     )
 
 
 def _kl_limit(methods: Sequence[Record], chosen: Record) -> str | None:
-    """The best method that stays nearer to the reference."""
-    nearer = [r for r in methods if _kl(r) < 0.7 * _kl(chosen) and r["stages"]]
+    """Describe the best method with a clearly smaller KL divergence, if there is one."""
+    nearer = [m for m in methods if _kl(m) < 0.7 * _kl(chosen) and m["stages"]]
     if not nearer:
         return None
     return (
         f"A limit on KL below {_kl(chosen):.2f} nats per response: {nearer[0]['name']} is the best "
-        f"of those well below it, at {nearer[0]['greedy']['mean']:.3f} with {_kl(nearer[0]):.2f}."
+        f"method well below it, at {nearer[0]['greedy']['mean']:.3f} with {_kl(nearer[0]):.2f}."
     )
 
 
 def _one_seed(result: Mapping[str, Any]) -> str | None:
     if len(result["seeds"]) > 1:
         return None
-    return "More seeds: one seed says nothing of how much a method varies from run to run."
+    return "More seeds: one seed does not show how much a method varies from run to run."
 
 
 def _level(differences: Sequence[Record], best: Record, other: Record) -> bool:
@@ -187,7 +188,7 @@ def _level(differences: Sequence[Record], best: Record, other: Record) -> bool:
 
 
 def _difference(differences: Sequence[Record], one: Record, other: Record) -> Record:
-    """How far ``one`` is ahead of ``other``, with its interval."""
+    """Return by how much ``one`` is better than ``other``, with the interval."""
     for d in differences:
         if d["methods"] == [one["name"], other["name"]]:
             return d
@@ -212,5 +213,5 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _join_names(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -16,7 +16,7 @@ from typing import Any
 
 from trivium.compare.config import CompareConfig
 from trivium.compare.run import compare, write
-from trivium.compare.scheduler import conduct
+from trivium.compare.scheduler import run_jobs
 from trivium.compare.table import show
 from trivium.demo.methods import FULL, QUICK, Budget, comparison_config, seed_directory, sft_job
 
@@ -31,7 +31,7 @@ def run(directory: Path, quick: bool = False, seeds: tuple[int, ...] = (0,)) -> 
     for seed in seeds:
         prepare(seed_directory(directory, seed), budget, seed)
     jobs = [sft_job(directory, budget, seed) for seed in seeds]
-    seconds = conduct({job.name: job for job in jobs})
+    seconds = run_jobs({job.name: job for job in jobs})
     result = compare(CompareConfig.model_validate(comparison_config(directory, budget, seeds)))
     written = write(directory, result)
     summary = directory / "summary.json"
@@ -52,7 +52,7 @@ def summarize(result: Mapping[str, Any], base_seconds: Mapping[int, float]) -> l
         for method in result["methods"]:
             (entry,) = [r for r in method["runs"] if r["seed"] == seed]
             tokens = entry["spent"]["generated_tokens"]
-            rows.append(_row(method["name"], seed, entry["final"], entry["whole_seconds"], tokens))
+            rows.append(_row(method["name"], seed, entry["final"], entry["total_seconds"], tokens))
     return rows
 
 

@@ -1,1 +1,1 @@
-"""How much memory a run needs, predicted from its configuration before anything is loaded."""
+"""Prediction of a run's memory from its configuration, before any model is loaded."""

@@ -1,10 +1,10 @@
-"""Running the real code on tensors without storage, and counting what would be alive.
+"""Run the real code on tensors without data, and count the bytes that would be allocated.
 
-A formula for activations would have to repeat what attention, the head and the losses do, for every
-model family. Here they are run as they are: parameters and all that follows from them are *fake*
-tensors, which know their shape and hold no data, and every storage that an operation opens is
-counted until Python and autograd let it go. What is small and decides shapes (token ids, lengths,
-masks) stays real. Left out: what an operation uses inside itself and gives back before it returns.
+A formula for activations would have to repeat the attention, the head and the losses of every model
+family. Instead, their code runs unchanged: parameters and all tensors computed from them are *fake*
+tensors, which have a shape and no data, and every storage that an operation allocates is counted
+until Python and autograd release it. Small tensors that decide shapes (token ids, lengths, masks)
+stay real. Temporary buffers inside an operation are not counted, except for oneDNN's.
 """
 
 from __future__ import annotations
@@ -28,16 +28,17 @@ from trivium.models.cpu.linear import matmul_backend
 
 PARAMETERS, GRADIENTS, OPTIMIZER = "parameters", "gradients", "optimizer"
 ACTIVATIONS, CACHE = "activations", "cache"
-LARGE = 1 << 16
-"""Elements from which a table of real numbers is made fake: only its shape matters."""
+MIN_FAKE_ELEMENTS = 1 << 16
+"""Number of elements from which a real floating-point matrix becomes fake: only its shape
+matters."""
 
 _aten = torch.ops.aten
-_ANSWERS = {
+_FAKE_RESULTS = {
     _aten._local_scalar_dense.default: 1.0,
     _aten.allclose.default: True,
     _aten.equal.default: True,
 }
-"""What is said where a value is asked for that no one knows."""
+"""Results of operations that read a value from a fake tensor."""
 _INDEXED = {
     _aten.index.Tensor,
     _aten.index_put.default,
@@ -48,12 +49,12 @@ _INDEXED = {
 _ONEDNN = torch.ops.mkldnn._linear_pointwise.default
 
 Tag = tuple[str, str]
-"""Whose a storage is (a model's role) and what for (parameters, gradients …)."""
+"""Role of the model that owns a storage, and the kind of its content (parameters, gradients …)."""
 
 
 @dataclass
-class _Held:
-    """One storage that is alive."""
+class _Storage:
+    """An allocated storage."""
 
     reference: weakref.ref[Any]
     size: int
@@ -61,27 +62,29 @@ class _Held:
 
 
 class Ledger:
-    """Bytes of all storages that are alive, by tag, and the moment at which they were the most.
+    """Bytes of all allocated storages by tag, now and at the peak.
 
-    A new storage is an activation of the model that works at that time (``working``).
+    A new storage counts as an activation of the model that is running (``active_role``).
     """
 
     def __init__(self) -> None:
-        self.working = ""
-        self.held: dict[int, _Held] = {}
+        self.active_role = ""
+        self.storages: dict[int, _Storage] = {}
         self.bytes: Counter[Tag] = Counter()
         self.total = 0
         self.peak = 0
         self.at_peak: Counter[Tag] = Counter()
 
-    def note(self, tensor: Tensor) -> None:
-        """Count the tensor's storage unless it is counted already."""
+    def count(self, tensor: Tensor) -> None:
+        """Count the tensor's storage if it is not counted yet."""
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
-        if key in self.held or size == 0:
+        if key in self.storages or size == 0:
             return
-        tag = (self.working, ACTIVATIONS)
-        self.held[key] = _Held(weakref.ref(storage, lambda _: self._gone(key)), size, tag)
+        tag = (self.active_role, ACTIVATIONS)
+        self.storages[key] = _Storage(
+            weakref.ref(storage, lambda _: self._released(key)), size, tag
+        )
         self.bytes[tag] += size
         self.total += size
         if self.total > self.peak:
@@ -89,31 +92,31 @@ class Ledger:
             self.at_peak = Counter(self.bytes)
 
     def tag(self, tensors: Iterable[Tensor], role: str, kind: str) -> None:
-        """Say whose these tensors are and what for."""
+        """Assign the tensors' storages to a model's role and a kind."""
         for tensor in tensors:
-            self.note(tensor)
-            held = self.held.get(tensor.untyped_storage()._cdata)
-            if held is not None:
-                self.bytes[held.tag] -= held.size
-                held.tag = (role, kind)
-                self.bytes[held.tag] += held.size
+            self.count(tensor)
+            storage = self.storages.get(tensor.untyped_storage()._cdata)
+            if storage is not None:
+                self.bytes[storage.tag] -= storage.size
+                storage.tag = (role, kind)
+                self.bytes[storage.tag] += storage.size
 
-    def restart(self) -> None:
-        """Forget the peak; what is alive now is the new one."""
+    def reset_peak(self) -> None:
+        """Set the peak to the bytes that are allocated now."""
         self.peak = self.total
         self.at_peak = Counter(self.bytes)
 
-    def _gone(self, key: int) -> None:
-        held = self.held.pop(key)
-        self.total -= held.size
-        self.bytes[held.tag] -= held.size
+    def _released(self, key: int) -> None:
+        storage = self.storages.pop(key)
+        self.total -= storage.size
+        self.bytes[storage.tag] -= storage.size
 
 
 class DryRun(TorchDispatchMode):
-    """While this mode is on, operations on fake tensors compute shapes and are counted.
+    """Dispatch mode in which operations on fake tensors compute shapes and are counted.
 
-    Operations whose arguments are all real are carried out. A number read from a fake tensor
-    is 1, and fake tensors equal whatever they are compared with.
+    Operations with only real arguments run as usual. A number read from a fake tensor is 1, and a
+    fake tensor compares equal to every tensor.
     """
 
     def __init__(self) -> None:
@@ -121,26 +124,25 @@ class DryRun(TorchDispatchMode):
         self.fake = FakeTensorMode(allow_non_fake_inputs=True)
         self.ledger = Ledger()
         self.uses_onednn = False
-        _ = (
-            matmul_backend.name
-        )  # Measured on real tensors, of which there are none while this mode is on.
+        # Reading the name runs its measurement, which needs real tensors, before this mode is on.
+        _ = matmul_backend.name
 
     @contextmanager
     def building(self) -> Iterator[None]:
-        """Everything that is made inside is fake: for models.
+        """Build models from fake tensors inside this context.
 
-        They are made where they belong, and moving them there again is left out: PyTorch cannot
+        Models are created on their device, and ``Module.to`` does nothing, because PyTorch cannot
         swap fake parameters.
         """
-        stay = mock.patch.object(nn.Module, "_apply", lambda module, *_: module)
-        with self.fake, FakeCopies(), stay:
+        no_move = mock.patch.object(nn.Module, "_apply", lambda module, *_: module)
+        with self.fake, FakeCopies(), no_move:
             yield
 
     def adopt(self, model: nn.Module, role: str) -> None:
-        """Count the model's parameters, buffers and, from now on, gradients as ``role``'s."""
+        """Assign the model's parameters, buffers and future gradients to ``role``."""
         self.ledger.tag([*model.parameters(), *model.buffers()], role, PARAMETERS)
         for module in (model, getattr(model, "base_model", model)):
-            module.register_forward_pre_hook(lambda *_: setattr(self.ledger, "working", role))
+            module.register_forward_pre_hook(lambda *_: setattr(self.ledger, "active_role", role))
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.register_post_accumulate_grad_hook(
@@ -156,30 +158,30 @@ class DryRun(TorchDispatchMode):
     ) -> Any:
         kwargs = kwargs or {}
         if any(isinstance(x, FakeTensor) for x in tree_leaves((args, kwargs))):
-            if func in _ANSWERS:
-                return _ANSWERS[func]
+            if func in _FAKE_RESULTS:
+                return _FAKE_RESULTS[func]
             if func in _INDEXED:
                 args = (args[0], _as_indices(args[1]), *args[2:])
             self.uses_onednn |= func is _ONEDNN
             with self.fake:
-                inside = _inside(func, args)
-                for tensor in inside:
-                    self.ledger.note(tensor)
+                workspace = _workspace(func, args)
+                for tensor in workspace:
+                    self.ledger.count(tensor)
                 out = func(*args, **kwargs)
         else:
             out = func(*args, **kwargs)
-            if isinstance(out, Tensor) and _is_table(out):
+            if isinstance(out, Tensor) and _is_large_matrix(out):
                 out = self.fake.from_tensor(out)
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
-                self.ledger.note(tensor)
+                self.ledger.count(tensor)
         return out
 
 
-def _inside(func: Any, args: tuple[Any, ...]) -> list[Tensor]:
-    """What an operation holds while it works, where that is as large as what it is given.
+def _workspace(func: Any, args: tuple[Any, ...]) -> list[Tensor]:
+    """Return fake tensors for the buffers of an operation that are as large as its inputs.
 
-    oneDNN brings both of its inputs into an order of its own.
+    oneDNN reorders both of its inputs.
     """
     if func is not _ONEDNN:
         return []
@@ -187,7 +189,7 @@ def _inside(func: Any, args: tuple[Any, ...]) -> list[Tensor]:
 
 
 class FakeCopies(TorchFunctionMode):
-    """While this mode is on, ``copy.deepcopy`` of a fake tensor is another fake tensor."""
+    """Mode in which ``copy.deepcopy`` of a fake tensor is another fake tensor."""
 
     def __torch_function__(
         self,
@@ -207,16 +209,16 @@ class FakeCopies(TorchFunctionMode):
         return memo[id(original)]
 
 
-def _is_table(x: Tensor) -> bool:
-    return x.is_floating_point() and x.dim() > 1 and x.numel() > LARGE
+def _is_large_matrix(x: Tensor) -> bool:
+    return x.is_floating_point() and x.dim() > 1 and x.numel() > MIN_FAKE_ELEMENTS
 
 
-def _as_indices(places: Iterable[Tensor | None]) -> list[Tensor | None]:
-    """Masks written as indices, so that the number of chosen elements is known."""
-    indices: list[Tensor | None] = []
-    for place in places:
-        if place is not None and place.dtype == torch.bool:
-            indices += place.nonzero().unbind(1)
+def _as_indices(indices: Iterable[Tensor | None]) -> list[Tensor | None]:
+    """Replace masks by indices, so that the number of selected elements is known."""
+    result: list[Tensor | None] = []
+    for index in indices:
+        if index is not None and index.dtype == torch.bool:
+            result += index.nonzero().unbind(1)
         else:
-            indices.append(place)
-    return indices
+            result.append(index)
+    return result

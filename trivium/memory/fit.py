@@ -1,4 +1,4 @@
-"""Which micro-batches fit the memory that there is."""
+"""Search for the micro-batch size that fits the free memory."""
 
 from __future__ import annotations
 
@@ -13,50 +13,52 @@ from trivium.config.base import Configuration
 from trivium.memory.report import Lengths, Memory
 from trivium.memory.stages import predict
 
-SHARE = 0.9
-"""How much of the free memory a prediction may fill, as it may be a tenth too low."""
+FREE_SHARE = 0.9
+"""Largest share of the free memory for a prediction, which can be 10 % too low."""
 CONTROL_GROUP = Path("/sys/fs/cgroup")
 
 
 def free_bytes(device: torch.device) -> int:
-    """Memory that a run could have on ``device`` now; a container's limit counts."""
+    """Return the free memory on ``device`` in bytes, within the limit of a container."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    available, left = psutil.virtual_memory().available, _left_in_container()
-    return available if left is None else min(available, left)
+    system, container = psutil.virtual_memory().available, _container_available()
+    return system if container is None else min(system, container)
 
 
-def _left_in_container() -> int | None:
-    """What is left of the control group's memory; None where there is no limit.
+def _container_available() -> int | None:
+    """Return the free memory of the control group in bytes; None if it has no limit.
 
-    Pages of files that were read count as used there, but are given up when memory is asked for.
+    The control group counts cached file pages as used, but the kernel frees them on demand.
     """
     try:
-        most, used = (int((CONTROL_GROUP / f"memory.{x}").read_text()) for x in ("max", "current"))
+        limit, used = (int((CONTROL_GROUP / f"memory.{x}").read_text()) for x in ("max", "current"))
         lines = (CONTROL_GROUP / "memory.stat").read_text().splitlines()
-        files = int(dict(line.split() for line in lines)["inactive_file"])
+        cached = int(dict(line.split() for line in lines)["inactive_file"])
     except (OSError, ValueError, KeyError):  # No such file, or "max".
         return None
-    return max(0, most - (used - files))
+    return max(0, limit - (used - cached))
 
 
-def smaller_bounds(bound: int, lengths: Lengths) -> Iterator[int]:
-    """The halves of a micro-batch's bound in tokens, down to one prompt with its responses."""
-    least = max(lengths.prompts) + 2 * max(lengths.responses)
-    while bound // 2 >= least:
-        bound //= 2
-        yield bound
+def smaller_limits(limit: int, lengths: Lengths) -> Iterator[int]:
+    """Halve the token limit repeatedly, down to one prompt with two responses."""
+    minimum = max(lengths.prompts) + 2 * max(lengths.responses)
+    while limit // 2 >= minimum:
+        limit //= 2
+        yield limit
 
 
-def fitting(
-    kind: str, config: Configuration, lengths: Lengths, room: int
+def largest_fitting_limit(
+    kind: str, config: Configuration, lengths: Lengths, available: int
 ) -> tuple[int, Memory] | None:
-    """The largest of ``smaller_bounds`` with which a run needs ``room`` bytes at most, and what it
-    needs then; None where none does."""
+    """Return the largest of ``smaller_limits`` whose run needs at most ``available`` bytes.
+
+    Also return the memory of that run. None if no limit fits.
+    """
     settings: Any = config
-    for bound in smaller_bounds(settings.tokens_per_micro_batch, lengths):
-        tried = settings.model_copy(update={"tokens_per_micro_batch": bound})
-        memory = predict(kind, tried, lengths)
-        if memory.bytes <= room:
-            return bound, memory
+    for limit in smaller_limits(settings.tokens_per_micro_batch, lengths):
+        candidate = settings.model_copy(update={"tokens_per_micro_batch": limit})
+        memory = predict(kind, candidate, lengths)
+        if memory.bytes <= available:
+            return limit, memory
     return None

@@ -1,4 +1,4 @@
-"""Token counts of the data that a run would read, which its memory depends on."""
+"""Token counts of a run's data, on which its memory depends."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from trivium.data.prompts import PromptsConfig, load_prompts
 from trivium.memory.report import Lengths
 from trivium.models.loading import load_tokenizer
 
-EXAMPLES = 256
-"""Prompts, pairs or demonstrations that are counted, from the first on."""
+MAX_EXAMPLES = 256
+"""Maximum number of prompts, pairs or demonstrations that are counted."""
 
 
 def data_lengths(kind: str, config: Configuration) -> Lengths:
-    """Token counts of the data of a run of ``kind``; responses that it will sample count as long as
-    ``sampling.max_tokens`` lets them be.
+    """Return the token counts of the data of a run of ``kind``.
+
+    Responses that the run will sample count with ``sampling.max_tokens`` tokens.
 
     Raises:
         DataError: the data cannot be read.
@@ -32,31 +33,37 @@ def data_lengths(kind: str, config: Configuration) -> Lengths:
     settings: Any = config
     tokenizer = load_tokenizer(settings.model)
     if kind in ("ppo", "grpo"):
-        return _prompts(settings.data, tokenizer, settings.sampling.max_tokens)
+        return _prompt_lengths(settings.data, tokenizer, settings.sampling.max_tokens)
     if kind == "dpo" and settings.online is not None:
-        return _prompts(settings.online.data, tokenizer, settings.online.sampling.max_tokens)
+        return _prompt_lengths(settings.online.data, tokenizer, settings.online.sampling.max_tokens)
     if kind == "sft":
         rows = load_demonstrations(settings.data, tokenizer)
         held_out = settings.validation and load_demonstrations(settings.validation, tokenizer)
-        return _of_groups([row.group for row in rows], len(held_out or ()))
+        return _group_lengths([row.group for row in rows], len(held_out or ()))
     if kind == "dpo":
-        return _of_groups([pair.group for pair in load_preferences(settings.data, tokenizer)])
+        return _group_lengths([pair.group for pair in load_preferences(settings.data, tokenizer)])
     if settings.pairs is not None:
         groups = [pair.group for pair in load_preferences(settings.pairs, tokenizer)]
-        named = settings.validation_pairs and load_preferences(settings.validation_pairs, tokenizer)
+        validation = settings.validation_pairs and load_preferences(
+            settings.validation_pairs, tokenizer
+        )
     else:
         groups = [row.group for row in load_step_labels(settings.steps, tokenizer)]
-        named = settings.validation_steps and load_step_labels(settings.validation_steps, tokenizer)
-    shared = math.ceil(settings.held_out_share * len(groups))
-    return _of_groups(groups, shared if named is None else len(named))
+        validation = settings.validation_steps and load_step_labels(
+            settings.validation_steps, tokenizer
+        )
+    split_off = math.ceil(settings.held_out_share * len(groups))
+    return _group_lengths(groups, split_off if validation is None else len(validation))
 
 
-def _prompts(data: PromptsConfig, tokenizer: PreTrainedTokenizerBase, response: int) -> Lengths:
-    prompts = islice(load_prompts(data, tokenizer), EXAMPLES)
+def _prompt_lengths(
+    data: PromptsConfig, tokenizer: PreTrainedTokenizerBase, response: int
+) -> Lengths:
+    prompts = islice(load_prompts(data, tokenizer), MAX_EXAMPLES)
     return Lengths(tuple(len(prompt.tokens) for prompt in prompts), (response,))
 
 
-def _of_groups(groups: Sequence[Group], held_out: int = 0) -> Lengths:
-    counted = groups[:EXAMPLES]
+def _group_lengths(groups: Sequence[Group], held_out: int = 0) -> Lengths:
+    counted = groups[:MAX_EXAMPLES]
     responses = tuple(len(response) for group in counted for response in group.responses)
     return Lengths(tuple(len(group.prompt) for group in counted), responses, held_out)

@@ -1,4 +1,4 @@
-"""What a prediction says: the models of each stage and the bytes that each of them needs."""
+"""Result of a prediction: the models of each stage and the bytes of each model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from trivium.memory.dry_run import ACTIVATIONS, CACHE, GRADIENTS, OPTIMIZER, PAR
 
 @dataclass(frozen=True)
 class Lengths:
-    """Token counts of the data, used in turn: (96,) is one length, (20, 96) a mix of two.
+    """Token counts of the data, used in rotation: (96,) is one length, (20, 96) alternates two.
 
     Attributes:
-        prompts: of prompts.
-        responses: of responses; for preference pairs chosen and rejected in turn.
-        held_out: held-out examples of SFT and reward models, whose loss is computed (0: none).
+        prompts: lengths of prompts.
+        responses: lengths of responses; for preference pairs, chosen and rejected alternate.
+        held_out: number of held-out examples of SFT and reward models (0: none).
     """
 
     prompts: tuple[int, ...]
@@ -25,8 +25,8 @@ class Lengths:
     def __post_init__(self) -> None:
         if not self.prompts or not self.responses or min(self.prompts + self.responses) < 1:
             raise ValueError(
-                f"lengths of prompts {self.prompts} and responses {self.responses}: give at least "
-                "one of each, all of them 1 or more tokens"
+                f"prompt lengths {self.prompts} and response lengths {self.responses}: give at "
+                "least one of each, all of them 1 or more tokens"
             )
 
 
@@ -34,8 +34,8 @@ class Lengths:
 class ModelMemory:
     """Bytes of one model at a stage's peak.
 
-    ``activations`` is all that is not one of the others: what autograd keeps, masks, logits of a
-    chunk, temporaries of the optimizer, the mapped file while a checkpoint is loaded.
+    ``activations`` is the rest: tensors saved by autograd, masks, logits of a chunk, temporary
+    tensors of the optimizer, and the mapped file while a checkpoint is loaded.
     """
 
     role: str
@@ -52,7 +52,7 @@ class ModelMemory:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of a method, at the moment when it needs most."""
+    """One stage of a run, at its peak."""
 
     name: str
     models: tuple[ModelMemory, ...]
@@ -67,15 +67,15 @@ class Stage:
 
     @property
     def total(self) -> int:
-        """Bytes of all models together."""
+        """Total bytes of all models."""
         return sum(model.total for model in self.models)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes that a run needs, stage by stage, above those of the process itself.
+    """Bytes of a run by stage, in addition to those of the process itself.
 
-    ``kernels`` is what oneDNN keeps, where it multiplies: code that it makes for shapes it meets.
+    ``kernels`` are the bytes of the code that oneDNN generates for each shape, if it is in use.
     """
 
     kind: str
@@ -84,10 +84,10 @@ class Memory:
 
     @property
     def peak(self) -> Stage:
-        """The stage that needs most."""
+        """Stage with the largest total."""
         return max(self.stages, key=lambda stage: stage.total)
 
     @property
     def bytes(self) -> int:
-        """The largest total of any stage, and what is kept at all times."""
+        """Largest total of any stage, plus the kernels."""
         return self.peak.total + self.kernels

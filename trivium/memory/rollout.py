@@ -1,7 +1,7 @@
-"""The rollout's memory: caches, the forward pass over prompts, and the drawing of a token.
+"""Memory of a rollout: KV caches, the forward pass over prompts, and sampling a token.
 
-The engine's own cache and drawing are run on tensors without data, but only at the moments where
-something grows: when the prompts are read, when the strips are lengthened, and at the last token.
+The engine's own cache and sampling code run on tensors without data, but only at the steps where
+memory grows: the prompt pass, every growth of the response KV, and the last token.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from trivium.rollout.sampling import Sampling
 
 
 class CountedCache(KVCache):
-    """The engine's cache, which tells the ledger what it holds."""
+    """The engine's KV cache, whose tensors are counted in the ledger."""
 
     def __init__(self, policy: Policy, run: DryRun, role: str) -> None:
         super().__init__(policy)
@@ -52,17 +52,17 @@ def dry_rollout(
     max_tokens: int,
     sampling: Sampling,
 ) -> None:
-    """What the engine holds for ``samples`` responses of ``max_tokens`` to each prompt.
+    """Simulate a rollout of ``samples`` responses of ``max_tokens`` tokens to each prompt.
 
-    As many prompts are answered at once as the engine admits; all responses are equally long,
-    which is the most that they can need.
+    The number of concurrent prompts is the engine's maximum. All responses have the maximum length,
+    which is an upper bound.
     """
     prompt_capacity = max(1, LocalEngine(policy, ()).max_rows // samples)
     prompts = [[0] * length for length in sorted(prompt_lengths, reverse=True)[:prompt_capacity]]
     grow = _grow_shared if policy.shared else _grow_separate
     with run:
         for hidden_RD in grow(run, policy, role, prompts, samples, max_tokens):
-            _draw(policy, hidden_RD, sampling)
+            _sample_token(policy, hidden_RD, sampling)
 
 
 def _grow_shared(
@@ -82,11 +82,12 @@ def _grow_shared(
 
 
 def growing_lengths(max_tokens: int) -> list[int]:
-    """The tokens that rows hold when their strips are doubled, and before their last token."""
-    lengths, full = [], BLOCK_TOKENS
-    while full < max_tokens - 2:
-        lengths.append(full)
-        full *= 2
+    """Return the response lengths at which the response KV doubles, and that before the last
+    token."""
+    lengths, capacity = [], BLOCK_TOKENS
+    while capacity < max_tokens - 2:
+        lengths.append(capacity)
+        capacity *= 2
     return [*lengths, max_tokens - 2] if max_tokens > 1 else []
 
 
@@ -101,16 +102,16 @@ def _grow_separate(
     cache = PaddedCache(policy)
     yield cache.admit(prompts, samples).repeat_interleave(samples, 0)
     (batch,) = cache.batches
-    more = max(0, max_tokens - 2)
-    batch.token_mask_RL = F.pad(batch.token_mask_RL, (0, more), value=True)
+    extra = max(0, max_tokens - 2)
+    batch.token_mask_RL = F.pad(batch.token_mask_RL, (0, extra), value=True)
     for layer in cast(list[Any], batch.cache.layers):
-        layer.keys, layer.values = (F.pad(x, (0, 0, 0, more)) for x in (layer.keys, layer.values))
+        layer.keys, layer.values = (F.pad(x, (0, 0, 0, extra)) for x in (layer.keys, layer.values))
         run.ledger.tag([layer.keys, layer.values], role, CACHE)
     if max_tokens > 1:
         yield cache.advance(torch.zeros(len(prompts) * samples, dtype=torch.long))
 
 
-def _draw(policy: Policy, hidden_RD: Tensor, sampling: Sampling) -> None:
+def _sample_token(policy: Policy, hidden_RD: Tensor, sampling: Sampling) -> None:
     logits_RV = policy.head.logits(hidden_RD, sampling.temperature or 1.0)
     keys_R = torch.zeros(len(hidden_RD), dtype=torch.long)
     draw(logits_RV, uniforms(keys_R, keys_R), sampling)

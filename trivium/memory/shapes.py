@@ -1,7 +1,7 @@
-"""Models without weights: what a configuration says of a checkpoint, before it is loaded.
+"""Models without weights, built from the configuration of a checkpoint.
 
-Only ``config.json`` is read. The model is built as ``models.loading`` builds it, adapters and
-gradient checkpointing included, from tensors that hold no data.
+Only ``config.json`` is read. The model is built in the same way as in ``models.loading``, including
+adapters and gradient checkpointing, from tensors that hold no data.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from trivium.models.attention import AttentionSpec, GroupLayout
 from trivium.models.hf_checkpoint import require_checkpoint
 from trivium.models.loading import (
     DTYPES,
-    _checkpoint_activations,
-    _with_adapters,
+    add_adapters,
     disable_dropout,
+    enable_gradient_checkpointing,
     resolve_device,
     unwrap_peft,
 )
@@ -36,19 +36,19 @@ from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 
 NO_TOKENIZER = cast(Any, None)
-"""Counting memory takes token counts, never text."""
+"""Placeholder: the prediction uses token counts and no text."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's size.
+    """Size of a model.
 
     Attributes:
-        parameters: numbers in all weights, tied ones once.
-        trained: numbers in the weights that an optimizer moves.
-        parameter_bytes: weights and buffers.
-        gradient_bytes: gradients of all trained weights.
-        optimizer_bytes: AdamW's two moments and its step counts.
+        parameters: number of parameters; tied weights count once.
+        trained: number of trained parameters.
+        parameter_bytes: bytes of weights and buffers.
+        gradient_bytes: bytes of the gradients of all trained weights.
+        optimizer_bytes: bytes of AdamW's two moments and its step counts.
     """
 
     parameters: int
@@ -59,104 +59,109 @@ class Shape:
 
     @classmethod
     def of(cls, model: nn.Module) -> Shape:
-        """The size of a model, with or without data in its tensors."""
+        """Return the size of a model, with or without data in its tensors."""
         parameters = list(model.parameters())
         trained = [p for p in parameters if p.requires_grad]
-        moving = _bytes(trained)
+        trained_bytes = _bytes(trained)
         return cls(
             parameters=sum(p.numel() for p in parameters),
             trained=sum(p.numel() for p in trained),
             parameter_bytes=_bytes([*parameters, *model.buffers()]),
-            gradient_bytes=moving,
-            optimizer_bytes=2 * moving + 4 * len(trained),
+            gradient_bytes=trained_bytes,
+            optimizer_bytes=2 * trained_bytes + 4 * len(trained),
         )
 
     @classmethod
     def read(cls, config: ModelConfig, *, scorer: bool = False) -> Shape:
-        """The size of a checkpoint as ``config`` would load it; ``scorer``: with a score head."""
+        """Return the size of a checkpoint loaded with ``config``; ``scorer``: with a score head."""
         return cls.of(weightless(DryRun(), config, scorer=scorer))
 
 
 def weightless(run: DryRun, config: ModelConfig, *, scorer: bool = False) -> PreTrainedModel:
-    """The model of ``config`` without data.
+    """Return the model of ``config`` without data.
 
     Raises:
-        ModelError: there is no such checkpoint, or nothing that ``transformers`` knows.
+        ModelError: there is no such checkpoint, or ``transformers`` does not support it.
     """
     require_checkpoint(config.path)
     options = {"num_labels": 1} if scorer else {}
     kind = AutoModelForSequenceClassification if scorer else AutoModelForCausalLM
     trust = config.trust_remote_code
     try:
-        about = AutoConfig.from_pretrained(
+        checkpoint_config = AutoConfig.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=trust, **options
         )
-        if scorer and about.pad_token_id is None:
-            about.pad_token_id = 0  # Found in the tokenizer when the model is loaded.
+        if scorer and checkpoint_config.pad_token_id is None:
+            checkpoint_config.pad_token_id = 0  # Loading a real model takes it from the tokenizer.
         with run.building(), resolve_device(config.device):
-            model = kind.from_config(about, dtype=DTYPES[config.dtype], trust_remote_code=trust)
+            model = kind.from_config(
+                checkpoint_config, dtype=DTYPES[config.dtype], trust_remote_code=trust
+            )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(f"cannot read the configuration of {config.path}: {reason}") from None
     disable_dropout(model)
     if config.gradient_checkpointing:
-        _checkpoint_activations(model, config)
+        enable_gradient_checkpointing(model, config)
     model.train()
     if config.lora is None:
         return model
     with run.building():
-        return _with_adapters(model, config.lora, "SEQ_CLS" if scorer else "CAUSAL_LM")
+        return add_adapters(model, config.lora, "SEQ_CLS" if scorer else "CAUSAL_LM")
 
 
 def weightless_policy(run: DryRun, config: ModelConfig, role: str, temperature: float) -> Policy:
-    """The policy of ``config`` without data, counted as ``role``'s."""
+    """Return the policy of ``config`` without data; its memory is assigned to ``role``."""
     model = weightless(run, config)
     with run:
         policy = Policy(model, NO_TOKENIZER, temperature=temperature)
         run.adopt(model, role)
-        policy.shared = policy.shared and _shares(unwrap_peft(model))
+        policy.shared = policy.shared and _supports_shared_prompt(unwrap_peft(model))
     return policy
 
 
 def weightless_scorer(run: DryRun, config: ModelConfig, role: str) -> RewardModel:
-    """The reward model or critic of ``config`` without data, counted as ``role``'s."""
+    """Return the reward model or critic of ``config`` without data, assigned to ``role``."""
     model = weightless(run, config, scorer=True)
     with run:
         scorer = RewardModel(model, NO_TOKENIZER)
         run.adopt(model, role)
-        scorer.shared = scorer.shared and _shares(unwrap_peft(model))
+        scorer.shared = scorer.shared and _supports_shared_prompt(unwrap_peft(model))
     return scorer
 
 
-class _Witness(GroupLayout):
-    """A layout that remembers whether a model asked it."""
+class _RecordingLayout(GroupLayout):
+    """Layout that records whether the model called it."""
 
-    asked = False
+    used = False
 
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec
     ) -> Tensor:
-        self.asked = True
+        self.used = True
         return super().attend(layer, query_LHD, key_LHD, value_LHD, spec)
 
 
-def _shares(model: PreTrainedModel) -> bool:
-    """Whether attention goes through the layout: numbers, which would tell, are not there."""
+def _supports_shared_prompt(model: PreTrainedModel) -> bool:
+    """Return whether the model's attention uses the layout.
+
+    Loading a real model compares hidden states; a model without data has no values to compare.
+    """
     batch = Batch.of([Group([0, 0], [[0]])])
-    witness = _Witness(batch)
+    layout = _RecordingLayout(batch)
     backbone = cast(PreTrainedModel, model.base_model)
     backbone(
         input_ids=batch.tokens_L[None],
         position_ids=batch.positions_L[None],
         use_cache=False,
-        layout=witness,
+        layout=layout,
     )
-    if not witness.asked:
+    if not layout.used:
         model.set_attn_implementation("eager")
-    return witness.asked
+    return layout.used
 
 
 def _bytes(tensors: list[Any]) -> int:
-    """Bytes of the storages behind the tensors, each once."""
+    """Return the bytes of the tensors' storages; each storage counts once."""
     storages = {t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())

@@ -1,7 +1,7 @@
-"""A rehearsal: a method's models without data, loaded and used stage by stage, each with its peak.
+"""Simulation of a run: models without data, loaded and used stage by stage, and each stage's peak.
 
-What all methods share: loading, an optimizer in the state of a run's second step, and which
-micro-batches are worth running.
+This module holds what all training commands share: loading models, an optimizer in the state of a
+run's second step, and the choice of micro-batches.
 """
 
 from __future__ import annotations
@@ -41,31 +41,32 @@ from trivium.training.optimizer_config import OptimizerConfig
 
 SAMPLER = "sampler"
 KERNELS = 20 << 20
-"""Bytes of oneDNN's kernels after a few steps, as measured: 10 to 28 MiB."""
+"""Bytes of oneDNN's kernels after a few steps; 10 to 28 MiB were measured."""
 
 Loaded = TypeVar("Loaded", Policy, RewardModel)
 
 
-class Rehearsal:
-    """The models of one run and the stages seen so far."""
+class Simulator:
+    """Models of one simulated run, and the stages so far."""
 
     def __init__(self, kind: str, lengths: Lengths) -> None:
         self.kind, self.lengths = kind, lengths
         self.run = DryRun()
         self.stages: list[Stage] = []
-        self.updated: list[tuple[str, nn.Module]] = []
-        self.beside: Counter[Tag] = Counter()
-        self._copy: Policy | None = None
+        self.concurrent: Counter[Tag] = Counter()
+        self._sampler_policy: Policy | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """What happens inside is one stage; models that are resident before it count too, and what
-        is sampled beside it."""
+        """Record the block inside as one stage.
+
+        Its memory includes the models loaded before and the concurrent sampler.
+        """
         ledger = self.run.ledger
-        ledger.restart()
+        ledger.reset_peak()
         with self.run:
             yield
-        self.stages.append(Stage.of(name, ledger.at_peak + self.beside))
+        self.stages.append(Stage.of(name, ledger.at_peak + self.concurrent))
 
     def memory(self) -> Memory:
         return Memory(self.kind, tuple(self.stages), KERNELS if self.run.uses_onednn else 0)
@@ -80,20 +81,20 @@ class Rehearsal:
         """Load a reward model or a critic."""
         return self._loaded(role, lambda: weightless_scorer(self.run, config, role))
 
-    def reference(self, policy: Policy, *, asked: bool = True) -> Reference:
-        """Copy the policy, unless its adapters can be switched off or nothing will be asked."""
+    def reference(self, policy: Policy, *, enabled: bool = True) -> Reference:
+        """Copy the policy, unless it has adapters or ``enabled`` is False."""
         with self.run, FakeCopies():
-            reference = Reference(policy, asked=asked)
-            if reference._copy is not None:
-                self.run.adopt(reference._copy.model, "reference")
-        if asked:
+            reference = Reference(policy, asked=enabled)
+            if reference.frozen_policy is not None:
+                self.run.adopt(reference.frozen_policy.model, "reference")
+        if enabled:
             self.stages.append(Stage.of("load reference", self.run.ledger.bytes))
         return reference
 
     def optimizer(
         self, sets: Sequence[tuple[str, OptimizerConfig, list[nn.Parameter]]]
     ) -> Optimizer:
-        """The optimizer as it is after a first step: moments and gradients are there."""
+        """Return the optimizer after a first step, so that moments and gradients are allocated."""
         ledger = self.run.ledger
         with self.run:
             optimizer = Optimizer([(config, parameters) for _, config, parameters in sets], 1)
@@ -108,7 +109,7 @@ class Rehearsal:
         return optimizer
 
     def groups(self, count: int, responses: int) -> list[Group]:
-        """``count`` groups with the data's lengths in turn."""
+        """Return ``count`` groups that cycle through the lengths of the data."""
         prompts, lengths = cycle(self.lengths.prompts), cycle(self.lengths.responses)
         return [
             Group([0] * next(prompts), [[0] * n for n in islice(lengths, responses)])
@@ -116,13 +117,15 @@ class Rehearsal:
         ]
 
     def sampler(self, policy: Policy, prompts: int, samples: int, sampling: Sampling) -> None:
-        """A copy of the policy answers prompts, beside all stages that follow."""
+        """Simulate a rollout by a copy of the policy, concurrent with all stages that follow."""
         with self.run, FakeCopies():
-            self._copy = frozen_copy(policy)
-            self.run.adopt(self._copy.model, SAMPLER)
-        self.rollout("rollout", self._copy, prompts, samples, sampling, role=SAMPLER)
-        needed = self.run.ledger.at_peak
-        self.beside = Counter({(SAMPLER, k): needed[(SAMPLER, k)] for k in (ACTIVATIONS, CACHE)})
+            self._sampler_policy = frozen_copy(policy)
+            self.run.adopt(self._sampler_policy.model, SAMPLER)
+        self.rollout("rollout", self._sampler_policy, prompts, samples, sampling, role=SAMPLER)
+        at_peak = self.run.ledger.at_peak
+        self.concurrent = Counter(
+            {(SAMPLER, kind): at_peak[(SAMPLER, kind)] for kind in (ACTIVATIONS, CACHE)}
+        )
 
     def rollout(
         self,
@@ -134,17 +137,17 @@ class Rehearsal:
         *,
         role: str = "policy",
     ) -> None:
-        """The stage in which the policy answers prompts."""
+        """Simulate a stage in which the policy samples responses to prompts."""
         lengths = list(islice(cycle(self.lengths.prompts), prompts))
         tokens = min(max(self.lengths.responses), sampling.max_tokens)
         with self.stage(name):
-            self.run.ledger.working = role
+            self.run.ledger.active_role = role
             dry_rollout(self.run, policy, role, lengths, samples, tokens, sampling)
 
     def score(
         self, name: str, data: Grouped, parts: MicroBatches, *scores: Callable[[Batch], object]
     ) -> None:
-        """A stage of forward passes without gradient; none where nothing is to be scored."""
+        """Simulate a stage of forward passes without gradients; no stage if there are no scores."""
         if not scores:
             return
         with self.stage(name), torch.no_grad():
@@ -153,7 +156,7 @@ class Rehearsal:
                     score(Batch.of(data.select(part).groups))
 
     def _loaded(self, role: str, load: Callable[[], Loaded]) -> Loaded:
-        """Load a model; until its weights are copied, the mapped file is in memory as well."""
+        """Load a model; the mapped file is in memory, too, until the weights are copied."""
         loaded = load()
         at_peak = Counter(self.run.ledger.bytes)
         at_peak[(role, ACTIVATIONS)] += at_peak[(role, PARAMETERS)]
@@ -162,22 +165,23 @@ class Rehearsal:
 
 
 def heaviest(data: Grouped, parts: MicroBatches) -> MicroBatches:
-    """The first micro-batch and, of the others, the ones with the longest line and with the
-    largest table of attention.
+    """Return the micro-batches that can have the largest memory, in their order.
 
-    The first runs without gradients and the others beside them, so either may need more; of equals
-    the last is taken.
+    These are the first micro-batch, and of the others the one with the longest packed sequence and
+    the one with the largest attention matrix. The first runs before gradients are allocated and the
+    others after, so either can need more. Of equal micro-batches the last is chosen.
     """
 
-    def line(number: int) -> tuple[int, int]:
+    def sequence_length(number: int) -> tuple[int, int]:
         groups = data.select(parts[number]).groups
         return sum(len(g.prompt) + sum(map(len, g.responses)) for g in groups), number
 
-    def table(number: int) -> tuple[int, int]:
+    def attention_size(number: int) -> tuple[int, int]:
         groups = data.select(parts[number]).groups
         longest = max(len(r) for g in groups for r in g.responses)
         keys = longest + max(len(g.prompt) for g in groups)
         return len(parts[number]) * longest * keys, number
 
     others = range(1, len(parts)) or range(1)
-    return [parts[i] for i in sorted({0, max(others, key=line), max(others, key=table)})]
+    longest = max(others, key=sequence_length)
+    return [parts[i] for i in sorted({0, longest, max(others, key=attention_size)})]

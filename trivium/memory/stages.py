@@ -1,8 +1,8 @@
-"""The memory of every method, stage by stage, predicted from its configuration.
+"""Memory prediction for every training command, stage by stage, from its configuration.
 
-Each method is set up as its ``train`` sets it up, with models that hold no data, and its own loss and
-optimizer step are run on the largest micro-batches. Left out: the process itself (interpreter,
-libraries) and the texts.
+Each command is set up like its ``train`` function, with models that hold no data, and its own loss
+and optimizer step run on the largest micro-batches. The memory of the process itself (interpreter,
+libraries) and of the texts is not included.
 """
 
 from __future__ import annotations
@@ -29,14 +29,13 @@ from trivium.data.batch import Grouped
 from trivium.errors import ConfigurationError, ModelError
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.memory.report import Lengths, Memory
-from trivium.memory.simulator import Rehearsal, heaviest
+from trivium.memory.simulator import Simulator, heaviest
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
 from trivium.models.loading import trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.models.reward_model import RewardModel
-from trivium.rewards.learned import OUTCOME, PROCESS, TOKENS_PER_PASS
-from trivium.rewards.learned import _model_of as model_of
+from trivium.rewards.learned import OUTCOME, PROCESS, TOKENS_PER_PASS, reward_model_config
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
@@ -47,127 +46,135 @@ from trivium.training.protocols import Updates
 from trivium.training.reward_losses import LabeledSteps, Pairs, labeled_step_loss, pair_loss
 from trivium.training.setup import OnPolicyComponents
 
-SCORED = 16384
-"""Tokens per pass of the evaluation's log-probs."""
+EVALUATION_TOKENS_PER_PASS = 16384
+"""Maximum number of tokens in a forward pass of the evaluation's log-probs."""
 
 
 def predict(kind: str, config: Configuration, lengths: Lengths) -> Memory:
-    """The memory of a run of ``kind`` (a training command's name) with ``config``, in bytes.
+    """Predict the memory of a run of ``kind`` (a training command) with ``config``, in bytes.
 
     Raises:
         ModelError: a checkpoint's configuration cannot be read.
-        ModelError: what the model computes depends on numbers, as where experts are chosen.
+        ModelError: the model's computation depends on values, as in a mixture of experts.
         ConfigurationError: there is no such kind.
     """
-    if kind not in METHODS:
+    if kind not in PREDICTORS:
         raise ConfigurationError(
-            f"there is no memory prediction for {kind!r}: the kinds are {', '.join(METHODS)}"
+            f"there is no memory prediction for {kind!r}: use one of {', '.join(PREDICTORS)}"
         )
-    method = Rehearsal(kind, lengths)
+    simulator = Simulator(kind, lengths)
     logger = logging.getLogger("torch._subclasses.fake_tensor")
-    logged, logger.disabled = logger.disabled, True
+    was_disabled, logger.disabled = logger.disabled, True
     try:
-        METHODS[kind](method, config)
+        PREDICTORS[kind](simulator, config)
     except RuntimeError as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ModelError(
-            f"the memory of {kind} cannot be predicted for these models, as what they compute "
+            f"the memory of {kind} cannot be predicted for these models, because their computation "
             f"depends on more than shapes ({reason}): run it and read the measured peak"
         ) from None
     finally:
-        logger.disabled = logged
-    return method.memory()
+        logger.disabled = was_disabled
+    return simulator.memory()
 
 
-def predict_sft(method: Rehearsal, config: SFTConfig) -> None:
-    """One model; its gradients and moments."""
-    judges = load_learned(method, () if config.evaluation is None else config.evaluation.rewards)
-    policy = method.policy(config.model)
-    optimizer = method.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
-    reference = method.reference(policy) if config.measure_kl else None
-    evaluate(method, config.evaluation, policy, reference, judges, None)
-    data = demonstrations(method, config.examples_per_step)
+def predict_sft(simulator: Simulator, config: SFTConfig) -> None:
+    """Simulate SFT: one model with gradients and optimizer state."""
+    reward_models = load_learned(
+        simulator, () if config.evaluation is None else config.evaluation.rewards
+    )
+    policy = simulator.policy(config.model)
+    optimizer = simulator.optimizer(
+        [("policy", config.optimizer, trained_parameters(policy.model))]
+    )
+    reference = simulator.reference(policy) if config.measure_kl else None
+    evaluate(simulator, config.evaluation, policy, reference, reward_models, None)
+    data = demonstrations(simulator, config.examples_per_step)
     maximum = config.data.max_response_tokens
-    with method.stage("update"):
+    with simulator.stage("update"):
         parts = heaviest(data, data.split(config.tokens_per_micro_batch))
-        works = data.split_with_token_weights(parts, config.aggregation, maximum)
-        optimizer.step([MicroBatch(part, partial(sft.loss, policy)) for part in works])
-    if method.lengths.held_out:
-        data = demonstrations(method, method.lengths.held_out)
+        weighted = data.split_with_token_weights(parts, config.aggregation, maximum)
+        optimizer.step([MicroBatch(part, partial(sft.loss, policy)) for part in weighted])
+    if simulator.lengths.held_out:
+        data = demonstrations(simulator, simulator.lengths.held_out)
         parts = data.split(config.tokens_per_micro_batch)
-        method.score("validation", data, parts, policy.logprobs)
+        simulator.score("validation", data, parts, policy.logprobs)
 
 
-def predict_reward_model(method: Rehearsal, config: RewardModelConfig) -> None:
-    """One scorer; its gradients and moments."""
-    model = method.scorer(config.model, "reward model")
+def predict_reward_model(simulator: Simulator, config: RewardModelConfig) -> None:
+    """Simulate reward-model training: one scorer with gradients and optimizer state."""
+    model = simulator.scorer(config.model, "reward model")
     parameters = trained_parameters(model.model)
-    optimizer = method.optimizer([("reward model", config.optimizer, parameters)])
-    make = preference_pairs if config.pairs is not None else labeled_steps
-    with method.stage("update"):
-        data = make(method, config.examples_per_step)
+    optimizer = simulator.optimizer([("reward model", config.optimizer, parameters)])
+    make_data = preference_pairs if config.pairs is not None else labeled_steps
+    with simulator.stage("update"):
+        data = make_data(simulator, config.examples_per_step)
         step(optimizer, data, config.tokens_per_micro_batch, partial(reward_model_loss, model))
-    if method.lengths.held_out:
-        data = make(method, method.lengths.held_out)
-        with method.stage("validation"), torch.no_grad():
+    if simulator.lengths.held_out:
+        data = make_data(simulator, simulator.lengths.held_out)
+        with simulator.stage("validation"), torch.no_grad():
             parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
             for part in heaviest(data, parts):
                 reward_model_loss(model, data.select(part))
 
 
-def predict_dpo(method: Rehearsal, config: DPOConfig) -> None:
-    """The policy with gradients and moments, and the reference where it is asked again."""
+def predict_dpo(simulator: Simulator, config: DPOConfig) -> None:
+    """Simulate DPO: the policy with gradients and optimizer state, and the reference if needed."""
     online, evaluation = config.online, config.evaluation
-    judges = load_learned(method, () if online is None else online.rewards)
-    policy = method.policy(config.model, config.temperature)
-    reference = method.reference(policy, asked=config.asks_reference)
-    quality = load_learned(method, own_rewards(evaluation)) or judges
-    data = PairData(method.groups(config.pairs_per_step, 2))
+    reward_models = load_learned(simulator, () if online is None else online.rewards)
+    policy = simulator.policy(config.model, config.temperature)
+    reference = simulator.reference(policy, enabled=config.asks_reference)
+    quality = load_learned(simulator, evaluation_rewards(evaluation)) or reward_models
+    data = PairData(simulator.groups(config.pairs_per_step, 2))
     parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
     if online is None and not config.reference_free:
-        method.score("log-probs", data, parts, policy.logprobs)
-    optimizer = method.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
+        simulator.score("log-probs", data, parts, policy.logprobs)
+    optimizer = simulator.optimizer(
+        [("policy", config.optimizer, trained_parameters(policy.model))]
+    )
     sampling = None if config.online is None else config.online.sampling
-    evaluate(method, evaluation, policy, reference, quality, sampling)
+    evaluate(simulator, evaluation, policy, reference, quality, sampling)
     if online is not None:
         samples = online.responses_per_prompt
-        method.rollout("rollout", policy, config.pairs_per_step, samples, online.sampling)
-        score_learned(method, judges, config.pairs_per_step * samples)
-        compared = [] if config.reference_free else [reference.logprobs]
-        method.score("log-probs", data, parts, *compared)
+        simulator.rollout("rollout", policy, config.pairs_per_step, samples, online.sampling)
+        score_learned(simulator, reward_models, config.pairs_per_step * samples)
+        reference_scores = [] if config.reference_free else [reference.logprobs]
+        simulator.score("log-probs", data, parts, *reference_scores)
     if not config.reference_free:
         data = PairData(data.groups, ref_logprobs_T=zeros(data))
-    with method.stage("update"):
-        works = [data.select(part) for part in heaviest(data, parts)]
+    with simulator.stage("update"):
+        weighted = [data.select(part) for part in heaviest(data, parts)]
         loss = partial(dpo.loss, config, policy, total=len(data.groups))
-        optimizer.step([MicroBatch(part, loss) for part in works])
+        optimizer.step([MicroBatch(part, loss) for part in weighted])
 
 
-def predict_ppo(method: Rehearsal, config: PPOConfig) -> None:
-    """Actor and critic with gradients and moments, the reference, and learned rewards."""
-    judges = load_learned(method, config.rewards)
-    policy = method.policy(config.model, config.sampling.temperature)
-    reference = method.reference(policy, asked=config.beta > 0 or config.evaluation is not None)
-    quality = load_learned(method, own_rewards(config.evaluation)) or judges
-    critic = load_critic(method, config, policy)
-    optimizer = method.optimizer(
+def predict_ppo(simulator: Simulator, config: PPOConfig) -> None:
+    """Simulate PPO: actor and critic with optimizer state, the reference, and learned rewards."""
+    reward_models = load_learned(simulator, config.rewards)
+    policy = simulator.policy(config.model, config.sampling.temperature)
+    reference = simulator.reference(
+        policy, enabled=config.beta > 0 or config.evaluation is not None
+    )
+    quality = load_learned(simulator, evaluation_rewards(config.evaluation)) or reward_models
+    critic = load_critic(simulator, config, policy)
+    optimizer = simulator.optimizer(
         [
             ("policy", config.optimizer, trained_parameters(policy.model)),
             ("critic", config.critic.optimizer, critic.parameters()),
         ]
     )
-    trained = reward_optimizer(method, config.reward_update, judges)
-    sample(method, config, policy, reference, quality)
-    score_learned(method, judges, config.prompts_per_step * config.responses_per_prompt)
-    data = Grouped(method.groups(config.prompts_per_step, config.responses_per_prompt))
-    parts = chosen(config, data)
-    compared = [reference.logprobs] if config.beta > 0 else []
+    trained = reward_optimizer(simulator, config.reward_update, reward_models)
+    sample(simulator, config, policy, reference, quality)
+    score_learned(simulator, reward_models, config.prompts_per_step * config.responses_per_prompt)
+    data = Grouped(simulator.groups(config.prompts_per_step, config.responses_per_prompt))
+    parts = largest_micro_batches(config, data)
+    reference_scores = [reference.logprobs] if config.beta > 0 else []
     actor_critic = [partial(critic.score, policy)]
-    spared = config.beta == 0 < config.sampler_tolerance and not config.asynchronous
-    if isinstance(critic, SeparateCritic) and spared:
+    policy_pass_skipped = config.beta == 0 < config.sampler_tolerance and not config.asynchronous
+    if isinstance(critic, SeparateCritic) and policy_pass_skipped:
         actor_critic = [critic.values, *[policy.logprobs] * (config.minibatches > 1)]
-    method.score("log-probs", data, parts, *actor_critic, *compared)
-    with method.stage("update"):
+    simulator.score("log-probs", data, parts, *actor_critic, *reference_scores)
+    with simulator.stage("update"):
         z = zeros(data)
         experience = PPOExperience(
             groups=data.groups,
@@ -179,35 +186,41 @@ def predict_ppo(method: Rehearsal, config: PPOConfig) -> None:
             old_values_T=z,
             targets_T=z,
         )
-        works = experience.split_with_token_weights(
+        weighted = experience.split_with_token_weights(
             parts, config.aggregation, config.sampling.max_tokens
         )
-        learned = ppo.losses(config, on_policy(policy, reference), critic, actor=True)
-        work = [MicroBatch(part, loss) for part in works for loss in learned]
+        learned = ppo.losses(config, components(policy, reference), critic, actor=True)
+        micro_batches = [MicroBatch(part, loss) for part in weighted for loss in learned]
         if config.pretraining is not None:
-            texts = demonstrations(method, config.pretraining.examples_per_step)
-            cut = heaviest(texts, texts.split(config.tokens_per_micro_batch))
-            made = texts.split_with_token_weights(cut, "token_mean")
-            work += [MicroBatch(part, partial(sft.loss, policy)) for part in made]
-        optimizer.step(work)
-    update_rewards(method, config.reward_update, config.rewards, judges, trained)
+            texts = demonstrations(simulator, config.pretraining.examples_per_step)
+            text_batches = heaviest(texts, texts.split(config.tokens_per_micro_batch))
+            weighted_texts = texts.split_with_token_weights(text_batches, "token_mean")
+            micro_batches += [
+                MicroBatch(part, partial(sft.loss, policy)) for part in weighted_texts
+            ]
+        optimizer.step(micro_batches)
+    update_rewards(simulator, config.reward_update, config.rewards, reward_models, trained)
 
 
-def predict_grpo(method: Rehearsal, config: GRPOConfig) -> None:
-    """The policy with gradients and moments, the reference, and learned rewards."""
-    judges = load_learned(method, config.rewards)
-    policy = method.policy(config.model, config.sampling.temperature)
-    reference = method.reference(policy, asked=config.beta > 0 or config.evaluation is not None)
-    quality = load_learned(method, own_rewards(config.evaluation)) or judges
-    optimizer = method.optimizer([("policy", config.optimizer, trained_parameters(policy.model))])
-    trained = reward_optimizer(method, config.reward_update, judges)
-    sample(method, config, policy, reference, quality)
-    score_learned(method, judges, config.prompts_per_step * config.responses_per_prompt)
-    data = Grouped(method.groups(config.prompts_per_step, config.responses_per_prompt))
-    parts = chosen(config, data)
+def predict_grpo(simulator: Simulator, config: GRPOConfig) -> None:
+    """Simulate GRPO: the policy with optimizer state, the reference, and learned rewards."""
+    reward_models = load_learned(simulator, config.rewards)
+    policy = simulator.policy(config.model, config.sampling.temperature)
+    reference = simulator.reference(
+        policy, enabled=config.beta > 0 or config.evaluation is not None
+    )
+    quality = load_learned(simulator, evaluation_rewards(config.evaluation)) or reward_models
+    optimizer = simulator.optimizer(
+        [("policy", config.optimizer, trained_parameters(policy.model))]
+    )
+    trained = reward_optimizer(simulator, config.reward_update, reward_models)
+    sample(simulator, config, policy, reference, quality)
+    score_learned(simulator, reward_models, config.prompts_per_step * config.responses_per_prompt)
+    data = Grouped(simulator.groups(config.prompts_per_step, config.responses_per_prompt))
+    parts = largest_micro_batches(config, data)
     scores = [policy.logprobs] * (config.minibatches > 1) + [reference.logprobs] * (config.beta > 0)
-    method.score("log-probs", data, parts, *scores)
-    with method.stage("update"):
+    simulator.score("log-probs", data, parts, *scores)
+    with simulator.stage("update"):
         z = zeros(data)
         experience = GRPOExperience(
             groups=data.groups,
@@ -218,11 +231,11 @@ def predict_grpo(method: Rehearsal, config: GRPOConfig) -> None:
         )
         minibatch = Minibatch([response for part in parts for response in part], parts)
         updates = Updates([minibatch])
-        grpo.update(config, on_policy(policy, reference), optimizer, experience, updates)
-    update_rewards(method, config.reward_update, config.rewards, judges, trained)
+        grpo.update(config, components(policy, reference), optimizer, experience, updates)
+    update_rewards(simulator, config.reward_update, config.rewards, reward_models, trained)
 
 
-METHODS: dict[str, Callable[[Rehearsal, Any], None]] = {
+PREDICTORS: dict[str, Callable[[Simulator, Any], None]] = {
     "sft": predict_sft,
     "reward-model": predict_reward_model,
     "ppo": predict_ppo,
@@ -235,31 +248,31 @@ METHODS: dict[str, Callable[[Rehearsal, Any], None]] = {
 
 
 def zeros(data: Grouped) -> torch.Tensor:
-    """A number per response token."""
+    """Return a zero for each response token, ``[T]``."""
     return torch.zeros(int(data.lengths_N.sum()))
 
 
-def demonstrations(method: Rehearsal, count: int) -> WeightedGroups:
-    """Demonstrations of which every token is learned."""
-    groups = method.groups(count, 1)
+def demonstrations(simulator: Simulator, count: int) -> WeightedGroups:
+    """Return ``count`` demonstrations whose response tokens are all trained on."""
+    groups = simulator.groups(count, 1)
     tokens = sum(len(g.responses[0]) for g in groups)
     return WeightedGroups(groups, loss_mask_T=torch.ones(tokens, dtype=torch.bool))
 
 
-def preference_pairs(method: Rehearsal, count: int) -> Pairs:
-    """Pairs of a chosen and a rejected response."""
-    return Pairs.of(method.groups(count, 2))
+def preference_pairs(simulator: Simulator, count: int) -> Pairs:
+    """Return ``count`` pairs of a chosen and a rejected response."""
+    return Pairs.of(simulator.groups(count, 2))
 
 
-def labeled_steps(method: Rehearsal, count: int) -> LabeledSteps:
-    """Responses of one step each."""
-    groups = method.groups(count, 1)
+def labeled_steps(simulator: Simulator, count: int) -> LabeledSteps:
+    """Return ``count`` responses with one labeled step each."""
+    groups = simulator.groups(count, 1)
     ends = [[len(g.responses[0]) - 1] for g in groups]
     return LabeledSteps.of(groups, ends, [[1.0]] * count)
 
 
-def chosen(config: PPOConfig | GRPOConfig, data: Grouped) -> MicroBatches:
-    """The largest micro-batches of the first epoch's largest optimizer step."""
+def largest_micro_batches(config: PPOConfig | GRPOConfig, data: Grouped) -> MicroBatches:
+    """Return the largest micro-batches of the first epoch's largest optimizer step."""
     steps = plan_updates(
         data,
         epochs=1,
@@ -274,84 +287,89 @@ def chosen(config: PPOConfig | GRPOConfig, data: Grouped) -> MicroBatches:
 # --- Models ---------------------------------------------------------------------------------------
 
 
-def own_rewards(evaluation: EvaluationConfig | None) -> tuple[RewardConfig, ...]:
-    """The rewards that the evaluation loads besides the training's."""
+def evaluation_rewards(evaluation: EvaluationConfig | None) -> tuple[RewardConfig, ...]:
+    """Return the rewards that the evaluation loads in addition to the training rewards."""
     return () if evaluation is None else evaluation.rewards
 
 
-def load_learned(method: Rehearsal, rewards: Sequence[RewardConfig]) -> list[RewardModel]:
-    """The reward models that the rewards name, each path once."""
+def load_learned(simulator: Simulator, rewards: Sequence[RewardConfig]) -> list[RewardModel]:
+    """Load the reward models that the rewards name, each path once."""
     paths = {}
     for reward in rewards:
         if reward.function in (OUTCOME, PROCESS) and "path" in reward.arguments:
-            config = model_of(reward)
+            config = reward_model_config(reward)
             paths[config.path] = config
-    return [method.scorer(config, "reward model") for config in paths.values()]
+    return [simulator.scorer(config, "reward model") for config in paths.values()]
 
 
-def load_critic(method: Rehearsal, config: PPOConfig, policy: Policy) -> Critic:
-    """The critic as ``actor_critic.make_critic`` makes it."""
+def load_critic(simulator: Simulator, config: PPOConfig, policy: Policy) -> Critic:
+    """Load the critic in the same way as ``actor_critic.make_critic``."""
     if config.critic.kind == "separate":
-        return SeparateCritic(method.scorer(config.critic.model or config.model, "critic"))
-    with method.run.building():
+        return SeparateCritic(simulator.scorer(config.critic.model or config.model, "critic"))
+    with simulator.run.building():
         critic = SharedCritic(policy)
-    with method.run:
-        method.run.adopt(critic.head, "critic")
+    with simulator.run:
+        simulator.run.adopt(critic.head, "critic")
     return critic
 
 
-def on_policy(policy: Policy, reference: Reference) -> OnPolicyComponents:
-    """The parts that a loss asks for."""
-    nothing = cast(Any, None)
-    return OnPolicyComponents([], nothing, policy, reference, nothing, None, nothing)
+def components(policy: Policy, reference: Reference) -> OnPolicyComponents:
+    """Return the components that a loss uses; the others are None."""
+    unused = cast(Any, None)
+    return OnPolicyComponents([], unused, policy, reference, unused, None, unused)
 
 
 # --- Stages ---------------------------------------------------------------------------------------
 
 
 def sample(
-    method: Rehearsal,
+    simulator: Simulator,
     config: PPOConfig | GRPOConfig,
     policy: Policy,
     reference: Reference,
-    judges: list[RewardModel],
+    reward_models: list[RewardModel],
 ) -> None:
-    """Evaluation, and a step's responses; sampled ahead, they go on beside all that follows."""
+    """Simulate the evaluation and the rollout of one step.
+
+    With asynchronous sampling, the sampler's memory is held during all stages that follow.
+    """
     request = (config.prompts_per_step, config.responses_per_prompt, config.sampling)
     if config.asynchronous:
-        method.sampler(policy, *request)
-    evaluate(method, config.evaluation, policy, reference, judges, config.sampling)
+        simulator.sampler(policy, *request)
+    evaluate(simulator, config.evaluation, policy, reference, reward_models, config.sampling)
     if not config.asynchronous:
-        method.rollout("rollout", policy, *request)
+        simulator.rollout("rollout", policy, *request)
 
 
-def score_learned(method: Rehearsal, judges: list[RewardModel], responses: int) -> None:
-    """Learned rewards of so many responses, each with its own copy of the prompt."""
-    if judges:
-        data = Grouped(method.groups(responses, 1))
+def score_learned(simulator: Simulator, reward_models: list[RewardModel], responses: int) -> None:
+    """Simulate learned rewards of ``responses`` responses, each with its own copy of the prompt."""
+    if reward_models:
+        data = Grouped(simulator.groups(responses, 1))
         parts = data.split(TOKENS_PER_PASS)
-        method.score("scoring", data, parts, *(judge.scores for judge in judges))
+        simulator.score("scoring", data, parts, *(model.scores for model in reward_models))
 
 
 def evaluate(
-    method: Rehearsal,
+    simulator: Simulator,
     config: EvaluationConfig | None,
     policy: Policy,
     reference: Reference | None,
-    judges: list[RewardModel],
+    reward_models: list[RewardModel],
     training: Sampling | None,
 ) -> None:
-    """Held-out prompts: sampled, scored, and compared with the reference."""
+    """Simulate an evaluation: rollout, learned rewards, and log-probs for the KL divergence."""
     if config is None:
         return
     prompts = config.prompts or LocalEngine(policy, ()).max_rows
     sampling = config.sampling(training)
-    method.rollout("evaluation rollout", policy, prompts, config.samples, sampling)
-    score_learned(method, judges, prompts * config.samples)
+    simulator.rollout("evaluation rollout", policy, prompts, config.samples, sampling)
+    score_learned(simulator, reward_models, prompts * config.samples)
     if reference is not None:
-        data = Grouped(method.groups(prompts, config.samples))
+        data = Grouped(simulator.groups(prompts, config.samples))
         scores = (policy.logprobs, reference.logprobs)
-        method.score("evaluation log-probs", data, data.split(SCORED), *scores)
+        simulator.score(
+            "evaluation log-probs", data, data.split(EVALUATION_TOKENS_PER_PASS), *scores
+        )
 
 
 def step(
@@ -360,7 +378,7 @@ def step(
     max_tokens: int,
     loss: Loss,
 ) -> None:
-    """One optimizer step on the largest micro-batches."""
+    """Run one optimizer step on the largest micro-batches."""
     parts = heaviest(data, data.split(max_tokens, whole_groups=True))
     optimizer.step([MicroBatch(data.select(part), loss) for part in parts])
 
@@ -368,35 +386,35 @@ def step(
 def reward_model_loss(
     model: RewardModel, data: Grouped
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """The loss of pairs or of labeled steps."""
+    """Return the loss of preference pairs or of labeled steps."""
     if isinstance(data, LabeledSteps):
         return labeled_step_loss(model, data, 1)
     return pair_loss(model, cast(Pairs, data), 1, 0.0)
 
 
 def reward_optimizer(
-    method: Rehearsal, config: RewardUpdateConfig | None, judges: list[RewardModel]
+    simulator: Simulator, config: RewardUpdateConfig | None, reward_models: list[RewardModel]
 ) -> Optimizer | None:
-    """The optimizer of a learned reward that is trained further."""
-    if config is None or not judges:
+    """Return the optimizer of a learned reward that is updated during training."""
+    if config is None or not reward_models:
         return None
-    parameters = trained_parameters(judges[0].model)
-    return method.optimizer([("reward model", config.optimizer, parameters)])
+    parameters = trained_parameters(reward_models[0].model)
+    return simulator.optimizer([("reward model", config.optimizer, parameters)])
 
 
 def update_rewards(
-    method: Rehearsal,
+    simulator: Simulator,
     config: RewardUpdateConfig | None,
     rewards: Sequence[RewardConfig],
-    judges: list[RewardModel],
+    reward_models: list[RewardModel],
     optimizer: Optimizer | None,
 ) -> None:
-    """Train the learned reward further."""
+    """Simulate an update of the learned reward."""
     if config is None or optimizer is None:
         return
     process = any(reward.function == PROCESS for reward in rewards)
-    make = labeled_steps if process else preference_pairs
-    with method.stage("reward update"):
-        data = make(method, config.examples_per_step)
-        loss = partial(reward_model_loss, judges[0])
+    make_data = labeled_steps if process else preference_pairs
+    with simulator.stage("reward update"):
+        data = make_data(simulator, config.examples_per_step)
+        loss = partial(reward_model_loss, reward_models[0])
         step(optimizer, data, config.tokens_per_micro_batch, loss)

@@ -218,9 +218,9 @@ def _prepare(model: PreTrainedModel, config: ModelConfig, *, task: str) -> PreTr
     _leave_file(model)
     disable_dropout(model)
     if config.gradient_checkpointing:
-        _checkpoint_activations(model, config)
+        enable_gradient_checkpointing(model, config)
     model.train()
-    return model if config.lora is None else _with_adapters(model, config.lora, task)
+    return model if config.lora is None else add_adapters(model, config.lora, task)
 
 
 def _leave_file(model: nn.Module) -> None:
@@ -233,7 +233,12 @@ def _leave_file(model: nn.Module) -> None:
         parameter.data = parameter.data.clone()
 
 
-def _checkpoint_activations(model: PreTrainedModel, config: ModelConfig) -> None:
+def enable_gradient_checkpointing(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Turn on gradient checkpointing.
+
+    Raises:
+        ModelError: the model does not support it.
+    """
     # The method was renamed within transformers 5.
     name = "activation_checkpointing_enable"
     enable = getattr(model, name, None) or model.gradient_checkpointing_enable
@@ -256,7 +261,12 @@ def disable_dropout(model: nn.Module) -> None:
                 setattr(module, name, 0.0)
 
 
-def _with_adapters(model: PreTrainedModel, lora: LoraConfig, task: str) -> PreTrainedModel:
+def add_adapters(model: PreTrainedModel, lora: LoraConfig, task: str) -> PreTrainedModel:
+    """Add LoRA adapters for a ``peft`` task type (CAUSAL_LM or SEQ_CLS).
+
+    Raises:
+        ModelError: ``peft`` is not installed, or the model has no module named in the targets.
+    """
     try:
         import peft
     except ImportError:

@@ -34,6 +34,11 @@ class Reference:
         self._adapters: list[Tensor] | None = None
         self._copy = frozen_copy(policy) if enabled and not has_lora(policy.model) else None
 
+    @property
+    def frozen_policy(self) -> Policy | None:
+        """Copy of the policy; None if the policy has adapters or the reference is disabled."""
+        return self._copy
+
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
         """Log-probs of the batch's response tokens under π_ref, ``[T]``; no gradient."""

@@ -1,1 +1,1 @@
-"""Pages that show what a run's directory says: written to one file, or live on loopback."""
+"""HTML pages of runs and comparisons: written to one file, or served live on loopback."""

@@ -1,7 +1,6 @@
-"""A comparison's report: everything that ``comparison.json`` says, as one HTML file.
+"""Report of a comparison: the content of ``comparison.json`` as one HTML file.
 
-Only that file's content is used; nothing is computed anew but what a reader needs to see numbers
-together. Left out: how it is drawn (``templates/compare.js``).
+The report uses only that file. ``templates/compare.js`` draws the page.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from typing import Any
 
 from trivium.errors import DataError
 from trivium.monitoring.metrics import METRICS
-from trivium.report.page import build_components, require_free, write_page
+from trivium.report.page import render_page, require_new_output, write_page
 
 SCRIPTS = ("compare_table.js", "compare_charts.js", "compare.js")
 NUMBERS = "comparison.json"
@@ -25,29 +24,33 @@ def write(directory: Path, comparison: Mapping[str, Any], output: Path | None = 
     Raises:
         TrainingError: the file cannot be written.
     """
-    text = build_components(f"{comparison['title']} · Trivium", collect(comparison), SCRIPTS)
+    text = render_page(f"{comparison['title']} · Trivium", collect(comparison), SCRIPTS)
     return write_page(output or directory / "report.html", text)
 
 
 def rewrite(directory: Path, output: Path | None = None, *, overwrite: bool = False) -> Path:
-    """Write the report of a comparison that was made before.
+    """Write the report of an earlier comparison from its ``comparison.json``.
 
     Raises:
-        DataError: the comparison's numbers cannot be read.
-        ConfigurationError: ``output`` exists and may not be replaced.
-        TrainingError: the file cannot be written.
+        DataError: the file cannot be read or was written before version 0.2.
+        ConfigurationError: ``output`` exists and ``overwrite`` is False.
+        TrainingError: the report cannot be written.
     """
-    require_free(output, overwrite)
+    require_new_output(output, overwrite)
     path = directory / NUMBERS
     try:
         comparison = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a comparison's numbers: {error}") from None
+        raise DataError(f"{path}: cannot read the comparison: {error}") from None
+    if "methods" not in comparison:
+        raise DataError(
+            f"{path} has no key 'methods': it was written before version 0.2; rerun the comparison"
+        )
     return write(directory, comparison, output)
 
 
 def collect(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """What the page shows; every single prompt's reward is left out."""
+    """Return the data of the page: the comparison without the rewards of single prompts."""
     methods = [
         {
             **method,
@@ -56,13 +59,20 @@ def collect(comparison: Mapping[str, Any]) -> dict[str, Any]:
         }
         for method in comparison["methods"]
     ]
-    rewards = [q for method in comparison["methods"] for r in method["runs"] for q in _rewards(r)]
+    rewards = [
+        reward
+        for method in comparison["methods"]
+        for run in method["runs"]
+        for reward in _rewards(run)
+    ]
     meanings = {name: {"title": m.title, "meaning": m.meaning} for name, m in METRICS.items()}
     return {
         **comparison,
         "methods": methods,
         "unit": "share" if all(0 <= q <= 1 for q in rewards) else "",
-        "meanings": {name: meanings[name] for name in _watched(methods) if name in meanings},
+        "meanings": {
+            name: meanings[name] for name in _training_metrics(methods) if name in meanings
+        },
     }
 
 
@@ -75,7 +85,9 @@ def _rewards(run: Mapping[str, Any]) -> list[float]:
     return [*outcomes.get("greedy", []), *(q for row in outcomes.get("sampled", []) for q in row)]
 
 
-def _watched(methods: list[dict[str, Any]]) -> list[str]:
+def _training_metrics(methods: list[dict[str, Any]]) -> list[str]:
     return list(
-        dict.fromkeys(name for r in methods for run in r["runs"] for name in run["training"])
+        dict.fromkeys(
+            name for method in methods for run in method["runs"] for name in run["training"]
+        )
     )

@@ -1,4 +1,4 @@
-"""The lines of evaluation.jsonl, by the names of ``monitoring.metrics``, and their curves."""
+"""Rows, columns and curves of the evaluations in evaluation.jsonl."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ from dataclasses import replace
 from typing import Any
 
 from trivium.monitoring.metrics import EVALUATIONS
-from trivium.report.curves import by_step, evenly, is_number, short
+from trivium.report.curves import by_step, evenly_spaced, is_number, round_digits
 
-MOST_EVALUATIONS = 400
-"""Evaluations that a page carries at most."""
+MAX_EVALUATIONS = 400
+"""Maximum number of evaluations on a page."""
 
 
 def rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the evaluations in order of steps, with pass@k beside the rest; many are thinned."""
+    """Return the evaluations ordered by step, with pass@k as columns, thinned to the maximum."""
     ordered = by_step(records)
-    kept = [ordered[i] for i in evenly(len(ordered), MOST_EVALUATIONS)]
-    return [_flat(record) for record in kept]
+    kept = [ordered[i] for i in evenly_spaced(len(ordered), MAX_EVALUATIONS)]
+    return [_flatten(record) for record in kept]
 
 
 def columns(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return what the evaluations measured: name, title, unit and meaning of each number."""
+    """Return the measured columns: name, title, unit and meaning of each."""
     passes = sorted(
         {name for row in evaluations for name in row if name.startswith("pass@")},
         key=lambda name: int(name.removeprefix("pass@")),
@@ -32,12 +32,12 @@ def columns(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def panels(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Return the held-out curves by panel, with their intervals where they have one."""
-    found: dict[str, dict[str, Any]] = {}
+    """Return the held-out charts by panel, with the curves' confidence intervals."""
+    charts: dict[str, dict[str, Any]] = {}
     for column in columns(evaluations):
         chart = {"panel": column["panel"], "unit": column["unit"], "series": []}
-        found.setdefault(column["panel"], chart)["series"].append(_curve(evaluations, column))
-    return list(found.values())
+        charts.setdefault(column["panel"], chart)["series"].append(_curve(evaluations, column))
+    return list(charts.values())
 
 
 def _curve(evaluations: Sequence[dict[str, Any]], column: dict[str, Any]) -> dict[str, Any]:
@@ -52,9 +52,9 @@ def _curve(evaluations: Sequence[dict[str, Any]], column: dict[str, Any]) -> dic
     return curve
 
 
-def _flat(record: dict[str, Any]) -> dict[str, Any]:
-    flat = {name: short(value) for name, value in record.items() if is_number(value)}
+def _flatten(record: dict[str, Any]) -> dict[str, Any]:
+    flat = {name: round_digits(value) for name, value in record.items() if is_number(value)}
     passes = record.get("pass_at")
     if isinstance(passes, dict):
-        flat |= {f"pass@{k}": short(p) for k, p in passes.items() if k.isdigit()}
+        flat |= {f"pass@{k}": round_digits(p) for k, p in passes.items() if k.isdigit()}
     return flat

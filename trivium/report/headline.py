@@ -1,7 +1,6 @@
-"""What came of a run, in a handful of facts: the first thing that its report shows.
+"""Summary of a run: the key facts at the top of its report.
 
-Every fact is read off the run's files by the rule that stands here; one that was not logged is
-null and is not shown.
+Every fact is computed from the run's files. A fact that was not logged is None and is not shown.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from typing import Any
 import yaml
 
 from trivium.monitoring.metrics import EVALUATIONS, METRICS
-from trivium.report.curves import axes, is_number, short
+from trivium.report.curves import axes, is_number, round_digits
 
 _HELD_OUT = ("accuracy", "nll")
 _MEASURES = {"reward-model": ("accuracy",), "dpo": ("implicit_reward/accuracy",)}
-_OTHERWISE = ("nll", "reward/mean", "loss")
+_FALLBACK_MEASURES = ("nll", "reward/mean", "loss")
 
 Row = dict[str, Any]
 
@@ -25,19 +24,19 @@ Row = dict[str, Any]
 def headline(
     record: Row, config: str, rows: Sequence[Row], measured: Sequence[Row], events: Sequence[Row]
 ) -> dict[str, Any]:
-    """Return the facts: see each function for its rule."""
+    """Return the summary of a run."""
     settings = _settings(config)
     kind = str(record.get("kind", "run"))
     last = measured[-1] if measured else {}
     seconds = _seconds(rows)
     return {
         "kind": kind,
-        "base": _at(settings, "model", "path"),
+        "base": _lookup(settings, "model", "path"),
         "started": record.get("started"),
-        "seed": _at(settings, "run", "seed"),
+        "seed": _lookup(settings, "run", "seed"),
         "state": state(rows, events),
         "step": rows[-1]["step"] if rows else None,
-        "steps": _at(settings, "steps"),
+        "steps": _lookup(settings, "steps"),
         "quality": quality(measured),
         "training": None if quality(measured) else training(kind, rows, measured),
         "win_rate": _interval(last, "win_rate"),
@@ -52,10 +51,10 @@ def headline(
 
 
 def state(rows: Sequence[Row], events: Sequence[Row]) -> dict[str, Any]:
-    """Whether the run finished or was stopped, and why; otherwise it goes on, or was broken off.
+    """Return whether the run finished, stopped, was interrupted or failed, and the reason.
 
-    The latest such event counts, unless steps were logged after the one it names. A run that
-    saved its final model is finished.
+    The latest such event counts, unless later steps were logged. A run that saved its final model
+    is finished. The state "open" means that the run is in progress or ended without an event.
     """
     reached = rows[-1]["step"] if rows else 0
     for event in reversed(events):
@@ -73,55 +72,58 @@ def state(rows: Sequence[Row], events: Sequence[Row]) -> dict[str, Any]:
 
 
 def quality(measured: Sequence[Row]) -> dict[str, Any] | None:
-    """The first and the last held-out quality: greedy, or sampled where that is all there is.
+    """Return the first and the last held-out quality: greedy, or sampled if there is no greedy one.
 
-    The change is clear where the win rate against the first evaluation excludes one half; without
-    a win rate, where the two 95 % intervals do not overlap.
+    The change is clear if the interval of the win rate excludes one half, or, without a win rate,
+    if the two 95 % intervals do not overlap.
     """
     for name in ("greedy", "sampled"):
-        found = [row for row in measured if is_number(row.get(name))]
-        if not found:
+        rows_with_value = [row for row in measured if is_number(row.get(name))]
+        if not rows_with_value:
             continue
-        first, last = (_interval(row, name) for row in (found[0], found[-1]))
-        assert first and last, "the rows were chosen for having the number"
-        several = len(found) > 1
+        first, last = (_interval(row, name) for row in (rows_with_value[0], rows_with_value[-1]))
+        assert first and last, "every selected row has a value"
+        several = len(rows_with_value) > 1
         return {
-            "drawn": name,
-            "n": found[-1].get("n"),
-            "first": first | {"step": found[0]["step"]} if several else None,
-            "last": last | {"step": found[-1]["step"]},
-            "best": _best(found, name) if several else None,
-            "change": _direction(first, last, found[-1]) if several else None,
+            "decoding": name,
+            "n": rows_with_value[-1].get("n"),
+            "first": first | {"step": rows_with_value[0]["step"]} if several else None,
+            "last": last | {"step": rows_with_value[-1]["step"]},
+            "best": _best(rows_with_value, name) if several else None,
+            "change": _direction(first, last, rows_with_value[-1]) if several else None,
         }
     return None
 
 
 def training(kind: str, rows: Sequence[Row], measured: Sequence[Row]) -> dict[str, Any] | None:
-    """The first and last of the number that tells most, for a run that answers no prompts."""
-    names = (*_MEASURES.get(kind, ()), *_OTHERWISE)
-    known = [(EVALUATIONS[name], measured, True) for name in _HELD_OUT]
-    known += [(METRICS[name], rows, False) for name in names]
-    for metric, source, held_out in known:
-        found = change(source, metric.name)
-        if found:
-            told = {"title": metric.title, "meaning": metric.meaning}
-            return {**told, "held_out": held_out, **found}
+    """Return the first and last value of the main metric, for a run without held-out rewards."""
+    names = (*_MEASURES.get(kind, ()), *_FALLBACK_MEASURES)
+    candidates = [(EVALUATIONS[name], measured, True) for name in _HELD_OUT]
+    candidates += [(METRICS[name], rows, False) for name in names]
+    for metric, source, held_out in candidates:
+        values = change(source, metric.name)
+        if values:
+            description = {"title": metric.title, "meaning": metric.meaning}
+            return {**description, "held_out": held_out, **values}
     return None
 
 
 def change(rows: Sequence[Row], name: str) -> dict[str, Any] | None:
-    """The first and the last value of a number, first null where it was measured once."""
+    """Return the first and the last value of a metric; ``first`` is None for a single value."""
     values = [row[name] for row in rows if _finite(row.get(name))]
     if not values:
         return None
-    return {"first": short(values[0]) if len(values) > 1 else None, "last": short(values[-1])}
+    return {
+        "first": round_digits(values[0]) if len(values) > 1 else None,
+        "last": round_digits(values[-1]),
+    }
 
 
 def _direction(first: Row, last: Row, row: Row) -> str:
     """Return "rose", "fell" or "unclear"."""
-    won = _interval(row, "win_rate")
-    if won and won["low"] is not None and won["high"] is not None:
-        rose, fell = won["low"] > 0.5, won["high"] < 0.5
+    win_rate = _interval(row, "win_rate")
+    if win_rate and win_rate["low"] is not None and win_rate["high"] is not None:
+        rose, fell = win_rate["low"] > 0.5, win_rate["high"] < 0.5
     elif None in (first["low"], first["high"], last["low"], last["high"]):
         return "unclear"
     else:
@@ -129,8 +131,8 @@ def _direction(first: Row, last: Row, row: Row) -> str:
     return "rose" if rose else "fell" if fell else "unclear"
 
 
-def _best(found: Sequence[Row], name: str) -> dict[str, Any]:
-    best = max(found, key=lambda row: row[name] if math.isfinite(row[name]) else -math.inf)
+def _best(rows: Sequence[Row], name: str) -> dict[str, Any]:
+    best = max(rows, key=lambda row: row[name] if math.isfinite(row[name]) else -math.inf)
     return {"value": best[name], "step": best["step"]}
 
 
@@ -142,8 +144,8 @@ def _interval(row: Row, name: str) -> dict[str, Any] | None:
 
 
 def _last(rows: Sequence[Row], name: str) -> dict[str, Any] | None:
-    found = change(rows, name)
-    return {"value": found["last"], "low": None, "high": None} if found else None
+    values = change(rows, name)
+    return {"value": values["last"], "low": None, "high": None} if values else None
 
 
 def _seconds(rows: Sequence[Row]) -> float | None:
@@ -152,7 +154,7 @@ def _seconds(rows: Sequence[Row]) -> float | None:
 
 def _sum(rows: Sequence[Row], name: str) -> float | None:
     values = [row[name] for row in rows if _finite(row.get(name))]
-    return short(sum(values)) if values else None
+    return round_digits(sum(values)) if values else None
 
 
 def _finite(value: Any) -> bool:
@@ -160,14 +162,14 @@ def _finite(value: Any) -> bool:
 
 
 def _settings(config: str) -> Any:
-    """The configuration as a mapping; empty where it cannot be read."""
+    """Return the configuration as a mapping; empty if it cannot be parsed."""
     try:
         return yaml.safe_load(config)
     except (yaml.YAMLError, ValueError, RecursionError):
         return {}
 
 
-def _at(settings: Any, *keys: str) -> Any:
+def _lookup(settings: Any, *keys: str) -> Any:
     for key in keys:
         settings = settings.get(key) if isinstance(settings, dict) else None
     return settings if isinstance(settings, str | int | float) else None

@@ -1,8 +1,8 @@
-"""One self-contained HTML page: our scripts and style, the vendored ones, and data, in one text.
+"""Self-contained HTML pages: scripts, style and data in one text.
 
-Every page is built here, whatever it shows. Data travels as JSON in a script element that never
-runs; a policy in the page forbids every script but the ones whose hashes it names, and every
-request. Left out: what the data is, and how it is drawn (``templates/``).
+This module builds every page; other modules provide the data, and ``templates/`` draws it. The data
+is JSON in a script element that does not run. A content security policy in the page allows only
+scripts with the listed hashes, and no requests.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ _SHARED = ("common.js", "refresh.js", "chart.js")
 _MARKUP = re.compile("[<>&\u2028\u2029]")
 
 
-def build_components(
+def render_page(
     title: str, data: Mapping[str, Any], scripts: Sequence[str], *, live: bool = False
 ) -> str:
     """Return a page as one HTML text.
 
     Args:
-        title: of the window; any text.
-        data: what ``scripts`` draw; text in it is untrusted. Numbers that are not finite become
-            the texts "NaN", "Infinity" and "-Infinity".
-        scripts: names in ``templates/``, run in this order after the vendored scripts and the
-            shared ones, common.js, refresh.js and chart.js. The last of them calls ``start``.
-        live: whether the page asks its own server for newer data.
+        title: title of the window; can be any text.
+        data: data for the scripts; its strings are untrusted. Numbers that are not finite become
+            the strings "NaN", "Infinity" and "-Infinity".
+        scripts: file names in ``templates/``. They run in this order, after the vendored scripts
+            and common.js, refresh.js and chart.js. The last script calls ``start``.
+        live: whether the page requests newer data from its own server.
     """
-    sources = [_text("assets", name) for name in _VENDORED]
-    sources += [_text("templates", name) for name in (*_SHARED, *scripts)]
-    return Template(_text("templates", "page.html")).substitute(
-        policy=html.escape(policy(sources, live=live)),
+    sources = [_package_file("assets", name) for name in _VENDORED]
+    sources += [_package_file("templates", name) for name in (*_SHARED, *scripts)]
+    return Template(_package_file("templates", "page.html")).substitute(
+        policy=html.escape(security_policy(sources, live=live)),
         title=html.escape(printable(title)),
-        style=_text("templates", "style.css"),
+        style=_package_file("templates", "style.css"),
         live="live" if live else "still",
         data=encode(data),
         scripts="\n".join(f"<script>{source}</script>" for source in sources),
@@ -54,22 +54,22 @@ def build_components(
 
 
 def encode(data: Mapping[str, Any]) -> str:
-    """Return strict JSON that may stand inside a script element: no sign in it can end one."""
+    """Return strict JSON that is safe inside a script element: no character can end the element."""
     return _MARKUP.sub(lambda match: f"\\u{ord(match[0]):04x}", json_line(data))
 
 
-def clip(text: str, most: int) -> str:
-    """Return the longest beginning of a text that takes at most ``most`` bytes in a page."""
+def clip(text: str, max_bytes: int) -> str:
+    """Return the longest prefix of a text that takes at most ``max_bytes`` bytes in a page."""
 
     def size(length: int) -> int:
         return len(encode({"": text[:length]}).encode()) - len(encode({"": ""}))
 
-    lengths = range(min(len(text), most) + 1)
-    return text[: bisect_right(lengths, most, key=size) - 1]
+    lengths = range(min(len(text), max_bytes) + 1)
+    return text[: bisect_right(lengths, max_bytes, key=size) - 1]
 
 
-def policy(sources: Sequence[str], *, live: bool) -> str:
-    """Return the Content-Security-Policy of a page that runs exactly these inline scripts."""
+def security_policy(sources: Sequence[str], *, live: bool) -> str:
+    """Return the Content-Security-Policy of a page that allows exactly these inline scripts."""
     allowed = {
         "default-src": "'none'",
         "script-src": " ".join(_hash(source) for source in sources),
@@ -82,25 +82,28 @@ def policy(sources: Sequence[str], *, live: bool) -> str:
     return "; ".join(f"{name} {value}" for name, value in allowed.items())
 
 
-def require_free(output: Path | None, overwrite: bool) -> None:
-    """Refuse a file that the user named, that exists, and that may not be replaced."""
+def require_new_output(output: Path | None, overwrite: bool) -> None:
+    """Raise a ConfigurationError if ``output`` exists and ``overwrite`` is False."""
     if output is not None and output.exists() and not overwrite:
         raise ConfigurationError(
-            f"--output {output}: exists already; name another file, or write --overwrite to "
+            f"--output {output}: the file exists already; name another file, or add --overwrite to "
             "replace it"
         )
 
 
 def write_page(target: Path, text: str) -> Path:
-    """Write a page whole or not at all; TrainingError if it cannot be."""
+    """Write a page atomically.
+
+    Raises:
+        TrainingError: the file cannot be written.
+    """
     partial = target.with_name(f".{target.name}.partial")
     try:
         partial.write_text(text, encoding="utf-8")
         partial.replace(target)
     except OSError as error:
         raise TrainingError(
-            f"{target}: the report cannot be written: {error.strerror}; name another file "
-            "with --output"
+            f"{target}: cannot write the report: {error.strerror}; name another file with --output"
         ) from None
     finally:
         partial.unlink(missing_ok=True)
@@ -112,8 +115,8 @@ def _hash(source: str) -> str:
 
 
 @cache
-def _text(folder: str, name: str) -> str:
-    """A file of the package, which must not hold what would end the element it is put in."""
+def _package_file(folder: str, name: str) -> str:
+    """Return the text of a package file, which must not contain the end of its HTML element."""
     text = (files("trivium.report") / folder / name).read_text(encoding="utf-8")
     assert name == "page.html" or not re.search("</(script|style)|<!--", text), name
     return text.removesuffix("\n")

@@ -1,7 +1,7 @@
-"""A run's report: everything that its directory says, as plain data, and as one HTML file.
+"""Report of a run: the content of its directory, as plain data and as one HTML file.
 
-Only the run's files are read, through the readers of ``trivium.runs.store``; nothing is computed
-anew and no model is loaded. Left out: comparing runs, and how it is drawn (``templates/``).
+Only the run's files are read, with ``trivium.runs.store``; no model is loaded. ``templates/`` draws
+the page.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 
 from trivium.report import curves, evaluations
 from trivium.report.headline import headline
-from trivium.report.page import build_components, clip, encode, require_free, write_page
-from trivium.report.samples import MOST_BYTES, select
+from trivium.report.page import clip, encode, render_page, require_new_output, write_page
+from trivium.report.samples import MAX_BYTES, select
 from trivium.runs.store import (
     read_evaluations,
     read_events,
@@ -24,11 +24,11 @@ from trivium.runs.store import (
 )
 
 SCRIPTS = ("tokens.js", "samples.js", "panels.js", "cost.js", "run.js")
-_MOST_ALARMS = 200
-_MOST_EVENTS = 100
-_MOST_CONFIG = 150_000  # bytes
-_MOST_WORDS = 1000  # bytes of one text of an event
-_MOST_BYTES = 5_200_000  # of all data, so that a page with its scripts stays below 6 MB
+_MAX_ALARMS = 200
+_MAX_EVENTS = 100
+_MAX_CONFIG_BYTES = 150_000
+_MAX_EVENT_BYTES = 1000  # for each text of an event
+_MAX_DATA_BYTES = 5_200_000  # for all data, so that a page with its scripts stays below 6 MB
 
 
 def write(run: Path, output: Path | None = None, *, overwrite: bool = False) -> Path:
@@ -36,27 +36,31 @@ def write(run: Path, output: Path | None = None, *, overwrite: bool = False) -> 
 
     Args:
         run: the run's directory.
-        output: the file; by default report.html in the run's directory, where an earlier report
-            is replaced.
+        output: the file; by default report.html in the run's directory, which replaces an earlier
+            report.
         overwrite: replace ``output`` if it exists.
 
     Raises:
-        DataError: the directory is no run, or a file in it is damaged.
-        ConfigurationError: ``output`` exists and may not be replaced.
+        DataError: the directory is not that of a run, or a file in it is damaged.
+        ConfigurationError: ``output`` exists and ``overwrite`` is False.
         TrainingError: the file cannot be written.
     """
-    require_free(output, overwrite)
+    require_new_output(output, overwrite)
     data = collect(run)
     return write_page(output or run / "report.html", page(data))
 
 
 def page(data: dict[str, Any], *, live: bool = False) -> str:
     """Return the page that shows what ``collect`` returned."""
-    return build_components(f"{data['name']} · Trivium", data, SCRIPTS, live=live)
+    return render_page(f"{data['name']} · Trivium", data, SCRIPTS, live=live)
 
 
 def collect(run: Path) -> dict[str, Any]:
-    """Return everything that the page shows of the run at ``run``; DataError if it is no run."""
+    """Return the data of the page for the run at ``run``.
+
+    Raises:
+        DataError: the directory is not that of a run, or a file in it is damaged.
+    """
     record = read_run(run)
     rows = curves.by_step(read_metrics(run))
     events = read_events(run)
@@ -68,22 +72,22 @@ def collect(run: Path) -> dict[str, Any]:
         "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "run": record,
         "headline": headline(record, config, rows, measured, events),
-        "alarms": _ends([e for e in events if e.get("kind") == "alarm"], _MOST_ALARMS),
-        "events": _ends([e for e in events if e.get("kind") != "alarm"], _MOST_EVENTS),
+        "alarms": _first_and_last([e for e in events if e.get("kind") == "alarm"], _MAX_ALARMS),
+        "events": _first_and_last([e for e in events if e.get("kind") != "alarm"], _MAX_EVENTS),
         "axes": curves.axes(rows),
         "held_out": evaluations.panels(measured),
         "curves": charts,
         "thinned": _thinned(charts),
         "evaluation": {"columns": evaluations.columns(measured), "rows": measured},
         "cost": curves.cost(rows),
-        "config": {"text": clip(config, _MOST_CONFIG), "characters": len(config)},
+        "config": {"text": clip(config, _MAX_CONFIG_BYTES), "characters": len(config)},
     }
-    left = _MOST_BYTES - len(encode(data).encode())
-    return data | {"samples": select(read_samples(run), min(MOST_BYTES, left))}
+    left = _MAX_DATA_BYTES - len(encode(data).encode())
+    return data | {"samples": select(read_samples(run), min(MAX_BYTES, left))}
 
 
 def _config(run: Path) -> str:
-    """The run's configuration as it stands in config.yaml; empty where there is none."""
+    """Return the text of config.yaml; empty if there is none."""
     try:
         return (run / "config.yaml").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -91,21 +95,22 @@ def _config(run: Path) -> str:
 
 
 def _thinned(charts: Sequence[dict[str, Any]]) -> int:
-    """How many points of how the longest curve were there, if a curve was thinned; else 0."""
+    """Return the original number of points of the longest thinned curve; 0 if none is thinned."""
     series = [curve for chart in charts for curve in chart["series"]]
     return max((c["points"] for c in series if c["points"] > len(c["steps"])), default=0)
 
 
-def _ends(events: Sequence[dict[str, Any]], most: int) -> dict[str, Any]:
-    """How many events there are, and all of them or, of many, the first and the last."""
-    few = len(events) <= most
-    shown = events if few else [*events[: most // 2], *events[-(most // 2) :]]
-    return {"total": len(events), "shown": [_words(event) for event in shown]}
+def _first_and_last(events: Sequence[dict[str, Any]], limit: int) -> dict[str, Any]:
+    """Return the number of events, and all of them or, if there are many, the first and the
+    last."""
+    few = len(events) <= limit
+    shown = events if few else [*events[: limit // 2], *events[-(limit // 2) :]]
+    return {"total": len(events), "shown": [_clip_texts(event) for event in shown]}
 
 
-def _words(event: dict[str, Any]) -> dict[str, Any]:
-    """An event with its texts cut to what a reader reads."""
+def _clip_texts(event: dict[str, Any]) -> dict[str, Any]:
+    """Return an event with its texts clipped."""
     return {
-        name: clip(value, _MOST_WORDS) if isinstance(value, str) else value
+        name: clip(value, _MAX_EVENT_BYTES) if isinstance(value, str) else value
         for name, value in event.items()
     }

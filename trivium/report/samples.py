@@ -1,8 +1,8 @@
-"""Which of a run's responses a page carries, and in what shape.
+"""Selection of a run's responses for a page.
 
-All of them where they are few. Where they are many, the first and the last step come first, then
-the steps half-way between, and so on, so that a prompt can still be followed; what is left out is
-counted. Left out: showing them.
+The page has all responses if they are few. If there are many, the first and the last step have
+priority, then the steps halfway between, and so on, so that a prompt can be followed through
+training. The total is reported, so that the page can say how many are omitted.
 """
 
 from __future__ import annotations
@@ -15,76 +15,77 @@ from typing import Any
 from trivium.report.curves import is_number
 from trivium.report.page import encode
 
-MOST_ROWS = 3000
-"""Responses that a page carries at most."""
-MOST_BYTES = 2_400_000
-"""Their size in the page at most, prompts and tokens included."""
-MOST_TEXT = 150_000
-"""Characters that a page carries of one text at most."""
+MAX_ROWS = 3000
+"""Maximum number of responses on a page."""
+MAX_BYTES = 2_400_000
+"""Maximum size of the responses in the page, including prompts and tokens."""
+MAX_TEXT_CHARACTERS = 150_000
+"""Maximum number of characters of one text on a page."""
 
 Row = Mapping[str, Any]
 
 
-def select(records: Sequence[Row], most_bytes: int = MOST_BYTES) -> dict[str, Any]:
-    """Return the prompts and responses that a page carries, in order, and how many there are."""
+def select(records: Sequence[Row], max_bytes: int = MAX_BYTES) -> dict[str, Any]:
+    """Return the selected prompts and responses, in order, and the total number of responses."""
     prompts: list[dict[str, Any]] = []
-    places: dict[str, int] = {}
+    positions: dict[str, int] = {}
     kept: dict[int, dict[str, Any]] = {}
     size = 0
-    for place in _by_importance(records):
-        if len(kept) == MOST_ROWS:
+    for position in _by_importance(records):
+        if len(kept) == MAX_ROWS:
             break
-        prompt = _prompt(records[place])
+        prompt = _prompt(records[position])
         key = encode(prompt)
-        fresh = len(key.encode()) if key not in places else 0
-        row = _response(records[place], places.get(key, len(prompts)))
-        row, own = _within(row, most_bytes - size - fresh)
+        prompt_bytes = len(key.encode()) if key not in positions else 0
+        row = _response(records[position], positions.get(key, len(prompts)))
+        row, row_bytes = _fit(row, max_bytes - size - prompt_bytes)
         if row is None:
             continue
-        if fresh:
-            places[key] = len(prompts)
+        if prompt_bytes:
+            positions[key] = len(prompts)
             prompts.append(prompt)
-        kept[place] = row
-        size += fresh + own
-    rows = [kept[place] for place in sorted(kept)]
+        kept[position] = row
+        size += prompt_bytes + row_bytes
+    rows = [kept[position] for position in sorted(kept)]
     return {"prompts": _in_order(prompts, rows), "rows": rows, "total": len(records)}
 
 
 def _in_order(prompts: Sequence[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> list[Any]:
-    """Number the prompts by their first response; the rows are told their new numbers."""
+    """Renumber the prompts by their first response, and update the rows' prompt numbers."""
     order = {old: new for new, old in enumerate(dict.fromkeys(row["prompt"] for row in rows))}
     for row in rows:
         row["prompt"] = order[row["prompt"]]
-    return [prompts[place] for place in order]
+    return [prompts[position] for position in order]
 
 
-def _within(row: dict[str, Any], most: int) -> tuple[dict[str, Any] | None, int]:
-    """Return the row if its JSON has at most ``most`` bytes, without its tokens if they are why."""
+def _fit(row: dict[str, Any], max_bytes: int) -> tuple[dict[str, Any] | None, int]:
+    """Return the row and its size, without tokens if it exceeds ``max_bytes``; None if too
+    large."""
     bare = {name: value for name, value in row.items() if name not in _PER_TOKEN}
-    for form in (row, {**bare, "tokens_left_out": True}):
+    for form in (row, {**bare, "tokens_omitted": True}):
         size = len(encode(form).encode())
-        if size <= most:
+        if size <= max_bytes:
             return form, size
     return None, 0
 
 
-_PER_TOKEN = ("tokens", "cuts", "log_ratio", "advantages")
+_PER_TOKEN = ("tokens", "token_lengths", "log_ratio", "advantages")
 
 
 def _by_importance(records: Sequence[Row]) -> Iterator[int]:
-    """Yield places: held-out responses before the training's, steps by how much they tell."""
-    places: dict[tuple[bool, Any], list[int]] = {}
-    for place, record in enumerate(records):
+    """Yield positions by priority: held-out responses first, and steps in bisection order."""
+    positions: dict[tuple[bool, Any], list[int]] = {}
+    for position, record in enumerate(records):
         training = record.get("drawn") == "training"
-        places.setdefault((training, record.get("step")), []).append(place)
+        positions.setdefault((training, record.get("step")), []).append(position)
     for kind in (False, True):
-        steps = [step for training, step in places if training is kind]
-        for i in halving(len(steps)):
-            yield from places[kind, steps[i]]
+        steps = [step for training, step in positions if training is kind]
+        for i in bisection_order(len(steps)):
+            yield from positions[kind, steps[i]]
 
 
-def halving(count: int) -> list[int]:
-    """Return the places 0..count−1: the last, the first, then what halves the widest gaps."""
+def bisection_order(count: int) -> list[int]:
+    """Return 0..count−1 in the order last, first, then the midpoints of the widest gaps."""
     order = [count - 1, 0][:count] if count else []
     gaps = [(0, count - 1)]
     for first, last in gaps:
@@ -96,11 +97,11 @@ def halving(count: int) -> list[int]:
 
 
 def _prompt(record: Row) -> dict[str, Any]:
-    drawn = "training" if record.get("drawn") == "training" else "held-out"
-    given = record.get("prompt")
-    turns = given if isinstance(given, list) else [{"role": None, "content": given}]
+    prompt_set = "training" if record.get("drawn") == "training" else "held-out"
+    value = record.get("prompt")
+    turns = value if isinstance(value, list) else [{"role": None, "content": value}]
     return {
-        "set": drawn,
+        "set": prompt_set,
         "index": record.get("index"),
         "turns": [_turn(turn) for turn in turns],
     }
@@ -127,28 +128,35 @@ def _response(record: Row, prompt: int) -> dict[str, Any]:
         "length": record.get("length"),
         "kl": record.get("kl"),
     }
-    return row | _tokens(record, text) | ({"whole": len(text)} if len(text) > MOST_TEXT else {})
+    return (
+        row
+        | _tokens(record, text)
+        | ({"full_length": len(text)} if len(text) > MAX_TEXT_CHARACTERS else {})
+    )
 
 
 def _tokens(record: Row, text: str) -> dict[str, Any]:
-    """Per-token numbers; the tokens themselves as lengths where they make up the response."""
+    """Return the per-token values, and the tokens: as lengths if they concatenate to the
+    response."""
     tokens = record.get("tokens")
-    if not isinstance(tokens, list) or len(text) > MOST_TEXT:
+    if not isinstance(tokens, list) or len(text) > MAX_TEXT_CHARACTERS:
         return {}
     pieces = [_text(token) for token in tokens]
-    found: dict[str, Any] = {}
+    per_token: dict[str, Any] = {}
     for name in ("log_ratio", "advantages"):
         values = record.get(name)
         if isinstance(values, list) and len(values) == len(pieces):
-            found[name] = [_digits(value) for value in values]
-    if not found:
+            per_token[name] = [_round_digits(value) for value in values]
+    if not per_token:
         return {}
-    whole = "".join(pieces) == text
-    return found | ({"cuts": [len(piece) for piece in pieces]} if whole else {"tokens": pieces})
+    complete = "".join(pieces) == text
+    return per_token | (
+        {"token_lengths": [len(piece) for piece in pieces]} if complete else {"tokens": pieces}
+    )
 
 
-def _digits(value: Any) -> Any:
-    """Three digits are enough for a color and a hover."""
+def _round_digits(value: Any) -> Any:
+    """Round to three significant digits, which is enough for a color and a tooltip."""
     if not is_number(value):
         return value if value in ("NaN", "Infinity", "-Infinity") else None
     return float(f"{value:.3g}") if math.isfinite(value) else value
@@ -161,4 +169,4 @@ def _text(value: Any) -> str:
 
 
 def _clip(text: str) -> str:
-    return text[:MOST_TEXT]
+    return text[:MAX_TEXT_CHARACTERS]

@@ -1,8 +1,8 @@
-"""The report of a run that goes on, served live on loopback.
+"""Live report of a run, served on loopback only.
 
-Two addresses and nothing else: ``/`` is the page, ``/data.json`` what it shows. No part of a
-request ever becomes a path. A request must name this machine as its host, so that no web page
-can read a run through a name that points here. Left out: encryption, and other machines.
+The server has two addresses: ``/`` is the page and ``/data.json`` is its data. No part of a request
+becomes a file path. The Host header must name this machine, so that a web page cannot read a run
+through a DNS name that resolves to 127.0.0.1. There is no encryption.
 """
 
 from __future__ import annotations
@@ -34,9 +34,11 @@ _HEADERS = {
 
 
 class Watch(ThreadingHTTPServer):
-    """Serves the report of the run at ``run`` on 127.0.0.1; port 0 takes a free one.
+    """Server of the report of the run at ``run`` on 127.0.0.1; port 0 selects a free port.
 
-    Raises DataError if the directory is no run, ConfigurationError if the port is taken.
+    Raises:
+        DataError: the directory is not that of a run.
+        ConfigurationError: the port cannot be used.
     """
 
     daemon_threads = True
@@ -45,50 +47,50 @@ class Watch(ThreadingHTTPServer):
     def __init__(self, run: Path, port: int = 0) -> None:
         self._run = run
         self._lock = threading.Lock()
-        self._seen: tuple[str, dict[str, Any]] = self._collect()
+        self._cached: tuple[str, dict[str, Any]] = self._collect()
         try:
             super().__init__(("127.0.0.1", port), _Handler)
         except OSError as error:
             raise ConfigurationError(
-                f"--port {port}: cannot be used: {error.strerror}; name another, or 0 for a free "
-                "one"
+                f"--port {port}: cannot be used: {error.strerror}; name another port, or 0 for a "
+                "free one"
             ) from None
 
     @property
     def address(self) -> str:
-        """Where the page is found."""
+        """Address of the page."""
         return f"http://127.0.0.1:{self.server_port}/"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of a browser that left in the middle of an answer."""
+        """Ignore browsers that close the connection during a response."""
         if not isinstance(sys.exception(), ConnectionError):
             super().handle_error(request, client_address)
 
     def hosts(self) -> set[str]:
-        """The hosts that a request may name."""
+        """Return the allowed values of the Host header."""
         names = {f"{name}:{self.server_port}" for name in ("127.0.0.1", "localhost")}
         return names | ({"127.0.0.1", "localhost"} if self.server_port == 80 else set())
 
     def current(self) -> tuple[str, dict[str, Any]]:
-        """What the run's files say now, and a mark that changes when they do."""
+        """Return an ETag that changes with the run's files, and the current data of the page."""
         with self._lock:
-            if self._mark() != self._seen[0]:
-                self._seen = self._collect()
-            return self._seen
+            if self._etag() != self._cached[0]:
+                self._cached = self._collect()
+            return self._cached
 
     def _collect(self) -> tuple[str, dict[str, Any]]:
-        mark = self._mark()
-        return mark, collect(self._run)
+        etag = self._etag()
+        return etag, collect(self._run)
 
-    def _mark(self) -> str:
-        found = []
+    def _etag(self) -> str:
+        parts = []
         for name in _FILES:
             try:
                 status = (self._run / name).stat()
             except OSError:
                 continue
-            found.append(f"{status.st_size:x}.{status.st_mtime_ns:x}")
-        return f'"{"-".join(found)}"'
+            parts.append(f"{status.st_size:x}.{status.st_mtime_ns:x}")
+        return f'"{"-".join(parts)}"'
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -99,14 +101,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.headers.get("Host", "").lower() not in self.server.hosts():
-            self._answer(HTTPStatus.FORBIDDEN, "this page is served to this machine only\n")
+            self._answer(HTTPStatus.FORBIDDEN, "this page is available on this machine only\n")
         elif self.path in ("/", "/data.json"):
             self._show()
         else:
-            self._answer(HTTPStatus.NOT_FOUND, "there is / and /data.json\n")
+            self._answer(HTTPStatus.NOT_FOUND, "the server has / and /data.json only\n")
 
     def __getattr__(self, name: str) -> Any:
-        # http.server looks up do_<METHOD>; every method but GET is refused in one way.
+        # http.server looks up do_<METHOD>; every HTTP method except GET is refused.
         if name.startswith("do_"):
             return self._refuse
         raise AttributeError(name)
@@ -116,37 +118,37 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _show(self) -> None:
         try:
-            mark, data = self.server.current()
+            etag, data = self.server.current()
         except TriviumError as error:
             text = json.dumps({"error": str(error)})
             self._answer(HTTPStatus.INTERNAL_SERVER_ERROR, text, {"Content-Type": _JSON})
             return
         if self.path == "/":
             self._answer(HTTPStatus.OK, page(data, live=True), {"Content-Type": _HTML})
-        elif self.headers.get("If-None-Match") == mark:
-            self._answer(HTTPStatus.NOT_MODIFIED, "", {"ETag": mark})
+        elif self.headers.get("If-None-Match") == etag:
+            self._answer(HTTPStatus.NOT_MODIFIED, "", {"ETag": etag})
         else:
-            self._answer(HTTPStatus.OK, encode(data), {"Content-Type": _JSON, "ETag": mark})
+            self._answer(HTTPStatus.OK, encode(data), {"Content-Type": _JSON, "ETag": etag})
 
     def _answer(self, status: HTTPStatus, text: str, headers: dict[str, str] | None = None) -> None:
         body = text.encode()
         self.send_response(status)
-        own = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body))}
-        for name, value in (_HEADERS | own | (headers or {})).items():
+        required = {"Content-Type": "text/plain; charset=utf-8", "Content-Length": str(len(body))}
+        for name, value in (_HEADERS | required | (headers or {})).items():
             self.send_header(name, value)
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: Any) -> None:
-        """Say nothing: a request's text is untrusted, and the terminal is the user's."""
+        """Log nothing, because the text of a request is untrusted."""
 
 
 def watch(run: Path, port: int = 0) -> None:
-    """Serve the report of the run at ``run`` live, until Ctrl-C; prints where."""
+    """Serve the live report of the run at ``run`` until Ctrl-C, and print the address."""
     with Watch(run, port) as server:
         try:
-            print(f"{server.address} shows {run}; Ctrl-C ends it", flush=True)
+            print(f"{server.address} shows {run}; press Ctrl-C to stop", flush=True)
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             print()

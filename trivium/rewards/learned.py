@@ -55,7 +55,7 @@ class LearnedRewards:
         self.models: dict[str, RewardModel] = {}
         for config in configs:
             if config.function in LEARNED:
-                model = _model_config(config)
+                model = reward_model_config(config)
                 self.models[model.path] = RewardModel.load(model)
 
     @property
@@ -161,10 +161,10 @@ class LearnedRewards:
         return groups
 
 
-def _model_config(config: RewardConfig) -> ModelConfig:
-    """Return the model configuration of a learned reward."""
-    arguments = LEARNED[config.function].model_validate(config.arguments)
-    return ModelConfig(path=arguments.path, dtype=arguments.dtype, device=arguments.device)
+def reward_model_config(config: RewardConfig) -> ModelConfig:
+    """Return the configuration of the model that a learned reward names."""
+    given = LEARNED[config.function].model_validate(config.arguments)
+    return ModelConfig(path=given.path, dtype=given.dtype, device=given.device)
 
 
 def step_spans(text: str, separator: str) -> list[tuple[int, int]]:

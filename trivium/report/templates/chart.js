@@ -1,14 +1,14 @@
-// One chart: curves over a common x, their bands, alarms on the axis, and a reader's hair line.
+// One chart: curves over a common x axis, their bands, alarms on the axis, and a crosshair.
 "use strict";
 
 const COLORS = ["var(--c1)", "var(--c2)", "var(--c3)", "var(--c4)", "var(--c5)", "var(--c6)"];
 const HEIGHT = 190;
 const MANY_POINTS = 60;
-const SMOOTHED = 30; // points from which on a moving average is drawn
-const NEAR = 7;
+const MIN_SMOOTHED_POINTS = 30; // minimum number of points for a moving average
+const MAX_POINTER_DISTANCE = 7;
 
-/** The number at `x` on the line through (xs, ys), which rises in xs. */
-function along(xs, ys, x) {
+/** Linear interpolation at `x` between the points (xs, ys), with increasing xs. */
+function interpolate(xs, ys, x) {
   if (!xs.length) return x;
   const right = Math.min(Math.max(d3.bisectLeft(xs, x), 1), xs.length - 1);
   if (xs.length === 1) return ys[0];
@@ -18,7 +18,7 @@ function along(xs, ys, x) {
     : ys[right - 1] + ((x - x0) / (x1 - x0)) * (ys[right] - ys[right - 1]);
 }
 
-/** A centered moving average over `width` points, of the finite ones among them. */
+/** A centered moving average over `width` points; non-finite values are left out. */
 function movingAverage(values, width) {
   const half = Math.floor(width / 2);
   return values.map((value, i) => {
@@ -28,14 +28,14 @@ function movingAverage(values, width) {
 }
 
 /**
- * How an axis of x is written, for a kind and the largest value on it: {label, ticks(count) → places,
- * tick(place) → its short text, format(place) → its text in a hint}.
+ * Format of an x axis, for its kind and its maximum: {label, ticks(count) → positions,
+ * tick(position) → short text, format(position) → text in a tooltip}.
  */
-function xAxis(kind, most) {
-  const ticks = (count) => d3.ticks(0, most, count);
+function xAxis(kind, maximum) {
+  const ticks = (count) => d3.ticks(0, maximum, count);
   if (kind === "elapsed") {
-    const [unit, name] = most > 2 * 3600 ? [3600, "h"] : most > 120 ? [60, "min"] : [1, "s"];
-    const whole = (count) => d3.ticks(0, most / unit, count).map((v) => v * unit);
+    const [unit, name] = maximum > 2 * 3600 ? [3600, "h"] : maximum > 120 ? [60, "min"] : [1, "s"];
+    const whole = (count) => d3.ticks(0, maximum / unit, count).map((v) => v * unit);
     return {
       label: `time (${name})`,
       ticks: whole,
@@ -51,7 +51,7 @@ function xAxis(kind, most) {
       tick: (v) => (v < 1000 ? plain(v) : compact(v)),
       format: (v) => `${plain(v)} ${tokens}`,
     };
-  const steps = (count) => ticks(Math.min(count, most)).filter(Number.isInteger);
+  const steps = (count) => ticks(Math.min(count, maximum)).filter(Number.isInteger);
   return {
     label: "step",
     ticks: steps,
@@ -61,15 +61,16 @@ function xAxis(kind, most) {
 }
 
 /**
- * A panel with a heading, a legend whose entries explain themselves, and the chart.
+ * A panel with a heading, a legend with tooltips, and the chart.
  *
  * options: {
  *   title, unit,
- *   series: [{title, name, meaning, source, unit, x: [...], y: [...], low?, high?, color?, quiet?}],
+ *   series: [{title, name, meaning, source, unit, x: [...], y: [...], low?, high?, color?,
+ *             secondary?}],
  *   axis: as xAxis returns it, domain: [from, to],
- *   marks: [{x, text, strong}],     alarms on the axis; a strong one has a line through the chart
- *   rule: number or null,           a level to compare with
- *   smooth: bool,                   a moving average over the faint curve
+ *   marks: [{x, text, strong}],     alarms on the axis; a strong alarm has a line through the chart
+ *   rule: number or null,           horizontal line for comparison
+ *   smooth: bool,                   moving average over the faint curve
  * }
  */
 function curvePanel(options) {
@@ -77,7 +78,7 @@ function curvePanel(options) {
     ...curve,
     color: curve.color ?? COLORS[i % COLORS.length],
     y: curve.y.map(numeric),
-    points: readPoints(curve),
+    points: pointsOf(curve),
   }));
   const figure = el(
     "figure",
@@ -96,7 +97,7 @@ function curvePanel(options) {
   return figure;
 }
 
-function readPoints(curve) {
+function pointsOf(curve) {
   const read = (values, i) => (values ? numeric(values[i]) : null);
   return curve.x.map((x, i) => ({
     x,
@@ -106,13 +107,15 @@ function readPoints(curve) {
   }));
 }
 
-/** The heading; a single curve needs no legend, its title is the heading and explains itself. */
+/** The heading; the title of a single curve is the heading, and there is no legend. */
 function caption({ title, unit, series: [only, ...more] }, series) {
   const words = more.length
     ? title
-    : hint(el("button", { type: "button", class: "term" }, headingOf(only)), () => meaning(only));
-  const told = (more.length ? title : only.title).toLowerCase().endsWith(unit.toLowerCase());
-  const shown = unit === "share" ? "%" : told ? "" : unit;
+    : withTooltip(el("button", { type: "button", class: "term" }, headingOf(only)), () =>
+        meaning(only),
+      );
+  const endsWithUnit = (more.length ? title : only.title).toLowerCase().endsWith(unit.toLowerCase());
+  const shown = unit === "share" ? "%" : endsWithUnit ? "" : unit;
   const heading = el(
     "h4",
     {},
@@ -122,7 +125,7 @@ function caption({ title, unit, series: [only, ...more] }, series) {
   return el("figcaption", {}, heading, more.length ? legend(series) : null);
 }
 
-/** A title with a capital; a symbol, or the bare name of an unknown number, stays as it is. */
+/** A capitalized title; a symbol or the name of an unknown metric is unchanged. */
 function headingOf({ title, meaning: known }) {
   const line = oneLine(title, 60);
   return line.startsWith("log ") || !known ? line : line.charAt(0).toUpperCase() + line.slice(1);
@@ -140,7 +143,7 @@ function legend(series) {
     return el(
       "li",
       {},
-      hint(button, () => meaning(curve)),
+      withTooltip(button, () => meaning(curve)),
     );
   };
   return el("ul", { class: "legend" }, series.map(entry));
@@ -177,7 +180,7 @@ function curves(options, width) {
         { stroke: "var(--alarm)", strokeWidth: 1, strokeDasharray: "3,3" },
       ),
       ...series.flatMap((curve) => lines(curve, options.smooth, scale)),
-      ...brokenPoints(series, y),
+      ...nonFiniteMarks(series, y),
       Plot.dot(marks, {
         x: "x",
         y: y[0],
@@ -190,15 +193,15 @@ function curves(options, width) {
       }),
     ],
   });
-  return hairline(plot, options, scale);
+  return addCrosshair(plot, options, scale);
 }
 
-/** The marks of one curve: its band, its line, and dots where there are few. */
+/** The marks of one curve: its band, its line, and dots if there are few points. */
 function lines(curve, smooth, scale) {
   const at = { x: "x", y: (p) => (Number.isFinite(p.y) ? p.y * scale : NaN), stroke: curve.color };
   const banded = curve.points.filter((p) => p.low !== null && p.high !== null);
   const ends = { x: "x", y1: (p) => p.low * scale, y2: (p) => p.high * scale };
-  const averaged = smooth && curve.points.length >= SMOOTHED;
+  const averaged = smooth && curve.points.length >= MIN_SMOOTHED_POINTS;
   const width = 2 * Math.floor(Math.max(5, curve.points.length / 30) / 2) + 1;
   const mean = averaged
     ? movingAverage(
@@ -216,8 +219,8 @@ function lines(curve, smooth, scale) {
       : null,
     Plot.line(curve.points, {
       ...at,
-      strokeWidth: curve.quiet ? 1 : 1.6,
-      strokeOpacity: averaged ? 0.25 : curve.quiet ? 0.6 : 1,
+      strokeWidth: curve.secondary ? 1 : 1.6,
+      strokeOpacity: averaged ? 0.25 : curve.secondary ? 0.6 : 1,
       strokeLinejoin: "round",
     }),
     averaged ? Plot.line(mean, { ...at, strokeWidth: 1.8 }) : null,
@@ -232,12 +235,12 @@ function lines(curve, smooth, scale) {
   ];
 }
 
-/** Crosses at the upper edge, where a number is not finite. */
-function brokenPoints(series, y) {
+/** Crosses at the upper edge for values that are not finite. */
+function nonFiniteMarks(series, y) {
   return series.map((curve) => {
-    const broken = curve.points.filter((p) => p.y !== null && !Number.isFinite(p.y));
-    return broken.length
-      ? Plot.dot(broken, { x: "x", y: y[1], symbol: "times", r: 3.5, stroke: curve.color, dy: 4 })
+    const nonFinite = curve.points.filter((p) => p.y !== null && !Number.isFinite(p.y));
+    return nonFinite.length
+      ? Plot.dot(nonFinite, { x: "x", y: y[1], symbol: "times", r: 3.5, stroke: curve.color, dy: 4 })
       : null;
   });
 }
@@ -257,42 +260,42 @@ function yDomain(series, rule, scale) {
   return [bottom * scale, top * scale];
 }
 
-// --- Reading values off -------------------------------------------------------------------------
+// --- Crosshair ----------------------------------------------------------------------------------
 
-/** Let pointer and arrow keys read values off a plot. */
-function hairline(plot, options, scale) {
+/** Show the values of a plot for the pointer and the arrow keys. */
+function addCrosshair(plot, options, scale) {
   const { series, title } = options;
   const toX = plot.scale("x");
-  const { show, hide } = reader(plot, options, scale);
-  const places = d3.sort(new Set(series.flatMap((curve) => curve.x)));
-  let current = places.length - 1;
+  const { show, hide } = crosshair(plot, options, scale);
+  const positions = d3.sort(new Set(series.flatMap((curve) => curve.x)));
+  let current = positions.length - 1;
   const nearest = (event) => {
     const box = plot.getBoundingClientRect();
     const pixel = ((event.clientX - box.left) * plot.viewBox.baseVal.width) / box.width;
-    current = d3.bisectCenter(places, toX.invert(pixel));
-    show(places[current], event.clientX, event.clientY);
+    current = d3.bisectCenter(positions, toX.invert(pixel));
+    show(positions[current], event.clientX, event.clientY);
   };
   const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -1e9, End: 1e9 };
   const step = (event) => {
     if (event.key === "Escape") hide();
-    if (!moves[event.key] || !places.length) return;
+    if (!moves[event.key] || !positions.length) return;
     event.preventDefault();
-    current = Math.max(0, Math.min(places.length - 1, current + moves[event.key]));
+    current = Math.max(0, Math.min(positions.length - 1, current + moves[event.key]));
     const box = plot.getBoundingClientRect();
-    show(places[current], box.left + toX.apply(places[current]), box.top + HEIGHT / 3);
+    show(positions[current], box.left + toX.apply(positions[current]), box.top + HEIGHT / 3);
   };
-  const told = series.map((curve) => spoken(curve, options.unit)).join("; ");
+  const description = series.map((curve) => describeCurve(curve, options.unit)).join("; ");
   plot.setAttribute("tabindex", "0");
   plot.setAttribute("role", "img");
-  plot.setAttribute("aria-label", `${oneLine(title)}: ${told}. Arrow keys read values.`);
+  plot.setAttribute("aria-label", `${oneLine(title)}: ${description}. Arrow keys show values.`);
   for (const name of ["pointermove", "pointerdown"]) plot.addEventListener(name, nearest);
   for (const name of ["pointerleave", "blur"]) plot.addEventListener(name, hide);
   plot.addEventListener("keydown", step);
   return plot;
 }
 
-/** The hair line with its dots and hint: {show(place, clientX, clientY), hide()}. */
-function reader(plot, options, scale) {
+/** A vertical line with dots and a tooltip: {show(position, clientX, clientY), hide()}. */
+function crosshair(plot, options, scale) {
   const { series, axis, marks = [] } = options;
   const [toX, toY] = [plot.scale("x"), plot.scale("y")];
   const layer = d3.select(plot).append("g").attr("pointer-events", "none").attr("display", "none");
@@ -301,9 +304,9 @@ function reader(plot, options, scale) {
   const dots = series.map((curve) =>
     layer.append("circle").attr("r", 3.5).attr("fill", curve.color).attr("stroke", "var(--panel)"),
   );
-  const read = (curve, i, place, pixel) => {
-    const point = curve.points[d3.bisectCenter(curve.x, place)];
-    const near = point && Math.abs(toX.apply(point.x) - pixel) <= NEAR;
+  const read = (curve, i, position, pixel) => {
+    const point = curve.points[d3.bisectCenter(curve.x, position)];
+    const near = point && Math.abs(toX.apply(point.x) - pixel) <= MAX_POINTER_DISTANCE;
     dots[i].attr("display", near && Number.isFinite(point.y) ? null : "none");
     if (!near) return null;
     if (Number.isFinite(point.y)) {
@@ -311,19 +314,21 @@ function reader(plot, options, scale) {
     }
     return valueRow(curve, point, options.unit);
   };
-  const show = (place, clientX, clientY) => {
-    const pixel = toX.apply(place);
+  const show = (position, clientX, clientY) => {
+    const pixel = toX.apply(position);
     layer.attr("display", null);
     line.attr("x1", pixel).attr("x2", pixel);
-    const rows = series.map((curve, i) => read(curve, i, place, pixel));
-    const near = marks.filter((mark) => Math.abs(toX.apply(mark.x) - pixel) <= NEAR).slice(0, 3);
-    const told = near.map((m) => el("p", { class: "alarm-text" }, `▲ ${oneLine(m.text, 160)}`));
+    const rows = series.map((curve, i) => read(curve, i, position, pixel));
+    const isNear = (mark) => Math.abs(toX.apply(mark.x) - pixel) <= MAX_POINTER_DISTANCE;
+    const near = marks.filter(isNear).slice(0, 3);
+    const alarmLines = near.map((m) => el("p", { class: "alarm-text" }, `▲ ${oneLine(m.text, 160)}`));
     const values = el("table", {}, el("tbody", {}, rows));
-    showTip([el("p", { class: "faint" }, axis.format(place)), values, ...told], clientX, clientY);
+    const heading = el("p", { class: "faint" }, axis.format(position));
+    showTooltip([heading, values, ...alarmLines], clientX, clientY);
   };
   const hide = () => {
     layer.attr("display", "none");
-    hideTip();
+    hideTooltip();
   };
   return { show, hide };
 }
@@ -344,7 +349,7 @@ function valueRow(curve, point, unit) {
   );
 }
 
-function spoken(curve, unit) {
+function describeCurve(curve, unit) {
   const [first, last] = [curve.points[0], curve.points[curve.points.length - 1]];
   return last
     ? `${oneLine(curve.title)} from ${withUnit(first.y, unit)} to ${withUnit(last.y, unit)}`

@@ -1,5 +1,5 @@
-// What every page shares: building elements, writing numbers, hints, tables, theme, refreshing.
-// Untrusted text becomes a text node here and nothing else; no markup is ever parsed.
+// Shared by every page: elements, number formats, tooltips and tables.
+// Untrusted text only becomes text nodes; no markup is parsed.
 "use strict";
 
 // --- Elements -----------------------------------------------------------------------------------
@@ -18,69 +18,69 @@ function el(tag, attributes = {}, ...children) {
   return node;
 }
 
-// Controls but tab and newline, C1, marks that have no shape or turn the text's direction, half
-// surrogates, and tag characters: each is shown by what it is.
+// Control characters except tab and newline, invisible and bidirectional characters, lone
+// surrogates, and tag characters: each is shown as an escape.
 const HIDDEN =
   /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]|\p{Cs}|[\u{e0000}-\u{e007f}]/gu;
-const MOST_MARKED = 3000;
+const MAX_MARKED = 3000;
 
-function nameOfHidden(sign) {
+function escapeOf(sign) {
   const code = sign.codePointAt(0);
   if (code < 0x80) return `\\x${code.toString(16).padStart(2, "0")}`;
   const hex = code.toString(16);
   return code > 0xffff ? `\\u{${hex}}` : `\\u${hex.padStart(4, "0")}`;
 }
 
-/** Untrusted text as nodes: signs that cannot be seen, or that act, are shown as small escapes. */
+/** Untrusted text as nodes; invisible and control characters are shown as small escapes. */
 function visible(text) {
   const fragment = document.createDocumentFragment();
   let from = 0;
-  let marked = 0;
+  let markedCount = 0;
   for (const match of text.matchAll(HIDDEN)) {
-    if (++marked > MOST_MARKED) {
-      fragment.append(text.slice(from).replace(HIDDEN, nameOfHidden));
+    if (++markedCount > MAX_MARKED) {
+      fragment.append(text.slice(from).replace(HIDDEN, escapeOf));
       return fragment;
     }
     fragment.append(text.slice(from, match.index));
-    fragment.append(el("span", { class: "hidden-sign" }, nameOfHidden(match[0])));
+    fragment.append(el("span", { class: "hidden-character" }, escapeOf(match[0])));
     from = match.index + match[0].length;
   }
   fragment.append(text.slice(from));
   return fragment;
 }
 
-/** The same on one line, for a heading, an option or an attribute. */
-function oneLine(text, most = 90) {
+/** Untrusted text as a string on one line, for a heading, an option or an attribute. */
+function oneLine(text, limit = 90) {
   const line = String(text)
-    .slice(0, most * 4)
+    .slice(0, limit * 4)
     .replace(/\s+/g, " ")
     .trim()
-    .replace(HIDDEN, nameOfHidden);
-  const signs = Array.from(line);
-  return signs.length > most ? `${signs.slice(0, most - 1).join("")}…` : line;
+    .replace(HIDDEN, escapeOf);
+  const characters = Array.from(line);
+  return characters.length > limit ? `${characters.slice(0, limit - 1).join("")}…` : line;
 }
 
 // --- Numbers ------------------------------------------------------------------------------------
 
 const NOT_FINITE = { NaN: NaN, Infinity: Infinity, "-Infinity": -Infinity };
 
-/** A number as it came in JSON, where one that is not finite is a text; null if it is none. */
+/** A number from JSON, where non-finite numbers are strings; null if the value is not a number. */
 function numeric(value) {
   if (typeof value === "number") return value;
   return typeof value === "string" && Object.hasOwn(NOT_FINITE, value) ? NOT_FINITE[value] : null;
 }
 
-/** A number with at most `digits` significant digits, in the shape that reads most easily. */
+/** A number with at most `digits` significant digits. */
 function plain(value, digits = 3) {
-  return shaped(value, digits, (size, kept) => String(Number(size.toPrecision(kept))));
+  return formatted(value, digits, (size, kept) => String(Number(size.toPrecision(kept))));
 }
 
-/** The same with its last zeros kept, for numbers that stand below each other. */
-function steady(value, digits = 3) {
-  return shaped(value, digits, (size, kept) => size.toPrecision(kept));
+/** A number with exactly `digits` significant digits, for columns of numbers. */
+function fixedDigits(value, digits = 3) {
+  return formatted(value, digits, (size, kept) => size.toPrecision(kept));
 }
 
-function shaped(value, digits, write) {
+function formatted(value, digits, write) {
   const number = numeric(value);
   if (number === null) return "–";
   if (Number.isNaN(number)) return "NaN";
@@ -134,22 +134,22 @@ function duration(seconds) {
     : `${plain(number / 86400)} days`;
 }
 
-/** "0.610 [0.550, 0.660]"; the interval is left out where there is none. */
+/** "0.610 [0.550, 0.660]", or only the value if there is no interval. */
 function interval(measure, unit = "") {
   if (!measure || numeric(measure.value) === null) return "–";
-  const ends = endsOf(measure, unit);
+  const ends = intervalEnds(measure, unit);
   const value = `${percent(measure.value, unit)}${unit === "share" ? " %" : ""}`;
   return ends ? `${value} [${ends.join(", ")}]` : value;
 }
 
-/** The two ends of a measure's interval as texts; null where it has none. */
-function endsOf({ low, high }, unit = "") {
+/** The two ends of a measure's interval as strings; null if it has none. */
+function intervalEnds({ low, high }, unit = "") {
   const known = numeric(low) !== null && numeric(high) !== null;
   return known ? [percent(low, unit), percent(high, unit)] : null;
 }
 
 function percent(value, unit) {
-  return steady(numeric(value) * (unit === "share" ? 100 : 1));
+  return fixedDigits(numeric(value) * (unit === "share" ? 100 : 1));
 }
 
 function count(number, one, many = `${one}s`) {
@@ -162,12 +162,12 @@ function date(iso) {
   return parsed.toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short" });
 }
 
-// --- Hints --------------------------------------------------------------------------------------
+// --- Tooltips -----------------------------------------------------------------------------------
 
 const tip = document.getElementById("tip");
 
-/** Show the hint beside a point of the window, inside it. */
-function showTip(content, x, y) {
+/** Show the tooltip next to a point of the window, inside the window. */
+function showTooltip(content, x, y) {
   tip.replaceChildren(...[content].flat());
   tip.hidden = false;
   const { width, height } = tip.getBoundingClientRect();
@@ -177,29 +177,29 @@ function showTip(content, x, y) {
   tip.style.top = `${Math.max(8, top)}px`;
 }
 
-function hideTip() {
+function hideTooltip() {
   tip.hidden = true;
 }
 
-addEventListener("keydown", (event) => event.key === "Escape" && hideTip());
-addEventListener("pointerdown", hideTip, { capture: true });
-addEventListener("scroll", hideTip, { passive: true });
+addEventListener("keydown", (event) => event.key === "Escape" && hideTooltip());
+addEventListener("pointerdown", hideTooltip, { capture: true });
+addEventListener("scroll", hideTooltip, { passive: true });
 
-/** Give an element a hint that hovering, focus and a tap show; `content` returns nodes. */
-function hint(node, content) {
+/** Give an element a tooltip for hovering, focus and taps; `content` returns nodes. */
+function withTooltip(node, content) {
   const show = () => {
     const box = node.getBoundingClientRect();
-    showTip(content(), box.left, box.bottom - 8);
+    showTooltip(content(), box.left, box.bottom - 8);
   };
   node.addEventListener("pointerenter", show);
   node.addEventListener("focus", show);
   node.addEventListener("click", show);
-  node.addEventListener("pointerleave", hideTip);
-  node.addEventListener("blur", hideTip);
+  node.addEventListener("pointerleave", hideTooltip);
+  node.addEventListener("blur", hideTooltip);
   return node;
 }
 
-/** What a metric is: title, meaning, and its name, unit and source below. */
+/** Tooltip of a metric: title, meaning, name, unit and source. */
 function meaning(metric) {
   const facts = [metric.name, metric.unit, metric.source]
     .filter(Boolean)
@@ -224,7 +224,7 @@ function section(id, title, note, ...children) {
   return el("section", { id, "aria-labelledby": `${id}-title` }, head, ...children);
 }
 
-/** Buttons of which one is pressed. `options` are [value, text] pairs. */
+/** A group of buttons with one pressed. `options` are [value, text] pairs. */
 function choice(key, label, options, chosen, onchoose) {
   const buttons = options.map(([value, text]) =>
     el(
@@ -245,7 +245,7 @@ function choice(key, label, options, chosen, onchoose) {
 function table(caption, columns, rows) {
   const title = (column) =>
     column.hint
-      ? hint(el("button", { type: "button", class: "term" }, column.title), column.hint)
+      ? withTooltip(el("button", { type: "button", class: "term" }, column.title), column.hint)
       : column.title;
   const align = (column) => ({ class: column.text ? "text" : "number" });
   const head = el(
@@ -270,7 +270,7 @@ function table(caption, columns, rows) {
   return el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, grid);
 }
 
-/** A block that opens; `state` remembers under `key` whether it is open. */
+/** A collapsible block; `state.open[key]` holds whether it is open. */
 function folded(state, key, summary, ...children) {
   const ontoggle = (event) => (state.open[key] = event.target.open);
   return el(

@@ -1,7 +1,7 @@
-// The report of a comparison: the verdict, and every number that it rests on.
+// Report of a comparison: the verdict, and all numbers behind it.
 "use strict";
 
-const state = { drawn: "greedy", currency: null, open: {} };
+const state = { decoding: "greedy", currency: null, open: {} };
 const CURRENCIES = {
   seconds: "seconds of training",
   generated_tokens: "generated tokens",
@@ -11,7 +11,7 @@ const CURRENCIES = {
 
 // --- Verdict ------------------------------------------------------------------------------------
 
-const verdictPart = {
+const verdictSection = {
   id: "verdict",
   title: "Verdict",
   data: ({ title, verdict, base, budget, seeds, n }) => ({ title, verdict, base, budget, seeds, n }),
@@ -38,7 +38,7 @@ const verdictPart = {
 
 // --- Quality ------------------------------------------------------------------------------------
 
-const qualityPart = {
+const qualitySection = {
   id: "quality",
   title: "Quality",
   data: ({ methods, bases, unit }) => ({ methods, bases, unit }),
@@ -46,38 +46,38 @@ const qualityPart = {
     section(
       "quality",
       "Held-out quality",
-      "with 95 % intervals; small dots are single seeds, the line is the base",
-      drawnChoice(redraw),
+      "with 95 % intervals; small dots are single seeds, the dashed line is the base",
+      decodingChoice(redraw),
       el("figure", { class: "panel" }, sized(() => 40 + 34 * methods.length, (width, height) =>
         qualityChart(methods, bases, unit, width, height))),
     ),
 };
 
-function drawnChoice(redraw) {
+function decodingChoice(redraw) {
   const options = [["greedy", "greedy"], ["sampled", "sampled"]];
-  const choose = (drawn) => ((state.drawn = drawn), redraw());
-  return el("div", { class: "controls" }, choice("drawn", "Responses", options, state.drawn, choose));
+  const choose = (decoding) => ((state.decoding = decoding), redraw());
+  return el("div", { class: "controls" }, choice("decoding", "Decoding", options, state.decoding, choose));
 }
 
 // --- Frontier and cost --------------------------------------------------------------------------
 
-const frontierPart = {
+const frontierSection = {
   id: "frontier",
   title: "Frontier",
   data: ({ methods, bases, unit }) =>
-    methods.some((r) => r.runs.some((run) => run.final.kl !== null)) ? { methods, bases, unit } : null,
+    methods.some((m) => m.runs.some((run) => run.final.kl !== null)) ? { methods, bases, unit } : null,
   build: ({ methods, bases, unit }) =>
     section(
       "frontier",
       "Reward–KL frontier",
-      "sampled quality against the distance from the base; faint trails are the runs' own ways there",
+      "sampled quality against the KL divergence from the base; faint lines show the course of training",
       el("figure", { class: "panel" },
         methodLegend(methods),
         sized((width) => (width < 500 ? 300 : 380), (width, height) =>
           frontierChart(methods, bases, unit, width, height))),
-      methods.some((r) => r.varied.length) ? variedTable(methods, unit) : null,
-      methods.some((r) => r.best_of)
-        ? el("p", { class: "note" }, "Best of n trains nothing; its KL is the bound log n − (n − 1)/n.")
+      methods.some((m) => m.varied.length) ? variedTable(methods, unit) : null,
+      methods.some((m) => m.best_of)
+        ? el("p", { class: "note" }, "Best-of-n has no training; its KL is the bound log n − (n − 1)/n.")
         : null,
     ),
 };
@@ -98,21 +98,21 @@ function variedTable(methods, unit) {
   ));
 }
 
-const costPart = {
+const costSection = {
   id: "cost",
   title: "By cost",
   data: ({ methods, unit, budget }) =>
-    methods.some((r) => r.runs.some((run) => run.curve.length)) ? { methods, unit, budget } : null,
+    methods.some((m) => m.runs.some((run) => run.curve.length)) ? { methods, unit, budget } : null,
   build: ({ methods, unit, budget }, page, redraw) => {
-    const spent = (c) => methods.some((r) => r.runs.some((run) => run.curve.some((p) => p[c] > 0)));
+    const spent = (c) => methods.some((m) => m.runs.some((run) => run.curve.some((p) => p[c] > 0)));
     const kinds = Object.entries(CURRENCIES).filter(([c]) => spent(c));
     state.currency ??= budget ? budget.currency : "seconds";
     const choose = (currency) => ((state.currency = currency), redraw());
     return section(
       "cost",
-      "Quality by what it cost",
-      "mean over seeds, bands from the lowest to the highest; flat where a method prepares its data",
-      drawnChoice(redraw),
+      "Quality by cost",
+      "mean over seeds, with bands from the lowest to the highest seed; flat during the earlier stages",
+      decodingChoice(redraw),
       el("div", { class: "controls" }, choice("currency", "Currency", kinds, state.currency, choose)),
       costChart(methods, unit, state.currency, CURRENCIES[state.currency]),
       spentTable(methods, budget),
@@ -126,7 +126,7 @@ function spentTable(methods, budget) {
     ? [{ title: "of the budget", cell: (method) => (method.best_of ? "–" : withUnit(mean(method, budget.currency) / budget.amount, "share")) }]
     : [];
   return table(
-    "What each method spent, mean over seeds",
+    "Cost of each method, mean over seeds",
     [
       { title: "method", text: true, cell: (method) => oneLine(method.name, 60) },
       ...against,
@@ -141,7 +141,7 @@ function spentTable(methods, budget) {
 
 // --- Credit -------------------------------------------------------------------------------------
 
-const creditPart = {
+const creditSection = {
   id: "credit",
   title: "Credit",
   data: ({ credit, methods }) => (credit && credit.length ? { credit, methods } : null),
@@ -159,21 +159,21 @@ const creditPart = {
           { title: "method", text: true, cell: (c) => oneLine(c.method, 60) },
           { title: "SNR of a batch", cell: (c) => interval({ value: c.snr, low: c.snr_low, high: c.snr_high }) },
           { title: "cosine of two batches", cell: (c) => plain(c.cosine) },
-          { title: "responses for the certainty of the best", cell: (c) => (c.snr > 0 ? `${plain(best / c.snr)} ×` : "–") },
-          { title: "batches", cell: (c) => (c.empty ? `${c.batches}, ${c.empty} taught nothing` : String(c.batches)) },
+          { title: "responses for the SNR of the best", cell: (c) => (c.snr > 0 ? `${plain(best / c.snr)} ×` : "–") },
+          { title: "batches", cell: (c) => (c.empty ? `${c.batches}, ${c.empty} without a gradient` : String(c.batches)) },
         ],
         credit,
       ),
       el("p", { class: "note" },
-        "A gradient with twice the ratio needs half the responses to be as certain. Certain is not " +
-        "the same as useful: imitation has a steady gradient towards what the base does well already."),
+        "A gradient with twice the ratio needs half the responses for the same certainty. A certain " +
+        "gradient is not always useful: imitation has a steady gradient towards the base's best responses."),
     );
   },
 };
 
 // --- Risk ---------------------------------------------------------------------------------------
 
-const riskPart = {
+const riskSection = {
   id: "risk",
   title: "Risk",
   data: ({ methods, risk, meanings, unit }) => ({ methods, risk: risk ?? null, meanings, unit }),
@@ -184,11 +184,11 @@ const riskPart = {
       null,
       el("h3", { class: "group" }, "Alarms"),
       alarmTable(methods),
-      el("h3", { class: "group" }, "Telling numbers, in the first and the last tenth of training"),
+      el("h3", { class: "group" }, "Key metrics in the first and the last tenth of training"),
       trainingTable(methods, meanings),
       risk && risk.coverage.length
         ? [
-            el("h3", { class: "group" }, "Preference coverage: how near responses are to the nearest response of the pairs (1: the same)"),
+            el("h3", { class: "group" }, "Preference coverage: similarity of responses to the nearest response in the pairs (1: equal)"),
             table("Preference coverage", [
               { title: "method", text: true, cell: (c) => oneLine(c.method, 60) },
               { title: "the base's responses", cell: (c) => plain(c.base) },
@@ -199,12 +199,12 @@ const riskPart = {
         : null,
       risk && risk.reward_model.length
         ? [
-            el("h3", { class: "group" }, "Learned rewards: how often two responses of the policy are ranked as quality ranks them"),
+            el("h3", { class: "group" }, "Learned rewards: share of the policy's response pairs that are ranked like quality"),
             table("Learned rewards", [
               { title: "method", text: true, cell: (r) => oneLine(r.method, 60) },
               { title: "on the base", cell: (r) => interval(accuracyOf(r.points[0]), "share") },
               { title: "on the trained policy", cell: (r) => interval(accuracyOf(r.points.at(-1)), "share") },
-              { title: "had it stayed as it was", cell: (r) => interval(accuracyOf(r.fixed), "share") },
+              { title: "without its updates", cell: (r) => interval(accuracyOf(r.without_updates), "share") },
               { title: "updates", cell: (r) => String(r.updates.length) },
             ], risk.reward_model),
           ]
@@ -232,14 +232,14 @@ function alarmTable(methods) {
 }
 
 function trainingTable(methods, meanings) {
-  const names = Object.keys(meanings).filter((name) => methods.some((r) => r.runs.some((run) => run.training[name])));
+  const names = Object.keys(meanings).filter((name) => methods.some((m) => m.runs.some((run) => run.training[name])));
   const cell = (name) => (method) => {
     const known = method.runs.map((run) => run.training[name]).filter(Boolean);
     if (!known.length) return "–";
     return `${plain(d3.mean(known, (k) => k.first))} → ${plain(d3.mean(known, (k) => k.last))}`;
   };
   return table(
-    "Telling numbers",
+    "Key metrics",
     [
       { title: "method", text: true, cell: (method) => oneLine(method.name, 60) },
       ...names.map((name) => ({
@@ -252,4 +252,4 @@ function trainingTable(methods, meanings) {
   );
 }
 
-start([verdictPart, qualityPart, tablePart, frontierPart, costPart, creditPart, riskPart]);
+start([verdictSection, qualitySection, tableSection, frontierSection, costSection, creditSection, riskSection]);

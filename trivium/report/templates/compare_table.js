@@ -1,12 +1,12 @@
-// The comparison table: one column per method, from its pipeline to its failures.
+// Comparison table: one column per method.
 "use strict";
 
-const tablePart = {
+const tableSection = {
   id: "table",
   title: "Table",
   data: ({ methods, unit, bases }) => ({ methods, unit, bases }),
   build: ({ methods, unit, bases }) =>
-    section("table", "The methods side by side", "all of it measured, or read from the configurations",
+    section("table", "Comparison of the methods", "measured, or read from the configurations",
       sideBySide(methods, unit, bases)),
 };
 
@@ -14,39 +14,39 @@ function sideBySide(methods, unit, bases) {
   const baseLength = d3.mean(Object.values(bases), (b) => b.length);
   const over = (method, value) => d3.mean(method.runs, value);
   const rows = [
-    ["Pipeline", (r) => (r.best_of ? `best of ${r.best_of} of the base` : steps(r.stages, (s) => oneLine(s.name, 40)))],
-    ["Signal", (r) => (r.best_of ? "the training reward, when answering" : steps(r.stages, (s) => oneLine(s.signal, 160)))],
-    ["Sampling", (r) => (r.best_of ? `${r.best_of} for every answer` : steps(r.stages, (s) => oneLine(s.sampling, 80)))],
-    ["Advantage", (r) => lastOf(r, (s) => oneLine(s.advantage ?? "none", 160))],
-    ["Spread of the advantage", (r) => spread(r)],
-    ["Settings", (r) => steps(r.stages, settings)],
-    ["Models and memory", (r) => memory(r)],
-    ["Time of each stage", (r) => steps(r.stages, (s) => `${oneLine(s.name, 40)} ${duration(s.spent.seconds)}`)],
-    ["Generated tokens", (r) => (r.best_of ? `${plain(over(r, (run) => run.tokens_per_answer))} for every answer` : plain(over(r, (run) => run.spent.generated_tokens)))],
-    ["Trained tokens", (r) => plain(over(r, (run) => run.spent.trained_tokens))],
-    ["FLOPs", (r) => plain(over(r, (run) => run.spent.flops))],
-    ["Quality, greedy", (r) => interval(spanOf(r.greedy), unit)],
-    ["Quality, sampled", (r) => interval(spanOf(r.sampled), unit)],
-    ["Win rate against the base", (r) => winRate(r)],
-    ["KL to the base", (r) => plain(over(r, (run) => run.final.kl ?? NaN)) + (r.best_of ? " (bound)" : "")],
-    ["Length", (r) => `${plain(over(r, (run) => run.final.length))} (${signed(over(r, (run) => run.final.length) - baseLength, 2)})`],
-    ["Alarms", (r) => alarms(r)],
-    ["Runs", (r) => r.runs.map((run) => el("div", { class: "faint" }, run.path === null ? "–" : oneLine(run.path, 120)))],
+    ["Pipeline", (m) => (m.best_of ? `best of ${m.best_of} of the base` : steps(m.stages, (s) => oneLine(s.name, 40)))],
+    ["Signal", (m) => (m.best_of ? "the training reward, at inference" : steps(m.stages, (s) => oneLine(s.signal, 160)))],
+    ["Sampling", (m) => (m.best_of ? `${m.best_of} per prompt` : steps(m.stages, (s) => oneLine(s.sampling, 80)))],
+    ["Advantage", (m) => lastOf(m, (s) => oneLine(s.advantage ?? "none", 160))],
+    ["Standard deviation of the advantage", (m) => advantageStd(m)],
+    ["Settings", (m) => steps(m.stages, settings)],
+    ["Models and memory", (m) => memory(m)],
+    ["Time per stage", (m) => steps(m.stages, (s) => `${oneLine(s.name, 40)} ${duration(s.spent.seconds)}`)],
+    ["Generated tokens", (m) => (m.best_of ? `${plain(over(m, (run) => run.tokens_per_prompt))} per prompt` : plain(over(m, (run) => run.spent.generated_tokens)))],
+    ["Trained tokens", (m) => plain(over(m, (run) => run.spent.trained_tokens))],
+    ["FLOPs", (m) => plain(over(m, (run) => run.spent.flops))],
+    ["Quality, greedy", (m) => interval(meanInterval(m.greedy), unit)],
+    ["Quality, sampled", (m) => interval(meanInterval(m.sampled), unit)],
+    ["Win rate against the base", (m) => winRate(m)],
+    ["KL to the base", (m) => plain(over(m, (run) => run.final.kl ?? NaN)) + (m.best_of ? " (bound)" : "")],
+    ["Length", (m) => `${plain(over(m, (run) => run.final.length))} (${signed(over(m, (run) => run.final.length) - baseLength, 2)})`],
+    ["Alarms", (m) => alarms(m)],
+    ["Runs", (m) => m.runs.map((run) => el("div", { class: "faint" }, run.path === null ? "–" : oneLine(run.path, 120)))],
   ];
   const columns = [
     { title: "", text: true, cell: ([name]) => el("strong", {}, name) },
     ...methods.map((method) => ({ title: oneLine(method.name, 60), text: true, cell: ([, value]) => value(method) })),
   ];
-  const grid = table("The methods side by side", columns, rows);
+  const grid = table("Comparison of the methods", columns, rows);
   grid.classList.add("wide");
   return grid;
 }
 
-const spanOf = ({ mean, low, high }) => ({ value: mean, low, high });
+const meanInterval = ({ mean, low, high }) => ({ value: mean, low, high });
 const steps = (stages, text) => stages.map((stage) => el("div", {}, text(stage)));
 const lastOf = (method, text) => (method.stages.length ? text(method.stages.at(-1)) : "–");
 
-function spread(method) {
+function advantageStd(method) {
   const known = method.runs.map((run) => run.training["advantage/std"]).filter(Boolean);
   if (!known.length) return "–";
   return `${plain(d3.mean(known, (k) => k.first))} → ${plain(d3.mean(known, (k) => k.last))}`;
@@ -55,7 +55,7 @@ function spread(method) {
 function settings(stage) {
   const known = Object.entries(stage.hyperparameters).filter(([, value]) => value !== null);
   const words = known.map(([name, value]) => `${name} ${typeof value === "number" ? plain(value) : value}`);
-  return `${oneLine(stage.name, 40)}: ${oneLine(words.join(", ") || "as by default", 400)}`;
+  return `${oneLine(stage.name, 40)}: ${oneLine(words.join(", ") || "defaults", 400)}`;
 }
 
 function winRate(method) {
@@ -76,7 +76,7 @@ function alarms(method) {
 
 const KINDS = ["parameters", "gradients", "optimizer", "activations", "cache"];
 
-/** Of every stage: models at the moment of the predicted peak, and the peak, predicted, measured. */
+/** For every stage: the measured and the predicted peak, and the models at the predicted peak. */
 function memory(method) {
   const known = method.stages.filter((stage) => stage.memory);
   if (!known.length) return method.best_of ? "the base" : "not measured";

@@ -1,4 +1,4 @@
-// Where the time of a run went: by stage, in total and over the steps.
+// Time of a run by stage, in total and over the steps.
 "use strict";
 
 const STAGES = {
@@ -8,7 +8,7 @@ const STAGES = {
   update: "var(--c4)",
 };
 
-const costPart = {
+const costSection = {
   id: "cost",
   title: "Cost",
   data: ({ cost }) => cost,
@@ -51,9 +51,9 @@ function shareBar(stages) {
 }
 
 function stageTable(stages, total, cost) {
-  const named = (stage) => [
+  const stageName = (stage) => [
     el("i", { class: "swatch", style: { "--color": stage.color } }),
-    hint(el("button", { type: "button", class: "term" }, stage.name), () => [
+    withTooltip(el("button", { type: "button", class: "term" }, stage.name), () => [
       el("strong", {}, stage.name),
       el("p", {}, stage.meaning),
     ]),
@@ -62,7 +62,7 @@ function stageTable(stages, total, cost) {
   return table(
     "Time by stage",
     [
-      { title: "stage", text: true, cell: (stage) => (stage.all ? "all" : named(stage)) },
+      { title: "stage", text: true, cell: (stage) => (stage.all ? "all" : stageName(stage)) },
       { title: "time", cell: (stage) => duration(stage.seconds) },
       { title: "share", cell: (stage) => withUnit(stage.share, "share", 2) },
       {
@@ -144,11 +144,11 @@ function stacked(bars, stages, width) {
     ],
   });
   plot.setAttribute("role", "img");
-  plot.setAttribute("aria-label", "Share of each stage over the steps; the table holds the totals");
+  plot.setAttribute("aria-label", "Share of each stage over the steps; the table has the totals");
   const bins = [...new Set(bars.map((bar) => bar.bin))];
   plot.addEventListener("pointermove", (event) => {
     const step = plot.scale("x").invert(event.clientX - plot.getBoundingClientRect().left);
-    const bin = bins.find((one) => step <= one.last) ?? bins.at(-1);
+    const bin = bins.find((candidate) => step <= candidate.last) ?? bins.at(-1);
     const sum = d3.sum(bin.seconds) || 1;
     const line = (stage, i) =>
       el(
@@ -160,12 +160,12 @@ function stacked(bars, stages, width) {
       );
     const steps =
       bin.first === bin.last ? `step ${bin.first}` : `steps ${bin.first} to ${bin.last}`;
-    showTip(
+    showTooltip(
       [el("p", { class: "faint" }, steps), el("table", {}, el("tbody", {}, stages.map(line)))],
       event.clientX,
       event.clientY,
     );
   });
-  plot.addEventListener("pointerleave", hideTip);
+  plot.addEventListener("pointerleave", hideTooltip);
   return plot;
 }

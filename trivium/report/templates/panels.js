@@ -1,4 +1,4 @@
-// The curves of a run: on held-out prompts and in training, by step, time or tokens.
+// Curves of a run: on held-out prompts and in training, by step, time or tokens.
 "use strict";
 
 const AXES = {
@@ -8,7 +8,7 @@ const AXES = {
   trained: "trained tokens",
 };
 
-const curvesPart = {
+const curvesSection = {
   id: "curves",
   title: "Curves",
   data: ({ axes, held_out, curves, alarms, thinned }) =>
@@ -25,16 +25,16 @@ const curvesPart = {
       "data-key": "smooth",
       onchange: (event) => ((state.smooth = event.target.checked), redraw()),
     });
-    const held = heldOut(slice);
+    const heldOutCharts = heldOut(slice);
     const { label } = xAxis(state.x, slice.axes[state.x].at(-1));
     const long = slice.curves.some((chart) =>
-      chart.series.some((curve) => curve.steps.length >= SMOOTHED),
+      chart.series.some((curve) => curve.steps.length >= MIN_SMOOTHED_POINTS),
     );
     return section(
       "curves",
       "Curves",
       slice.thinned
-        ? `of up to ${slice.thinned.toLocaleString("en")} steps; each stretch keeps its smallest and largest value`
+        ? `of up to ${slice.thinned.toLocaleString("en")} steps; each interval keeps its smallest and largest value`
         : null,
       el(
         "div",
@@ -42,13 +42,13 @@ const curvesPart = {
         choice("x", "Horizontal axis", kinds, state.x, choose),
         long ? el("label", { class: "check" }, smooth, "moving average") : null,
       ),
-      held.length
+      heldOutCharts.length
         ? [
             el("h3", { class: "group" }, `On held-out prompts, by ${label}`),
             el(
               "div",
               { class: "grid" },
-              held.map((chart) => draw(chart, slice)),
+              heldOutCharts.map((chart) => draw(chart, slice)),
             ),
           ]
         : null,
@@ -66,7 +66,7 @@ const curvesPart = {
   },
 };
 
-/** The held-out charts, with the training reward beside the held-out one. */
+/** Held-out charts; the chart of the held-out reward also has the training reward. */
 function heldOut({ held_out: charts, curves }) {
   const reward = curves
     .flatMap((chart) => chart.series)
@@ -77,7 +77,7 @@ function heldOut({ held_out: charts, curves }) {
           ...chart,
           series: [
             ...chart.series,
-            { ...reward, title: "training reward", quiet: true, color: "var(--muted)" },
+            { ...reward, title: "training reward", secondary: true, color: "var(--muted)" },
           ],
         }
       : chart,
@@ -85,22 +85,22 @@ function heldOut({ held_out: charts, curves }) {
 }
 
 function draw(chart, { axes, alarms }) {
-  const place = (step) => along(axes.step, axes[state.x], step);
-  const most = axes[state.x].at(-1) ?? 1;
+  const position = (step) => interpolate(axes.step, axes[state.x], step);
+  const maximum = axes[state.x].at(-1) ?? 1;
   const names = new Set(chart.series.map((curve) => curve.name));
   const marks = alarms
-    .filter((one) => Number.isFinite(one.step))
-    .map((one) => ({
-      x: place(one.step),
-      text: `${one.monitor ?? "alarm"}: ${one.seen ?? one.message ?? ""}`,
-      strong: names.has(one.metric),
+    .filter((alarm) => Number.isFinite(alarm.step))
+    .map((alarm) => ({
+      x: position(alarm.step),
+      text: `${alarm.monitor ?? "alarm"}: ${alarm.seen ?? alarm.message ?? ""}`,
+      strong: names.has(alarm.metric),
     }));
   return curvePanel({
     title: chart.panel,
     unit: chart.unit,
-    series: chart.series.map((curve) => ({ ...curve, x: curve.steps.map(place), y: curve.values })),
-    axis: xAxis(state.x, most),
-    domain: [0, most || 1],
+    series: chart.series.map((curve) => ({ ...curve, x: curve.steps.map(position), y: curve.values })),
+    axis: xAxis(state.x, maximum),
+    domain: [0, maximum || 1],
     marks,
     rule: chart.panel === "Win rate" ? 0.5 : null,
     smooth: state.smooth,

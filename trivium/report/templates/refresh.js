@@ -1,4 +1,4 @@
-// Theme, and drawing the page: once, or again wherever the data of a part has changed.
+// Theme, drawing of the page, and refreshing of the sections whose data has changed.
 "use strict";
 
 // --- Theme --------------------------------------------------------------------------------------
@@ -21,7 +21,7 @@ function startTheme() {
     try {
       return localStorage.getItem("trivium-theme");
     } catch {
-      return null; // a page from disk may have no storage
+      return null; // a page opened from disk may have no storage
     }
   };
   let name = names.includes(stored()) ? stored() : "auto";
@@ -32,7 +32,7 @@ function startTheme() {
     try {
       localStorage.setItem("trivium-theme", name);
     } catch {
-      // the choice then lasts as long as the page
+      // without storage, the choice is lost when the page closes
     }
   });
 }
@@ -42,93 +42,95 @@ function startTheme() {
 const POLL = 2000;
 
 /**
- * Draw the page and, where it is live, draw anew what has changed.
+ * Draw the page and, if it is live, redraw the sections whose data has changed.
  *
- * `parts` are {id, title, data(page) → slice or null, build(slice, page, redraw) → section}: a part
- * whose slice is null is not shown, one whose slice is as before is not touched.
+ * `sections` are {id, title, data(page) → slice or null, build(slice, page, redraw) → element}. A
+ * section whose slice is null is not shown; a section whose slice is unchanged is not redrawn.
  */
-function start(parts) {
+function start(sections) {
   startTheme();
   const main = document.getElementById("page");
   let page = JSON.parse(document.getElementById("data").textContent);
   const drawn = new Map();
 
-  const draw = (part) => {
-    const slice = part.data(page);
-    const redraw = () => keepingPlace(() => place(part, part.build(slice, page, redraw)));
-    if (slice === null) (drawn.delete(part.id), document.getElementById(part.id)?.remove());
-    else if (drawn.get(part.id) !== JSON.stringify(slice)) {
-      drawn.set(part.id, JSON.stringify(slice));
-      place(part, part.build(slice, page, redraw));
+  const draw = (section) => {
+    const slice = section.data(page);
+    const redraw = () => keepScrollAndFocus(() => insert(section, section.build(slice, page, redraw)));
+    if (slice === null) (drawn.delete(section.id), document.getElementById(section.id)?.remove());
+    else if (drawn.get(section.id) !== JSON.stringify(slice)) {
+      drawn.set(section.id, JSON.stringify(slice));
+      insert(section, section.build(slice, page, redraw));
     }
   };
-  const place = (part, built) => {
-    const old = document.getElementById(part.id);
+  const insert = (section, built) => {
+    const old = document.getElementById(section.id);
     if (old) return old.replaceWith(built);
-    const later = parts.slice(parts.indexOf(part) + 1).map((p) => document.getElementById(p.id));
+    const later = sections
+      .slice(sections.indexOf(section) + 1)
+      .map((other) => document.getElementById(other.id));
     return main.insertBefore(built, later.find(Boolean) ?? null);
   };
   const drawAll = () => {
-    for (const part of parts) draw(part);
-    const shown = parts.filter((part) => part.title && document.getElementById(part.id));
-    const links = shown.map((part) =>
-      el("a", { href: `#${part.id}`, "data-key": `nav:${part.id}` }, part.title),
+    for (const section of sections) draw(section);
+    const shown = sections.filter((section) => section.title && document.getElementById(section.id));
+    const links = shown.map((section) =>
+      el("a", { href: `#${section.id}`, "data-key": `nav:${section.id}` }, section.title),
     );
     document.getElementById("contents").replaceChildren(...links);
   };
   drawAll();
   if (document.body.dataset.mode === "live")
-    poll((fresh) => ((page = fresh), keepingPlace(drawAll)));
+    poll((fresh) => ((page = fresh), keepScrollAndFocus(drawAll)));
 }
 
-/** Change the page so that what the reader looks at, and what has the focus, stays where it is. */
-function keepingPlace(change) {
+/** Change the page without moving the visible section or the focus. */
+function keepScrollAndFocus(change) {
   const focused = document.activeElement;
   const key = focused?.dataset?.key;
   const range =
     focused instanceof HTMLInputElement && focused.type === "search"
       ? [focused.selectionStart, focused.selectionEnd]
       : null;
-  const seen = [...document.querySelectorAll("main > section")].find(
+  const topSection = [...document.querySelectorAll("main > section")].find(
     (node) => node.getBoundingClientRect().bottom > 60,
   );
-  const before = seen?.getBoundingClientRect().top;
+  const before = topSection?.getBoundingClientRect().top;
   change();
-  const now = seen && document.getElementById(seen.id);
+  const now = topSection && document.getElementById(topSection.id);
   if (now && scrollY > 0)
     scrollBy({ top: now.getBoundingClientRect().top - before, behavior: "instant" });
-  const again =
+  const replacement =
     key && [...document.querySelectorAll("[data-key]")].find((node) => node.dataset.key === key);
-  if (!again || again === document.activeElement) return;
-  again.focus({ preventScroll: true });
-  if (range) again.setSelectionRange(...range);
+  if (!replacement || replacement === document.activeElement) return;
+  replacement.focus({ preventScroll: true });
+  if (range) replacement.setSelectionRange(...range);
 }
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-async function poll(take) {
+async function poll(onData) {
   const notice = el("p", { class: "notice", role: "status", hidden: true });
   document.querySelector(".bar").after(notice);
-  let mark = "";
+  let etag = "";
   for (;;) {
     await pause(POLL);
     try {
-      const answer = await fetch("data.json", {
-        headers: mark ? { "If-None-Match": mark } : {},
+      const response = await fetch("data.json", {
+        headers: etag ? { "If-None-Match": etag } : {},
         cache: "no-store",
       });
-      if (answer.status === 500) throw new Error((await answer.json()).error);
-      if (answer.status === 200) {
-        mark = answer.headers.get("ETag") ?? "";
-        const fresh = await answer.json();
-        // A hint that is being read is not torn away, for a while.
+      if (response.status === 500) throw new Error((await response.json()).error);
+      if (response.status === 200) {
+        etag = response.headers.get("ETag") ?? "";
+        const fresh = await response.json();
+        // Wait for an open tooltip to close, for at most ten seconds.
         for (let waited = 0; !tip.hidden && waited < 50; waited++) await pause(200);
-        take(fresh);
+        onData(fresh);
       }
       notice.hidden = true;
     } catch (error) {
       const reason =
-        error instanceof TypeError ? "trivium watch does not answer" : oneLine(error.message, 300);
+        error instanceof TypeError ? "trivium watch does not respond" : oneLine(error.message, 300);
       notice.replaceChildren(`Not up to date: ${reason}. Trying again.`);
       notice.hidden = false;
     }

@@ -1,7 +1,7 @@
-// The report of one run: what came of it, its alarms, curves, evaluations, cost, samples, settings.
+// Report of one run: summary, alarms, curves, evaluations, cost, samples and configuration.
 "use strict";
 
-const METHODS = {
+const COMMAND_NAMES = {
   grpo: "GRPO",
   ppo: "PPO",
   dpo: "DPO",
@@ -12,7 +12,7 @@ const state = { x: "step", smooth: false, open: {} };
 
 // --- Outcome ------------------------------------------------------------------------------------
 
-const outcomePart = {
+const summarySection = {
   id: "outcome",
   title: "Outcome",
   data: ({ headline, name, written, axes }) => ({
@@ -27,29 +27,29 @@ const outcomePart = {
       { id: "outcome", "aria-labelledby": "outcome-title" },
       el("p", { class: "kicker" }, kicker(headline)),
       el("h1", { id: "outcome-title" }, oneLine(name, 120)),
-      el("p", { class: "lead" }, outcome(headline)),
+      el("p", { class: "lead" }, outcomeText(headline)),
       el("p", { class: "note" }, stateOf(headline, written)),
       el("dl", { class: "tiles" }, tiles(headline)),
     ),
 };
 
 function kicker(headline) {
-  const method = METHODS[headline.kind] ?? oneLine(headline.kind, 40);
+  const method = COMMAND_NAMES[headline.kind] ?? oneLine(headline.kind, 40);
   const from = headline.base === null ? "" : ` from ${oneLine(headline.base, 160)}`;
   const seed = headline.seed === null ? "" : ` · seed ${oneLine(headline.seed)}`;
   return `${method}${from}${seed}`;
 }
 
-function outcome({ quality, training }) {
+function outcomeText({ quality, training }) {
   if (quality && quality.first) {
     const [from, to] = [plain(quality.first.value), plain(quality.last.value)];
-    const how = `(${quality.drawn}${quality.n ? `, ${count(quality.n, "prompt")}` : ""})`;
+    const how = `(${quality.decoding}${quality.n ? `, ${count(quality.n, "prompt")}` : ""})`;
     if (quality.change === "unclear")
-      return `Held-out reward shows no clear change: ${from} at first, ${to} at last ${how}.`;
+      return `Held-out reward shows no clear change: ${from} at first, ${to} at the end ${how}.`;
     return `Held-out reward ${quality.change} from ${from} to ${to} ${how}.`;
   }
   if (quality)
-    return `Held-out reward is ${plain(quality.last.value)} at step ${quality.last.step} (${quality.drawn}); it was measured once, so there is no change to tell.`;
+    return `Held-out reward is ${plain(quality.last.value)} at step ${quality.last.step} (${quality.decoding}); it was measured only once.`;
   if (training && training.first !== null) {
     const how = training.held_out ? "" : ", on the training data";
     return `${headingOf(training)} went from ${plain(training.first)} to ${plain(training.last)}${how}.`;
@@ -68,27 +68,28 @@ function stateOf(headline, written) {
     stopped: `Stopped at ${at}${reason}`,
     interrupted: `Interrupted at ${at}${reason}`,
     failed: `Failed at ${at}${reason}`,
-    open: `Still running, or broken off: ${at}.`,
+    open: `In progress, or ended without an event: ${at}.`,
   }[headline.state.kind];
   const started = headline.started ? ` Started ${date(headline.started)}` : "";
-  return `${words}${started}; this page is of ${date(written)}.`;
+  return `${words}${started}; this page was written ${date(written)}.`;
 }
 
 function tiles(headline) {
-  const { quality, win_rate: won, kl, length, alarms } = headline;
+  const { quality, win_rate: winRate, kl, length, alarms } = headline;
   const range = (m, scale = 1) =>
-    m.low === null ? null : `95 %: ${steady(m.low * scale)} to ${steady(m.high * scale)}`;
+    m.low === null ? null : `95 %: ${fixedDigits(m.low * scale)} to ${fixedDigits(m.high * scale)}`;
   const first = (text) => (text ? `at first ${text}` : null);
   return [
     quality &&
-      tile("Held-out reward", steady(quality.last.value), "", [
+      tile("Held-out reward", fixedDigits(quality.last.value), "", [
         range(quality.last),
         first(quality.first && interval(quality.first)),
         quality.best &&
           quality.best.step !== quality.last.step &&
-          `best ${steady(quality.best.value)} at step ${quality.best.step}`,
+          `best ${fixedDigits(quality.best.value)} at step ${quality.best.step}`,
       ]),
-    won && tile("Win rate against the base", plain(won.value * 100), "%", [range(won, 100)]),
+    winRate &&
+      tile("Win rate against the base", plain(winRate.value * 100), "%", [range(winRate, 100)]),
     kl && tile("KL to the reference", plain(kl.value), "nats", [range(kl), "per response"]),
     length &&
       tile("Response length", plain(length.last), "tokens", [
@@ -96,11 +97,11 @@ function tiles(headline) {
       ]),
     tile("Alarms", alarms ? String(alarms) : "none", "", [], alarms > 0),
     headline.seconds !== null &&
-      tile("Time", ...timeParts(headline.seconds), [
+      tile("Time", ...timeWithUnit(headline.seconds), [
         headline.flops && `${plain(headline.flops)} FLOPs`,
       ]),
     (headline.generated || headline.trained) &&
-      tile("Tokens", plain(headline.generated || headline.trained), "", tokenWords(headline)),
+      tile("Tokens", plain(headline.generated || headline.trained), "", tokenDetails(headline)),
   ].filter(Boolean);
 }
 
@@ -124,7 +125,7 @@ function tile(name, value, unit, details, alert = false) {
   );
 }
 
-function timeParts(seconds) {
+function timeWithUnit(seconds) {
   const [size, unit] =
     seconds < 120
       ? [1, "s"]
@@ -142,13 +143,13 @@ function relative({ first, last }) {
   return `${Math.abs(change) < 0.5 ? "±0" : signed(change, 2)} %`;
 }
 
-function tokenWords({ generated, trained }) {
+function tokenDetails({ generated, trained }) {
   return generated ? ["generated", trained && `${plain(trained)} trained`] : ["trained"];
 }
 
 // --- Alarms and events --------------------------------------------------------------------------
 
-const alarmsPart = {
+const alarmsSection = {
   id: "alarms",
   title: "Alarms",
   data: ({ alarms, events }) => ({ alarms, events }),
@@ -168,7 +169,7 @@ const alarmsPart = {
             { class: "alarms" },
             groups.map(([, group]) => alarm(group)),
           )
-        : el("p", { class: "quiet" }, "No monitor spoke up."),
+        : el("p", { class: "quiet" }, "No monitor raised an alarm."),
       events.shown.length
         ? folded(state, "events", `Other events (${events.total})`, eventTable(events))
         : null,
@@ -176,15 +177,15 @@ const alarmsPart = {
   },
 };
 
-/** One monitor's alarms: the first in full, and when it came again. */
+/** Alarms of one monitor: the first in full, and the steps of the others. */
 function alarm(group) {
   const [first] = group;
-  const steps = group.map((one) => one.step).filter((step) => step !== undefined);
+  const steps = group.map((event) => event.step).filter((step) => step !== undefined);
   const again =
     steps.length > 1
       ? ` and again at ${steps.slice(1, 9).join(", ")}${steps.length > 9 ? ` and ${steps.length - 9} more` : ""}`
       : "";
-  const said = (name, text) =>
+  const fact = (name, text) =>
     text ? [el("dt", {}, name), el("dd", {}, visible(String(text)))] : null;
   return el(
     "li",
@@ -194,15 +195,15 @@ function alarm(group) {
       {},
       el("span", { class: "sign", "aria-hidden": "true" }, "▲"),
       oneLine(first.monitor ?? "alarm", 80).replaceAll("_", " "),
-      group.some((one) => one.stops) ? el("span", { class: "chip" }, "stopped the run") : null,
+      group.some((event) => event.stops) ? el("span", { class: "chip" }, "stopped the run") : null,
       el("span", { class: "note" }, `step ${steps[0] ?? "–"}${again}`),
     ),
     el(
       "dl",
       {},
-      said("Seen", first.seen ?? first.message),
-      said("Why it matters", first.why),
-      said("What to try", first.remedy),
+      fact("Seen", first.seen ?? first.message),
+      fact("Why it matters", first.why),
+      fact("What to try", first.remedy),
     ),
   );
 }
@@ -247,7 +248,7 @@ function eventTable(events) {
 
 // --- Evaluations --------------------------------------------------------------------------------
 
-const evaluationPart = {
+const evaluationSection = {
   id: "evaluation",
   title: "Evaluation",
   data: ({ evaluation }) => (evaluation.rows.length ? evaluation : null),
@@ -286,16 +287,16 @@ const evaluationPart = {
   },
 };
 
-/** A value with its interval below it, where it has one. */
+/** A value with its interval below it, if it has one. */
 function measuredCell(measure, unit) {
-  const ends = endsOf(measure, unit);
+  const ends = intervalEnds(measure, unit);
   const range = ends ? el("span", { class: "range" }, ends.join(" to ")) : null;
   return [interval({ value: measure.value }, unit), range].filter(Boolean);
 }
 
 // --- Settings -----------------------------------------------------------------------------------
 
-const configurationPart = {
+const configurationSection = {
   id: "configuration",
   title: "Configuration",
   data: ({ config, run }) => ({ config, run }),
@@ -305,7 +306,7 @@ const configurationPart = {
         ? el(
             "p",
             { class: "note" },
-            `The first ${config.text.length.toLocaleString("en")} of ${config.characters.toLocaleString("en")} characters; all of it is in config.yaml.`,
+            `The first ${config.text.length.toLocaleString("en")} of ${config.characters.toLocaleString("en")} characters; the full text is in config.yaml.`,
           )
         : null;
     const packages = Object.entries(run.packages ?? {}).map(([name, version]) => [
@@ -327,7 +328,7 @@ const configurationPart = {
         ? folded(
             state,
             "config",
-            "config.yaml, defaults included",
+            "config.yaml, including defaults",
             el("pre", {}, visible(config.text)),
             left,
           )
@@ -344,11 +345,11 @@ const configurationPart = {
 };
 
 start([
-  outcomePart,
-  alarmsPart,
-  curvesPart,
-  evaluationPart,
-  costPart,
-  samplesPart,
-  configurationPart,
+  summarySection,
+  alarmsSection,
+  curvesSection,
+  evaluationSection,
+  costSection,
+  samplesSection,
+  configurationSection,
 ]);

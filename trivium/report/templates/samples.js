@@ -1,8 +1,8 @@
-// The sample browser: one prompt through training, before beside after, or all responses in order.
+// Sample browser: one prompt through training, before and after training, or all responses in order.
 "use strict";
 
-const CLIPPED = 1200;
-const ROWS_AT_ONCE = 12;
+const MAX_SHOWN_CHARACTERS = 1200;
+const ROWS_PER_PAGE = 12;
 const browsing = {
   view: "prompt",
   drawn: "all",
@@ -10,14 +10,14 @@ const browsing = {
   search: "",
   sort: "step",
   color: "none",
-  most: ROWS_AT_ONCE,
+  limit: ROWS_PER_PAGE,
 };
 
-const DRAWN = { greedy: "greedy", sampled: "sampled", training: "training" };
+const DECODING_NAMES = { greedy: "greedy", sampled: "sampled", training: "training" };
 const FINISH_REASONS = {
-  eos: ["ended by itself", "The model wrote its end-of-sequence token."],
-  stop: ["ended at a stop text", "A stop text or token of the configuration was reached."],
-  length: ["cut off", "The response ran into the length limit."],
+  eos: ["finished", "The model sampled its end-of-sequence token."],
+  stop: ["stopped", "A stop string or stop token of the configuration was sampled."],
+  length: ["truncated", "The response reached the length limit."],
 };
 const SORTS = {
   step: ["training order", (row) => row.step],
@@ -25,18 +25,18 @@ const SORTS = {
   kl: ["KL", (row) => numeric(row.kl)],
   length: ["length", (row) => numeric(row.length)],
 };
-const samplesPart = {
+const samplesSection = {
   id: "samples",
   title: "Samples",
   data: (page) => (page.samples.rows.length ? page.samples : null),
   build: (samples, page, redraw) => {
     const found = matching(samples);
-    const update = (change) => () => (change(), (browsing.most = ROWS_AT_ONCE), redraw());
+    const update = (change) => () => (change(), (browsing.limit = ROWS_PER_PAGE), redraw());
     const shown = browsing.view === "pair" ? pairs(samples, found) : list(samples, found, redraw);
     return section(
       "samples",
       "Samples",
-      leftOut(samples),
+      coverageText(samples),
       controls(samples, found, update),
       browsing.view === "all" ? null : prompts(samples, found, update),
       browsing.color === "none" ? null : colorLegend(samples),
@@ -45,22 +45,22 @@ const samplesPart = {
   },
 };
 
-function leftOut({ rows, total }) {
+function coverageText({ rows, total }) {
   if (rows.length === total) return count(total, "response");
-  return `${count(rows.length, "response")} of ${total.toLocaleString("en")}: the first and last steps and evenly between; the rest is in samples.jsonl`;
+  return `${count(rows.length, "response")} of ${total.toLocaleString("en")}: the first and last steps and evenly spaced steps between them; the rest is in samples.jsonl`;
 }
 
-// --- What is chosen -----------------------------------------------------------------------------
+// --- Selection ----------------------------------------------------------------------------------
 
-/** The rows that pass filter and search, in the chosen order. */
+/** Rows that match the filter and the search, in the chosen order. */
 function matching(samples) {
   const wanted = browsing.search.toLowerCase();
-  const asked = samples.prompts.map((prompt) =>
+  const promptMatches = samples.prompts.map((prompt) =>
     prompt.turns.some(([, text]) => text.toLowerCase().includes(wanted)),
   );
   const passes = (row) =>
     (browsing.drawn === "all" || row.drawn === browsing.drawn) &&
-    (asked[row.prompt] || row.response.toLowerCase().includes(wanted));
+    (promptMatches[row.prompt] || row.response.toLowerCase().includes(wanted));
   const [field, direction] = browsing.sort.split(":");
   const order = SORTS[field][1];
   const key = (row) => (Number.isFinite(order(row)) ? order(row) : null);
@@ -71,14 +71,16 @@ function matching(samples) {
   );
 }
 
-/** The prompt that is looked at: the chosen one, or the first that has a matching response. */
+/** The chosen prompt, or the first prompt with a matching response. */
 function promptOf(found) {
-  const places = found.map((row) => row.prompt);
-  return places.includes(browsing.prompt) ? browsing.prompt : d3.min(places);
+  const indices = found.map((row) => row.prompt);
+  return indices.includes(browsing.prompt) ? browsing.prompt : d3.min(indices);
 }
 
 function controls(samples, found, update) {
-  const kinds = Object.keys(DRAWN).filter((kind) => samples.rows.some((row) => row.drawn === kind));
+  const kinds = Object.keys(DECODING_NAMES).filter((kind) =>
+    samples.rows.some((row) => row.drawn === kind),
+  );
   const colorings = Object.entries(COLORINGS).filter(([name]) =>
     samples.rows.some((row) => row[name]),
   );
@@ -95,8 +97,8 @@ function controls(samples, found, update) {
     kinds.length > 1
       ? choice(
           "drawn",
-          "How it was drawn",
-          [["all", "any"], ...kinds.map((k) => [k, DRAWN[k]])],
+          "Decoding",
+          [["all", "any"], ...kinds.map((k) => [k, DECODING_NAMES[k]])],
           browsing.drawn,
           set("drawn"),
         )
@@ -131,14 +133,18 @@ function sorter(samples, choose) {
             [name, `lowest ${words}`],
           ],
     );
-  const options_ = options.map(([value, words]) =>
+  const optionElements = options.map(([value, words]) =>
     el("option", { value, selected: value === browsing.sort }, words),
   );
   return el(
     "label",
     { class: "field" },
     el("span", {}, "Order"),
-    el("select", { "data-key": "sort", onchange: (event) => choose(event.target.value) }, options_),
+    el(
+      "select",
+      { "data-key": "sort", onchange: (event) => choose(event.target.value) },
+      optionElements,
+    ),
   );
 }
 
@@ -156,18 +162,18 @@ function searchField(found, choose) {
     oninput,
   });
   input.value = browsing.search;
-  const told = browsing.search
+  const resultCount = browsing.search
     ? el("span", { class: "note", role: "status" }, `${count(found.length, "response")} found`)
     : null;
-  return el("span", { class: "field grow" }, input, told);
+  return el("span", { class: "field grow" }, input, resultCount);
 }
 
 function prompts(samples, found, update) {
-  const places = d3.sort(new Set(found.map((row) => row.prompt)));
-  if (!places.length) return el("p", { class: "note" }, "No response matches.");
+  const indices = d3.sort(new Set(found.map((row) => row.prompt)));
+  if (!indices.length) return el("p", { class: "note" }, "No response matches.");
   const chosen = promptOf(found);
-  const go = (place) => update(() => (browsing.prompt = place))();
-  const at = places.indexOf(chosen);
+  const choose = (index) => update(() => (browsing.prompt = index))();
+  const at = indices.indexOf(chosen);
   const arrow = (sign, words, to) =>
     el(
       "button",
@@ -176,20 +182,20 @@ function prompts(samples, found, update) {
         class: "plain",
         "data-key": words,
         "aria-label": words,
-        disabled: to < 0 || to >= places.length,
-        onclick: () => go(places[to]),
+        disabled: to < 0 || to >= indices.length,
+        onclick: () => choose(indices[to]),
       },
       sign,
     );
-  const options = places.map((place) =>
-    el("option", { value: place, selected: place === chosen }, promptTitle(samples.prompts[place])),
+  const options = indices.map((index) =>
+    el("option", { value: index, selected: index === chosen }, promptTitle(samples.prompts[index])),
   );
   const select = el(
     "select",
     {
       "data-key": "prompt",
       "aria-label": "Prompt",
-      onchange: (event) => go(Number(event.target.value)),
+      onchange: (event) => choose(Number(event.target.value)),
     },
     options,
   );
@@ -199,7 +205,7 @@ function prompts(samples, found, update) {
     arrow("←", "Previous prompt", at - 1),
     select,
     arrow("→", "Next prompt", at + 1),
-    el("span", { class: "note" }, `${at + 1} of ${places.length}`),
+    el("span", { class: "note" }, `${at + 1} of ${indices.length}`),
   );
 }
 
@@ -212,18 +218,18 @@ function promptTitle(prompt) {
   return `${index}${prompt.set === "training" ? "(training) " : ""}${oneLine(text, 70)}`;
 }
 
-// --- What is shown ------------------------------------------------------------------------------
+// --- Cards --------------------------------------------------------------------------------------
 
 function list(samples, found, redraw) {
-  const one = browsing.view === "prompt";
-  const rows = one ? found.filter((row) => row.prompt === promptOf(found)) : found;
-  const cards = rows.slice(0, browsing.most).map((row) => card(row, samples, !one));
-  const more = () => ((browsing.most += 4 * ROWS_AT_ONCE), redraw());
+  const singlePrompt = browsing.view === "prompt";
+  const rows = singlePrompt ? found.filter((row) => row.prompt === promptOf(found)) : found;
+  const cards = rows.slice(0, browsing.limit).map((row) => card(row, samples, !singlePrompt));
+  const more = () => ((browsing.limit += 4 * ROWS_PER_PAGE), redraw());
   const rest = rows.length - cards.length;
   return el(
     "div",
     { class: "cards" },
-    one && rows.length ? promptCard(samples.prompts[rows[0].prompt]) : null,
+    singlePrompt && rows.length ? promptCard(samples.prompts[rows[0].prompt]) : null,
     cards,
     rest > 0
       ? el(
@@ -239,7 +245,7 @@ function pairs(samples, found) {
   const rows = found.filter((row) => row.prompt === promptOf(found));
   if (!rows.length) return el("div", { class: "cards" });
   const kinds = d3.groups(rows, (row) => `${row.drawn} ${row.sample ?? ""}`);
-  const both = kinds.map(([, group]) => {
+  const comparisons = kinds.map(([, group]) => {
     const [first, last] = [
       d3.least(group, (row) => row.step),
       d3.greatest(group, (row) => row.step),
@@ -250,7 +256,7 @@ function pairs(samples, found) {
         : card(last, samples, false);
     return el("div", { class: "pair" }, card(first, samples, false), after);
   });
-  return el("div", { class: "cards" }, promptCard(samples.prompts[rows[0].prompt]), both);
+  return el("div", { class: "cards" }, promptCard(samples.prompts[rows[0].prompt]), comparisons);
 }
 
 function promptCard(prompt) {
@@ -262,8 +268,12 @@ function promptCard(prompt) {
 }
 
 function card(row, samples, withPrompt) {
-  const [ended, why] = FINISH_REASONS[row.finish_reason] ?? [oneLine(row.finish_reason, 30), ""];
-  const who = [
+  const [reason, explanation] = FINISH_REASONS[row.finish_reason] ?? [
+    oneLine(row.finish_reason, 30),
+    "",
+  ];
+  const reasonClass = row.finish_reason === "length" ? "fact truncated" : "fact";
+  const label = [
     row.step === null ? null : `step ${row.step}`,
     oneLine(row.drawn, 20),
     row.sample ? `no. ${row.sample + 1}` : null,
@@ -281,37 +291,37 @@ function card(row, samples, withPrompt) {
     parts.map(([name, value]) => fact(oneLine(name, 40), plain(value))),
     numeric(row.kl) === null ? null : fact("KL", plain(row.kl)),
     numeric(row.length) === null ? null : fact("tokens", plain(row.length, 6)),
-    ended
-      ? el("span", { class: row.finish_reason === "length" ? "fact cut" : "fact", title: why }, ended)
+    reason
+      ? el("span", { class: reasonClass, title: explanation }, reason)
       : null,
   ];
   return el(
     "article",
     { class: "card" },
-    el("header", {}, el("strong", {}, who), facts),
-    withPrompt ? el("p", { class: "asked" }, promptTitle(samples.prompts[row.prompt])) : null,
+    el("header", {}, el("strong", {}, label), facts),
+    withPrompt ? el("p", { class: "prompt-title" }, promptTitle(samples.prompts[row.prompt])) : null,
     row[browsing.color] ? tokens(row, samples) : passage(row.response),
-    row.whole
+    row.full_length
       ? el(
           "p",
           { class: "note" },
-          `The page carries ${row.response.length.toLocaleString("en")} of ${row.whole.toLocaleString("en")} characters.`,
+          `The page has ${row.response.length.toLocaleString("en")} of ${row.full_length.toLocaleString("en")} characters.`,
         )
       : null,
-    row.tokens_left_out && browsing.color !== "none"
-      ? el("p", { class: "note" }, "Its tokens' numbers are not on the page.")
+    row.tokens_omitted && browsing.color !== "none"
+      ? el("p", { class: "note" }, "The page does not have the values of its tokens.")
       : null,
   );
 }
 
-/** Text with its hidden signs shown; a long one is clipped until all of it is asked for. */
+/** Text with visible escapes for hidden characters; a button shows all of a long text. */
 function passage(text) {
   const block = el("p", { class: "text", dir: "auto" });
-  if (text.length <= CLIPPED * 1.2) {
+  if (text.length <= MAX_SHOWN_CHARACTERS * 1.2) {
     block.append(text ? visible(text) : el("span", { class: "faint" }, "(empty)"));
     return block;
   }
-  block.append(visible(text.slice(0, CLIPPED)), "…");
+  block.append(visible(text.slice(0, MAX_SHOWN_CHARACTERS)), "…");
   return [
     block,
     showAll(`Show all ${text.length.toLocaleString("en")} characters`, () =>

@@ -1,7 +1,7 @@
-// Tokens colored by a number each, with a legend, and a way to read the numbers.
+// Tokens colored by a value, with a legend and a tooltip.
 "use strict";
 
-const CLIPPED_TOKENS = 400;
+const MAX_SHOWN_TOKENS = 400;
 const COLORINGS = {
   log_ratio: [
     "log-ratio",
@@ -12,8 +12,8 @@ const COLORINGS = {
   advantages: ["advantage", "advantage Â", "discouraged", "encouraged"],
 };
 
-/** The value beyond which color does not deepen: nearly the largest of the page's. */
-function reach(samples) {
+/** Value with the full color: the 98th percentile of the page's values. */
+function colorLimit(samples) {
   const sizes = samples.rows
     .flatMap((row) => row[browsing.color] ?? [])
     .map((v) => Math.abs(numeric(v)))
@@ -21,29 +21,29 @@ function reach(samples) {
   return d3.quantile(sizes, 0.98) || d3.max(sizes) || 1;
 }
 
-function tint(value, most) {
+function tint(value, limit) {
   if (value === null || Number.isNaN(value)) return null;
-  const depth = Math.min(1, Math.abs(value) / most);
+  const depth = Math.min(1, Math.abs(value) / limit);
   const color = value < 0 ? "--negative" : "--positive";
   return `color-mix(in srgb, var(${color}) ${Math.round(70 * depth)}%, transparent)`;
 }
 
 function pieces(row) {
   if (row.tokens) return row.tokens;
-  const signs = Array.from(row.response);
+  const characters = Array.from(row.response);
   let from = 0;
-  return row.cuts.map((length) => signs.slice(from, (from += length)).join(""));
+  return row.token_lengths.map((length) => characters.slice(from, (from += length)).join(""));
 }
 
 function tokens(row, samples) {
   const texts = pieces(row);
-  const most = reach(samples);
+  const limit = colorLimit(samples);
   const span = (text, i) =>
     el(
       "span",
       {
         "data-token": i,
-        style: { "background-color": tint(numeric(row[browsing.color][i]), most) },
+        style: { "background-color": tint(numeric(row[browsing.color][i]), limit) },
       },
       text ? visible(text) : "·",
     );
@@ -51,10 +51,10 @@ function tokens(row, samples) {
     class: "text tokens",
     dir: "auto",
     tabindex: "0",
-    "aria-label": "Tokens; arrow keys read their values",
+    "aria-label": "Tokens; arrow keys show their values",
   });
   const draw = (count) => block.replaceChildren(...texts.slice(0, count).map(span));
-  draw(texts.length > CLIPPED_TOKENS * 1.2 ? CLIPPED_TOKENS : texts.length);
+  draw(texts.length > MAX_SHOWN_TOKENS * 1.2 ? MAX_SHOWN_TOKENS : texts.length);
   readTokens(block, row, texts);
   if (block.childElementCount === texts.length) return block;
   return [
@@ -63,28 +63,28 @@ function tokens(row, samples) {
   ];
 }
 
-/** Let pointer and arrow keys read the tokens' values. */
+/** Show a token's values for the pointer and the arrow keys. */
 function readTokens(block, row, texts) {
   let current = -1;
-  const mark = (place) => {
+  const mark = (index) => {
     block.children[current]?.classList.remove("read");
-    current = place;
+    current = index;
     block.children[current]?.classList.add("read");
   };
-  const show = (place, x, y) => {
-    mark(place);
+  const show = (index, x, y) => {
+    mark(index);
     const line = ([name, [, words]]) =>
       row[name]
-        ? el("tr", {}, el("td", {}, words), el("td", { class: "number" }, signed(row[name][place])))
+        ? el("tr", {}, el("td", {}, words), el("td", { class: "number" }, signed(row[name][index])))
         : null;
-    const token = el("code", {}, oneLine(JSON.stringify(texts[place]), 60));
-    showTip(
+    const token = el("code", {}, oneLine(JSON.stringify(texts[index]), 60));
+    showTooltip(
       [
         el(
           "p",
           {},
           token,
-          el("span", { class: "faint" }, ` token ${place + 1} of ${texts.length}`),
+          el("span", { class: "faint" }, ` token ${index + 1} of ${texts.length}`),
         ),
         el("table", {}, el("tbody", {}, Object.entries(COLORINGS).map(line))),
       ],
@@ -98,20 +98,20 @@ function readTokens(block, row, texts) {
   });
   block.addEventListener("keydown", (event) => {
     const move = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    if (event.key === "Escape") hideTip();
+    if (event.key === "Escape") hideTooltip();
     if (!move) return;
     event.preventDefault();
-    const place = Math.max(0, Math.min(block.childElementCount - 1, current + move));
-    const box = block.children[place].getBoundingClientRect();
-    show(place, box.left, box.bottom);
+    const index = Math.max(0, Math.min(block.childElementCount - 1, current + move));
+    const box = block.children[index].getBoundingClientRect();
+    show(index, box.left, box.bottom);
   });
   for (const name of ["pointerleave", "blur"])
-    block.addEventListener(name, () => (mark(-1), hideTip()));
+    block.addEventListener(name, () => (mark(-1), hideTooltip()));
 }
 
 function colorLegend(samples) {
   const [, words, low, high] = COLORINGS[browsing.color];
-  const most = plain(reach(samples), 2);
+  const limit = plain(colorLimit(samples), 2);
   return el(
     "div",
     { class: "color-legend" },
@@ -119,9 +119,9 @@ function colorLegend(samples) {
     el(
       "span",
       { class: "scale" },
-      el("span", {}, `−${most}`),
+      el("span", {}, `−${limit}`),
       el("i", { class: "ramp" }),
-      el("span", {}, `+${most}`),
+      el("span", {}, `+${limit}`),
     ),
     el("span", { class: "faint" }, `${low} · ${high}`),
   );
