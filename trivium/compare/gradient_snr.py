@@ -29,6 +29,7 @@ from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.sft_config import SFTConfig
+from trivium.algorithms.supervision import Supervision
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Job, Plan, with_seed
 from trivium.data.batch import Grouped
@@ -43,6 +44,7 @@ from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts, roll_out
 from trivium.training.experience import WeightedGroups, plan_updates
 from trivium.training.micro_batch import MicroBatch
+from trivium.training.options import AGGREGATION, load_option
 from trivium.training.protocols import Updates
 from trivium.training.setup import OnPolicyComponents, load_rewards, local_engine
 
@@ -168,15 +170,16 @@ def _grpo(job: Job, fixture: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
     one_update = {"epochs": 1, "minibatches": 1, "tokens_per_micro_batch": TOKENS_PER_MICRO_BATCH}
     config = config.model_copy(update=one_update)
     components = _components(job.settings, fixture)
+    objective, supervision = grpo.Objective.of(config), Supervision.of(config)
+    learner = grpo.Learner.of(config, objective, supervision, components)
 
     def micro_batches(batch: Rollouts) -> list[MicroBatch]:
-        rollouts = _rescored(components, batch)
-        experience = grpo.prepare(config, components, rollouts, 0)
-        updates = Updates(grpo.plan(config, experience, 0))
-        weighted = experience.for_update(
-            updates.planned[0], updates, config.aggregation, config.sampling.max_tokens
+        experience = learner.prepare(_rescored(components, batch), 0)
+        updates = Updates(learner.plan(experience, 0))
+        weighted = experience.next_micro_batches(
+            updates.planned[0], updates, objective.aggregation, objective.max_length
         )
-        return [MicroBatch(part, partial(grpo.loss, config, components)) for part in weighted]
+        return [MicroBatch(part, learner.loss) for part in weighted]
 
     return micro_batches
 
@@ -190,27 +193,27 @@ def _ppo(job: Job, fixture: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
         trained = trained.model_copy(update={"path": str(job.directory / "critic")})
         critic_config = CriticConfig(model=trained)
     critic = make_critic(critic_config, config.model, fixture.policy)
+    objective, returns = ppo.Objective.of(config), ppo.Returns.of(config)
+    learner = ppo.Learner.of(config, objective, returns, components, critic)
 
     def micro_batches(batch: Rollouts) -> list[MicroBatch]:
         rollouts = _rescored(components, batch)
         data = Grouped(rollouts.groups)
-        steps = plan_updates(
+        minibatches = plan_updates(
             data, epochs=1, minibatches=1, max_tokens=TOKENS_PER_MICRO_BATCH, seed=0, step=0
         )
-        experience = ppo.prepare(config, components, critic, rollouts, steps, config.beta)
-        weighted = experience.for_update(
-            steps[0], Updates(steps), config.aggregation, config.sampling.max_tokens
+        experience = learner.prepare(rollouts, minibatches, config.beta)
+        weighted = experience.next_micro_batches(
+            minibatches[0], Updates(minibatches), objective.aggregation, objective.max_length
         )
-        return [
-            MicroBatch(p, partial(ppo.loss, config, components, critic, actor=True))
-            for p in weighted
-        ]
+        return [MicroBatch(part, partial(learner.joint_loss, with_actor=True)) for part in weighted]
 
     return micro_batches
 
 
 def _dpo(job: Job, fixture: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
     config = DPOConfig.model_validate(job.settings)
+    objective = dpo.Objective.of(config)
 
     def micro_batches(batch: Rollouts) -> list[MicroBatch]:
         groups = dpo.best_and_worst(batch)
@@ -219,7 +222,7 @@ def _dpo(job: Job, fixture: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
         pairs = dpo.with_reference(
             config, PairData(groups), partial(score_logprobs, fixture.reference)
         )
-        return dpo.work(config, fixture.policy, pairs)
+        return dpo.micro_batches(objective, fixture.policy, pairs, config.tokens_per_micro_batch)
 
     return micro_batches
 
@@ -227,6 +230,7 @@ def _dpo(job: Job, fixture: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
 def _sft(job: Job, fixture: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
     """Train on the responses of the batch with the highest reward, one or several per prompt."""
     config = SFTConfig.model_validate(job.settings)
+    aggregation = load_option(AGGREGATION, config.aggregation)
 
     def micro_batches(batch: Rollouts) -> list[MicroBatch]:
         totals_G = batch.totals_N.split(batch.sizes_G.tolist())
@@ -241,7 +245,7 @@ def _sft(job: Job, fixture: Fixture) -> Callable[[Rollouts], list[MicroBatch]]:
         trained = torch.ones(sum(len(g.responses[0]) for g in groups), dtype=torch.bool)
         data = WeightedGroups(groups, loss_mask_T=trained)
         weighted = data.split_with_token_weights(
-            data.split(TOKENS_PER_MICRO_BATCH), config.aggregation, config.data.max_response_tokens
+            data.split(TOKENS_PER_MICRO_BATCH), aggregation, config.data.max_response_tokens
         )
         return [MicroBatch(part, partial(sft.loss, fixture.policy)) for part in weighted]
 

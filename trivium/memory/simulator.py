@@ -84,7 +84,7 @@ class Simulator:
     def reference(self, policy: Policy, *, enabled: bool = True) -> Reference:
         """Copy the policy, unless it has adapters or ``enabled`` is False."""
         with self.run, FakeCopies():
-            reference = Reference(policy, asked=enabled)
+            reference = Reference(policy, enabled=enabled)
             if reference.frozen_policy is not None:
                 self.run.adopt(reference.frozen_policy.model, "reference")
         if enabled:

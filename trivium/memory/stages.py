@@ -24,10 +24,19 @@ from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.reward_update_config import RewardUpdateConfig
 from trivium.algorithms.sft_config import SFTConfig
+from trivium.algorithms.supervision import Supervision
 from trivium.config.base import Configuration
 from trivium.data.batch import Grouped
 from trivium.errors import ConfigurationError, ModelError
 from trivium.evaluation.evaluation_config import EvaluationConfig
+from trivium.maths.aggregation import token_mean
+from trivium.memory.batches import (
+    demonstrations,
+    labeled_steps,
+    largest_micro_batches,
+    preference_pairs,
+    zeros,
+)
 from trivium.memory.report import Lengths, Memory
 from trivium.memory.simulator import Simulator, heaviest
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
@@ -39,9 +48,10 @@ from trivium.rewards.learned import OUTCOME, PROCESS, TOKENS_PER_PASS, reward_mo
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
-from trivium.training.experience import MicroBatches, Minibatch, WeightedGroups, plan_updates
+from trivium.training.experience import Minibatch
 from trivium.training.micro_batch import Loss, MicroBatch
 from trivium.training.optimizer import Optimizer
+from trivium.training.options import AGGREGATION, load_option
 from trivium.training.protocols import Updates
 from trivium.training.reward_losses import LabeledSteps, Pairs, labeled_step_loss, pair_loss
 from trivium.training.setup import OnPolicyComponents
@@ -93,7 +103,8 @@ def predict_sft(simulator: Simulator, config: SFTConfig) -> None:
     maximum = config.data.max_response_tokens
     with simulator.stage("update"):
         parts = heaviest(data, data.split(config.tokens_per_micro_batch))
-        weighted = data.split_with_token_weights(parts, config.aggregation, maximum)
+        aggregation = load_option(AGGREGATION, config.aggregation)
+        weighted = data.split_with_token_weights(parts, aggregation, maximum)
         optimizer.step([MicroBatch(part, partial(sft.loss, policy)) for part in weighted])
     if simulator.lengths.held_out:
         data = demonstrations(simulator, simulator.lengths.held_out)
@@ -123,7 +134,7 @@ def predict_dpo(simulator: Simulator, config: DPOConfig) -> None:
     online, evaluation = config.online, config.evaluation
     reward_models = load_learned(simulator, () if online is None else online.rewards)
     policy = simulator.policy(config.model, config.temperature)
-    reference = simulator.reference(policy, enabled=config.asks_reference)
+    reference = simulator.reference(policy, enabled=config.needs_reference)
     quality = load_learned(simulator, evaluation_rewards(evaluation)) or reward_models
     data = PairData(simulator.groups(config.pairs_per_step, 2))
     parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
@@ -144,7 +155,7 @@ def predict_dpo(simulator: Simulator, config: DPOConfig) -> None:
         data = PairData(data.groups, ref_logprobs_T=zeros(data))
     with simulator.stage("update"):
         weighted = [data.select(part) for part in heaviest(data, parts)]
-        loss = partial(dpo.loss, config, policy, total=len(data.groups))
+        loss = partial(dpo.loss, dpo.Objective.of(config), policy, total=len(data.groups))
         optimizer.step([MicroBatch(part, loss) for part in weighted])
 
 
@@ -186,15 +197,17 @@ def predict_ppo(simulator: Simulator, config: PPOConfig) -> None:
             old_values_T=z,
             targets_T=z,
         )
+        objective, returns = ppo.Objective.of(config), ppo.Returns.of(config)
+        unused = components(policy, reference)
+        losses = ppo.Learner.of(config, objective, returns, unused, critic).losses(True)
         weighted = experience.split_with_token_weights(
-            parts, config.aggregation, config.sampling.max_tokens
+            parts, objective.aggregation, objective.max_length
         )
-        learned = ppo.losses(config, components(policy, reference), critic, actor=True)
-        micro_batches = [MicroBatch(part, loss) for part in weighted for loss in learned]
+        micro_batches = [MicroBatch(part, loss) for part in weighted for loss in losses]
         if config.pretraining is not None:
             texts = demonstrations(simulator, config.pretraining.examples_per_step)
             text_batches = heaviest(texts, texts.split(config.tokens_per_micro_batch))
-            weighted_texts = texts.split_with_token_weights(text_batches, "token_mean")
+            weighted_texts = texts.split_with_token_weights(text_batches, token_mean)
             micro_batches += [
                 MicroBatch(part, partial(sft.loss, policy)) for part in weighted_texts
             ]
@@ -231,7 +244,10 @@ def predict_grpo(simulator: Simulator, config: GRPOConfig) -> None:
         )
         minibatch = Minibatch([response for part in parts for response in part], parts)
         updates = Updates([minibatch])
-        grpo.update(config, components(policy, reference), optimizer, experience, updates)
+        objective, supervision = grpo.Objective.of(config), Supervision.of(config)
+        unused = components(policy, reference)
+        learner = grpo.Learner.of(config, objective, supervision, unused)
+        learner.update(optimizer, experience, updates)
     update_rewards(simulator, config.reward_update, config.rewards, reward_models, trained)
 
 
@@ -242,46 +258,6 @@ PREDICTORS: dict[str, Callable[[Simulator, Any], None]] = {
     "dpo": predict_dpo,
     "grpo": predict_grpo,
 }
-
-
-# --- Data -----------------------------------------------------------------------------------------
-
-
-def zeros(data: Grouped) -> torch.Tensor:
-    """Return a zero for each response token, ``[T]``."""
-    return torch.zeros(int(data.lengths_N.sum()))
-
-
-def demonstrations(simulator: Simulator, count: int) -> WeightedGroups:
-    """Return ``count`` demonstrations whose response tokens are all trained on."""
-    groups = simulator.groups(count, 1)
-    tokens = sum(len(g.responses[0]) for g in groups)
-    return WeightedGroups(groups, loss_mask_T=torch.ones(tokens, dtype=torch.bool))
-
-
-def preference_pairs(simulator: Simulator, count: int) -> Pairs:
-    """Return ``count`` pairs of a chosen and a rejected response."""
-    return Pairs.of(simulator.groups(count, 2))
-
-
-def labeled_steps(simulator: Simulator, count: int) -> LabeledSteps:
-    """Return ``count`` responses with one labeled step each."""
-    groups = simulator.groups(count, 1)
-    ends = [[len(g.responses[0]) - 1] for g in groups]
-    return LabeledSteps.of(groups, ends, [[1.0]] * count)
-
-
-def largest_micro_batches(config: PPOConfig | GRPOConfig, data: Grouped) -> MicroBatches:
-    """Return the largest micro-batches of the first epoch's largest optimizer step."""
-    steps = plan_updates(
-        data,
-        epochs=1,
-        minibatches=config.minibatches,
-        max_tokens=config.tokens_per_micro_batch,
-        seed=config.run.seed,
-        step=0,
-    )
-    return heaviest(data, max(steps, key=lambda step: len(step.responses)).parts)
 
 
 # --- Models ---------------------------------------------------------------------------------------
