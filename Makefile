@@ -11,7 +11,7 @@ PEERS = benchmarks/speed/.environments
 BENCHED = $(VENV)/.demo-installed $(PEERS)/trl-1.16/.installed $(PEERS)/trl-1.9/.installed
 BENCHMARK = $(RUN)/python benchmarks/speed/run.py
 
-.PHONY: demo test lint torture fuzz bench bench-quick bench-curves clean
+.PHONY: demo test lint docs docs-serve browser torture fuzz bench bench-quick bench-curves clean
 
 demo: $(VENV)/.demo-installed
 	$(RUN)/trivium demo
@@ -23,6 +23,29 @@ lint: $(VENV)/.test-installed
 	$(RUN)/ruff check
 	$(RUN)/ruff format --check
 	$(RUN)/pyright --pythonpath $(RUN)/python
+
+# The docs site, in site/: open site/index.html. Broken links and missing pages are errors.
+docs: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs build --strict
+
+docs-serve: $(VENV)/.docs-installed
+	NO_MKDOCS_2_WARNING=1 $(RUN)/mkdocs serve
+
+# Chromium for the tests of pages, where it can be installed; without it those tests are skipped.
+browser:
+	@if command -v chromium chromium-browser google-chrome >/dev/null; then \
+	  echo "browser: found"; \
+	elif ! command -v apt-get >/dev/null; then \
+	  echo "browser: no apt-get, so tests of pages are skipped"; \
+	elif [ "$$(id -u)" = 0 ]; then \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive apt-get -qq install -y chromium >/dev/null \
+	    || echo "browser: apt-get failed, so tests of pages are skipped"; \
+	elif sudo -n true 2>/dev/null; then \
+	  sudo apt-get -qq update && sudo apt-get -qq install -y chromium >/dev/null \
+	    || echo "browser: apt-get failed, so tests of pages are skipped"; \
+	else \
+	  echo "browser: not root, so tests of pages are skipped"; \
+	fi
 
 torture: $(VENV)/.test-installed
 	$(RUN)/python benchmarks/torture.py --kills $(KILLS)
@@ -46,7 +69,7 @@ bench-curves: $(BENCHED)
 
 clean:
 	rm -rf $(PEERS) benchmarks/speed/.worlds
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist fuzzing
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis dist fuzzing site
 	find trivium tests -name __pycache__ -prune -exec rm -rf {} +
 
 $(VENV)/.created:
@@ -59,6 +82,10 @@ $(VENV)/.demo-installed: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.test-installed: $(VENV)/.created pyproject.toml constraints.txt
 	$(INSTALL) --editable '.[test]'
+	touch $@ $(VENV)/.demo-installed
+
+$(VENV)/.docs-installed: $(VENV)/.created pyproject.toml constraints.txt
+	$(INSTALL) --editable '.[docs]'
 	touch $@ $(VENV)/.demo-installed
 
 $(VENV)/.fuzz-installed: $(VENV)/.test-installed

@@ -1,7 +1,7 @@
 """Cases of the benchmark, with the minimum speed ratio of each.
 
 If a TRL setting changes only the speed, the benchmark uses the faster value, as measured.
-docs/performance.md lists these settings.
+docs/internals/benchmarks.md lists these settings.
 """
 
 from __future__ import annotations

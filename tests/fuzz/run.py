@@ -1,6 +1,6 @@
 """Coverage-guided fuzzing of one target: ``python -m fuzz.run files --seconds 600``.
 
-Requires `atheris`; docs/fuzzing.md has the command and the results. A finding is a file
+Requires `atheris`; docs/internals/fuzzing.md has the command and the results. A finding is a file
 TARGET-crash-* beside the corpus, which holds the bytes of the target's input.
 """
 
