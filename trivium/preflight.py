@@ -16,7 +16,6 @@ from typing import Any
 from trivium.commands.candidates import candidates_of
 from trivium.commands.output import require_directory, require_free
 from trivium.commands.pairs_config import PairsConfig
-from trivium.compare.config import CompareConfig
 from trivium.config.base import Configuration
 from trivium.data.preview import survey
 from trivium.data.rows import RowsConfig
@@ -43,8 +42,8 @@ def preflight(config: Configuration, skip_below: Path | None = None) -> None:
         ModelError: a local checkpoint is missing, damaged or unsafe, or its context is too short
             for the responses.
     """
-    if isinstance(config, CompareConfig):
-        # Its paths may contain ${seed}. They are checked in the configurations of its jobs.
+    if config.is_template:
+        # Its paths are checked in the configurations that are made from it.
         _raise_faults(ConfigurationError, _output_faults({"": config}))
         return
     sections = {name: s for name, s in _sections(config) if not _is_below(skip_below, s)}

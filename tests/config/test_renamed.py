@@ -15,7 +15,7 @@ from trivium.config.base import Configuration, all_fields, load_configuration
 from trivium.config.renamed import RENAMED_ARGUMENTS, RENAMED_KEYS, RENAMED_METRICS
 from trivium.errors import ConfigurationError, DataError
 from trivium.monitoring.metrics import EVALUATIONS, METRICS
-from trivium.rewards.functions import GIVEN, fit
+from trivium.rewards.functions import CALL_INPUTS, match_columns
 from trivium.runs.checkpoint import Place
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.checkpointing import CheckpointManager
@@ -158,10 +158,10 @@ def test_reward_function_with_the_old_parameter_is_refused_with_the_new_one() ->
     def reward(responses: list[str], ended: list[str]) -> list[float]:
         return [0.0 for _ in responses]
 
-    columns, faults = fit(reward, {}, {}, {"answer"})
+    columns, faults = match_columns(reward, {}, {}, {"answer"})
     assert columns == {}
     assert faults == ["parameter 'ended' is now 'finish_reasons': rename it"]
-    assert set(RENAMED_ARGUMENTS.values()) <= set(GIVEN)
+    assert set(RENAMED_ARGUMENTS.values()) <= set(CALL_INPUTS)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +174,7 @@ def test_parameter_that_the_user_fills_may_have_an_old_name(
     def reward(responses: list[str], ended: list[str]) -> list[float]:
         return [0.0 for _ in responses]
 
-    assert fit(reward, arguments, columns, available)[1] == []
+    assert match_columns(reward, arguments, columns, available)[1] == []
 
 
 # --- Runs -----------------------------------------------------------------------------------------

@@ -112,20 +112,18 @@ def train(config: GRPOConfig) -> Path:
         with_reference=config.beta > 0,
         asynchronous=config.asynchronous,
     )
-    policy, tokenizer = components.policy, components.policy.tokenizer
     per_iteration, extra = config.steps_per_iteration, config.dynamic_sampling
     reward_update = RewardUpdate.of(config.reward_update, components, seed=config.run.seed)
     batches = RolloutBatches.of(config, components)
     learner = Learner.of(config, objective, supervision, components)
-    trained = [(config.optimizer, trained_parameters(policy.model))]
+    trained = [(config.optimizer, trained_parameters(learner.policy.model))]
     training = Training(prepared, config.total_steps, **components.for_training)
     with training, closing(components):
         optimizer = Optimizer(trained, config.optimizer_steps, training.budget_spent)
         training.track_state(**components.tracked, optimizer=optimizer, reward_update=reward_update)
         for iteration in training.iterations(per_iteration):
             if iteration > 0 and training.done == iteration * per_iteration:
-                refresh_reference = partial(refresh, components.reference, reward_update, training)
-                training.memoize("refresh", refresh_reference)
+                training.memoize("refresh", partial(refresh, components, reward_update, training))
             for step in training.steps(until=(iteration + 1) * per_iteration):
                 # Stage 1: rollout and scoring.
                 rollouts = training.rollouts(partial(batches.of_step, step, extra))
@@ -133,8 +131,9 @@ def train(config: GRPOConfig) -> Path:
                     batches.sample_ahead(step * (1 + extra))
                 training.stages.begin()
                 # Stage 2: advantages and old log-probs, fixed from here on.
-                prepare = partial(learner.prepare, rollouts, step)
-                experience = training.memoize("experience", prepare)
+                experience = training.memoize(
+                    "experience", partial(learner.prepare, rollouts, step)
+                )
                 training.stages.lap("logprobs")
                 # Stage 3: optimization.
                 updates = training.updates(learner.plan(experience, step))
@@ -144,18 +143,20 @@ def train(config: GRPOConfig) -> Path:
                     reward_update.collect(rollouts)
                     training.stages.lap("reward_update")
                 metrics = step_metrics(objective, rollouts, experience, updates)
-                training.log(metrics, partial(first_group, tokenizer, rollouts, experience))
-        training.save("final", policy)
+                training.log(metrics, partial(first_group, learner.policy, rollouts, experience))
+        training.save("final", learner.policy)
         if reward_update is not None:
             training.save("reward_model", reward_update.model)
     return training.path
 
 
-def refresh(reference: Reference, reward_update: RewardUpdate | None, training: Training) -> None:
+def refresh(
+    components: OnPolicyComponents, reward_update: RewardUpdate | None, training: Training
+) -> None:
     """Between two iterations: train the reward model further, and ``π_ref ← π_θ``."""
     if reward_update is not None:
         training.event("reward_update", **reward_update.train())
-    reference.refresh()
+    components.reference.refresh()
 
 
 @dataclass(frozen=True)

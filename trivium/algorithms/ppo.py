@@ -128,7 +128,7 @@ def train(config: PPOConfig) -> Path:
                 training.stages.lap("reward_update")
             metrics = step_metrics(objective, rollouts, experience, updates)
             metrics["kl/beta"] = beta.value
-            training.log(metrics, partial(first_group, policy.tokenizer, rollouts, experience))
+            training.log(metrics, partial(first_group, policy, rollouts, experience))
             beta.adapt(metrics, len(rollouts.flat))
         training.save("final", policy)
         training.save("critic", critic)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr
 
@@ -139,6 +139,9 @@ class MethodBudget(Configuration):
 
 class CompareConfig(Configuration):
     """Configuration of a comparison."""
+
+    is_template: ClassVar[bool] = True
+    """Paths may contain ``${seed}``."""
 
     model: ModelConfig
     """Base model: the start of every method, and the reference of KL and win rates."""

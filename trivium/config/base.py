@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
-from typing import Any, Self, TypeVar, Union, get_args, get_origin
+from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, ValidationError, model_validator
 from pydantic.fields import FieldInfo
@@ -62,6 +62,9 @@ class Configuration(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    is_template: ClassVar[bool] = False
+    """Whether paths may hold ``${…}``, so that they cannot be checked before it is filled in."""
 
     def inputs(self) -> Iterator[Path]:
         """Yield the files and directories that this section and its subsections read."""

@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from trivium.evaluation.samples import Rows, training_rows
 from trivium.maths.advantages import equal_groups
 from trivium.maths.kl import k1, k3
 from trivium.maths.ragged import segment_ids
+from trivium.models.policy import Policy
 from trivium.rollout.rollouts import Rollouts
 from trivium.training.experience import Experience, Minibatch
 from trivium.training.optimizer import StepResult
 from trivium.training.protocols import Updates
 
 
-def first_group(
-    tokenizer: PreTrainedTokenizerBase, rollouts: Rollouts, experience: Experience
-) -> Rows:
+def first_group(policy: Policy, rollouts: Rollouts, experience: Experience) -> Rows:
     """Return the step's first group for ``samples.jsonl``: advantages and log-ratios by token."""
     ref_T = experience.ref_logprobs_T
     log_ratio_T = None if ref_T is None else rollouts.sampler_logprobs_T - ref_T.cpu()
-    return training_rows(rollouts, tokenizer, experience.advantages_T, log_ratio_T)
+    return training_rows(rollouts, policy.tokenizer, experience.advantages_T, log_ratio_T)
 
 
 def join_observed(results: list[StepResult]) -> dict[str, Tensor]:

@@ -14,8 +14,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NoReturn
 
-from trivium.commands import COMMANDS, Command
-from trivium.commands.dispatch import (
+from trivium.cli.dispatch import (
     chat_config_class,
     run_chat,
     run_command,
@@ -25,6 +24,7 @@ from trivium.commands.dispatch import (
     run_resume,
     run_watch,
 )
+from trivium.commands import COMMANDS, Command
 from trivium.commands.help_texts import (
     CHAT,
     DEMO,

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import TextIOWrapper
 
-from trivium.commands.parser import check_command_name, flags_last, make_parser
+from trivium.cli.parser import check_command_name, flags_last, make_parser
 from trivium.errors import TriviumError
 
 
