@@ -16,7 +16,7 @@ from trivium.config.renamed import RENAMED_ARGUMENTS, RENAMED_KEYS, RENAMED_METR
 from trivium.errors import ConfigurationError, DataError
 from trivium.monitoring.metrics import EVALUATIONS, METRICS
 from trivium.rewards.functions import CALL_INPUTS, match_columns
-from trivium.runs.checkpoint import Place
+from trivium.runs.checkpoint import SavePoint
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.checkpointing import CheckpointManager
 from trivium.runs.store import Run, RunConfig, read_metrics, read_run
@@ -144,9 +144,9 @@ def test_new_metrics_are_documented_and_old_ones_are_not() -> None:
 @pytest.mark.parametrize(("old", "new"), RENAMED_METRICS.items())
 def test_old_metric_as_best_is_refused_with_the_new_one(tmp_path: Path, old: str, new: str) -> None:
     run = Run.create(tmp_path, "grpo", RunConfig())
-    manager = CheckpointManager(run, CheckpointsConfig(best=old), (), None)
+    manager = CheckpointManager(run, CheckpointsConfig(best=old), (), None, dict)
     with pytest.raises(ConfigurationError) as caught:
-        manager.is_best(Place(1), {"sampled": 0.5, new: 0.25})
+        manager.is_best(SavePoint(1), {"sampled": 0.5, new: 0.25})
     message = f"run.checkpoints.best = {old}: this metric is now {new}: write that instead"
     assert str(caught.value) == message
 

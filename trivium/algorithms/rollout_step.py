@@ -59,11 +59,13 @@ class RolloutBatches:
         are replaced by groups of further prompts, as far as the extra batches yield them.
         """
         per_step = 1 + extra_batches
+        first = (step - 1) * per_step
+        batch = self.roll_out(first)
+        if extra_batches == 0:
+            return batch
         useful_parts, missing = [], self.prompts_per_step
-        for number in range((step - 1) * per_step, step * per_step):
-            batch = self.roll_out(number)
-            if extra_batches == 0:
-                return batch
+        for number in range(first, first + per_step):
+            batch = batch if number == first else self.roll_out(number)
             useful = torch.nonzero(~equal_groups(batch.totals_N, batch.sizes_G))[:, 0].tolist()
             useful_parts.append(chosen_groups(batch, useful[:missing]))
             missing -= len(useful_parts[-1].prompts)

@@ -40,7 +40,8 @@ _FLOAT = re.compile(
 class _Loader(yaml.SafeLoader):
     """Read plain scalars as YAML 1.2: 3e-4 is a number; `no`, 1:30 and 2026-01-01 are text."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}
+    # PyYAML declares an instance variable but reads the class's.
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {}  # pyright: ignore
 
     def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
         """Raise at a depth that no configuration needs: PyYAML's time is quadratic in the depth."""

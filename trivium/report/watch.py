@@ -94,7 +94,7 @@ class Watch(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    server: Watch
+    server: Watch  # pyright: ignore[reportIncompatibleVariableOverride]
     server_version = "trivium"
     sys_version = ""
     timeout = 30
