@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from trivium.algorithms.critic_config import CriticConfig
+from trivium.algorithms.ppo_config import PPOConfig
 from trivium.data.batch import Batch, Grouped
 from trivium.errors import ConfigurationError
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
+from trivium.models.loading import trained_parameters
 from trivium.models.model_config import ModelConfig
 from trivium.models.oom import run_with_oom_split, score_all
 from trivium.models.policy import Policy
@@ -24,6 +26,7 @@ from trivium.training.experience import (
     first_epoch_micro_batches,
     old_logprobs,
 )
+from trivium.training.optimizer import ParameterSet
 
 
 def make_critic(config: CriticConfig, actor: ModelConfig, policy: Policy) -> Critic:
@@ -37,6 +40,12 @@ def make_critic(config: CriticConfig, actor: ModelConfig, policy: Policy) -> Cri
             "actor, and the critic reads the actor's tokens: train it from the actor's base model"
         )
     return SeparateCritic(model)
+
+
+def parameter_sets(config: PPOConfig, policy: Policy, critic: Critic) -> list[ParameterSet]:
+    """Return the parameters of actor and critic, each with its own rate, decay and clipping."""
+    actor = (config.optimizer, trained_parameters(policy.model))
+    return [actor, (config.critic.optimizer, critic.parameters())]
 
 
 @dataclass(frozen=True)

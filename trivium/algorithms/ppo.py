@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trivium.algorithms.actor_critic import final_values, make_critic, old_scores
+from trivium.algorithms.actor_critic import final_values, make_critic, old_scores, parameter_sets
 from trivium.algorithms.kl_coefficient import KLCoefficient
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.ppo_equations import Objective, Returns
@@ -33,7 +33,6 @@ from trivium.maths.advantages import return_targets, whiten
 from trivium.maths.aggregation import weighted_sum
 from trivium.maths.objectives import clipped_surrogate, truncated_importance, value_loss
 from trivium.models.critic import ActorCriticScores, Critic, SeparateCritic
-from trivium.models.loading import trained_parameters
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy, TokenScores
 from trivium.models.reference import Reference
@@ -92,8 +91,7 @@ def train(config: PPOConfig) -> Path:
     beta = KLCoefficient(config.beta, config.adaptive_kl)
     batches = RolloutBatches.of(config, components)
     learner = Learner.of(config, objective, returns, components, critic)
-    actor = (config.optimizer, trained_parameters(policy.model))
-    trained = [actor, (config.critic.optimizer, critic.parameters())]
+    trained = parameter_sets(config, policy, critic)
     training = Training(prepared, config.steps, **components.for_training)
     with training, closing(components):
         optimizer = Optimizer(trained, config.optimizer_steps, training.budget_spent)
@@ -118,16 +116,14 @@ def train(config: PPOConfig) -> Path:
             training.stages.lap("logprobs")
             # Stage 3: optimization.
             updates = training.updates(minibatches)
-            with_actor = step > config.critic.warmup_steps
-            learner.update(optimizer, experience, updates, with_actor, mix)
+            learner.update(optimizer, experience, updates, step > config.critic.warmup_steps, mix)
             training.stages.lap("update")
             if reward_update is not None:
                 reward_update.collect(rollouts)
                 if reward_update.due(step):
                     training.event("reward_update", **reward_update.train())
                 training.stages.lap("reward_update")
-            metrics = step_metrics(objective, rollouts, experience, updates)
-            metrics["kl/beta"] = beta.value
+            metrics = step_metrics(objective, rollouts, experience, updates, beta.value)
             training.log(metrics, partial(first_group, policy, rollouts, experience))
             beta.adapt(metrics, len(rollouts.flat))
         training.save("final", policy)
@@ -142,11 +138,9 @@ class Learner:
     """Stages 2 and 3 of a step.
 
     Attributes:
-        policy, critic: the models that are trained.
-        reference: what the KL in the reward is measured from.
+        policy, critic, reference: the models; the reference is frozen.
         objective, returns: the equations' constants and functions.
-        schedule: epochs and minibatches over one rollout batch.
-        sampler_tolerance: see ``experience.old_logprobs``.
+        schedule, sampler_tolerance: see ``training.experience``.
         target_kl: KL(π_old‖π) per token at which a batch's updates end; None: never.
     """
 
@@ -317,10 +311,11 @@ def step_metrics(
     rollouts: Rollouts,
     experience: PPOExperience,
     updates: Updates[Minibatch],
+    beta: float,
 ) -> dict[str, float]:
     """Return the metrics of one step."""
     observed = join_observed(updates.results)
-    metrics = rollouts.metrics() | update_metrics(updates.results)
+    metrics = rollouts.metrics() | update_metrics(updates.results) | {"kl/beta": beta}
     metrics |= policy_metrics(observed, clip_low=objective.clip_low, clip_high=objective.clip_high)
     metrics |= value_metrics(experience.old_values_T, experience.targets_T)
     metrics["value/loss"] = float(observed["value_loss_T"].mean())

@@ -65,12 +65,16 @@ def lr_multiplier(
     return config.min_lr_ratio + (1 - config.min_lr_ratio) * decay
 
 
+ParameterSet = tuple[OptimizerConfig, Sequence[nn.Parameter]]
+"""Parameters with their own configuration and gradient clipping."""
+
+
 class Optimizer:
     """AdamW over sets of parameters, each with its own configuration and gradient clipping."""
 
     def __init__(
         self,
-        sets: Sequence[tuple[OptimizerConfig, Sequence[nn.Parameter]]],
+        sets: Sequence[ParameterSet],
         total_steps: int,
         budget_spent: Callable[[], float] = lambda: 0.0,
     ) -> None:
