@@ -237,11 +237,7 @@ class Learner:
         return updates.results
 
     def losses(self, with_actor: bool) -> list[Loss]:
-        """Return the losses of a micro-batch.
-
-        Actor and critic without shared weights are trained in turn, so that memory holds one graph
-        at a time.
-        """
+        """Return a micro-batch's losses; separate models train in turn, one graph at a time."""
         if with_actor and isinstance(self.critic, SeparateCritic):
             return [self.actor_loss, self.critic_loss]
         return [partial(self.joint_loss, with_actor=with_actor)]

@@ -15,8 +15,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from safetensors import SafetensorError
+
 from trivium.config.renamed import RENAMED_METRICS
-from trivium.errors import ConfigurationError
+from trivium.errors import ConfigurationError, TrainingError
 from trivium.runs.checkpoint import Checkpoint, Checkpoints, SavePoint
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.store import Run
@@ -142,6 +144,22 @@ class CheckpointManager:
             self._last_save_seconds = self._last_save_time - start
             self.num_saves += 1
             self.save_seconds += self._last_save_seconds
+
+    def save_model(self, name: str, model: Saveable) -> None:
+        """Save a model atomically to ``name`` in the run directory.
+
+        Raises:
+            TrainingError: the model cannot be written. The run can be resumed later.
+        """
+        try:
+            with self._run.saving(name) as directory:
+                model.save(directory)
+        except (OSError, SafetensorError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise TrainingError(
+                f"{self._run.path / name}: cannot be written: {reason}; free disk space, then "
+                f"resume from {self.last_saved}: trivium resume {self._run.path}"
+            ) from error
 
     def try_to_save(self, save_point: SavePoint, loop_state: Mapping[str, Any]) -> bool:
         """Save the state, or log why it cannot be saved. Return whether it was saved."""

@@ -30,9 +30,8 @@ from types import TracebackType
 from typing import Any, NoReturn, TypeVar
 
 import torch
-from safetensors import SafetensorError
 
-from trivium.errors import ConfigurationError, NonFiniteError, TrainingError, TriviumError
+from trivium.errors import ConfigurationError, NonFiniteError, TriviumError
 from trivium.evaluation.samples import Rows
 from trivium.models import flops
 from trivium.monitoring.metrics import derived, metric
@@ -243,20 +242,8 @@ class Training:
         self.run.event(kind, step=self.step, **fields)
 
     def save(self, name: str, model: Saveable) -> None:
-        """Save a model atomically to ``name`` in the run directory.
-
-        Raises:
-            TrainingError: the model cannot be written. The run can be resumed later.
-        """
-        try:
-            with self.run.saving(name) as directory:
-                model.save(directory)
-        except (OSError, SafetensorError) as error:
-            reason = getattr(error, "strerror", None) or error
-            raise TrainingError(
-                f"{self.path / name}: cannot be written: {reason}; free disk space, then resume "
-                f"from {self._checkpoints.last_saved}: trivium resume {self.path}"
-            ) from error
+        """Write a model to the run's directory (see ``CheckpointManager.save_model``)."""
+        self._checkpoints.save_model(name, model)
 
     def _save_best(self) -> None:
         model = self._checkpoints.model
