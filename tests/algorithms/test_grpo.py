@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.equations import AGGREGATIONS
 from helpers.loops import grpo_learner
 from helpers.tiny_models import STILL, World, metrics_of, perturb, plain_logprobs
 from safetensors.torch import load_file
@@ -171,7 +172,9 @@ def test_loss_is_the_one_written_out_by_hand(world: World, options: dict[str, An
     sampler_T = bench.rollouts.sampler_logprobs_T
     old_T = torch.tensor([x for r in bench.rollouts.flat for x in r.logprobs])
     perturb(bench.parts.policy.model, seed=5, spread=0.02)
-    (part,) = experience.split_with_token_weights([list(range(12))], bench.config.aggregation, 8)
+    (part,) = experience.split_with_token_weights(
+        [list(range(12))], AGGREGATIONS[bench.config.aggregation], 8
+    )
     total, seen = grpo_learner(bench.config, bench.parts).loss(part)
     new_T = seen["logprobs_T"]
 
@@ -260,7 +263,7 @@ def test_truncated_responses_weigh_nothing_and_do_not_count(world: World) -> Non
 
 def test_batch_of_truncated_responses_only_is_an_error(world: World) -> None:
     config = config_of(world, mask_truncated=True, sampling={"max_tokens": 1})
-    with pytest.raises(TrainingError, match="every response was cut off at 1 tokens"):
+    with pytest.raises(TrainingError, match="every response was truncated, at 1 tokens"):
         grpo.train(config.model_copy(update={"prompts_per_step": 1, "responses_per_prompt": 2}))
 
 
@@ -353,14 +356,15 @@ def test_reference_is_refreshed_between_iterations_and_nothing_else_is(
     world: World, monkeypatch: pytest.MonkeyPatch, lora: dict[str, int] | None
 ) -> None:
     seen: list[tuple[Tensor, Tensor]] = []
-    prepare = grpo.prepare
+    prepare = grpo.Learner.prepare
 
-    def prepare_and_note(config: Any, parts: OnPolicyComponents, rollouts: Any, step: int) -> Any:
-        policy_T = parts.policy.score(PROBE).logprobs_T.detach()
-        seen.append((policy_T, parts.reference.logprobs(PROBE)))
-        return prepare(config, parts, rollouts, step)
+    def prepare_and_note(learner: grpo.Learner, rollouts: Any, step: int) -> Any:
+        assert learner.reference is not None
+        policy_T = learner.policy.score(PROBE).logprobs_T.detach()
+        seen.append((policy_T, learner.reference.logprobs(PROBE)))
+        return prepare(learner, rollouts, step)
 
-    monkeypatch.setattr(grpo, "prepare", prepare_and_note)
+    monkeypatch.setattr(grpo.Learner, "prepare", prepare_and_note)
     given = {"iterations": 3, "steps_per_iteration": 2, "optimizer": FAST}
     model = {"path": world.path, "lora": lora}
     grpo.train(config_of(world, model=model, **given))
@@ -507,7 +511,7 @@ def test_run_with_a_family_that_cannot_share_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampling": {"temperature": 0.0}}, "equal responses teaches nothing"),
+        ({"sampling": {"temperature": 0.0}}, "would be equal, with advantage 0"),
         ({"minibatches": 5}, "more than the 4 groups"),
         ({"kl_correction": True, "beta": 0.0}, "set beta above 0"),
         ({"kl": "k1"}, "does not pull towards the reference"),

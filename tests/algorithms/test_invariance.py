@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.equations import AGGREGATIONS
 from helpers.loops import grpo_learner, ppo_learner
 from helpers.tiny_models import STILL, Captured, World, assert_same_gradients, perturb
 from torch import Tensor
@@ -228,7 +229,9 @@ def test_grpo_gradient_does_not_depend_on_packing(world: World, aggregation: str
     parameters = trained_parameters(parts.policy.model)
 
     def gradient(micro_batches: MicroBatches) -> list[list[Tensor]]:
-        work = experience.split_with_token_weights(micro_batches, config.aggregation, 8)
+        work = experience.split_with_token_weights(
+            micro_batches, AGGREGATIONS[config.aggregation], 8
+        )
         losses = [lambda part=part: grpo_learner(config, parts).loss(part) for part in work]
         return gradients(parameters, losses)
 
@@ -250,7 +253,9 @@ def test_ppo_gradient_does_not_depend_on_packing(world: World) -> None:
     parameters = [*trained_parameters(parts.policy.model), *critic.parameters()]
 
     def gradient(micro_batches: MicroBatches) -> list[list[Tensor]]:
-        work = experience.split_with_token_weights(micro_batches, config.aggregation, 8)
+        work = experience.split_with_token_weights(
+            micro_batches, AGGREGATIONS[config.aggregation], 8
+        )
         losses = [
             lambda part=part: ppo_learner(config, parts, critic).joint_loss(part, True)
             for part in work

@@ -305,7 +305,7 @@ def test_experience_is_computed_once_and_stays_as_it_was(
 ) -> None:
     prepared: list[tuple[PPOExperience, dict[str, Tensor]]] = []
     seen: dict[tuple[int, ...], list[tuple[Tensor, ...]]] = {}
-    prepare, losses = ppo.prepare, ppo.losses
+    prepare, losses = ppo.Learner.prepare, ppo.Learner.losses
     names = ("advantages_T", "targets_T", "old_logprobs_T", "ref_logprobs_T", "old_values_T")
 
     def prepare_and_keep(*arguments: Any) -> PPOExperience:
@@ -327,8 +327,8 @@ def test_experience_is_computed_once_and_stays_as_it_was(
             seen.setdefault(key, []).append(tuple(row.clone() for row in rows))
         return total, found
 
-    monkeypatch.setattr(ppo, "prepare", prepare_and_keep)
-    monkeypatch.setattr(ppo, "losses", losses_and_note)
+    monkeypatch.setattr(ppo.Learner, "prepare", prepare_and_keep)
+    monkeypatch.setattr(ppo.Learner, "losses", losses_and_note)
     given = {"optimizer": FAST, "epochs": 3, "minibatches": 2, "tokens_per_micro_batch": 40}
     run = ppo.train(config_of(world, **given))
     ((experience, then),) = prepared
@@ -366,13 +366,13 @@ def test_adaptive_coefficient_is_fed_each_batchs_kl_and_used_by_the_next(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used: list[float] = []
-    prepare = ppo.prepare
+    prepare = ppo.Learner.prepare
 
     def prepare_and_note(*arguments: Any) -> PPOExperience:
         used.append(arguments[-1])
         return prepare(*arguments)
 
-    monkeypatch.setattr(ppo, "prepare", prepare_and_note)
+    monkeypatch.setattr(ppo.Learner, "prepare", prepare_and_note)
     adaptive = {"target": 0.5, "horizon": 60}
     run = ppo.train(config_of(world, adaptive_kl=adaptive, optimizer=FAST, steps=4, beta=0.2))
     lines = metrics_of(run)
@@ -389,7 +389,7 @@ def test_updates_of_a_batch_end_once_the_policy_has_moved_far(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moved: list[list[float]] = []
-    update = ppo.update
+    update = ppo.Learner.update
 
     def update_and_note(*arguments: Any) -> list[StepResult]:
         results = update(*arguments)
@@ -397,7 +397,7 @@ def test_updates_of_a_batch_end_once_the_policy_has_moved_far(
         moved.append([float((o["old_logprobs_T"] - o["logprobs_T"]).mean()) for o in seen])
         return results
 
-    monkeypatch.setattr(ppo, "update", update_and_note)
+    monkeypatch.setattr(ppo.Learner, "update", update_and_note)
     given = {"optimizer": {"learning_rate": 0.001}, "epochs": 8, "minibatches": 2}
     ppo.train(config_of(world, **given))
     (whole,) = moved
@@ -504,7 +504,7 @@ def test_reward_model_is_trained_further_every_so_many_steps(world: World) -> No
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"sampling": {"temperature": 0.0}}, "learns from what it explores"),
+        ({"sampling": {"temperature": 0.0}}, "explores nothing"),
         ({"minibatches": 5}, "more than the 4 prompts"),
         ({"adaptive_kl": {"target": 1.0}, "beta": 0.0}, "adaptive_kl scales it"),
         ({"critic": {"kind": "shared", "model": {"path": "x"}}}, "leave critic.model out"),

@@ -147,7 +147,9 @@ def test_old_metric_as_best_is_refused_with_the_new_one(tmp_path: Path, old: str
     manager = CheckpointManager(run, CheckpointsConfig(best=old), (), None, dict)
     with pytest.raises(ConfigurationError) as caught:
         manager.is_best(SavePoint(1), {"sampled": 0.5, new: 0.25})
-    message = f"run.checkpoints.best = {old}: this metric is now called {new}: write that name instead"
+    message = (
+        f"run.checkpoints.best = {old}: this metric is now called {new}: write that name instead"
+    )
     assert str(caught.value) == message
 
 

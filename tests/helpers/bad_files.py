@@ -301,10 +301,10 @@ bad("template that changes prompts", "sft", "", "'", "demos.jsonl:1",
     change=_write_unstable_template,
     files={"demos.jsonl": CHAT})
 bad("responses above the context", "grpo", "sampling:\n  max_tokens: 64\n", "64",
-    "sampling.max_tokens", "the context of model holds 64 tokens", "lower it")
+    "sampling.max_tokens", "the context of model has 64 tokens", "lower it")
 bad("held-out responses above the context", "grpo",
     "evaluation: {data: {path: held_out.jsonl}, max_tokens: 100}\n", "100", "evaluation.max_tokens",
-    "the context of model holds 64 tokens", "lower it")
+    "the context of model has 64 tokens", "lower it")
 bad("missing reward model", "ppo", "rewards: [{function: reward_model, arguments: {path: ./rm}}]\n",
     "./rm", "rewards.0.arguments.path", "there is no checkpoint directory", "name a directory")
 bad("missing critic", "ppo", "critic: {model: {path: ./critic}}\n", "./critic", "critic.model.path",
@@ -312,7 +312,7 @@ bad("missing critic", "ppo", "critic: {model: {path: ./critic}}\n", "./critic", 
 bad("missing reference", "evaluate", "reference: {path: ./base}\n", "./base", "reference.path",
     "there is no checkpoint directory", "name a directory")
 bad("reference with another vocabulary", "evaluate", "reference: {path: other}\n", "other",
-    "reference.path", "its tokenizer is not that of model", "same vocabulary", early=False)
+    "reference.path", "its tokenizer differs from that of model", "same vocabulary", early=False)
 bad("critic with another vocabulary", "ppo", "critic: {model: {path: other}}\n", "other",
     "critic.model.path", "whose vocabulary is not that of the actor",
     "train it from the actor's base model", early=False)
@@ -326,12 +326,12 @@ def _write_file(name: str) -> object:
     return lambda directory: (directory / name).write_text("mine")
 
 
-bad("existing output", "sample", "", "out.jsonl", "output = out.jsonl", "is there already",
+bad("existing output", "sample", "", "out.jsonl", "output = out.jsonl", "already exists",
     "overwrite=true", change=_write_file("out.jsonl"))
-bad("existing pairs", "pairs", "", "out.jsonl", "output = out.jsonl", "is there already",
+bad("existing pairs", "pairs", "", "out.jsonl", "output = out.jsonl", "already exists",
     "overwrite=true", change=_write_file("out.jsonl"))
 bad("existing evaluation output", "evaluate", "output: out.json\n", "out.json", "output = out.json",
-    "is there already", "overwrite=true", change=_write_file("out.json"))
+    "already exists", "overwrite=true", change=_write_file("out.json"))
 bad("output that is a directory", "sample", "overwrite: true\n", "out.jsonl",
     "output = out.jsonl", "is a directory", "name another file",
     change=lambda d: (d / "out.jsonl").mkdir())

@@ -76,7 +76,7 @@ bad("a number that is NaN", "grpo", "beta: .nan\n", "beta = NaN", "grpo.yaml:1",
 bad("an infinite number", "dpo", "beta: .inf\n", "beta = Infinity", "dpo.yaml:1",
     "must be a finite", "the default is 0.1")
 bad("an unknown choice", "grpo", "kl: k4\n", 'kl = "k4"', "grpo.yaml:1",
-    "must be 'k1', 'k2' or 'k3'", "'k3'")
+    "must be 'k1', 'k2', 'k3' or file.py:function", "'k3'")
 bad("an unknown dtype", "sft", "model: {path: model, dtype: float16}\n", '"float16"',
     "sft.yaml:1", "must be 'float32'", "did you mean")
 bad("all faults at once", "grpo", "betta: 1\nepochs: 0\nclip_low: 2\n", "epochs = 0", "grpo.yaml:2",
@@ -96,14 +96,14 @@ _BOUNDS = [
     ("grpo", "tokens_per_micro_batch", "0", "the default is 16384"),
     ("grpo", "iterations", "0", "the default is 1"),
     ("grpo", "steps_per_iteration", "0", "the default is 100"),
-    ("grpo", "importance_sampling_cap", "0", "the largest weight"),
-    ("ppo", "importance_sampling_cap", "-1", "the largest weight"),
+    ("grpo", "importance_sampling_cap", "0", "Largest weight"),
+    ("ppo", "importance_sampling_cap", "-1", "Largest weight"),
     ("grpo", "dynamic_sampling", "-1", "greater than or equal to 0"),
     ("grpo", "sampling.temperature", "-1", "the default is 1"),
     ("grpo", "sampling.top_p", "0", "the default is 1"),
     ("grpo", "sampling.top_p", "1.5", "the default is 1"),
-    ("grpo", "sampling.top_k", "-1", "0 is all"),
-    ("grpo", "sampling.min_p", "1", "0 is none"),
+    ("grpo", "sampling.top_k", "-1", "0 keeps all"),
+    ("grpo", "sampling.min_p", "1", "0 keeps all"),
     ("grpo", "sampling.max_tokens", "0", "the default is 256"),
     ("grpo", "optimizer.learning_rate", "0", "the default is 1e-06"),
     ("sft", "optimizer.learning_rate", "2000", "the default is 2e-05"),
@@ -111,7 +111,7 @@ _BOUNDS = [
     ("grpo", "optimizer.epsilon", "0", "the default is 1e-08"),
     ("grpo", "optimizer.weight_decay", "-1", "Decoupled weight decay"),
     ("grpo", "optimizer.max_grad_norm", "0", "the default is 1"),
-    ("grpo", "optimizer.min_lr_ratio", "2", "Share of the peak rate"),
+    ("grpo", "optimizer.min_lr_ratio", "2", "share of the peak"),
     ("grpo", "run.seed", "-1", "Seed of every random choice"),
     ("grpo", "run.samples", "-1", "the default is 8"),
     ("grpo", "run.monitors.kl.limit", "0", "the default is 10"),
@@ -125,23 +125,23 @@ _BOUNDS = [
     ("grpo", "data.path", "''", "hub name"),
     ("grpo", "data.limit", "0", "Read at most"),
     ("grpo", "data.max_prompt_tokens", "0", "number of tokens of a prompt"),
-    ("grpo", "rewards", "[]", "What is rewarded"),
+    ("grpo", "rewards", "[]", "weighted sum"),
     ("grpo", "rewards.0.timeout", "0", "the default is 60"),
     ("grpo", "evaluation.samples", "0", "the default is 1"),
     ("ppo", "gamma", "1.5", "the default is 1"),
     ("ppo", "gae_lambda", "-0.1", "the default is 0.95"),
     ("ppo", "beta", "-1", "the default is 0.05"),
     ("ppo", "critic.coefficient", "0", "the default is 0.5"),
-    ("ppo", "critic.clip", "0", "Clip the values"),
+    ("ppo", "critic.clip", "0", "no clipping"),
     ("ppo", "adaptive_kl.target", "0", "KL per response"),
-    ("ppo", "target_kl", "0", "End a batch's updates"),
+    ("ppo", "target_kl", "0", "a batch's updates end"),
     ("ppo", "entropy_coef", "-1", "Weight of the policy's entropy"),
     ("dpo", "beta", "0", "the default is 0.1"),
-    ("dpo", "label_smoothing", "0.5", "Share of flipped labels"),
+    ("dpo", "label_smoothing", "0.5", "share of flipped labels"),
     ("dpo", "pairs_per_step", "0", "the default is 32"),
     ("dpo", "epochs", "0", "the default is 1"),
     ("sft", "examples_per_step", "0", "the default is 32"),
-    ("sft", "steps", "0", "given instead of epochs"),
+    ("sft", "steps", "0", "an alternative to epochs"),
     ("reward-model", "held_out_share", "1", "the default is 0.1"),
     ("reward-model", "center", "-1", "the default is 0.01"),
     ("sample", "samples", "0", "the default is 1"),
@@ -150,8 +150,8 @@ _BOUNDS = [
     ("evaluate", "temperature", "0", "the default is 1"),
     ("evaluate", "rewards", "[]", "Rewards whose weighted sum"),
     ("compare", "seeds", "[-1]", "the default is [0]"),
-    ("compare", "parallel", "-1", "Methods side by side"),
-    ("compare", "methods", "[]", "What is compared"),
+    ("compare", "parallel", "-1", "Number of jobs that run in parallel"),
+    ("compare", "methods", "[]", "Methods to compare"),
 ]
 for _command, _key, _value, _remedy in _BOUNDS:
     _shown = {"''": '""', "[]": "[]", "GPU 0": '"GPU 0"', "[-1]": "-1"}.get(_value, _value)
@@ -186,7 +186,7 @@ bad("more minibatches than prompts", "grpo", "minibatches: 20\n", "minibatches =
 bad("more minibatches than prompts, PPO", "ppo", "minibatches: 65\n", "minibatches = 65",
     "ppo.yaml:1", "more than the 64 prompts", "lower it or raise prompts_per_step")
 bad("greedy sampling for GRPO", "grpo", "sampling:\n  temperature: 0\n",
-    "sampling.temperature = 0", "grpo.yaml:2", "teaches nothing", "raise it")
+    "sampling.temperature = 0", "grpo.yaml:2", "with advantage 0", "raise it")
 bad("greedy sampling for PPO", "ppo", "sampling: {temperature: 0}\n", "sampling.temperature = 0",
     "ppo.yaml:1", "explores nothing", "raise it")
 bad("greedy sampling for pairs", "pairs", "sampling: {temperature: 0}\n",
@@ -196,7 +196,7 @@ bad("several greedy samples", "sample", "sampling: {temperature: 0}\nsamples: 2\
 bad("greedy sampling for online pairs", "dpo",
     "online:\n  data: {path: prompts.jsonl}\n  rewards: [{function: gsm8k}]\n"
     "  sampling: {temperature: 0}\n",
-    "online.sampling.temperature = 0", "dpo.yaml:4", "equal responses make no pairs", "raise it",
+    "online.sampling.temperature = 0", "dpo.yaml:4", "would be equal and make no pair", "raise it",
     without=("data",))
 bad("a KL correction without a KL term", "grpo", "kl_correction: true\nbeta: 0\n",
     "kl_correction = true", "grpo.yaml:1", "needs a KL term", "set beta above 0")
@@ -220,10 +220,10 @@ bad("a reward update in a single iteration", "grpo",
     "iterations is 1", "grpo.yaml:1", "between iterations", "leave reward_update out")
 bad("a reward update with a schedule", "ppo",
     "reward_update:\n  labeler: {function: gsm8k}\n  optimizer: {schedule: cosine}\n", '"cosine"',
-    "ppo.yaml:3", "is not known beforehand", "use constant")
+    "ppo.yaml:3", "is not known in advance", "use constant")
 bad("a learned labeler", "ppo",
     "reward_update:\n  labeler: {function: reward_model, arguments: {path: model}}\n",
-    '"reward_model"', "ppo.yaml:2", "cannot be its own labeler", "name a verifier")
+    '"reward_model"', "ppo.yaml:2", "cannot label for itself", "name a verifier")
 bad("critic warm-up longer than the run", "ppo", "critic: {warmup_steps: 6}\nsteps: 5\n",
     "critic.warmup_steps = 6", "ppo.yaml:1", "there are only 5 steps", "lower it")
 bad("a model for a shared critic", "ppo", "critic:\n  kind: shared\n  model: {path: model}\n",
@@ -244,9 +244,9 @@ bad("smoothing without sigmoid", "dpo", "label_smoothing: 0.1\nloss: hinge\n",
 bad("robust loss without label smoothing", "dpo", "loss: robust\n", 'loss = "robust"', "dpo.yaml:1",
     "needs label_smoothing above 0", "the share of flipped labels")
 bad("evaluation without rewards for DPO", "dpo", "evaluation:\n  data: {path: held_out.jsonl}\n",
-    "evaluation.rewards = []", "dpo.yaml:1", "have no reward of their own", "say what quality is")
+    "evaluation.rewards = []", "dpo.yaml:1", "pairs carry no reward", "name what measures quality")
 bad("evaluation without rewards for SFT", "sft", "evaluation: {data: {path: held_out.jsonl}}\n",
-    "evaluation.rewards = []", "sft.yaml:1", "has no reward of its own", "say what quality is")
+    "evaluation.rewards = []", "sft.yaml:1", "carry no reward", "name what measures quality")
 bad("both steps and epochs", "sft", "steps: 3\nepochs: 2\n", "steps = 3", "sft.yaml:1",
     "epochs is set too", "give one of them")
 bad("fixed-length aggregation without a length", "sft", "aggregation: fixed_length\n",
@@ -255,7 +255,7 @@ bad("KL without held-out prompts", "sft", "measure_kl: true\n", "measure_kl = tr
     "needs held-out prompts", "give evaluation")
 bad("a minimum for a constant learning rate", "sft",
     "optimizer: {schedule: constant, min_lr_ratio: 0.1}\n", "optimizer.min_lr_ratio = 0.1",
-    "sft.yaml:1", "a constant rate does not fall", "set schedule to linear or cosine")
+    "sft.yaml:1", "a constant rate does not decay", "set schedule to linear or cosine")
 bad("pairs and steps for a reward model", "reward-model", "steps: {path: steps.jsonl}\n",
     "steps (a process model)", "reward-model.yaml:", "give either pairs",
     "pairs (an outcome model)")
@@ -313,16 +313,16 @@ bad("an evaluation output with another suffix", "evaluate", "output: out.txt\n",
 _METHOD = "{name: b, stages: [{command: dpo, settings: {data: {path: pairs.jsonl}}}]}"
 bad("a method that trains no policy", "compare",
     "methods: [{name: a, stages: [{command: pairs}]}]\n", "pairs", "compare.yaml:1",
-    "which trains no policy", "end it in one of sft, ppo, dpo, grpo")
+    "trains no policy", "end the method with one of sft, ppo, dpo, grpo")
 bad("two methods of one name", "compare", f"methods: [{_METHOD}, {_METHOD}]\n", "b",
-    "compare.yaml:1", "two methods are called", "name them apart")
+    "compare.yaml:1", "two methods are called", "give one another name")
 bad("a stage name with a path", "compare",
     "methods:\n- name: a\n  stages: [{command: grpo, name: ../up}]\n", "'../up'", "compare.yaml:3",
-    "becomes a directory", "use letters, digits")
-bad("seeds twice", "compare", "seeds: [1, 1]\n", "[1, 1]", "compare.yaml:1", "there twice",
-    "keep one")
+    "cannot be a directory name", "use letters, digits")
+bad("seeds twice", "compare", "seeds: [1, 1]\n", "[1, 1]", "compare.yaml:1", "appears twice",
+    "remove one")
 bad("gradient noise of one batch", "compare", "credit: 1\n", "credit = 1", "compare.yaml:1",
-    "at least two batches", "write 2 or more")
+    "1 batch shows no noise", "write at least 2")
 bad("a stage's unknown key", "compare",
     "methods: [{name: a, stages: [{command: grpo, settings: {betta: 1}}]}]\n", "betta",
     "a/seed-0/grpo", "not permitted", "not permitted", early=False)
@@ -331,7 +331,7 @@ bad("an unknown placeholder", "compare",
     "method a", "${bet}", "use one of ${seed}", early=False)
 
 bad("asynchronous GRPO without an importance sampling cap", "grpo", "asynchronous: true\n",
-    "asynchronous = true", "grpo.yaml:1", "responses are one step old",
+    "asynchronous = true", "grpo.yaml:1", "responses are then one step old",
     "set importance_sampling_cap, 2")
 bad("asynchronous PPO with one step", "ppo",
     "asynchronous: true\nimportance_sampling_cap: 2\nsteps: 1\n", "asynchronous = true",

@@ -24,6 +24,7 @@ from trivium.algorithms.sft_config import SFTConfig
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError, ModelError
+from trivium.maths.aggregation import token_mean
 from trivium.memory.dry_run import CACHE, DryRun
 from trivium.memory.report import Lengths, Memory, Stage
 from trivium.memory.rollout import dry_rollout, growing_lengths
@@ -143,7 +144,7 @@ def test_simulated_update_has_the_same_peak_as_a_real_update(
         )
         with run:
             optimizer = Optimizer([(OptimizerConfig(), parameters)], 1)
-            weighted = data.split_with_token_weights([[0, 1], [2]], "token_mean")
+            weighted = data.split_with_token_weights([[0, 1], [2]], token_mean)
             optimizer.step([MicroBatch(part, partial(sft.loss, policy)) for part in weighted])
         return run.ledger.peak
 

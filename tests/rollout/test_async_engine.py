@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers.equations import AGGREGATIONS
 from helpers.loops import grpo_learner, ppo_learner
 from helpers.tiny_models import EOS, World, family, letters_tokenizer, perturb, random_lm
 from safetensors.torch import load_file
@@ -208,7 +209,7 @@ def test_ppo_equals_an_explicit_loop(world: World) -> None:
         )
         experience = ppo_learner(config, components, critic).prepare(rollouts, steps, config.beta)
         ppo_learner(config, components, critic).update(
-            optimizer, experience, Updates(steps), actor=True, mix=None
+            optimizer, experience, Updates(steps), with_actor=True, mix=None
         )
         rollouts = next_rollouts
     assert_same(components.policy, run)
@@ -294,7 +295,9 @@ def test_ppo_surrogate_is_weighted_by_the_truncated_sampler_ratio(world: World) 
     experience = replace(
         experience, sampler_logprobs_T=experience.old_logprobs_T - torch.tensor(1.5).log()
     )
-    (micro_batch,) = experience.split_with_token_weights([list(range(12))], config.aggregation, 8)
+    (micro_batch,) = experience.split_with_token_weights(
+        [list(range(12))], AGGREGATIONS[config.aggregation], 8
+    )
 
     def loss(cap: float | None) -> float:
         capped = config.model_copy(update={"importance_sampling_cap": cap})
@@ -325,7 +328,9 @@ def test_grpo_loss_is_weighted_by_the_truncated_sampler_ratio(world: World, shif
         experience, advantages_T=advantages_T, old_logprobs_T=old_T, sampler_logprobs_T=sampler_T
     )
     all_responses = [list(range(len(experience.lengths_N)))]
-    (micro_batch,) = experience.split_with_token_weights(all_responses, config.aggregation, 8)
+    (micro_batch,) = experience.split_with_token_weights(
+        all_responses, AGGREGATIONS[config.aggregation], 8
+    )
 
     def loss(cap: float | None) -> float:
         capped = config.model_copy(update={"importance_sampling_cap": cap})

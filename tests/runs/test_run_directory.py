@@ -19,6 +19,7 @@ from helpers.tiny_models import World, source
 
 from trivium.algorithms import grpo, sft
 from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.algorithms.rollout_step import RolloutBatches
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.cli import main
 from trivium.config.base import dump
@@ -146,7 +147,7 @@ def test_signal_during_sampling_aborts_it_at_once(
         return GRPOConfig(**options, steps_per_iteration=2)
 
     expected = run_results(grpo.train(config("uninterrupted")))
-    sample, calls = grpo.sample, []
+    sample, calls = RolloutBatches.of_step, []
 
     def send_signal_in_second_call(*arguments: Any) -> Any:
         calls.append(arguments)
@@ -157,7 +158,7 @@ def test_signal_during_sampling_aborts_it_at_once(
 
     start = time.monotonic()
     with monkeypatch.context() as patch:
-        patch.setattr(grpo, "sample", send_signal_in_second_call)
+        patch.setattr(RolloutBatches, "of_step", send_signal_in_second_call)
         with pytest.raises(Interrupted, match="saved at step 1"):
             grpo.train(config("run"))
     assert time.monotonic() - start < 50

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import TrainingError
+from trivium.maths.aggregation import token_mean
 from trivium.models.oom import score_all
 from trivium.training.experience import (
     Minibatch,
@@ -249,7 +250,7 @@ def test_weights_are_those_of_the_whole_step_in_every_part() -> None:
     loss_mask_T[[0, 3, 12]] = False
     data = WeightedGroups(DATA.groups, loss_mask_T=loss_mask_T)
     chosen = [1, 2, 4, 5, 8]
-    parts = data.split_with_token_weights([[4, 8], [1], [2, 5]], "token_mean")
+    parts = data.split_with_token_weights([[4, 8], [1], [2, 5]], token_mean)
     assert [len(p.lengths_N) for p in parts] == [2, 1, 2]
     counted = int(data.select(chosen).loss_mask_T.sum())
     for part in parts:

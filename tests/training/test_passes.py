@@ -314,7 +314,7 @@ def test_first_step_that_is_taken_counts_where_minibatches_are_dropped(world: Wo
     optimizer = Optimizer([(config.optimizer, trained_parameters(parts.policy.model))], 10)
     updates = Updates(steps)
     grpo_learner(config, parts).update(optimizer, dropped, updates)
-    found_T = dropped.after(updates).old_logprobs_T
+    found_T = dropped.with_first_step_logprobs(updates).old_logprobs_T
     assert found_T is not None
     assert torch.equal(found_T, expected_T)
 
@@ -402,7 +402,7 @@ def test_policy_before_its_first_step_scores_pairs_as_the_reference_would(
     config = dpo_config(world)
     source = dpo.Offline(config)
     given = source.data
-    source.prepare(policy, Reference(policy, asked=False))
+    source.prepare(policy, Reference(policy, enabled=False))
     expected = dpo.with_reference(
         config, given, partial(score_logprobs, Reference(policy))
     ).ref_logprobs_T

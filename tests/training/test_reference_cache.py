@@ -208,7 +208,7 @@ def test_setting_does_not_keep_a_run_from_going_on(world: World) -> None:
     ],
     ids=["torn", "last byte", "another byte", "empty", "pickle", "noise"],
 )
-def test_file_that_is_torn_or_altered_is_told_and_computed_again(
+def test_damaged_file_is_reported_and_the_pairs_are_scored_again(
     world: World, passes: list[int], caplog: pytest.LogCaptureFixture, harm: Any
 ) -> None:
     policy, data = policy_of(world.path), Grouped(GROUPS)
@@ -219,7 +219,7 @@ def test_file_that_is_torn_or_altered_is_told_and_computed_again(
     assert torch.equal(cached_logprobs(policy, data, PARTS), expected_T)
     assert sum(passes) == 8
     (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
-    assert "is torn or altered" in record.getMessage() and str(path) in record.getMessage()
+    assert "is truncated or altered" in record.getMessage() and str(path) in record.getMessage()
     assert path.read_bytes() == whole
 
 
@@ -283,7 +283,7 @@ def test_no_home_is_told_and_the_pairs_are_scored(
     assert "set TRIVIUM_CACHE" in caplog.text
 
 
-def test_files_that_were_used_longest_ago_make_room(
+def test_least_recently_used_files_are_evicted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, data = policy_of(world.path), Grouped(GROUPS)
@@ -291,7 +291,7 @@ def test_files_that_were_used_longest_ago_make_room(
     names = [f"{key(policy, GROUPS, cut)}.safetensors" for cut in cuts]
     cached_logprobs(policy, data, cuts[0])
     (path,) = files()
-    monkeypatch.setattr(reference_cache, "MOST_BYTES", 2 * path.stat().st_size)
+    monkeypatch.setattr(reference_cache, "MAX_BYTES", 2 * path.stat().st_size)
     os.utime(path, (1, 1))
     left_over = path.with_name(".x-12345678.partial")
     left_over.write_bytes(b"half")
@@ -306,7 +306,7 @@ def test_files_that_were_used_longest_ago_make_room(
     cached_logprobs(policy, data, cuts[2])
     assert sorted(p.name for p in files()) == sorted([names[0], names[2]])
     assert not left_over.exists()
-    monkeypatch.setattr(reference_cache, "MOST_BYTES", 1)
+    monkeypatch.setattr(reference_cache, "MAX_BYTES", 1)
     cached_logprobs(policy, data, cuts[1])
     assert [p.name for p in files()] == [names[1]], "the newest stays, however large it is"
 

@@ -94,7 +94,7 @@ def _holds_run(path: Path) -> bool:
     """
     if path.exists() and not path.is_dir():
         raise ConfigurationError(
-            f"run.directory = {path}: is a file, where a directory is needed; name another place"
+            f"run.directory = {path}: is a file, but a directory is needed: name another path"
         )
     entries = directory_entries(path)
     if not entries:
