@@ -10,6 +10,16 @@ import torch
 from hypothesis import settings
 
 from trivium.models.cpu.linear import matmul_backend
+from trivium.models.model_config import ModelConfig
+from trivium.models.policy import Policy
+from trivium.models.reward_model import RewardModel
+from trivium.rewards.reward_config import LearnedArguments, ProcessArguments
+
+# TRIVIUM_FAST_PATH=off runs the whole suite on the modules of transformers.
+FAST_PATH = os.environ.get("TRIVIUM_FAST_PATH", "auto")
+for _config in (ModelConfig, LearnedArguments, ProcessArguments):
+    _config.model_fields["fast_path"].default = FAST_PATH
+    _config.model_rebuild(force=True)
 
 # One thread keeps the order of sums fixed, and small tensors are no faster with more threads.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -32,6 +42,14 @@ def _separate_cache(
     """Give each test its own cache directory, separate from other tests and the user's."""
     path = tmp_path_factory.getbasetemp() / f"cache-{next(_CACHES)}"
     monkeypatch.setenv("TRIVIUM_CACHE", str(path))
+
+
+@pytest.fixture(autouse=True)
+def _fast_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Build models with the fast path that TRIVIUM_FAST_PATH names, unless a test is about it."""
+    fast_path = "auto" if request.node.get_closest_marker("fast_path") else FAST_PATH
+    for model in (Policy, RewardModel):
+        monkeypatch.setitem(model.__init__.__kwdefaults__, "fast_path", fast_path)
 
 
 @pytest.fixture(scope="session")

@@ -30,8 +30,8 @@ LAYERS = [
 """Packages and modules, the lowest first. Those of one layer do not import each other."""
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
 CPU = "trivium.models.cpu"
-INSTALLS_CPU = {"trivium.models.policy", "trivium.models.reward_model"}
-"""The modules that may install the CPU's fast path."""
+INSTALLS_CPU = {"trivium.models.fast_path"}
+"""The module that installs the CPU's fast path."""
 
 
 def module_of(path: Path) -> str:

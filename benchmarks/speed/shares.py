@@ -1,10 +1,10 @@
-"""Measure the gain of each optimization: the same work with and without it, in one process.
+"""The gain of each optimization: the same work with and without it, in turn, in one process.
 
     python benchmarks/speed/shares.py [--size S|M] [--prompt N] [--repetitions N] [--only PATTERN]
 
-The work is a step of GRPO with eight prompts and eight responses to each: sampling them, or a
-forward and backward pass over them. The script prints a Markdown table of processor-time ratios,
-without the optimization over with it: the median, the lowest and the highest of all repetitions.
+The work is what a step of GRPO does with eight prompts and eight responses each: sampling them, or
+a forward and a backward pass over them. Prints a Markdown table of ratios of processor time,
+without over with: the median, and the lowest and highest of all repetitions.
 """
 
 from __future__ import annotations
@@ -22,16 +22,14 @@ from pathlib import Path
 from unittest import mock
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from worlds import SIZES, write_world
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
-from trivium.models.attention import GroupLayout, hidden_states, on_line
-from trivium.models.cpu import prefix_attention
-from trivium.models.cpu.heads import JoinedHeads
-from trivium.models.cpu.layers import GatedMLP, RMSNorm
+from trivium.models.attention import hidden_states
+from trivium.models.cpu import PIECES, accelerate_for_cpu, prefix_attention
 from trivium.models.cpu.linear import matmul_backend
 from trivium.models.logprobs import Head
 from trivium.models.model_config import ModelConfig
@@ -43,57 +41,60 @@ from trivium.training.setup import local_engine
 
 Without = Callable[[], AbstractContextManager[object]]
 Comparison = tuple[str, Callable[[], None], Callable[[], None], Without]
-"""An optimization: name, work with it, work without it, and a context that disables it."""
+"""An optimization: its name, the work with it, the work without, and what takes it away."""
 
 
 class Work:
-    """A policy with the prompts and responses of a step."""
+    """A policy with some pieces of the CPU's fast path, and a step's prompts and responses."""
 
-    def __init__(self, world: Path) -> None:
-        self.policy = Policy.load(ModelConfig(path=str(world / "model"), device="cpu"))
+    def __init__(self, world: Path, pieces: frozenset[str] = PIECES) -> None:
+        config = ModelConfig(path=str(world / "model"), device="cpu", fast_path="off")
+        self.policy, backend = Policy.load(config), matmul_backend.name
+        accelerate_for_cpu(self.policy.model, pieces)
+        matmul_backend.use(backend)
         data = PromptsConfig(path=str(world / "data.jsonl"))
         self.prompts = load_prompts(data, self.policy.tokenizer)[:8]
         self.engine, self.sampling = local_engine(self.policy), Sampling(max_tokens=64)
-        responses = self._sample(self.prompts, 8)
-        self.groups = [Group(p.tokens, r) for p, r in zip(self.prompts, responses, strict=True)]
+        found = self._sampled(self.prompts, 8)
+        self.groups = [Group(p.tokens, r) for p, r in zip(self.prompts, found, strict=True)]
         self.optimizers = {
             fused: torch.optim.AdamW(self.policy.model.parameters(), lr=1e-8, fused=fused)
             for fused in (True, False)
         }
 
-    def _sample(self, prompts: Sequence[Prompt], samples: int) -> list[list[list[int]]]:
+    def _sampled(self, prompts: Sequence[Prompt], samples: int) -> list[list[list[int]]]:
         groups = self.engine.generate(prompts, samples, self.sampling, seed=0, step=1)
         return [[response.tokens for response in group] for group in groups]
 
     def sample(self) -> None:
-        self._sample(self.prompts, 8)
+        self._sampled(self.prompts, 8)
 
-    def sample_without_sharing(self) -> None:
-        """Sample with a separate prompt for every response."""
-        self._sample([prompt for prompt in self.prompts for _ in range(8)], 1)
+    def sample_alone(self) -> None:
+        """Every response reads its prompt itself."""
+        self._sampled([prompt for prompt in self.prompts for _ in range(8)], 1)
 
-    def train(self) -> None:
+    def learn(self) -> None:
         self.policy.score(Batch.of(self.groups)).logprobs_T.sum().backward()
         self.policy.model.zero_grad(set_to_none=True)
 
-    def train_with_full_logits(self) -> None:
-        """Train with the head on all positions, as one tensor of logits that autograd keeps."""
+    def learn_with_whole_logits(self) -> None:
+        """The head on all positions, as one table that autograd keeps."""
         batch = Batch.of(self.groups)
-        hidden_LD = hidden_states(self.policy.backbone, batch)
-        logits_LV = nn.functional.linear(hidden_LD, self.policy.head.weight_VD)
+        line_LD = hidden_states(self.policy.backbone, batch)
+        logits_LV = nn.functional.linear(line_LD, self.policy.head.weight_VD)
         log_p_TV = logits_LV.log_softmax(-1).index_select(0, batch.logit_positions_T)
         log_p_TV.gather(1, batch.targets_T[:, None]).sum().backward()
         self.policy.model.zero_grad(set_to_none=True)
 
-    def optimizer_step(self, fused: bool) -> None:
+    def move(self, fused: bool) -> None:
         for parameter in self.policy.model.parameters():
             parameter.grad = parameter.detach()
         self.optimizers[fused].step()
 
 
 @contextmanager
-def padded_rows(policy: Policy) -> Iterator[None]:
-    """Use the model's own attention, with one padded row per response."""
+def separate_rows(policy: Policy) -> Iterator[None]:
+    """The model's own attention, one padded row per response."""
     model = policy.model
     before = model.config._attn_implementation
     policy.shared = False
@@ -106,8 +107,7 @@ def padded_rows(policy: Policy) -> Iterator[None]:
 
 
 @contextmanager
-def torch_matmul() -> Iterator[None]:
-    """Use PyTorch's own matrix product."""
+def torch_products() -> Iterator[None]:
     before = matmul_backend.name
     matmul_backend.use("torch")
     try:
@@ -116,41 +116,15 @@ def torch_matmul() -> Iterator[None]:
         matmul_backend.use(before)
 
 
-@contextmanager
-def transformers_layers() -> Iterator[None]:
-    """Use norms and gated MLPs made of single operations, as in ``transformers``."""
-
-    def norm(self: RMSNorm, x: Tensor) -> Tensor:
-        scale = torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
-        return self.weight * (x * scale)
-
-    def mlp(self: GatedMLP, x: Tensor) -> Tensor:
-        return self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-
-    with (
-        mock.patch.object(RMSNorm, "forward", norm),
-        mock.patch.object(GatedMLP, "_of", mlp),
-    ):
-        yield
-
-
-def hidden_at_from_all(self: Policy, batch: Batch, positions: Tensor) -> Tensor:
-    """Compute all positions in the last layer, and return the hidden states at some of them."""
-    return hidden_states(self.backbone, batch).index_select(0, positions)
-
-
 def measure(
-    optimized: Callable[[], None],
-    unoptimized: Callable[[], None],
-    without: Without,
-    repetitions: int,
+    plain: Callable[[], None], other: Callable[[], None], without: Without, repetitions: int
 ) -> list[float]:
-    """Return processor-time ratios, without over with; the first repetition is a warm-up."""
+    """Ratios of processor time, without over with, alternating after one of each."""
     ratios = []
     for i in range(repetitions + 1):
         seconds = []
-        for work, context in ((optimized, nullcontext), (unoptimized, without)):
-            with context():
+        for work, around in ((plain, nullcontext), (other, without)):
+            with around():
                 start = time.process_time()
                 work()
                 seconds.append(time.process_time() - start)
@@ -159,107 +133,77 @@ def measure(
     return ratios
 
 
-def comparisons(work: Work) -> Iterator[Comparison]:
+def comparisons(work: Work, world: Path) -> Iterator[Comparison]:
     """Yield all optimizations."""
-    yield from training_comparisons(work)
-    yield (
-        "optimizer: fused AdamW",
-        partial(work.optimizer_step, True),
-        partial(work.optimizer_step, False),
-        nullcontext,
-    )
-    yield from sampling_comparisons(work)
+    yield from of_pieces(work, world)
+    yield from of_learning(work)
+    yield "optimizer: fused AdamW", partial(work.move, True), partial(work.move, False), nullcontext
+    yield from of_sampling(work)
 
 
-def training_comparisons(work: Work) -> Iterator[Comparison]:
-    """Yield the optimizations of the forward and backward pass."""
-    policy, patch = work.policy, mock.patch.object
+def of_pieces(work: Work, world: Path) -> Iterator[Comparison]:
+    for piece in sorted(PIECES):
+        other = Work(world, PIECES - {piece})
+        without = torch_products if piece == "matmul" else nullcontext
+        yield f"learning: {piece}", work.learn, other.learn, without
+        yield f"sampling: {piece}", work.sample, other.sample, without
+
+
+def of_learning(work: Work) -> Iterator[Comparison]:
+    policy, lean = work.policy, mock.patch.object
     yield (
-        "training: one prompt copy for all its responses",
-        work.train,
-        work.train,
-        lambda: padded_rows(policy),
+        "learning: a prompt once for its responses",
+        work.learn,
+        work.learn,
+        lambda: separate_rows(policy),
     )
     yield (
-        "training: attention in parts, without copies of keys",
-        work.train,
-        work.train,
-        lambda: patch(GroupLayout, "attend", GroupLayout.attend_by_masks),
+        "learning: long rows of attention as views",
+        work.learn,
+        work.learn,
+        lambda: lean(prefix_attention, "MIN_UNBATCHED_PAIRS", 1 << 30),
     )
     yield (
-        "training: attention without copies of rows",
-        work.train,
-        work.train,
-        lambda: patch(prefix_attention, "MIN_UNBATCHED_PAIRS", 1 << 30),
-    )
-    yield (
-        "training: last layer only at output positions",
-        work.train,
-        work.train,
-        lambda: patch(Policy, "hidden_at", hidden_at_from_all),
-    )
-    yield (
-        "training: norms and MLPs that save less for backward",
-        work.train,
-        work.train,
-        transformers_layers,
-    )
-    yield (
-        "training: fused QKV projection",
-        work.train,
-        work.train,
-        lambda: patch(JoinedHeads, "_is_plain", lambda *_: False),
-    )
-    yield "training: faster matmul backend", work.train, work.train, torch_matmul
-    yield (
-        "training: head at response positions, in chunks",
-        work.train,
-        work.train_with_full_logits,
+        "learning: head at response positions, in chunks",
+        work.learn,
+        work.learn_with_whole_logits,
         nullcontext,
     )
 
 
-def sampling_comparisons(work: Work) -> Iterator[Comparison]:
-    """Yield the optimizations of sampling."""
-    policy, engine, patch = work.policy, work.engine, mock.patch.object
+def of_sampling(work: Work) -> Iterator[Comparison]:
+    policy, engine, lean = work.policy, work.engine, mock.patch.object
     yield (
-        "sampling: shared prompt cache",
+        "sampling: a prompt's cache for all its rows",
         work.sample,
-        work.sample_without_sharing,
+        work.sample_alone,
         nullcontext,
     )
     yield (
-        "sampling: eviction of finished responses",
+        "sampling: finished rows leave",
         work.sample,
         work.sample,
-        lambda: patch(engine, "end_tokens", ()),
+        lambda: lean(engine, "end_tokens", ()),
     )
-    yield (
-        "sampling: fast decode path with packed weights",
-        work.sample,
-        work.sample,
-        lambda: patch(policy, "decode_model", lambda: partial(on_line, policy.backbone)),
-    )
-    with_no_grad = torch.no_grad()(LocalEngine.generate.__wrapped__)  # type: ignore[attr-defined]
+    kept = torch.no_grad()(LocalEngine.generate.__wrapped__)  # type: ignore[attr-defined]
     yield (
         "sampling: inference mode",
         work.sample,
         work.sample,
-        lambda: patch(LocalEngine, "generate", with_no_grad),
+        lambda: lean(LocalEngine, "generate", kept),
     )
     yield (
-        "sampling: packed head weights",
+        "sampling: the head's weights packed",
         work.sample,
         work.sample,
-        lambda: patch(Head, "packed", lambda head: head),
+        lambda: lean(Head, "packed", lambda head: head),
     )
-    shared_prefix = len(work.prompts[0].tokens) <= 64
-    other_cache = partial(KVCache, policy, shared_prefix=shared_prefix)
+    together = partial(KVCache, policy, shared_prefix=len(work.prompts[0].tokens) <= 64)
     yield (
-        "sampling: shared prefix for long prompts only",
+        "sampling: long prompts shared by rows, short ones copied",
         work.sample,
         work.sample,
-        lambda: patch(LocalEngine, "_cache", lambda *_: other_cache()),
+        lambda: lean(LocalEngine, "_cache", lambda *_: together()),
     )
 
 
@@ -268,23 +212,21 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="S")
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument(
-        "--only", default="*", help="measure the optimizations whose names match this pattern"
-    )
-    options = parser.parse_args()
+    parser.add_argument("--only", default="*", help="lines whose names match this pattern")
+    given = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder) / "world"
-        write_world(world, SIZES[options.size], prompt_tokens=options.prompt)
+        write_world(world, SIZES[given.size], prompt_tokens=given.prompt)
         work = Work(world)
-    print(f"| {options.size}, prompts of {options.prompt} | gain | from – to |\n|---|---|---|")
-    for name, optimized, unoptimized, without in comparisons(work):
-        if not fnmatch(name, options.only):
-            continue
-        ratios = measure(optimized, unoptimized, without, options.repetitions)
-        median = statistics.median(ratios)
-        print(f"| {name} | {median:.2f}× | {min(ratios):.2f} – {max(ratios):.2f} |")
-        sys.stdout.flush()
+        print(f"| {given.size}, prompts of {given.prompt} | gain | from – to |\n|---|---|---|")
+        for name, plain, other, without in comparisons(work, world):
+            if not fnmatch(name, given.only):
+                continue
+            ratios = measure(plain, other, without, given.repetitions)
+            middle = statistics.median(ratios)
+            print(f"| {name} | {middle:.2f}× | {min(ratios):.2f} – {max(ratios):.2f} |")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

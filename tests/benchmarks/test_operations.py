@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 
+pytestmark = pytest.mark.fast_path
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "operations.py"
 
 

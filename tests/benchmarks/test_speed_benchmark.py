@@ -1,4 +1,4 @@
-"""What the benchmark of speed stands on: its models and data, its cases, and Trivium's worker.
+"""Models, data and cases of the speed benchmark, and its worker for Trivium.
 
 Its ratios are not tested here: they need TRL, and an hour.
 """

@@ -1,1 +1,1 @@
-"""What several test modules share: tiny models, fakes, tables of bad input."""
+"""Helpers that several test modules share: tiny models, fakes, tables of bad input."""

@@ -274,10 +274,10 @@ bad_model("truncated weights", _truncate_weights, "bytes of weights", WEIGHTS,
 bad_model("weights with a damaged header", _damage_header, "model.safetensors", WEIGHTS,
     "its header is damaged", "copy the checkpoint again")
 bad_model("empty weights", lambda d: (d / WEIGHTS).write_bytes(b""), "0 bytes", WEIGHTS,
-    "is cut off", "copy the checkpoint again")
+    "is truncated or no safetensors file", "copy the checkpoint again")
 bad_model("weights with a huge header",
     lambda d: (d / WEIGHTS).write_bytes(struct.pack("<Q", 2**60) + b"{}"), "10 bytes", WEIGHTS,
-    "is cut off", "copy the checkpoint again")
+    "is truncated or no safetensors file", "copy the checkpoint again")
 bad_model("index of a missing file", lambda d: _write_index(d, "model-1.safetensors"),
     "model-1.safetensors", "model.safetensors.index.json", "which is not there",
     "copy the checkpoint again")

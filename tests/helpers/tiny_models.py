@@ -50,7 +50,7 @@ EOS = 0
 
 
 def family(name: str, vocabulary: int = 50, **options: Any) -> PreTrainedConfig:
-    """The configuration of a tiny instance of a model family."""
+    """Return the configuration of a tiny model of a family."""
     plain = {"vocab_size": vocabulary, "hidden_size": 32, "num_hidden_layers": 2}
     wide = {**plain, "num_attention_heads": 4, "intermediate_size": 64, "pad_token_id": None}
     common = {**wide, "num_key_value_heads": 2, "max_position_embeddings": 64}
@@ -116,7 +116,7 @@ SEPARATE = "bloom gptj falcon gpt-oss qwen2-moe-window".split()
 def random_lm(
     config: PreTrainedConfig, *, seed: int = 0, spread: float = 0.1, dtype: str = "float32"
 ) -> PreTrainedModel:
-    """A model in which nothing is zero or one: every weight, bias and norm is moved at random."""
+    """Return a model with noise on every weight, bias and norm, so that none is zero or one."""
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
     disable_dropout(model)
@@ -135,7 +135,7 @@ def perturb(model: torch.nn.Module, *, seed: int, spread: float) -> None:
 
 @torch.no_grad()
 def scripted_lm(script: Sequence[int], vocabulary: int) -> PreTrainedModel:
-    """A GPT-2 that says ``script[i]`` after i tokens, whatever these are."""
+    """Return a GPT-2 that predicts ``script[i]`` after any i tokens."""
     config = family("gpt2", vocabulary, n_embd=64, n_layer=1, tie_word_embeddings=False)
     model = AutoModelForCausalLM.from_config(config)
     disable_dropout(model)
@@ -148,7 +148,7 @@ def scripted_lm(script: Sequence[int], vocabulary: int) -> PreTrainedModel:
 
 
 def letters_tokenizer(letters: str = LETTERS) -> PreTrainedTokenizerFast:
-    """One token per letter, in order from 1 on, and 0 for EOS; no BOS, no padding."""
+    """Return a tokenizer with one token per letter, from 1 on, and EOS = 0; no BOS or padding."""
     vocabulary = {"<eos>": EOS} | {letter: i for i, letter in enumerate(letters, 1)}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<eos>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -166,7 +166,7 @@ def checkpoint(
     dtype: str = "float32",
     **options: Any,
 ) -> str:
-    """Write a tiny random model with its tokenizer; returns the directory as text."""
+    """Write a tiny random model with its tokenizer; return the directory as text."""
     tokenizer = letters_tokenizer(letters)
     model = random_lm(
         family(name, len(tokenizer), **options), seed=seed, spread=spread, dtype=dtype
@@ -177,18 +177,18 @@ def checkpoint(
 
 
 def rows(path: Path, records: Sequence[dict[str, Any]]) -> str:
-    """Write a JSONL file; returns its path as text."""
+    """Write a JSONL file; return its path as text."""
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return str(path)
 
 
 def prompts_file(path: Path, prompts: Sequence[str]) -> dict[str, Any]:
-    """Write prompts; returns the ``data`` section that names them."""
+    """Write prompts; return the ``data`` section that names them."""
     return {"path": rows(path, [{"prompt": prompt} for prompt in prompts])}
 
 
 def source(path: Path, code: str) -> str:
-    """Write a file of reward functions; returns its path as text."""
+    """Write a file of reward functions; return its path as text."""
     path.write_text(code)
     return str(path)
 
@@ -196,7 +196,7 @@ def source(path: Path, code: str) -> str:
 def random_groups(
     vocabulary: int, prompts: Sequence[int], responses: Sequence[Sequence[int]], *, seed: int = 0
 ) -> list[Group]:
-    """Groups of random tokens with the given lengths."""
+    """Return groups of random tokens with the given lengths."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(length: int) -> list[int]:
@@ -213,7 +213,7 @@ RAGGED = ([9, 2, 12, 1, 1], [[3, 7, 1], [5], [2, 2], [1], [1, 6, 4, 1]])
 def plain_logprobs(
     model: PreTrainedModel, groups: Sequence[Group], temperature: float = 1.0
 ) -> Tensor:
-    """Response tokens' log-probs, one sequence at a time through the model's own forward, flat."""
+    """Return response tokens' log-probs, flat, one sequence at a time by the model itself."""
     found = []
     for group in groups:
         for response in group.responses:
@@ -254,7 +254,7 @@ class World:
         self.runs = 0
 
     def run(self, **options: Any) -> dict[str, Any]:
-        """A ``run`` section with a directory of its own."""
+        """Return a ``run`` section with a new directory."""
         self.runs += 1
         return {"directory": str(self.directory / f"run{self.runs}"), **options}
 
@@ -262,7 +262,7 @@ class World:
         return [{"function": f"{self.rewards}:{name}", "timeout": None} for name in names]
 
     def on_policy(self, *rewards: str, **options: Any) -> dict[str, Any]:
-        """Settings that PPO and GRPO share: almost no movement, so that steps can be compared."""
+        """Return settings for PPO and GRPO with tiny updates, so that steps can be compared."""
         given = {
             "model": {"path": self.path},
             "data": self.prompts,
@@ -279,7 +279,7 @@ class World:
         return {"path": rows(self.directory / name, records)}
 
     def reward_model(self) -> str:
-        """A reward model of random weights."""
+        """Write a reward model with random weights; return its path."""
         path = self.directory / "reward-model"
         if not path.exists():
             model = RewardModel.load(ModelConfig(path=self.path))
@@ -292,7 +292,7 @@ STILL = {"learning_rate": 1e-10, "max_grad_norm": 1e6}
 
 
 def metrics_of(run: Path) -> list[dict[str, Any]]:
-    """A run's metrics without what the clock decides, and what it cost."""
+    """Return a run's metrics without times and costs."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     cost = ("elapsed", "flops", "tokens/per_second", "time/", "time_share/")
     return [{k: v for k, v in line.items() if not k.startswith(cost)} for line in lines]
@@ -315,7 +315,7 @@ class Captured:
         monkeypatch.setattr(torch.optim.AdamW, "step", step)
 
     def take(self) -> list[list[Tensor]]:
-        """What was captured since the last call."""
+        """Return the gradients since the last call."""
         taken, self.steps = self.steps, []
         return taken
 
@@ -323,15 +323,15 @@ class Captured:
 def assert_same_gradients(
     found: Sequence[Sequence[Tensor]], expected: Sequence[Sequence[Tensor]], atol: float = 4e-6
 ) -> None:
-    """Every gradient of every optimizer step agrees, and they are not all zero.
+    """Assert that every gradient of every optimizer step agrees, and that not all are zero.
 
-    To ``atol``, or where a step's largest gradient is above 1, to that share of it: float32 keeps
-    seven digits of the sums that gradients are.
+    The tolerance is ``atol``, times a step's largest gradient if that is above 1: float32 keeps
+    seven digits of a gradient, which is a sum.
     """
     assert len(found) == len(expected) > 0
     for mine, theirs in zip(found, expected, strict=True):
         largest = max(float(g.abs().max()) for g in theirs)
-        assert largest > 100 * atol, "a gradient too small to tell"
+        assert largest > 100 * atol, "the gradients are too small to compare"
         for a, b in zip(mine, theirs, strict=True):
             torch.testing.assert_close(a, b, atol=atol * max(1.0, largest), rtol=0)
 

@@ -366,7 +366,7 @@ def work_of(data: Grouped, part: list[int]) -> int:
 
 
 def units_of(data: Grouped, max_tokens: int, whole: bool) -> list[list[int]]:
-    """What is not divided, in the order of the groups' lengths."""
+    """Return the parts that are never divided, in the order of the groups' lengths."""
     first = [0, *accumulate(len(g.responses) for g in data.groups)]
     longest = [len(g.prompt) + max(map(len, g.responses)) for g in data.groups]
     units = []

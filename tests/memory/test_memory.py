@@ -168,7 +168,9 @@ def test_kernels_are_counted_if_onednn_multiplies(llama: str, name: Backend) -> 
     before = matmul_backend.name
     matmul_backend.use(name)
     try:
-        config = SFTConfig.model_validate({"model": {"path": llama}, "data": {"path": "r.jsonl"}})
+        config = SFTConfig.model_validate(
+            {"model": {"path": llama, "fast_path": "auto"}, "data": {"path": "r.jsonl"}}
+        )
         memory = predict("sft", config, Lengths((20,), (30,)))
     finally:
         matmul_backend.use(before)

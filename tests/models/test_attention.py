@@ -1,4 +1,4 @@
-"""One prompt's tokens once per group: the same log-probs and gradients as separate rows."""
+"""Shared prompts give the same log-probs and gradients as separate rows."""
 
 from __future__ import annotations
 
@@ -24,14 +24,8 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.models import equivalence
-from trivium.models.attention import (
-    RAGGED as RAGGED_NAME,
-)
-from trivium.models.attention import (
-    UnsupportedAttentionError,
-    hidden_states,
-    separate_rows,
-)
+from trivium.models.attention import RAGGED as RAGGED_NAME
+from trivium.models.attention import UnsupportedAttentionError, hidden_states, separate_rows
 from trivium.models.equivalence import use_ragged_attention
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
@@ -41,14 +35,14 @@ LONG = random_groups(50, [5, 9], [[24, 3], [20]], seed=1)
 
 
 def policy_of(name: str) -> tuple[Policy, str]:
-    """A policy of a random instance, and the attention that its model came with."""
+    """Return a policy with random weights, and its model's own attention implementation."""
     model = random_lm(family(name))
     own = model.config._attn_implementation
     return Policy(model, letters_tokenizer()), own
 
 
 def logprobs_and_gradients(policy: Policy, groups: list[Group]) -> tuple[Tensor, dict[str, Tensor]]:
-    """Log-probs, and the gradients of a sum in which every response token has its own weight."""
+    """Return log-probs, and gradients of a sum in which every token has its own weight."""
     policy.model.zero_grad()
     logprobs_T = policy.score(Batch.of(groups)).logprobs_T
     weights_T = torch.linspace(-1, 1, len(logprobs_T)) / len(logprobs_T)
@@ -60,7 +54,7 @@ def logprobs_and_gradients(policy: Policy, groups: list[Group]) -> tuple[Tensor,
 
 
 def in_separate_rows(policy: Policy, own: str) -> Policy:
-    """The same policy with its model's own attention, one padded row per response."""
+    """Switch the policy to its model's own attention, with one padded row per response."""
     policy.model.set_attn_implementation(own)
     policy.shared = False
     return policy
@@ -89,10 +83,10 @@ def test_logprobs_equal_plain_transformers(name: str, groups: list[Group]) -> No
 
 
 @pytest.mark.parametrize("name", SEPARATE)
-def test_family_that_cannot_share_falls_back_by_itself_and_says_so_once(
+def test_family_that_cannot_share_falls_back_with_one_warning(
     name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    equivalence._say_once.cache_clear()
+    equivalence._warn_once.cache_clear()
     with caplog.at_level(logging.WARNING, logger="trivium"):
         policies = [policy_of(name)[0] for _ in range(2)]
     assert not any(policy.shared for policy in policies)
@@ -103,7 +97,7 @@ def test_family_that_cannot_share_falls_back_by_itself_and_says_so_once(
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "bloom"])
-def test_hidden_states_of_prompts_too_equal_separate_rows(name: str) -> None:
+def test_hidden_states_including_prompts_equal_separate_rows(name: str) -> None:
     policy, own = policy_of(name)
     batch = Batch.of(GROUPS)
     ours_LD = hidden_states(policy.backbone, batch, shared=policy.shared).detach()
@@ -144,7 +138,7 @@ def test_sliding_window_of_any_size_equals_plain_transformers(window: int | None
     torch.testing.assert_close(policy.score(Batch.of(LONG)).logprobs_T, plain_T, atol=1e-5, rtol=0)
 
 
-def test_every_prompt_length_up_to_a_dozen_equals_plain_transformers() -> None:
+def test_prompt_lengths_from_1_to_12_equal_plain_transformers() -> None:
     model = random_lm(family("llama"))
     groups = random_groups(50, range(1, 13), [[n % 4 + 1, 2] for n in range(12)], seed=2)
     plain_T = plain_logprobs(model, groups)
@@ -159,14 +153,14 @@ def test_ragged_attention_without_a_layout_is_an_error() -> None:
         model(input_ids=torch.tensor([[1, 2]]))
 
 
-def test_attention_that_is_not_causal_is_not_understood() -> None:
+def test_attention_that_is_not_causal_is_not_shared() -> None:
     model = random_lm(family("llama"))
     for layer in model.model.layers:
         layer.self_attn.is_causal = False
     assert not use_ragged_attention(model)
 
 
-def test_model_whose_attention_drops_out_is_not_shared() -> None:
+def test_model_with_attention_dropout_is_not_shared() -> None:
     model = AutoModelForCausalLM.from_config(
         LlamaConfig(
             vocab_size=50,

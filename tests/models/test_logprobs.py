@@ -1,4 +1,4 @@
-"""Log-probs and entropy in chunks, against the whole log-softmax in float64."""
+"""Log-probs and entropy in chunks equal the full log-softmax in float64."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Case:
         head = Head(self.weight_VD, self.bias_V, self.scale, self.softcap)
         return token_logprobs(self.hidden_TD, head, self.targets_T, temperature=self.temperature)
 
-    def whole(self) -> tuple[Tensor, Tensor]:
-        """Written out with all logits, in float64."""
+    def full(self) -> tuple[Tensor, Tensor]:
+        """Return the results from all logits, in float64."""
         logits_TV = self.hidden_TD.double() @ self.weight_VD.double().t()
         if self.bias_V is not None:
             logits_TV = logits_TV + self.bias_V.double()
@@ -75,19 +75,19 @@ class Case:
 @pytest.mark.parametrize("chunk", [1, 200, 1 << 22], ids=["small", "uneven", "one"])
 @pytest.mark.parametrize("options", CASES.values(), ids=CASES.keys())
 @pytest.mark.parametrize("which", [(0,), (1,), (0, 1)], ids=["logprobs", "entropy", "both"])
-def test_values_and_gradients_equal_those_of_the_whole_log_softmax(
+def test_values_and_gradients_equal_the_full_log_softmax(
     options: dict, chunk: int, which: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logprobs, "CHUNK_ELEMENTS", chunk)
     case = Case(**options)
-    ours, whole = case.ours(), case.whole()
-    for mine, theirs in zip(ours, whole, strict=True):
+    ours, full = case.ours(), case.full()
+    for mine, theirs in zip(ours, full, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
-    for mine, theirs in zip(case.gradients(ours, which), case.gradients(whole, which), strict=True):
+    for mine, theirs in zip(case.gradients(ours, which), case.gradients(full, which), strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-11, rtol=0)
 
 
-def test_chunks_are_uneven_and_several() -> None:
+def test_the_last_chunk_may_be_shorter() -> None:
     assert [(s.start, s.stop) for s in logprobs.chunks(53, 1 << 22, 1 << 22)] == [
         (0, 16), (16, 32), (32, 48), (48, 53),
     ]  # fmt: skip
@@ -125,7 +125,7 @@ def test_bfloat16_hidden_states_give_float32_results_near_the_exact_ones() -> No
     case = Case(dtype=torch.bfloat16, bias=True)
     logprobs_T, entropy_T = case.ours()
     assert logprobs_T.dtype == entropy_T.dtype == torch.float32
-    exact_T = case.whole()[0].float()
+    exact_T = case.full()[0].float()
     # One bfloat16 rounding of a logit of magnitude up to 8.
     torch.testing.assert_close(logprobs_T, exact_T, atol=0.05, rtol=0)
     grads = torch.autograd.grad((logprobs_T * case.weights_T[0].float()).sum(), case.inputs)
@@ -143,7 +143,7 @@ def test_temperature_that_is_not_positive_is_an_error(temperature: float) -> Non
 
 
 @pytest.mark.parametrize("name", ["granite", "cohere", "gemma2", "phi", "gptj"])
-def test_head_of_a_family_with_scale_cap_or_bias_is_its_own(name: str) -> None:
+def test_head_with_scale_cap_or_bias_equals_the_models(name: str) -> None:
     from trivium.models.policy import Policy, lm_head
 
     model = random_lm(family(name), spread=0.3)
@@ -156,7 +156,7 @@ def test_head_of_a_family_with_scale_cap_or_bias_is_its_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e4, -1e4])
-def test_what_is_next_to_impossible_has_a_finite_logprob(offset: float) -> None:
+def test_unlikely_tokens_have_finite_logprobs(offset: float) -> None:
     logits_V = torch.tensor([0.0, -300.0, 2.0, 1.0]) + offset
     targets_T, atol = torch.arange(4), 4e-5 + 3e-7 * abs(offset)
     head = Head(logits_V[:, None])

@@ -1,4 +1,4 @@
-"""Checkpoints in and out: policies, adapters, references, reward models, critics."""
+"""Loading and saving of policies, adapters, references, reward models and critics."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_saved_configuration_does_not_carry_our_attention(
     assert [p for p in tmp_path.rglob("*") if p.suffix in (".bin", ".pt", ".pkl")] == []
 
 
-def test_training_touches_no_dropout(tmp_path: Path) -> None:
+def test_loaded_models_have_no_dropout(tmp_path: Path) -> None:
     path = checkpoint(tmp_path, "gpt2", resid_pdrop=0.5, attn_pdrop=0.5, embd_pdrop=0.5)
     policy = policy_at(path)
     assert policy.model.training
@@ -179,7 +179,9 @@ def test_only_adapters_are_trained_with_lora(llama: str) -> None:
     torch.testing.assert_close(logprobs(policy), logprobs(policy_at(llama)), atol=1e-6, rtol=0)
 
 
-def test_adapters_start_alike_whatever_was_drawn_before_and_draw_from_nobody(llama: str) -> None:
+def test_initial_adapters_depend_only_on_their_seed_and_draw_no_random_numbers(
+    llama: str,
+) -> None:
     found = []
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -206,7 +208,7 @@ def test_reference_of_a_lora_policy_is_its_base(llama: str) -> None:
 
 
 @pytest.mark.parametrize("lora", [None, LORA], ids=["whole", "lora"])
-def test_refreshed_reference_is_the_policy_of_that_moment(
+def test_refreshed_reference_equals_the_policy_at_that_time(
     llama: str, lora: LoraConfig | None
 ) -> None:
     policy = policy_at(llama, lora=lora)
@@ -223,7 +225,7 @@ def test_refreshed_reference_is_the_policy_of_that_moment(
     assert all(p.grad is not None for p in trained_parameters(policy.model))
 
 
-def test_reference_carries_no_gradient_and_never_changes(llama: str) -> None:
+def test_reference_has_no_gradient_and_never_changes(llama: str) -> None:
     policy = policy_at(llama)
     reference = Reference(policy)
     before_T = logprobs(reference)
@@ -269,14 +271,14 @@ def test_adapters_on_the_head_are_refused(llama: str) -> None:
         policy_at(llama, lora=LoraConfig(targets=["lm_head"]))
 
 
-def test_head_that_does_more_than_we_compute_is_refused() -> None:
+def test_head_with_unknown_operations_is_refused() -> None:
     model = random_lm(family("llama"))
     model.lm_head.register_forward_hook(lambda module, inputs, output: output.square())
     with pytest.raises(ModelError, match="log-probs would be wrong"):
         Policy(model, letters_tokenizer())
 
 
-# --- what cannot be loaded ------------------------------------------------------------------------
+# --- invalid checkpoints --------------------------------------------------------------------------
 
 
 def test_directory_without_configuration_is_no_checkpoint(tmp_path: Path) -> None:
@@ -284,7 +286,7 @@ def test_directory_without_configuration_is_no_checkpoint(tmp_path: Path) -> Non
         policy_at(tmp_path)
 
 
-def test_missing_directory_is_said_to_be_missing(tmp_path: Path) -> None:
+def test_missing_directory_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="no checkpoint directory"):
         policy_at(tmp_path / "nowhere")
 
@@ -343,7 +345,7 @@ def reward_model_at(path: str | Path, **options: object) -> RewardModel:
 
 
 def plain_scores(model: PreTrainedModel, groups: list[Group]) -> Tensor:
-    """Scores of prompt and response together, one sequence at a time."""
+    """Return scores of prompt and response together, one sequence at a time."""
     rows = [g.prompt + r for g in groups for r in g.responses]
     return torch.cat([model(input_ids=torch.tensor([row])).logits[:, 0] for row in rows]).detach()
 
@@ -393,7 +395,7 @@ def test_saved_reward_model_scores_a_padded_batch_at_the_eos(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("padding", [None, EOS, 12])
-def test_reward_model_of_others_scores_as_in_plain_transformers(
+def test_foreign_reward_model_scores_as_in_plain_transformers(
     tmp_path: Path, padding: int | None
 ) -> None:
     torch.manual_seed(0)
@@ -464,7 +466,7 @@ def test_bfloat16_reward_model_gives_float32_scores(llama: str) -> None:
 
 
 def value_before(critic: SeparateCritic | SharedCritic, policy: Policy, group: Group) -> Tensor:
-    """V(s_t) of a group of one response, each state scored on its own as a whole response."""
+    """Return V(s_t) of a single response, each state scored separately as a full response."""
     line = group.prompt + group.responses[0]
     values = []
     for t in range(len(group.responses[0])):
@@ -475,7 +477,7 @@ def value_before(critic: SeparateCritic | SharedCritic, policy: Policy, group: G
 
 
 @pytest.mark.parametrize("kind", ["separate", "shared"])
-def test_values_are_read_before_the_token_they_judge(llama: str, kind: str) -> None:
+def test_values_are_read_at_the_position_before_their_token(llama: str, kind: str) -> None:
     policy = policy_at(llama)
     critic: SeparateCritic | SharedCritic
     if kind == "separate":
@@ -539,7 +541,7 @@ def test_saved_critics_load_again(llama: str, tmp_path: Path) -> None:
     assert torch.equal(again.values(BATCH), separate.values(BATCH))
 
 
-def test_shared_critic_sits_on_a_lora_policy(llama: str) -> None:
+def test_shared_critic_works_with_a_lora_policy(llama: str) -> None:
     policy = policy_at(llama, lora=LORA)
     critic = SharedCritic(policy)
     scores = critic.score(policy, BATCH)

@@ -1,4 +1,4 @@
-"""Memory that runs out in one micro-batch: halved, with the same gradient, and said."""
+"""Micro-batches that do not fit in memory are split, with the same gradient and a warning."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from trivium.algorithms import dpo, grpo, ppo, reward_model, sft
 from trivium.data.batch import Batch, Group, Grouped
 from trivium.errors import TrainingError
-from trivium.models import oom, policy
-from trivium.models import reward_model as reward_models
+from trivium.models import group_model, oom
 from trivium.models.oom import is_out_of_memory, score_all
 from trivium.training.micro_batch import MicroBatch, measure
 from trivium.training.optimizer import Optimizer, OptimizerConfig, StepResult
@@ -36,19 +35,19 @@ ERRORS: list[Callable[[], BaseException]] = [
 
 
 @pytest.fixture(autouse=True)
-def _nothing_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(oom, "_told", [])
-    # Searching the whole heap of a test session takes half a second each time.
+def _no_warnings_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(oom, "_warned", [])
+    # A collection of a test session's heap takes half a second.
     monkeypatch.setattr(oom.gc, "collect", lambda: 0)
 
 
-# --- cutting ------------------------------------------------------------------------------------
+# --- splitting ----------------------------------------------------------------------------------
 
 sizes = st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=4), min_size=1, max_size=5)
 
 
 @given(sizes, st.booleans())
-def test_halves_are_the_whole_in_order_and_as_even_as_can_be(
+def test_halves_keep_the_order_and_are_as_even_as_possible(
     lengths: list[list[int]], whole_groups: bool
 ) -> None:
     data = Grouped([Group([1, 2], [[0] * n for n in group]) for group in lengths])
@@ -75,7 +74,7 @@ def test_tokens_count_each_prompt_once() -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Numbers(Grouped):
-    """Responses with a number per token."""
+    """Groups with a number per token."""
 
     x_T: Tensor
 
@@ -87,7 +86,7 @@ def numbers(*lengths: Sequence[int]) -> Numbers:
 
 
 class Explode(torch.autograd.Function):
-    """The identity, whose backward pass fails on more than so many entries."""
+    """The identity, whose backward pass fails on more than ``most`` entries."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, most: int, error: BaseException) -> Tensor:
@@ -137,7 +136,7 @@ WORK = [numbers([2], [1]), numbers([3, 4], [5, 2]), numbers([1]), numbers([6], [
 @pytest.mark.parametrize("error", ERRORS)
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize("most", [6, 10, 11, 14])
-def test_gradient_is_that_of_a_step_in_which_all_fits(
+def test_gradient_equals_that_of_a_step_that_fits(
     where: str, most: int, error: Callable[[], BaseException]
 ) -> None:
     whole = Toy(where, 1000, error)
@@ -151,11 +150,11 @@ def test_gradient_is_that_of_a_step_in_which_all_fits(
     assert torch.equal(found.observed["x_T"], expected.observed["x_T"])
     assert optimizer.steps == 1
     assert {int(state["step"]) for state in optimizer.adamw.state.values()} == {1}
-    # 14 tokens do not fit, below 11 nor do 11; below 7 the halves of the 14 do not either.
+    # 14 tokens do not fit; with a limit below 11, neither do 11; below 7, nor the halves of 14.
     assert (expected.splits, found.splits) == (0, {6: 4, 10: 2, 11: 1, 14: 0}[most])
 
 
-def test_failed_backward_pass_has_added_gradient_that_is_dropped() -> None:
+def test_gradient_of_a_failed_backward_pass_is_dropped() -> None:
     toy = Toy("backward", 3, ERRORS[0])
     loss, _ = toy.loss(WORK[1])
     with pytest.raises(torch.OutOfMemoryError):
@@ -163,18 +162,18 @@ def test_failed_backward_pass_has_added_gradient_that_is_dropped() -> None:
     assert toy.late.grad is not None and float(toy.late.grad.abs()) > 0.1
 
 
-def test_only_a_failed_backward_pass_begins_the_step_anew() -> None:
+def test_only_a_failed_backward_pass_restarts_the_step() -> None:
     tried = {}
     for where in ("forward", "backward"):
         toy = Toy(where, 8, ERRORS[0])
         toy.step(WORK)
         tried[where] = toy.tried
-    # The 14 tokens go as 7 and 7; the last 11, as large as nothing that failed, are tried whole.
+    # The 14 tokens are split into 7 and 7; the last 11, smaller than all failures, are not split.
     assert tried["forward"] == [3, 14, 7, 7, 1, 11, 6, 5]
     assert tried["backward"] == [3, 14, 3, 7, 7, 1, 11, 3, 7, 7, 1, 6, 5]
 
 
-def test_what_is_as_large_as_what_failed_is_not_tried_again_in_the_step() -> None:
+def test_a_size_that_failed_is_not_tried_again_in_the_step() -> None:
     toy = Toy("backward", 8, ERRORS[0])
     same = numbers([4], [5])
     result, optimizer = toy.step([same] * 5)
@@ -184,7 +183,7 @@ def test_what_is_as_large_as_what_failed_is_not_tried_again_in_the_step() -> Non
     assert toy.tried[11:] == [9, 4, 5], "the next step starts from the configured size"
 
 
-def test_whole_groups_are_never_divided() -> None:
+def test_whole_groups_are_never_split() -> None:
     seen: list[list[int]] = []
 
     def loss(part: Numbers) -> tuple[Tensor, dict[str, Tensor]]:
@@ -202,19 +201,19 @@ def test_whole_groups_are_never_divided() -> None:
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_response_that_does_not_fit_alone_ends_the_run_and_nothing_moves(where: str) -> None:
+def test_single_response_that_does_not_fit_ends_the_run_without_an_update(where: str) -> None:
     toy = Toy(where, 5, ERRORS[0])
     with pytest.raises(TrainingError) as error:
         toy.step(WORK)
     message = str(error.value)
-    assert "a prompt of 1 tokens and its response of 6 tokens do not fit" in message
+    assert "a prompt of 1 tokens with a response of 6 tokens does not fit" in message
     assert "Tried to allocate 2.00 GiB" in message
     assert "max_tokens" in message and "gradient_checkpointing" in message
     assert (toy.early.tolist(), toy.late.tolist()) == ([0.7, -0.4], [1.3])
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_tensors_of_a_failed_pass_are_gone_before_its_halves_are_tried(where: str) -> None:
+def test_tensors_of_a_failed_pass_are_freed_before_its_halves_are_tried(where: str) -> None:
     kept: list[weakref.ref[Tensor]] = []
     alive: list[int] = []
     toy = Toy(where, 8, ERRORS[0])
@@ -259,7 +258,7 @@ def test_other_errors_pass_through(error: Exception) -> None:
         Optimizer([(OptimizerConfig(), [x])], 1).step([MicroBatch(WORK[0], loss)])
 
 
-def test_memory_that_runs_out_while_weights_move_says_what_may_have_moved(
+def test_out_of_memory_in_the_optimizer_says_which_weights_may_have_changed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     toy = Toy("forward", 1000, ERRORS[0])
@@ -272,7 +271,7 @@ def test_memory_that_runs_out_while_weights_move_says_what_may_have_moved(
         toy.step(WORK)
 
 
-def test_division_is_told_once_for_each_smaller_size(caplog: pytest.LogCaptureFixture) -> None:
+def test_split_is_logged_once_for_each_smaller_size(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     for _ in range(3):
         Toy("forward", 6, ERRORS[0]).step(WORK)
@@ -312,18 +311,18 @@ print(result.loss, float(x.grad), result.splits)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="address space is limited as on Linux")
-def test_memory_that_really_runs_out_is_recognized() -> None:
+def test_real_out_of_memory_is_recognized() -> None:
     ran = subprocess.run(
         [sys.executable, "-c", REAL], capture_output=True, text=True, cwd=Path(__file__).parents[2]
     )
-    # Two responses fit: 8 become 4 times 2, and 5, larger than the 4 that failed, 2 and 3 → 1, 2.
+    # Two responses fit: 8 are split into 4 times 2; 5 exceed the failed 4: 2 and 3, then 1 and 2.
     assert ran.stdout.split() == ["14.0", "14.0", "5"], ran.stderr
 
 
 # --- without gradients --------------------------------------------------------------------------
 
 
-def test_scores_are_the_same_in_halves() -> None:
+def test_scores_of_split_parts_are_the_same() -> None:
     data = Grouped([Group([9], [[1, 2], [3]]), Group([8], [[4, 5, 6]]), Group([7], [[2], [9, 9]])])
 
     def score(batch: Batch) -> tuple[Tensor, Tensor]:
@@ -339,11 +338,11 @@ def test_scores_are_the_same_in_halves() -> None:
     for mine, theirs in zip(score_all(data, parts, score), expected, strict=True):
         assert torch.equal(mine, theirs)
     most = 0
-    with pytest.raises(TrainingError, match=r"prompt of 1 tokens and its response of [12] tokens"):
+    with pytest.raises(TrainingError, match=r"prompt of 1 tokens with a response of [12] tokens"):
         score_all(data, parts, score)
 
 
-def test_held_out_losses_add_up_in_halves() -> None:
+def test_held_out_losses_of_split_parts_add_up() -> None:
     with torch.no_grad():
         expected = sum(float(Toy("forward", 99, ERRORS[0]).loss(part)[0]) for part in WORK)
     toy = Toy("forward", 6, ERRORS[0])
@@ -352,12 +351,12 @@ def test_held_out_losses_add_up_in_halves() -> None:
     assert torch.cat([seen["x_T"] for _, seen in found]).equal(torch.cat([p.x_T for p in WORK]))
 
 
-# --- through the loops --------------------------------------------------------------------------
+# --- training loops -----------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> World:
-    # GPT-2 computes in float64 throughout; other families take their norms in float32.
+    # GPT-2 computes everything in float64; norms of other families compute in float32.
     return World(tmp_path_factory.mktemp("world"), "gpt2")
 
 
@@ -440,28 +439,27 @@ METHODS = {
 
 
 def limit_memory(monkeypatch: pytest.MonkeyPatch, most: int) -> list[int]:
-    """Let every forward pass of more tokens fail, and every other backward pass of a few less."""
+    """Make forward passes of more tokens fail, and every second backward pass of a few fewer."""
     failed: list[int] = []
 
-    def limited(backbone: Any, batch: Batch, packed_index: Tensor, *, shared: bool) -> Tensor:
+    def limited(backbone: Any, batch: Batch, index: Tensor, *, shared: bool) -> Tensor:
         tokens = len(batch.tokens_L)
         if tokens > most:
             failed.append(tokens)
             raise torch.OutOfMemoryError("CUDA out of memory")
-        hidden = attend(backbone, batch, packed_index, shared=shared)
+        hidden = attend(backbone, batch, index, shared=shared)
         if not torch.is_grad_enabled():
             return hidden
         allowed = len(hidden) if tokens <= most - 5 else 0
         return Explode.apply(hidden, allowed, torch.OutOfMemoryError("CUDA out of memory"))
 
-    attend = policy.states_at
-    for module in (policy, reward_models):
-        monkeypatch.setattr(module, "states_at", limited)
+    attend = group_model.states_at
+    monkeypatch.setattr(group_model, "states_at", limited)
     return failed
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_goes_on_with_the_same_gradient(
+def test_every_method_continues_with_the_same_gradient(
     world: World, captured: Captured, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     whole = METHODS[method](world)
@@ -478,7 +476,7 @@ def test_every_method_goes_on_with_the_same_gradient(
         assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-9)
 
 
-def test_halving_is_an_alarm_and_costs_no_model_flops(
+def test_splitting_is_an_alarm_and_costs_no_model_flops(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from trivium.runs.store import read_events, read_metrics

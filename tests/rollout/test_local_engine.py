@@ -30,7 +30,8 @@ from trivium.data.prompts import Prompt
 from trivium.data.response import Response
 from trivium.errors import ModelError
 from trivium.models import flops
-from trivium.models.attention import AttentionSpec, on_line
+from trivium.models.attention import packed_forward
+from trivium.models.layout import AttentionSpec
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout import local_engine
@@ -212,7 +213,7 @@ def flops_at(policy: Policy, positions: list[int]) -> float:
     """Return the FLOPs that are counted for the backbone with tokens at these positions."""
     with flops.apart() as counter:
         positions_T = torch.tensor(positions)
-        on_line(policy.backbone, torch.ones_like(positions_T), positions_T, NoAttention())
+        packed_forward(policy.backbone, torch.ones_like(positions_T), positions_T, NoAttention())
     return counter.flops
 
 

@@ -1,4 +1,4 @@
-"""No pass that can be spared: what stands in for one is the same, and what needs one gets it."""
+"""Forward passes that are skipped: their replacement is exact, and necessary passes are kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.rollout_step import RolloutBatches
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
-from trivium.models import policy as policies
+from trivium.models import group_model
 from trivium.models import reference as references
 from trivium.models.loading import trained_parameters
 from trivium.models.model_config import ModelConfig
@@ -68,8 +68,8 @@ def parts_of(config: GRPOConfig | PPOConfig) -> OnPolicyComponents:
     return build_components(config.model, config.data, config.rewards, None, config.sampling)
 
 
-def told_otherwise(rollouts: Rollouts, by: float, response: int = 0) -> Rollouts:
-    """Rollouts whose sampler was off by so much on one token."""
+def with_wrong_logprob(rollouts: Rollouts, by: float, response: int = 0) -> Rollouts:
+    """Return rollouts whose sampler's log-prob of one token is wrong by ``by``."""
     groups = [[replace(r, logprobs=list(r.logprobs)) for r in g] for g in rollouts.responses]
     [r for group in groups for r in group][response].logprobs[0] += by
     return Rollouts(rollouts.prompts, groups, rollouts.scores, rollouts.seconds)
@@ -77,7 +77,7 @@ def told_otherwise(rollouts: Rollouts, by: float, response: int = 0) -> Rollouts
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often actor and critic were run, with gradients and without."""
+    """Count the forward passes of actor and critic, with and without gradients."""
     counted: Counter[str] = Counter()
 
     def count(kind: type, method: str, name: str) -> None:
@@ -96,7 +96,7 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
 @pytest.fixture
 def results(monkeypatch: pytest.MonkeyPatch) -> list[StepResult]:
-    """Every optimizer step's result, in order."""
+    """Record every optimizer step's result, in order."""
     kept: list[StepResult] = []
     step = Optimizer.step
 
@@ -123,7 +123,7 @@ def results(monkeypatch: pytest.MonkeyPatch) -> list[StepResult]:
         ({"epochs": 2, "minibatches": 4, "beta": 0.1}, 3),
     ],
 )
-def test_grpo_scores_no_more_for_the_old_policy_than_later_minibatches_need(
+def test_grpo_scores_old_logprobs_only_for_later_minibatches(
     world: World, passes: Counter[str], options: dict[str, Any], scored: int
 ) -> None:
     config = grpo_config(world, **options)
@@ -147,7 +147,7 @@ def test_grpo_scores_no_more_for_the_old_policy_than_later_minibatches_need(
     ],
     ids=["one", "several", "no tolerance", "kl", "shared trunk"],
 )
-def test_ppo_spares_the_actor_where_only_the_critic_must_be_asked(
+def test_ppo_skips_the_actor_if_only_values_are_needed(
     world: World, passes: Counter[str], options: dict[str, Any], actor: int, critic: int
 ) -> None:
     config = ppo_config(world, epochs=2, **options)
@@ -158,7 +158,7 @@ def test_ppo_spares_the_actor_where_only_the_critic_must_be_asked(
 
 
 @pytest.mark.parametrize("most", [10_000, 25])
-def test_first_step_tells_what_a_pass_over_the_whole_batch_would(
+def test_first_step_gives_the_logprobs_of_a_pass_over_the_batch(
     world: World, monkeypatch: pytest.MonkeyPatch, most: int
 ) -> None:
     config = grpo_config(world, epochs=2, beta=0.1, tokens_per_micro_batch=40, optimizer=FAST)
@@ -169,14 +169,14 @@ def test_first_step_tells_what_a_pass_over_the_whole_batch_would(
     whole = first_epoch_micro_batches(steps, 12)
     assert len(whole) > 2
     expected_T = score_logprobs(parts.policy, experience, whole)
-    attend = policies.states_at
+    attend = group_model.states_at
 
-    def limited(backbone: Any, batch: Any, packed_index: Tensor, *, shared: bool) -> Tensor:
+    def limited(backbone: Any, batch: Any, index: Tensor, *, shared: bool) -> Tensor:
         if len(batch.tokens_L) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return attend(backbone, batch, packed_index, shared=shared)
+        return attend(backbone, batch, index, shared=shared)
 
-    monkeypatch.setattr(policies, "states_at", limited)
+    monkeypatch.setattr(group_model, "states_at", limited)
     optimizer = Optimizer([(config.optimizer, trained_parameters(parts.policy.model))], 10)
     updates = Updates(steps)
     results = grpo_learner(config, parts).update(optimizer, experience, updates)
@@ -191,7 +191,7 @@ def test_first_step_tells_what_a_pass_over_the_whole_batch_would(
 
 
 @pytest.mark.parametrize("method", ["grpo", "ppo"])
-def test_sampler_stands_in_for_later_minibatches_and_the_first_is_exact(
+def test_sampler_logprobs_replace_those_of_later_minibatches_and_the_first_is_exact(
     world: World, results: list[StepResult], method: str
 ) -> None:
     options = {"epochs": 1, "minibatches": 4, "optimizer": {"learning_rate": 1e-30}}
@@ -210,8 +210,10 @@ def test_sampler_stands_in_for_later_minibatches_and_the_first_is_exact(
 def prepared(
     world: World, *, by: float, tolerance: float
 ) -> tuple[Experience, Rollouts, list[Minibatch]]:
-    """A rollout batch in four minibatches whose sampler is off by so much on one token of the
-    longest response that is not in the first."""
+    """Return a rollout batch in four minibatches with a wrong sampler log-prob.
+
+    The token is in the longest response that is not in the first minibatch.
+    """
     config = grpo_config(world, minibatches=4, epochs=2, sampler_tolerance=tolerance)
     parts = parts_of(config)
     rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
@@ -221,11 +223,11 @@ def prepared(
     later = [r for step in steps[1:4] for r in step.responses]
     lengths = rollouts.lengths_N.tolist()
     at = max(later, key=lengths.__getitem__)
-    rollouts = told_otherwise(rollouts, by, at)
+    rollouts = with_wrong_logprob(rollouts, by, at)
     return grpo_learner(config, parts).prepare(rollouts, 1), rollouts, steps
 
 
-def test_sampler_that_agrees_stands_in_bit_for_bit_but_where_it_was_compared(world: World) -> None:
+def test_agreeing_sampler_logprobs_are_used_except_where_they_were_compared(world: World) -> None:
     experience, rollouts, steps = prepared(world, by=0.0, tolerance=1e-4)
     rescored_mask_T, old_T = experience.rescored_mask_T, experience.old_logprobs_T
     assert rescored_mask_T is not None and old_T is not None
@@ -245,15 +247,14 @@ def test_sampler_that_differs_on_one_token_is_replaced_everywhere(world: World, 
     assert torch.equal(rescored_mask_T, later)
 
 
-def test_wider_tolerance_lets_the_same_sampler_stand_in(world: World) -> None:
+def test_larger_tolerance_accepts_the_same_sampler(world: World) -> None:
     experience, _, _ = prepared(world, by=0.01, tolerance=0.011)
     assert experience.rescored_mask_T is not None
     assert float(experience.rescored_mask_T.float().mean()) < 0.5
 
 
 def ragged() -> tuple[Experience, list[Minibatch], Tensor]:
-    """Four minibatches of one response each, the third one's the longest, and what each token is
-    worth."""
+    """Return four minibatches of one response each, the third the longest, and log-probs."""
     groups = [Group([1], [list(range(1, n + 1))]) for n in (2, 4, 9, 3)]
     values_T = torch.linspace(-3, -1, 18)
     data = Experience(
@@ -264,7 +265,7 @@ def ragged() -> tuple[Experience, list[Minibatch], Tensor]:
 
 @dataclass
 class Known:
-    """A policy whose log-probs of the responses of ``ragged`` are given."""
+    """A policy with given log-probs of the responses of ``ragged``."""
 
     data: Experience
     values_T: Tensor
@@ -287,7 +288,7 @@ def test_longest_micro_batch_is_compared_and_without_tolerance_all_are_scored(
     assert int(rescored_mask_T.sum()) == sum(lengths)
 
 
-def test_single_minibatch_is_never_scored_beforehand() -> None:
+def test_single_minibatch_is_never_scored_in_advance() -> None:
     data, steps, values_T = ragged()
     scorer = Known(data, values_T)
     whole = [Minibatch([0, 1, 2, 3], [part for step in steps for part in step.micro_batches])]
@@ -296,7 +297,7 @@ def test_single_minibatch_is_never_scored_beforehand() -> None:
     assert not rescored_mask_T.any() and scorer.seen == []
 
 
-def test_first_step_that_is_taken_counts_where_minibatches_are_dropped(world: World) -> None:
+def test_first_executed_step_counts_if_minibatches_are_dropped(world: World) -> None:
     config = grpo_config(world, minibatches=4, epochs=2, beta=0.1, optimizer=FAST)
     parts = parts_of(config)
     rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
@@ -319,7 +320,7 @@ def test_first_step_that_is_taken_counts_where_minibatches_are_dropped(world: Wo
     assert torch.equal(found_T, expected_T)
 
 
-def test_ppo_experience_is_the_same_with_the_sampler_and_without(world: World) -> None:
+def test_ppo_experience_is_the_same_with_and_without_sampler_logprobs(world: World) -> None:
     found = []
     for tolerance in (0.0, 1e-4):
         config = ppo_config(world, minibatches=2, sampler_tolerance=tolerance)
@@ -373,7 +374,7 @@ def evaluated(world: World) -> dict[str, Any]:
         "dpo online reference-free",
     ],
 )  # fmt: skip
-def test_model_is_copied_for_a_reference_that_is_asked_and_for_no_other(
+def test_model_is_copied_only_for_an_enabled_reference(
     world: World,
     monkeypatch: pytest.MonkeyPatch,
     train: Callable[[Any], Path],
@@ -387,7 +388,7 @@ def test_model_is_copied_for_a_reference_that_is_asked_and_for_no_other(
     assert len(copied) == copies
 
 
-def test_evaluation_without_a_kl_term_measures_from_where_the_policy_began(world: World) -> None:
+def test_evaluation_without_a_kl_term_measures_kl_to_the_initial_policy(world: World) -> None:
     run = grpo.train(grpo_config(world, optimizer=FAST, steps_per_iteration=3, **evaluated(world)))
     first, last = [json.loads(line) for line in (run / "evaluation.jsonl").read_text().splitlines()]
     assert first["kl"] == 0.0
@@ -395,7 +396,7 @@ def test_evaluation_without_a_kl_term_measures_from_where_the_policy_began(world
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["whole", "lora"])
-def test_policy_before_its_first_step_scores_pairs_as_the_reference_would(
+def test_policy_before_its_first_step_scores_pairs_like_the_reference(
     world: World, lora: dict[str, int] | None
 ) -> None:
     policy = Policy.load(ModelConfig(path=world.path, lora=lora))
@@ -431,7 +432,7 @@ def steps(prompts, responses):
 
 @pytest.fixture(scope="module")
 def exact(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """GPT-2 computes in float64 throughout."""
+    """A world whose model computes everything in float64."""
     world = World(tmp_path_factory.mktemp("exact"), "gpt2")
     source(world.directory / "rewards.py", SOME)
     return world
@@ -440,7 +441,7 @@ def exact(tmp_path_factory: pytest.TempPathFactory) -> World:
 def both_ways(
     world: World, monkeypatch: pytest.MonkeyPatch, *rewards: str, **options: Any
 ) -> list[tuple[Path, list[list[Tensor]]]]:
-    """A run, and the same run with a pass for every response: directories and gradients."""
+    """Return directory and gradients of a run, and of the same run without skipped passes."""
     captured, found = Captured(monkeypatch), []
     for skipping in (True, False):
         with monkeypatch.context() as patch:
@@ -495,7 +496,7 @@ def test_skipping_groups_without_gradient_changes_nothing(
 
 
 @pytest.mark.parametrize("minibatches", [1, 4])
-def test_optimizer_moves_by_its_moments_where_no_group_has_a_gradient(
+def test_optimizer_applies_its_moments_if_no_group_has_a_gradient(
     exact: World, monkeypatch: pytest.MonkeyPatch, minibatches: int
 ) -> None:
     options = {"minibatches": minibatches, "optimizer": {**FAST, "weight_decay": 0.1}}
@@ -513,7 +514,7 @@ def test_optimizer_moves_by_its_moments_where_no_group_has_a_gradient(
     assert True in empty[1:] and False in empty
 
 
-def test_skipped_groups_take_no_tokens_of_micro_batches(exact: World) -> None:
+def test_skipped_groups_use_no_tokens_of_micro_batches(exact: World) -> None:
     config = grpo_config(exact, rewards=exact.reward("some"), tokens_per_micro_batch=40)
     parts = parts_of(config)
     rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
@@ -548,21 +549,21 @@ def test_whole_batch_without_gradient_costs_one_short_pass(
     assert (passes["actor"], passes["actor learning"]) == (0, 3)
 
 
-def test_advantage_that_is_no_number_is_never_skipped() -> None:
+def test_nan_advantage_is_never_skipped() -> None:
     data, _, values_T = ragged()
     advantages_T = torch.zeros_like(values_T)
     advantages_T[-1] = float("nan")
     assert replace(data, advantages_T=advantages_T).without_gradient() == [0, 1, 2]
 
 
-def test_response_of_which_nothing_is_learned_has_no_gradient() -> None:
+def test_response_without_trained_tokens_has_no_gradient() -> None:
     data, _, _ = ragged()
     loss_mask_T = torch.ones(18, dtype=torch.bool)
     loss_mask_T[2:6] = False
     assert replace(data, loss_mask_T=loss_mask_T).without_gradient() == [1]
 
 
-def test_cheapest_response_stays_where_all_would_be_without_gradient() -> None:
+def test_cheapest_response_is_kept_if_all_would_be_skipped() -> None:
     groups = [Group([1] * 5, [[1], [1, 2]]), Group([1], [[1] * 3, [1] * 4])]
     options = {
         "epochs": 1,

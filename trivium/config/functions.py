@@ -29,7 +29,7 @@ Function = Callable[..., Any]
 
 @dataclass(frozen=True)
 class FunctionKind:
-    """What kind of function is looked for, for messages.
+    """Kind of function that is looked for, for messages.
 
     Attributes:
         name: the kind in words, such as "reward".

@@ -21,8 +21,9 @@ from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.errors import ModelError
 from trivium.memory.dry_run import DryRun
-from trivium.models.attention import AttentionSpec, GroupLayout
+from trivium.models.group_layout import GroupLayout
 from trivium.models.hf_checkpoint import require_checkpoint
+from trivium.models.layout import AttentionSpec
 from trivium.models.loading import (
     DTYPES,
     add_adapters,
@@ -114,7 +115,7 @@ def weightless_policy(run: DryRun, config: ModelConfig, role: str, temperature: 
     """Return the policy of ``config`` without data; its memory is assigned to ``role``."""
     model = weightless(run, config)
     with run:
-        policy = Policy(model, NO_TOKENIZER, temperature=temperature)
+        policy = Policy(model, NO_TOKENIZER, temperature=temperature, fast_path=config.fast_path)
         run.adopt(model, role)
         policy.shared = policy.shared and _supports_shared_prompt(unwrap_peft(model))
     return policy
@@ -124,7 +125,7 @@ def weightless_scorer(run: DryRun, config: ModelConfig, role: str) -> RewardMode
     """Return the reward model or critic of ``config`` without data, assigned to ``role``."""
     model = weightless(run, config, scorer=True)
     with run:
-        scorer = RewardModel(model, NO_TOKENIZER)
+        scorer = RewardModel(model, NO_TOKENIZER, fast_path=config.fast_path)
         run.adopt(model, role)
         scorer.shared = scorer.shared and _supports_shared_prompt(unwrap_peft(model))
     return scorer

@@ -1,7 +1,7 @@
 """The critic: V(s_t), the expected return before each response token.
 
-Either a model of its own (``SeparateCritic``) or a head on the actor's hidden states
-(``SharedCritic``). ``ActorCritic`` hides which: one call gives log-probs, entropies and values.
+Either a separate model (``SeparateCritic``) or a head on the actor's hidden states
+(``SharedCritic``).
 """
 
 from __future__ import annotations
@@ -15,12 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from trivium.data.batch import Batch
-from trivium.models.loading import (
-    restore_trained,
-    trained_parameters,
-    trained_state,
-    unwrap_peft,
-)
+from trivium.models.loading import restore_trained, trained_parameters, trained_state
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 
@@ -37,7 +32,7 @@ class ActorCriticScores:
 
 
 class Critic(Protocol):
-    """What the loop asks of a critic."""
+    """The interface that the training loop uses."""
 
     def parameters(self) -> list[nn.Parameter]: ...
     def score(self, policy: Policy, batch: Batch) -> ActorCriticScores: ...
@@ -48,7 +43,7 @@ class Critic(Protocol):
 
 
 class SeparateCritic:
-    """A one-label classifier of its own weights, read where each token is predicted."""
+    """A one-label classifier with its own weights, read at each token's predicting position."""
 
     def __init__(self, model: RewardModel) -> None:
         self.model = model
@@ -57,7 +52,7 @@ class SeparateCritic:
         return trained_parameters(self.model.model)
 
     def values(self, batch: Batch) -> Tensor:
-        """V(s_t) at the position that predicts token t, ``[T]``."""
+        """Return V(s_t) at the position that predicts token t, ``[T]``."""
         return self.model.scores_at(batch, batch.logit_positions_T)
 
     def score(self, policy: Policy, batch: Batch) -> ActorCriticScores:
@@ -65,7 +60,7 @@ class SeparateCritic:
         return ActorCriticScores(scores.logprobs_T, scores.entropy_T, self.values(batch))
 
     def final_values(self, policy: Policy, batch: Batch) -> Tensor:
-        """V after each response's last token, ``[N]``: what a cut-off response bootstraps from."""
+        """Return V after each response's last token, ``[N]``, to bootstrap truncated responses."""
         return self.model.scores_at(batch, batch.last_tokens_N)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -79,10 +74,10 @@ class SeparateCritic:
 
 
 class SharedCritic:
-    """A linear head on the actor's hidden states, so that one pass serves both."""
+    """A linear head on the actor's hidden states, so that one forward pass serves both."""
 
     def __init__(self, policy: Policy) -> None:
-        base = unwrap_peft(policy.model)
+        base = policy.base
         width = base.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1, device=policy.device, dtype=base.dtype)
         nn.init.zeros_(self.head.weight)
@@ -98,7 +93,7 @@ class SharedCritic:
         return ActorCriticScores(scores.logprobs_T, scores.entropy_T, values_T)
 
     def final_values(self, policy: Policy, batch: Batch) -> Tensor:
-        """V after each response's last token, ``[N]``."""
+        """Return V after each response's last token, ``[N]``."""
         return self.head(policy.hidden_at(batch, batch.last_tokens_N))[:, 0]
 
     def state_dict(self) -> dict[str, Tensor]:

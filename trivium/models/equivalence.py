@@ -1,7 +1,7 @@
-"""Whether the shared-prompt layout computes, for a model family, what its own attention does.
+"""Comparisons that decide whether a model family may use shared prompts.
 
-Both ways are compared on a few tokens before a model is switched; a family that hides part of its
-rule from the attention function, or asks for what is not understood, keeps its own.
+A model is switched to the shared-prompt layout after both computations agree on a few tokens. A
+family that hides part of its rule from the attention function keeps its own attention.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.models.attention import (
     RAGGED,
-    AttentionSpec,
-    GroupLayout,
     UnsupportedAttentionError,
-    on_line,
+    packed_forward,
     separate_rows,
     states_at,
 )
+from trivium.models.group_layout import GroupLayout
+from trivium.models.kernels import Kernels, kernels_of
+from trivium.models.layout import AttentionSpec
 
 logger = logging.getLogger(__name__)
 
 HALF_PRECISION_TOL = 0.2
-"""How far apart two ways may be in half precision: what is computed otherwise is farther."""
+"""How far hidden states may differ in half precision; a different rule differs by more."""
 
 
 def uses_ragged_attention(model: PreTrainedModel) -> bool:
-    """Whether ``use_ragged_attention`` switched this model."""
+    """Return whether ``use_ragged_attention`` switched this model."""
     return model.config._attn_implementation == RAGGED
 
 
 @torch.no_grad()
 def use_ragged_attention(model: PreTrainedModel) -> bool:
-    """Switch ``model`` to the ragged attention if that is exact for it; otherwise leave it be.
+    """Switch ``model`` to shared prompts if that is exact for it; return whether it is.
 
-    Returns whether prompts are shared. Costs three forward passes over a dozen tokens, and in half
-    precision, where rounding is seen, a fourth to know how much of it there is.
+    Costs three forward passes over a dozen tokens, and in half precision a fourth that measures
+    the size of rounding errors.
     """
     if uses_ragged_attention(model):
         return True
@@ -68,7 +69,7 @@ def use_ragged_attention(model: PreTrainedModel) -> bool:
         exact = False
     if not exact:
         model.set_attn_implementation(before or "eager")
-        _say_once(type(model).__name__)
+        _warn_once(type(model).__name__)
     return exact
 
 
@@ -76,19 +77,19 @@ def use_ragged_attention(model: PreTrainedModel) -> bool:
 def probe_hidden_states(
     backbone: PreTrainedModel,
 ) -> tuple[Batch, Tensor, dict[int, AttentionSpec]]:
-    """A few groups, their final hidden states, and the rule that each layer asked for."""
-    batch = _probe_batch(backbone)
-    layout = _Recorder(batch)
-    return batch, on_line(backbone, batch.tokens_L, batch.positions_L, layout), layout.specs
+    """Return a few groups, their final hidden states, and the attention rule of each layer."""
+    layout = _Recorder(batch := _probe_batch(backbone), kernels_of(backbone))
+    states_LD = packed_forward(backbone, batch.tokens_L, batch.positions_L, layout)
+    return batch, states_LD, layout.specs
 
 
 def is_precise(states_LD: Tensor) -> bool:
-    """Whether rounding is too small to be seen in hidden states."""
+    """Return whether rounding errors of hidden states are negligible."""
     return states_LD.dtype in (torch.float32, torch.float64)
 
 
 def states_match(found_LD: Tensor, expected_LD: Tensor, tolerance: float) -> bool:
-    """Whether hidden states differ by no more than this share of their mean size."""
+    """Return whether hidden states differ by at most this share of their mean size."""
     scale = _mean_size(expected_LD)
     return torch.allclose(found_LD / scale, expected_LD / scale, rtol=0, atol=tolerance)
 
@@ -98,15 +99,15 @@ def _mean_size(states_LD: Tensor) -> Tensor:
 
 
 @cache
-def _say_once(family: str) -> None:
+def _warn_once(family: str) -> None:
     logger.warning("%s cannot share a prompt between responses: computing separate rows", family)
 
 
 class _Recorder(GroupLayout):
-    """A layout that notes which rule each layer asks for."""
+    """A layout that records the rule that each layer asks for."""
 
-    def __init__(self, batch: Batch) -> None:
-        super().__init__(batch)
+    def __init__(self, batch: Batch, kernels: Kernels) -> None:
+        super().__init__(batch, kernels=kernels)
         self.specs: dict[int, AttentionSpec] = {}
 
     def attend(
@@ -117,7 +118,7 @@ class _Recorder(GroupLayout):
 
 
 def _windows_arrive(model: PreTrainedModel, specs: dict[int, AttentionSpec]) -> bool:
-    """Whether every sliding window of the configuration reached the attention function.
+    """Return whether every sliding window of the configuration reached the attention function.
 
     A family that hides it in its mask would agree on a few tokens and be wrong beyond the window.
     """

@@ -1,16 +1,15 @@
-"""Attention of groups on a line by FlexAttention, for GPUs: one kernel, and no copy of a key.
+"""Attention of groups by FlexAttention, for GPUs: one kernel, and no copy of a prompt's keys.
 
-What a token sees is a function of two places on the line. ``flex_attention`` compiles it into its
-kernel and skips blocks in which nothing is seen, so that a prompt's keys are read by all of its
-responses where they lie (Dong et al. 2024). On the CPU it has no backward pass;
-``shared_attention`` serves there.
+A mask function says whether one token of the packed sequence sees another. ``flex_attention``
+compiles it into its kernel and skips blocks in which nothing is visible, so that all responses read
+the same keys of their prompt (Dong et al. 2024). FlexAttention has no backward pass on the CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,24 +17,20 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from trivium.data.batch import Batch
 from trivium.maths.ragged import segment_ids
-
-if TYPE_CHECKING:
-    from trivium.models.attention import AttentionSpec
+from trivium.models.layout import AttentionSpec
 
 PROMPT = -1
 
 
 class FlexLayout:
-    """Each prompt attends to itself; each response to its group's prompt and to itself."""
-
-    output_positions: Tensor | None = None
+    """Each prompt attends to itself; each response attends to its group's prompt and to itself."""
 
     def __init__(self, batch: Batch) -> None:
-        line = len(batch.tokens_L)
+        length = len(batch.tokens_L)
         self.position_L = batch.positions_L
-        ends_G = batch.prompt_starts_G.new_zeros(line)
-        ends_G[batch.prompt_starts_G[1:]] = 1
-        self.group_L = ends_G.cumsum(0)
+        is_start_L = batch.prompt_starts_G.new_zeros(length)
+        is_start_L[batch.prompt_starts_G[1:]] = 1
+        self.group_L = is_start_L.cumsum(0)
         self.response_L = torch.full_like(batch.tokens_L, PROMPT)
         self.response_L[batch.token_positions_T] = segment_ids(batch.lengths_N)
         self._masks: dict[int | None, BlockMask] = {}
@@ -57,24 +52,24 @@ class FlexLayout:
 
     def _mask(self, window: int | None) -> BlockMask:
         if window not in self._masks:
-            line = len(self.group_L)
+            length = len(self.group_L)
             self._masks[window] = create_block_mask(
-                self._sees(window), None, None, line, line, device=self.group_L.device
+                self._visible(window), None, None, length, length, device=self.group_L.device
             )
         return self._masks[window]
 
-    def _sees(self, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-        """Whether the token at ``q`` sees the one at ``k``: prompts lie before their responses."""
+    def _visible(self, window: int | None) -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+        """Return whether the token at ``q`` sees the one at ``k``: prompts precede responses."""
         group_L, response_L, position_L = self.group_L, self.response_L, self.position_L
 
-        def sees(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
             shared = (response_L[k] == PROMPT) | (response_L[k] == response_L[q])
             seen = (group_L[q] == group_L[k]) & shared & (k <= q)
             if window is not None:
                 seen = seen & (position_L[q] - position_L[k] < window)
             return seen
 
-        return sees
+        return visible
 
 
 def _capped(softcap: float) -> Callable[..., Tensor]:
@@ -86,5 +81,5 @@ def _capped(softcap: float) -> Callable[..., Tensor]:
 
 @cache
 def _attention(device: str) -> Callable[..., Any]:
-    """Compiled on GPUs, where the uncompiled function would hold all scores."""
+    """Compile FlexAttention on GPUs, where the uncompiled function would hold all scores."""
     return torch.compile(flex_attention, dynamic=True) if device == "cuda" else flex_attention

@@ -1,11 +1,11 @@
-"""Counting model FLOPs: the matrix products and attention that the models of this process do.
+"""Count of the model FLOPs of this process: matrix products and attention.
 
 A product of ``[n, k]`` and ``[k, m]`` counts 2nkm. A token costs 2 FLOPs per weight of every matrix
-that it passes, and 4·(heads·width) per layer for each token that it attends to, itself included
-(Kaplan et al. 2020, section 2.1). A backward pass costs one more of these for the gradients that
-flow on and one more for those of trained weights. It is the model's cost, so that implementations
-can be compared: what is done beyond it, for padding or recomputation, is not counted, and what is
-left out of the last layer because no one reads it (``models.cpu.layers``) is.
+it passes, and 4·(heads·width) per layer for each token that it attends to, itself included (Kaplan
+et al. 2020, section 2.1). A backward pass adds the same again for the gradients of inputs and once
+more for those of trained weights. This is the model's cost, so that implementations can be
+compared: padding and recomputation do not count, and tokens that a fast path skips in the last
+layer do.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ _thread = threading.local()
 
 
 def total() -> float:
-    """FLOPs that were counted in this process so far."""
+    """Return the FLOPs that this process has counted."""
     return _total
 
 
 def go_on_from(total: float) -> None:
-    """Let the count stand where it stood when a run was stopped: differences are then the same to
-    the last bit."""
+    """Set the count, as when a run resumes: differences then have the same bits."""
     global _total
     _total = total
 
 
 def add(flops: float) -> None:
-    """Count some more, in whatever thread."""
+    """Add to the count, from any thread."""
     global _total
     tally: Tally | None = getattr(_thread, "tally", None)
     if tally is not None:
@@ -49,14 +48,14 @@ def add(flops: float) -> None:
 
 
 class Tally:
-    """A count of its own."""
+    """A separate count."""
 
     flops = 0.0
 
 
 @contextmanager
 def apart() -> Iterator[Tally]:
-    """What this thread does here is counted apart, for whoever uses its result to ``add``."""
+    """Count this thread's FLOPs separately; the caller may ``add`` them later."""
     outer: Tally | None = getattr(_thread, "tally", None)
     _thread.tally = tally = Tally()
     try:
@@ -65,22 +64,35 @@ def apart() -> Iterator[Tally]:
         _thread.tally = outer
 
 
+@contextmanager
+def paused() -> Iterator[None]:
+    """Do not count this thread's forward passes: counting waits for a GPU's positions."""
+    outer = getattr(_thread, "paused", False)
+    _thread.paused = True
+    try:
+        yield
+    finally:
+        _thread.paused = outer
+
+
 def count_head(tokens: int, weight: Tensor) -> None:
-    """Count a linear head on so many tokens, with its backward pass where gradients are wanted."""
+    """Count a linear head, with its backward pass if gradients are enabled."""
     passes = 1 + (1 + weight.requires_grad) * torch.is_grad_enabled()
     add(2.0 * tokens * weight.numel() * passes)
 
 
 def watch(backbone: PreTrainedModel) -> None:
-    """Count every forward pass of this backbone, or of a copy of it, from now on."""
+    """Count every forward pass of this backbone and of its copies from now on."""
     hooks = backbone._forward_pre_hooks.values()
     if not any(isinstance(hook, partial) and hook.func is _count for hook in hooks):
         backbone.register_forward_pre_hook(partial(_count, _matrices(backbone)), with_kwargs=True)
 
 
 def counter(backbone: PreTrainedModel) -> Callable[[Tensor], None]:
-    """Counts a pass without gradients that is made around the backbone, given the positions of its
-    tokens, each of which sees all before it and itself."""
+    """Return a count of forward passes without gradients that bypass the backbone.
+
+    It takes the positions of the pass's tokens, each of which attends to all positions before it.
+    """
     weights = _passed(_matrices(backbone))
     width = _attention_width(backbone)
 
@@ -92,13 +104,15 @@ def counter(backbone: PreTrainedModel) -> Callable[[Tensor], None]:
 
 
 Matrices = list[tuple[nn.Parameter, float]]
-"""Weights that tokens are multiplied by, and the share of them that one token passes."""
+"""Weight matrices, and the share of each that one token passes."""
 
 
 def _count(
     matrices: Matrices, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> None:
-    """Count one forward pass, and its backward pass where gradients are wanted."""
+    """Count one forward pass, and its backward pass if gradients are enabled."""
+    if getattr(_thread, "paused", False):
+        return
     tokens, pairs = _work(args, kwargs)
     products = 2.0 * tokens * _passed(matrices)
     scores = 4.0 * pairs * _attention_width(module)
@@ -109,12 +123,12 @@ def _count(
 
 
 def _passed(matrices: Iterable[tuple[nn.Parameter, float]]) -> float:
-    """How many weights one token is multiplied by."""
+    """Return the number of weights that multiply one token."""
     return sum(p.numel() * share for p, share in matrices)
 
 
 def _work(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
-    """Tokens of a forward pass, and pairs of a token with one that it attends to."""
+    """Return the tokens of a forward pass, and the pairs of tokens that attend to each other."""
     tokens: Tensor = args[0] if args else kwargs["input_ids"]
     positions = kwargs.get("position_ids")
     if positions is None:
@@ -129,7 +143,7 @@ def _work(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
 
 
 def _matrices(backbone: PreTrainedModel) -> Matrices:
-    """All matrices but look-up tables; of experts, the share that a token is routed to."""
+    """Return all matrices except embeddings; of experts, the share that a token is routed to."""
     tables = {id(m.weight) for m in backbone.modules() if isinstance(m, nn.Embedding)}
     config = backbone.config.get_text_config()
     chosen = getattr(config, "num_experts_per_tok", None) or 1
@@ -141,7 +155,7 @@ def _matrices(backbone: PreTrainedModel) -> Matrices:
 
 
 def _attention_width(backbone: nn.Module) -> int:
-    """Heads times their width, over all layers."""
+    """Return heads times head width, summed over all layers."""
     config = backbone.config.get_text_config()  # type: ignore[union-attr,operator]
     heads = config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // heads

@@ -1,8 +1,8 @@
-"""What a checkpoint's directory says before anything in it is loaded.
+"""Checks of a checkpoint's directory before anything in it is loaded.
 
-Whether it is one, whether its files are whole, and whether it holds what runs code when it is
-read. Nothing here imports torch, and of the weights only the headers are read: what is wrong is
-known at once. Left out: hub names, and whether the numbers are any good (``loading``).
+They find incomplete and damaged files, and files that run code when they are read. This module does
+not import torch and reads only the headers of weights, so faults are found at once. It does not
+check hub names or the values of weights (``models.loading``).
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _CONTEXTS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len")
 
 
 def local_directory(path: str) -> Path | None:
-    """The directory that the path names; None for a hub name. Raises ModelError if it is gone."""
-    where = looked_up(path)
-    if where.is_dir():
-        return where
-    if path.startswith((".", "/", "~")) or path.count("/") > 1 or where.exists():
+    """Return the directory at ``path``; None for a hub name. Raise ModelError if it is missing."""
+    directory = looked_up(path)
+    if directory.is_dir():
+        return directory
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or directory.exists():
         raise ModelError(
             f"there is no checkpoint directory {path}: name a directory with config.json, weights "
             "and tokenizer, or a hub name"
@@ -36,14 +36,14 @@ def local_directory(path: str) -> Path | None:
 
 
 def require_checkpoint(path: str) -> None:
-    """Raise unless ``path`` can be a checkpoint: a directory that is one, or a hub name."""
+    """Raise unless ``path`` is a directory with a configuration, or a hub name."""
     directory = local_directory(path)
     if directory is not None:
         read_config(directory)
 
 
 def check_checkpoint(path: str) -> None:
-    """Raise ModelError where a local checkpoint lacks something or is damaged."""
+    """Raise ModelError if a local checkpoint is incomplete or damaged."""
     directory = local_directory(path)
     if directory is None:
         return
@@ -54,7 +54,7 @@ def check_checkpoint(path: str) -> None:
 
 
 def read_config(directory: Path) -> dict[str, Any]:
-    """The checkpoint's config.json; raises ModelError where there is none, or it is damaged."""
+    """Return the checkpoint's config.json; raise ModelError if it is missing or damaged."""
     file = directory / "config.json"
     if not file.is_file():
         adapter = (directory / "adapter_config.json").is_file()
@@ -70,7 +70,7 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 
 def context_of(path: str) -> int | None:
-    """How many tokens a local checkpoint reads at once, if its configuration says so."""
+    """Return a local checkpoint's longest context in tokens, if its configuration names one."""
     directory = local_directory(path)
     if directory is None:
         return None
@@ -84,7 +84,7 @@ def context_of(path: str) -> int | None:
 
 
 def weight_faults(directory: Path) -> Iterator[str]:
-    """Yield what is wrong with the files of a checkpoint's weights."""
+    """Yield the faults of a checkpoint's weight files."""
     if (directory / SINGLE).is_file():
         yield from _safetensors_faults(directory / SINGLE)
     elif (directory / INDEX).is_file():
@@ -102,7 +102,7 @@ def weight_faults(directory: Path) -> Iterator[str]:
 
 
 def _shard_faults(index: Path) -> Iterator[str]:
-    """Yield what is wrong with the files that an index names; each must lie beside it."""
+    """Yield the faults of the files that an index names; they must be in its directory."""
     try:
         shards = _json_object(index).get("weight_map")
     except ModelError as error:
@@ -124,14 +124,14 @@ def _shard_faults(index: Path) -> Iterator[str]:
 
 
 def _safetensors_faults(file: Path) -> Iterator[str]:
-    """Yield what the header of a safetensors file says against it."""
+    """Yield the faults that the header of a safetensors file shows."""
     remedy = "copy the checkpoint again"
     size = file.stat().st_size
     with file.open("rb") as opened:
         start = opened.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(_LONGEST_HEADER, max(size - 8, 0)):
-            yield f"{file}: is cut off or no safetensors file ({size:,} bytes): {remedy}"
+            yield f"{file}: is truncated or no safetensors file ({size:,} bytes): {remedy}"
             return
         text = opened.read(length)
     try:
@@ -166,7 +166,7 @@ def _tokenizer_faults(directory: Path) -> Iterator[str]:
 
 def _json_object(file: Path) -> dict[str, Any]:
     try:
-        found = json.loads(file.read_bytes())
+        content = json.loads(file.read_bytes())
     except OSError as error:
         raise ModelError(f"{file}: cannot be read: {error.strerror}; check its rights") from None
     except json.JSONDecodeError as error:
@@ -175,6 +175,6 @@ def _json_object(file: Path) -> dict[str, Any]:
         ) from None
     except (ValueError, RecursionError):
         raise ModelError(f"{file}: not readable as JSON; copy the checkpoint again") from None
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise ModelError(f"{file}: holds no object of settings; copy the checkpoint again")
-    return found
+    return content

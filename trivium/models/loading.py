@@ -1,8 +1,8 @@
 """Hugging Face checkpoints in and out.
 
-Loads causal language models and one-label sequence classifiers from a local directory or a hub
-name, with LoRA if asked for, and saves what plain ``transformers`` loads again. Safetensors only;
-code that comes with a checkpoint runs only where the user asked for it.
+Loads causal language models and one-label sequence classifiers from a local directory or the hub,
+with LoRA if requested, and saves checkpoints that plain ``transformers`` loads. Safetensors only.
+Code that comes with a checkpoint runs only if the user allows it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch
 
 
 def resolve_device(name: str) -> torch.device:
-    """The device that ``name`` means; ``auto`` is the first GPU, else the CPU."""
+    """Return the device called ``name``; ``auto`` is the first GPU, else the CPU."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -49,7 +49,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 def device_of(config: ModelConfig) -> torch.device:
-    """The device of a model, on which what is asked of it can be done."""
+    """Return the model's device; raise if it cannot do what ``config`` asks for."""
     device = resolve_device(config.device)
     if config.cuda_graphs and device.type != "cuda":
         raise ModelError(
@@ -60,21 +60,19 @@ def device_of(config: ModelConfig) -> torch.device:
 
 
 def load_causal_lm(config: ModelConfig) -> PreTrainedModel:
-    """The causal language model of ``config``, dropout off, with adapters if asked for."""
-    model = _from_pretrained(AutoModelForCausalLM, config, may_be_new=())
-    return _prepare(model, config, task="CAUSAL_LM")
+    """Load a causal language model without dropout, with adapters if configured."""
+    return _prepare(_from_pretrained(AutoModelForCausalLM, config), config, task="CAUSAL_LM")
 
 
 def load_scorer(config: ModelConfig) -> PreTrainedModel:
-    """A one-label sequence classifier: a reward model, or a language model with a new zero head."""
+    """Load a one-label sequence classifier; a language model gets a new head of zeros."""
     _require_one_label(config)
-    options = {"num_labels": 1}
-    model = _from_pretrained(AutoModelForSequenceClassification, config, ("score.",), **options)
+    model = _from_pretrained(AutoModelForSequenceClassification, config, "score.", num_labels=1)
     return _prepare(model, config, task="SEQ_CLS")
 
 
 def _require_one_label(config: ModelConfig) -> None:
-    """Refuse a classifier of several classes before its head meets one of another shape."""
+    """Raise if the checkpoint is a classifier with several labels."""
     about = _read_config(config)
     kind = next(iter(about.architectures or ()), "")
     if kind.endswith("ForSequenceClassification") and about.num_labels != 1:
@@ -85,7 +83,7 @@ def _require_one_label(config: ModelConfig) -> None:
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """The checkpoint's tokenizer."""
+    """Load the checkpoint's tokenizer."""
     require_checkpoint(config.path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
@@ -105,7 +103,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 
 def context_length(config: ModelConfig) -> int | None:
-    """The most tokens that the checkpoint reads at once, if its configuration says so."""
+    """Return the checkpoint's longest context in tokens, if its configuration names one."""
     about = _read_config(config).get_text_config()
     return getattr(about, "max_position_embeddings", None)
 
@@ -123,9 +121,9 @@ def _read_config(config: ModelConfig) -> PreTrainedConfig:
 def save_checkpoint(
     directory: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
-    """Write weights, configuration and tokenizer so that plain ``transformers`` loads them.
+    """Write weights, configuration and tokenizer in the format of ``transformers``.
 
-    Adapters are merged into the weights; on their own they are kept in ``directory/adapter``.
+    Adapters are merged into the weights, and also saved by themselves in ``directory/adapter``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     with _quiet_transformers():
@@ -138,10 +136,10 @@ def save_checkpoint(
 
 
 def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise where the tokenizer writes tokens that the model has no embedding for.
+    """Raise if the tokenizer produces tokens that the model has no embedding for.
 
-    Special tokens beyond the embeddings are let pass: some tokenizers name a padding token so, and
-    nothing is padded here.
+    Special tokens beyond the embeddings are accepted: some tokenizers have such a padding token,
+    and padding is never embedded here.
     """
     embeddings = unwrap_peft(model).get_input_embeddings()
     known = int(embeddings.weight.shape[0])  # type: ignore[arg-type,index,union-attr]
@@ -155,36 +153,37 @@ def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
 
 
 def has_lora(model: nn.Module) -> bool:
-    """Whether ``model`` carries ``peft`` adapters."""
+    """Return whether ``model`` has ``peft`` adapters."""
     return hasattr(model, "peft_config")
 
 
 def unwrap_peft(model: nn.Module) -> PreTrainedModel:
-    """The ``transformers`` model inside, with or without adapters around it."""
+    """Return the ``transformers`` model, with or without adapters around it."""
     return model.get_base_model() if has_lora(model) else model  # type: ignore[return-value,operator]
 
 
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
-    """The parameters that an optimizer moves."""
+    """Return the parameters that an optimizer updates."""
     return [p for p in model.parameters() if p.requires_grad]
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """The trained parameters by name: what of a model changes. They share its memory."""
+    """Return the trained parameters by name; they share the model's memory."""
     return {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}
 
 
 @torch.no_grad()
 def restore_trained(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Set the trained parameters, where they lie in memory, to what ``trained_state`` gave."""
+    """Copy what ``trained_state`` returned into the trained parameters."""
     parameters = dict(model.named_parameters())
     for name, value in state.items():
         parameters[name].copy_(value)
 
 
 def _from_pretrained(
-    kind: Any, config: ModelConfig, may_be_new: tuple[str, ...], **options: Any
+    kind: Any, config: ModelConfig, new_head: str | None = None, **options: Any
 ) -> PreTrainedModel:
+    """Load weights; those whose names begin with ``new_head`` may be missing."""
     require_checkpoint(config.path)
     directory = local_directory(config.path)
     if directory is not None and (faults := [*weight_faults(directory)]):
@@ -202,20 +201,20 @@ def _from_pretrained(
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"cannot load {config.path}: {_first_line(error)}") from None
-    missing = sorted(k for k in report["missing_keys"] if not k.startswith(may_be_new or ("\0",)))
-    if missing:
+    new = {k for k in report["missing_keys"] if new_head is not None and k.startswith(new_head)}
+    if missing := sorted(set(report["missing_keys"]) - new):
         raise ModelError(
             f"{config.path} lacks {len(missing)} weights of {type(model).__name__} "
             f"({', '.join(missing[:3])} …): they would be random, so it is not loaded"
         )
-    if any(k.startswith("score.") for k in report["missing_keys"]):
+    if new:
         nn.init.zeros_(model.score.weight)
     return model
 
 
 def _prepare(model: PreTrainedModel, config: ModelConfig, *, task: str) -> PreTrainedModel:
     model.to(device_of(config))  # type: ignore[arg-type]
-    _leave_file(model)
+    _copy_from_file(model)
     disable_dropout(model)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model, config)
@@ -223,11 +222,11 @@ def _prepare(model: PreTrainedModel, config: ModelConfig, *, task: str) -> PreTr
     return model if config.lora is None else add_adapters(model, config.lora, task)
 
 
-def _leave_file(model: nn.Module) -> None:
-    """Move weights out of the mapped file into memory of their own.
+def _copy_from_file(model: nn.Module) -> None:
+    """Copy weights out of the mapped file, so that they are aligned like every copy of them.
 
-    There they are aligned as every copy of them is, and the last bits of a matrix product depend on
-    that: a reference must equal the policy it copies, and a reloaded model the one that was saved.
+    The last bits of a matrix product depend on alignment, and a reference must equal the policy
+    that it copies, and a reloaded model the saved one.
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.clone()
@@ -279,10 +278,10 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, task: str) -> PreTrai
         modules_to_save=["score"] if task == "SEQ_CLS" else None,
     )
     kind = model.device.type
-    drawn_on = [] if kind == "cpu" else [model.device]
+    devices = [] if kind == "cpu" else [model.device]
     try:
-        with warnings.catch_warnings(), torch.random.fork_rng(drawn_on, device_type=kind):
-            # peft asks transformers by names that are deprecated there.
+        with warnings.catch_warnings(), torch.random.fork_rng(devices, device_type=kind):
+            # peft uses names that transformers deprecated.
             warnings.simplefilter("ignore", FutureWarning)
             torch.manual_seed(lora.seed)
             return peft.get_peft_model(model, settings)  # type: ignore[return-value]
@@ -292,10 +291,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, task: str) -> PreTrai
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No bars for reading weights, and no load reports: missing weights are an error of our own.
-
-    The hub's bars stay, for downloads may take long.
-    """
+    """Hide progress bars and load reports of ``transformers``; the hub's download bars stay."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     empty = transformers.logging.EmptyTqdm

@@ -1,12 +1,12 @@
 """Log-probabilities and entropy of response tokens, without logits for the whole vocabulary.
 
-The head is applied to the hidden states that predict response tokens only, a chunk at a time;
-nothing of size [tokens, vocabulary] outlives its chunk, in the forward or the backward pass.
+The head is applied only to the hidden states that predict response tokens, a chunk at a time. No
+tensor of size [tokens, vocabulary] outlives its chunk, in the forward or the backward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from trivium.models.cpu.linear import ROUND, Packed, multiply, pad_rows
+from trivium.models.kernels import REFERENCE, Kernels
 
-CHUNK_ELEMENTS = 1 << 24
-"""Logits in memory at a time: many enough that passing over the head's weights is worth it."""
+CHUNK_ELEMENTS, CHUNK_MULTIPLE = 1 << 24, 16
+"""Logits in memory at a time, enough to amortize a pass over the head's weights; and the number
+that a chunk's tokens are a multiple of."""
 SLICE_ELEMENTS = 1 << 20
-"""Logits that go through a softmax at a time: few enough for a processor's cache."""
+"""Logits in one softmax: few enough for a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -30,18 +31,19 @@ class Head:
     bias_V: Tensor | None = None
     scale: float = 1.0
     softcap: float | None = None
-    product: Packed | None = None
+    kernels: Kernels = REFERENCE
+    product: Callable[[Tensor], Tensor] | None = None
 
     def packed(self) -> Head:
-        """The same head for sampling: its weights as they are now, in the order of the product."""
-        return replace(self, product=Packed((self.weight_VD, self.bias_V)))
+        """Return the same head for sampling, with the current weights."""
+        return replace(self, product=self.kernels.pack(self.weight_VD, self.bias_V))
 
     def logits(self, hidden_TD: Tensor, temperature: float = 1.0) -> Tensor:
-        """Logits divided by the temperature, in float32 or better, ``[T, V]``."""
+        """Return logits divided by the temperature, in float32 or wider, ``[T, V]``."""
         if self.product is not None:
             logits_TV = self.product(hidden_TD)
         else:
-            logits_TV = multiply(hidden_TD, self.weight_VD, self.bias_V)
+            logits_TV = self.kernels.multiply(hidden_TD, self.weight_VD, self.bias_V)
         logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
         if self.softcap is not None:
             logits_TV = self.softcap * torch.tanh(logits_TV * (self.scale / self.softcap))
@@ -58,10 +60,11 @@ def token_logprobs(
     temperature: float = 1.0,
     entropy: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """``log π(o_t | …)`` and the entropy of ``π(· | …)`` in nats, both ``[T]``.
+    """Return ``log π(o_t | …)`` and the entropy of ``π(· | …)`` in nats, both ``[T]``.
 
     ``π = softmax(logits / temperature)``. Gradient flows through both results into the hidden
-    states and the head. Without ``entropy`` its place is None, which spares a pass over the logits.
+    states and the head. Without ``entropy`` the second result is None, which saves a pass over the
+    logits.
     """
     if temperature <= 0:
         raise ValueError(f"temperature must be positive, got {temperature}")
@@ -86,59 +89,59 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         parts = []
         for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):
-            z_TV, goals_T = head.logits(_filled(hidden_TD[at], head), temperature), targets_T[at]
+            z_TV, goals_T = head.logits(_padded(hidden_TD[at], head), temperature), targets_T[at]
             parts += [
                 _statistics(z_TV[i], goals_T[i], entropy)
                 for i in chunks(len(goals_T), len(weight_VD), SLICE_ELEMENTS)
             ]
         chosen_T, entropy_T = (torch.cat(x) for x in zip(*parts, strict=True))
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, entropy_T)
-        ctx.spec = (head.scale, head.softcap, temperature)
+        ctx.spec = (head.scale, head.softcap, head.kernels, temperature)
         ctx.set_materialize_grads(False)
         return chosen_T, entropy_T if entropy else None
 
     @staticmethod
-    def backward(ctx: Any, grad_logprobs_T: Tensor | None, grad_entropy_T: Tensor | None) -> Any:
+    def backward(ctx: Any, grad_logprobs_T: Tensor | None, grad_entropy_T: Tensor | None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         hidden_TD, weight_VD, bias_V, targets_T, entropy_T = ctx.saved_tensors
-        scale, softcap, temperature = ctx.spec
+        scale, softcap, kernels, temperature = ctx.spec
         if grad_entropy_T is not None and not bool(grad_entropy_T.any()):
-            grad_entropy_T = None  # A bonus of 0: the passes for it would add zeros.
-        head = Head(weight_VD, bias_V, scale, softcap)
+            grad_entropy_T = None  # An entropy coefficient of 0: skip the passes that add zeros.
+        head = Head(weight_VD, bias_V, scale, softcap, kernels)
         gradients = _Gradients(hidden_TD, head, ctx.needs_input_grad)
         for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):
-            filled_TD, goals_T = _filled(hidden_TD[at], head), targets_T[at]
-            z_TV = head.logits(filled_TD, temperature)
-            given = (grad_logprobs_T, grad_entropy_T)
-            of_logprobs_T, of_entropy_T = (None if x is None else x[at] for x in given)
+            padded_TD, goals_T = _padded(hidden_TD[at], head), targets_T[at]
+            z_TV = head.logits(padded_TD, temperature)
             for i in chunks(len(goals_T), len(weight_VD), SLICE_ELEMENTS):
                 slope = _slope(z_TV[i], head, temperature)
                 by_logits_TV = _by_logits(
                     z_TV[i],
                     goals_T[i],
-                    None if of_logprobs_T is None else of_logprobs_T[i],
-                    None if of_entropy_T is None else of_entropy_T[i],
+                    None if grad_logprobs_T is None else grad_logprobs_T[at][i],
+                    None if grad_entropy_T is None else grad_entropy_T[at][i],
                     entropy_T[at][i],
                 )
                 z_TV[i] = by_logits_TV if slope is None else by_logits_TV.mul_(slope)
             z_TV[len(goals_T) :] = 0
-            gradients.add(at, filled_TD, z_TV)
+            gradients.add(at, padded_TD, z_TV)
         return *gradients.results(), *[None] * 4
 
 
-def _filled(hidden_TD: Tensor, head: Head) -> Tensor:
-    """Hidden states with rows of zeros behind them, so that products meet few numbers of rows."""
-    more = pad_rows(len(hidden_TD), hidden_TD, head.weight_VD)
+def _padded(hidden_TD: Tensor, head: Head) -> Tensor:
+    """Append the rows of zeros that the kernels ask for."""
+    more = head.kernels.pad_rows(len(hidden_TD), hidden_TD, head.weight_VD)
     return F.pad(hidden_TD, (0, 0, 0, more)) if more else hidden_TD
 
 
 def _statistics(z_TV: Tensor, targets_T: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
-    """Log-probs of the targets, whose bits do not depend on whether entropies are asked for, and
-    those (none unless they are), from logits."""
+    """Return log-probs of the targets, and entropies (empty unless asked for), from logits.
+
+    The bits of the log-probs do not depend on ``entropy``.
+    """
     log_p_TV = z_TV.log_softmax(-1)
     chosen_T = log_p_TV.gather(1, targets_T[:, None])[:, 0]
     if not entropy:
         return chosen_T, chosen_T[:0]
-    # A processor takes a softmax sooner than the exponential of all logarithms.
+    # A second softmax is faster than the exponential of all log-probs.
     return chosen_T, -z_TV.softmax(-1).mul_(log_p_TV).sum(-1)
 
 
@@ -146,7 +149,7 @@ def _by_logits(
     z_TV: Tensor,
     targets_T: Tensor,
     grad_T: Tensor | None,
-    of_entropy_T: Tensor | None,
+    grad_entropy_T: Tensor | None,
     entropy_T: Tensor,
 ) -> Tensor:
     """``g (1[target] − p) − h p (log p + H)``.
@@ -155,17 +158,17 @@ def _by_logits(
     """
     if grad_T is None:
         grad_T = torch.zeros_like(z_TV[:, 0])
-    if of_entropy_T is None:
+    if grad_entropy_T is None:
         by_logits_TV = z_TV.softmax(-1).mul_(-grad_T[:, None])
     else:
         log_p_TV = z_TV.log_softmax(-1)
-        log_p_TV.add_(entropy_T[:, None]).mul_(-of_entropy_T[:, None]).sub_(grad_T[:, None])
+        log_p_TV.add_(entropy_T[:, None]).mul_(-grad_entropy_T[:, None]).sub_(grad_T[:, None])
         by_logits_TV = log_p_TV.mul_(z_TV.softmax(-1))
     return by_logits_TV.scatter_add_(1, targets_T[:, None], grad_T[:, None])
 
 
 def _slope(z_TV: Tensor, head: Head, temperature: float) -> Tensor | float | None:
-    """The derivative of the logits by the raw product; None: 1."""
+    """Return the derivative of the logits by the raw product; None: 1."""
     slope = head.scale / temperature
     if head.softcap is None:
         return None if slope == 1 else slope
@@ -173,31 +176,31 @@ def _slope(z_TV: Tensor, head: Head, temperature: float) -> Tensor | float | Non
 
 
 class _Gradients:
-    """Gradients by hidden states, weight and bias, those that are asked for, chunk by chunk."""
+    """The needed gradients by hidden states, weight and bias, summed chunk by chunk."""
 
-    def __init__(self, hidden_TD: Tensor, head: Head, asked: Sequence[bool]) -> None:
-        of_hidden, self.of_weight, self.of_bias = asked[:3]
+    def __init__(self, hidden_TD: Tensor, head: Head, needed: Sequence[bool]) -> None:
         self.head = head
-        self.by_hidden_TD = torch.empty_like(hidden_TD) if of_hidden else None
+        self.by_hidden_TD = torch.empty_like(hidden_TD) if needed[0] else None
+        self.needs_weight, self.needs_bias = needed[1:3]
         self.by_weight_DV: Tensor | None = None
         self.by_bias_V: Tensor | None = None
 
     def add(self, at: slice, hidden_TD: Tensor, grad_TV: Tensor) -> None:
-        """Take the gradient by the raw product of one chunk, rows that fill it up included."""
-        weight_VD, hidden_TD = self.head.weight_VD, hidden_TD.to(grad_TV.dtype)
+        """Add the gradient by the raw product of one chunk, padding rows included."""
+        multiply, weight_VD = self.head.kernels.multiply, self.head.weight_VD
+        hidden_TD = hidden_TD.to(grad_TV.dtype)
         if self.by_hidden_TD is not None:
             by_hidden_TD = multiply(grad_TV.to(weight_VD.dtype), weight_VD.t())
             self.by_hidden_TD[at] = by_hidden_TD[: at.stop - at.start]
-        if self.of_weight:
+        if self.needs_weight:
             self.by_weight_DV = _sum(self.by_weight_DV, multiply(hidden_TD.t(), grad_TV.t()))
-        if self.of_bias:
+        if self.needs_bias:
             self.by_bias_V = _sum(self.by_bias_V, grad_TV.sum(0))
 
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """In the types of what they are gradients by."""
+        """Return the gradients in the types of their inputs."""
         dtype = self.head.weight_VD.dtype
-        weight_VD = None if self.by_weight_DV is None else self.by_weight_DV.t()
-        weight_VD = None if weight_VD is None else weight_VD.to(dtype)
+        weight_VD = None if self.by_weight_DV is None else self.by_weight_DV.t().to(dtype)
         bias_V = None if self.by_bias_V is None else self.by_bias_V.to(dtype)
         return self.by_hidden_TD, weight_VD, bias_V
 
@@ -207,6 +210,6 @@ def _sum(total: Tensor | None, more: Tensor) -> Tensor:
 
 
 def chunks(tokens: int, vocabulary: int, elements: int) -> list[slice]:
-    """Cut tokens so that each part's logits have about so many elements."""
-    size = max(1, elements // vocabulary // ROUND) * ROUND
+    """Split tokens so that the logits of each part have about ``elements`` elements."""
+    size = max(1, elements // vocabulary // CHUNK_MULTIPLE) * CHUNK_MULTIPLE
     return [slice(i, min(i + size, tokens)) for i in range(0, max(tokens, 1), size)]

@@ -1,4 +1,4 @@
-"""Which checkpoint is loaded, and how; loading it is for ``loading``."""
+"""The configuration of a model: which checkpoint to load, and how (``models.loading``)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pydantic import Field
 from trivium.config.base import Configuration, Conflict
 from trivium.config.paths import looked_up
 
+FastPath = Literal["auto", "off"]
 LayerName = Annotated[str, Field(min_length=1)]
 
 
@@ -20,11 +21,11 @@ class LoraConfig(Configuration):
     rank: int = Field(default=16, ge=1)
     """Width of the adapters."""
     alpha: float = Field(default=32.0, gt=0)
-    """Their scale: the update is multiplied by alpha / rank."""
+    """Scale of the adapters: their update is multiplied by alpha / rank."""
     targets: LayerName | Annotated[list[LayerName], Field(min_length=1)] = "all-linear"
     """Names of the linear layers that get adapters, or all-linear."""
     seed: int = Field(default=0, ge=0, lt=2**63)
-    """Decides the adapters' initial values."""
+    """Seed of the adapters' initial values."""
 
 
 class ModelConfig(Configuration):
@@ -35,20 +36,23 @@ class ModelConfig(Configuration):
     revision: str | None = Field(default=None, min_length=1)
     """Branch, tag or commit on the hub."""
     dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Type of the weights and of the arithmetic."""
+    """Data type of weights and computation."""
     device: str = Field(default="auto", pattern=r"^[a-z]+(:[0-9]+)?$")
-    """Where the model lives: auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps …"""
+    """Device of the model: auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps …"""
     lora: LoraConfig | None = None
     """Train adapters instead of all weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
+    fast_path: FastPath = "auto"
+    """Faster implementations of the model's layers, equal up to rounding: auto (on a CPU), or off.
+    With off, and on other devices, the layers are those of transformers."""
     cuda_graphs: bool = False
-    """Sample by CUDA graphs: fewer calls per token. Checked first, and left where they fail."""
+    """Sample by CUDA graphs, which need fewer calls per token; off where a first check fails."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the checkpoint. Only for sources you trust."""
+    """Run Python code that comes with the checkpoint; only for sources that you trust."""
 
     def inputs(self) -> Iterator[Path]:
-        """The checkpoint's directory; of a hub name there is none."""
+        """Yield the checkpoint's directory, unless it is a hub name."""
         path = looked_up(self.path)
         if path.is_dir():
             yield path
@@ -61,6 +65,6 @@ class ModelConfig(Configuration):
 
 
 def only_scores(field: str, model: ModelConfig | None) -> Iterator[Conflict]:
-    """What a model in this field is asked for, though it never samples."""
+    """Yield conflicts of a model that never samples with settings for sampling."""
     if model is not None and model.cuda_graphs:
         yield f"{field}.cuda_graphs", "this model does not sample: leave it out"

@@ -1,9 +1,9 @@
-"""Forward passes over parts of the data, in halves where a part does not fit the memory.
+"""Forward passes over parts of the data that split a part where it does not fit in memory.
 
-Where memory runs out, the part is cut in two and both halves go the same way: the same numbers up
-to rounding, for some time. What does not fit even alone ends the run. Nothing is remembered: the
-next part is tried whole, so that a result depends on its own data and memory alone. Gradients are
-``training.micro_batch``'s business.
+When memory runs out, the part is split in half and each half is tried, which gives the same numbers
+up to rounding. A part that cannot be split ends the run. The next part is tried whole again, so a
+result depends only on its own data and on memory. ``training.micro_batch`` does the same for
+gradients.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-_WORDS = (
+_MESSAGES = (
     "out of memory",  # CUDA, MPS and others
     "can't allocate memory",  # the CPU's allocator on Linux
     "not enough memory",  # and on Windows
@@ -33,14 +33,14 @@ _WORDS = (
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, of the device or of the machine."""
+    """Return whether an error says that the memory of the device or the machine ran out."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _WORDS)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _MESSAGES)
 
 
 def release_caches() -> None:
-    """Give back what is held by garbage and by the allocator's cache."""
+    """Free the memory of unreachable objects and of the allocator's cache."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -48,53 +48,56 @@ def release_caches() -> None:
 
 @dataclass(frozen=True)
 class OutOfMemory:
-    """Memory ran out, and in whose words; ``grads_corrupted`` where gradients were being added up."""
+    """An out-of-memory failure and its message.
+
+    ``grads_corrupted``: gradients were being accumulated when memory ran out.
+    """
 
     reason: str
     grads_corrupted: bool = False
 
     @classmethod
     def of(cls, error: BaseException, *, grads_corrupted: bool = False) -> OutOfMemory:
-        """Raises any other error."""
+        """Describe an out-of-memory error; raise any other error again."""
         if not is_out_of_memory(error):
             raise error
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return cls(lines[0][:200], grads_corrupted)
 
 
-_told: list[int] = []
-"""Sizes, in tokens, whose division was told; only smaller ones are told again."""
+_warned: list[int] = []
+"""Sizes, in tokens, of parts whose split was logged; only a smaller one is logged again."""
 
 
-def free_memory(part: Grouped, no_room: OutOfMemory, *, whole_groups: bool = False) -> None:
-    """Free the memory that a part held which did not fit, and tell that it will be halved.
+def free_memory(part: Grouped, failure: OutOfMemory, *, whole_groups: bool = False) -> None:
+    """Free the memory of a part that did not fit, and log that it will be split.
 
     Raises:
-        TrainingError: it cannot be halved.
+        TrainingError: the part cannot be split.
     """
     release_caches()
     if part.halves(whole_groups=whole_groups) is None:
-        raise TrainingError(_too_large(part, no_room))
-    if not _told or part.tokens < min(_told):
-        _told.append(part.tokens)
+        raise TrainingError(_too_large(part, failure))
+    if not _warned or part.tokens < min(_warned):
+        _warned.append(part.tokens)
         logger.warning(
-            "memory ran out on a micro-batch of %d tokens, which is done in halves instead: the "
-            "result is the same, but the failed try costs time. Set tokens_per_micro_batch below "
-            "%d to spare it (%s)",
+            "memory ran out on a micro-batch of %d tokens, which is split in half: the result is "
+            "the same, but the failed attempt costs time. Set tokens_per_micro_batch below %d to "
+            "avoid it (%s)",
             part.tokens,
             part.tokens,
-            no_room.reason,
+            failure.reason,
         )
 
 
-def _too_large(part: Grouped, no_room: OutOfMemory) -> str:
+def _too_large(part: Grouped, failure: OutOfMemory) -> str:
     [group] = part.groups
     responses = " and ".join(str(len(response)) for response in group.responses)
     return (
-        f"a prompt of {len(group.prompt)} tokens and its response of {responses} tokens do not fit "
-        f"the memory even alone ({no_room.reason}): shorten prompts and responses (max_tokens, "
+        f"a prompt of {len(group.prompt)} tokens with a response of {responses} tokens does not "
+        f"fit in memory by itself ({failure.reason}): shorten prompts and responses (max_tokens, "
         "max_prompt_tokens, max_response_tokens), or set model.gradient_checkpointing: true, "
-        "model.dtype: bfloat16 or model.lora; docs/memory.md says how to predict what a run needs"
+        "model.dtype: bfloat16 or model.lora; docs/memory.md explains how to predict memory"
     )
 
 
@@ -105,7 +108,7 @@ def run_with_oom_split(
     *,
     whole_groups: bool = False,
 ) -> Iterator[tuple[list[int], Result]]:
-    """``run`` on these responses of ``data``: at once, or in as many parts as the memory asks for.
+    """Call ``run`` on these responses of ``data``, at once or in as many parts as memory requires.
 
     Yields the responses of each part, in order, with its result.
     """
@@ -123,7 +126,7 @@ def run_with_oom_split(
 
 
 def _attempt(run: Callable[[Any], Result], part: Grouped) -> Result | OutOfMemory:
-    """Returning drops the error and, with its frames, the tensors that it held."""
+    """Returning drops the error and, with its frames, the tensors that they hold."""
     try:
         return run(part)
     except (RuntimeError, MemoryError) as error:
@@ -131,13 +134,13 @@ def _attempt(run: Callable[[Any], Result], part: Grouped) -> Result | OutOfMemor
 
 
 class Scores(Protocol):
-    """A policy, or the reference."""
+    """A policy or the reference."""
 
     def logprobs(self, batch: Batch) -> Tensor: ...
 
 
 def score_logprobs(model: Scores, data: Grouped, parts: Sequence[Sequence[int]]) -> Tensor:
-    """``score_all`` of a model's log-probs, ``[T]``."""
+    """Return ``score_all`` of a model's log-probs, ``[T]``."""
     (logprobs_T,) = score_all(data, parts, lambda batch: (model.logprobs(batch),))
     return logprobs_T
 
@@ -146,11 +149,11 @@ def score_logprobs(model: Scores, data: Grouped, parts: Sequence[Sequence[int]])
 def score_all(
     data: Grouped, parts: Sequence[Sequence[int]], score: Callable[[Batch], tuple[Tensor, ...]]
 ) -> tuple[Tensor, ...]:
-    """Per-token scores of all these responses, ``[T]`` each, computed micro-batch by micro-batch.
+    """Return per-token scores of all these responses, ``[T]`` each, by micro-batch.
 
-    Given the micro-batches of a later optimizer step, the results are bit-equal to what that step
-    computes with unchanged weights, so that ρ is exactly 1 before the first update. (Where memory
-    runs out in one of the two passes only, they are equal up to rounding.)
+    Given the micro-batches of a later optimizer step, the results have the bits that this step
+    computes with unchanged weights, so ρ is exactly 1 before the first update. (If memory runs out
+    in only one of the two passes, they are equal up to rounding.)
     """
     lengths_N = data.lengths_N
     pieces, order = [], []

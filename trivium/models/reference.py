@@ -1,7 +1,7 @@
-"""The reference policy: what the KL divergence is measured from.
+"""The reference policy, from which the KL divergence is measured.
 
-A frozen copy of the policy; or, when the policy trains adapters, the same weights with the
-adapters switched off (or, after a refresh, set to the values they had then), which costs no
+A frozen copy of the policy. If the policy trains adapters, the reference is the same weights with
+the adapters switched off (or, after a refresh, set to their values at that time), which costs no
 second model.
 """
 
@@ -20,11 +20,11 @@ from trivium.models.policy import Policy
 
 
 class Reference:
-    """π_ref: starts as the policy it is made from and moves only on ``refresh``.
+    """π_ref: equals the policy it is made from, and changes only on ``refresh``.
 
     Args:
-        policy: what it starts as.
-        enabled: whether anything will be asked of it; if not, no copy of the policy is made.
+        policy: the policy that it copies.
+        enabled: whether log-probs will be computed; if not, no copy is made.
     """
 
     def __init__(self, policy: Policy, *, enabled: bool = True) -> None:
@@ -41,11 +41,11 @@ class Reference:
 
     @torch.no_grad()
     def logprobs(self, batch: Batch) -> Tensor:
-        """Log-probs of the batch's response tokens under π_ref, ``[T]``; no gradient."""
-        assert self._enabled, "reference was built with enabled=False"
+        """Return the log-probs of the batch's response tokens under π_ref, ``[T]``; no gradient."""
+        assert self._enabled, "the reference was built with enabled=False"
         if self._copy is not None:
             return self._copy.logprobs(batch)
-        with self._as_reference():
+        with self._adapters_of_reference():
             return self._policy.logprobs(batch)
 
     @torch.no_grad()
@@ -57,11 +57,10 @@ class Reference:
         if self._copy is None:
             self._adapters = [p.detach().clone() for p in trained_parameters(self._policy.model)]
             return
-        current = self._policy.model.state_dict()
-        self._copy.model.load_state_dict(current)
+        self._copy.model.load_state_dict(self._policy.model.state_dict())
 
     def state_dict(self) -> list[Tensor] | None:
-        """What it was refreshed to; None where it is still what it started as."""
+        """Return the weights of the last refresh; None if there was none."""
         if not self._refreshed:
             return None
         if self._copy is not None:
@@ -70,7 +69,7 @@ class Reference:
 
     @torch.no_grad()
     def load_state_dict(self, state: list[Tensor] | None) -> None:
-        """Be as it was when ``state`` was asked for."""
+        """Take the weights of ``state_dict``."""
         if state is None:
             return
         self._refreshed = True
@@ -81,7 +80,8 @@ class Reference:
             parameter.copy_(value)
 
     @contextmanager
-    def _as_reference(self) -> Iterator[None]:
+    def _adapters_of_reference(self) -> Iterator[None]:
+        """Switch the policy's adapters off, or to their values at the last refresh."""
         if self._adapters is None:
             with self._policy.model.disable_adapter():  # type: ignore[operator]
                 yield
@@ -89,20 +89,20 @@ class Reference:
         trained = trained_parameters(self._policy.model)
         current = [p.data for p in trained]
         try:
-            for parameter, kept in zip(trained, self._adapters, strict=True):
-                parameter.data = kept
+            for parameter, value in zip(trained, self._adapters, strict=True):
+                parameter.data = value
             yield
         finally:
-            for parameter, mine in zip(trained, current, strict=True):
-                parameter.data = mine
+            for parameter, value in zip(trained, current, strict=True):
+                parameter.data = value
 
 
 def frozen_copy(policy: Policy) -> Policy:
-    """A copy of ``policy`` whose weights never change."""
-    model = copy.deepcopy(policy.model).requires_grad_(False)
+    """Return a copy of ``policy`` whose weights never change."""
     return Policy(
-        model,
+        copy.deepcopy(policy.model).requires_grad_(False),
         policy.tokenizer,
         temperature=policy.temperature,
         cuda_graphs=policy.cuda_graphs,
+        fast_path=policy.fast_path,
     )

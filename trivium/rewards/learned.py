@@ -164,7 +164,9 @@ class LearnedRewards:
 def reward_model_config(config: RewardConfig) -> ModelConfig:
     """Return the configuration of the model that a learned reward names."""
     given = LEARNED[config.function].model_validate(config.arguments)
-    return ModelConfig(path=given.path, dtype=given.dtype, device=given.device)
+    return ModelConfig(
+        path=given.path, dtype=given.dtype, device=given.device, fast_path=given.fast_path
+    )
 
 
 def step_spans(text: str, separator: str) -> list[tuple[int, int]]:

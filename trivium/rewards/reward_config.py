@@ -16,6 +16,7 @@ from trivium.config.base import Configuration, Conflict
 from trivium.config.functions import anchored, nearest
 from trivium.config.paths import looked_up
 from trivium.config.secrets import secrets_in
+from trivium.models.model_config import FastPath
 
 Aggregate = Literal["none", "product", "minimum"]
 OUTCOME, PROCESS = "reward_model", "process_reward_model"
@@ -34,6 +35,8 @@ class LearnedArguments(Configuration):
     """Data type of its weights and computation."""
     device: str = Field(default="auto", pattern=r"^[a-z]+(:[0-9]+)?$")
     """Device of the model."""
+    fast_path: FastPath = "auto"
+    """Faster implementations of its layers on a CPU: auto or off, as for ``model``."""
 
 
 class ProcessArguments(LearnedArguments):

@@ -1,12 +1,12 @@
-"""Growing rows on a GPU, where a token of all of them is one call: the replay of a CUDA graph.
+"""Key-value cache for GPUs whose decoding step is one call: the replay of a CUDA graph.
 
-A small batch's token is hundreds of kernels, each of which takes a GPU less time than launching it
-takes the CPU. A graph is recorded once and repeats them on the same memory, so neither shapes nor
-addresses may change: strips are looked at as far as they reach, masks hide what is not written yet,
-and tokens and their places are copied to where the graph reads them. When strips are moved or
-lengthened, a new graph is recorded.
+A token of a small batch takes hundreds of kernels, each of which runs for less time than the CPU
+needs to launch it. A graph is recorded once and repeats them on the same memory, so shapes and
+addresses must not change: the step reads whole slots, masks hide what is not written yet, and
+tokens and their places are copied to where the graph reads them. After the cache is compacted or
+extended, a new graph is recorded.
 
-Left out: the head and the drawing of tokens, whose result the CPU waits for.
+The head and the drawing of tokens are not part of the graph: the CPU waits for their result.
 """
 
 from __future__ import annotations
@@ -20,50 +20,51 @@ from torch import Tensor
 from trivium.models import flops
 from trivium.models.equivalence import HALF_PRECISION_TOL, is_precise, states_match
 from trivium.models.policy import Policy
-from trivium.rollout.kv_cache import Grid, KVCache
+from trivium.rollout.kv_cache import KVCache, SlotGrid
 
 logger = logging.getLogger(__name__)
 
 Step = Callable[[], Tensor]
 Record = Callable[[Step], Step]
-"""From a step to what repeats its operations on the same memory; both return the same tensor."""
+"""Maps a step to a function that repeats its operations on the same memory; both return the same
+tensor."""
 
 
 class GraphedCache(KVCache):
     """A ``KVCache`` that records its steps and replays them.
 
     Args:
-        policy, apart: as there.
-        record: how a step is recorded. It is a pure function of what is in memory.
+        policy, shared_prefix: as for ``KVCache``.
+        record: records a step, which is a pure function of the contents of memory.
     """
 
     idle_share = 1 / 2
-    """A recording costs several steps, an idle slot little: weights are read once for all."""
+    """A recording costs several steps, an idle slot little: weights are read once for all slots."""
 
     def __init__(self, policy: Policy, *, shared_prefix: bool = True, record: Record) -> None:
         super().__init__(policy, shared_prefix=shared_prefix)
         self.record = record
-        self._recorded: tuple[Grid, int] | None = None
+        self._recorded: tuple[SlotGrid, int] | None = None
 
-    def _step(self, tokens_S: Tensor, at_S: Tensor, used: int, aligned: bool) -> Tensor:
+    def _step(self, tokens_S: Tensor, place_S: Tensor, used: int, aligned: bool) -> Tensor:
         if self._recorded != (self.grid, self.response_capacity):
-            self._given = [x.to(self.device) for x in (tokens_S, at_S)]
-            self._replay = self.record(self._whole_step)
+            self._inputs = [x.to(self.device) for x in (tokens_S, place_S)]
+            self._replay = self.record(self._full_step)
             self._recorded = self.grid, self.response_capacity
-        for held_S, x_S in zip(self._given, (tokens_S, at_S), strict=True):
-            held_S.copy_(x_S)
+        for input_S, x_S in zip(self._inputs, (tokens_S, place_S), strict=True):
+            input_S.copy_(x_S)
         return self._replay()
 
-    def _whole_step(self) -> Tensor:
-        """One that looks at whole strips, wherever in them rows are."""
-        tokens_S, at_S = self._given
-        return super()._step(tokens_S, at_S, self.response_capacity, aligned=False)
+    def _full_step(self) -> Tensor:
+        """Compute a step that reads whole slots, wherever their last tokens are."""
+        tokens_S, place_S = self._inputs
+        return super()._step(tokens_S, place_S, self.response_capacity, aligned=False)
 
 
 class CudaGraphs:
-    """Records steps as CUDA graphs. They share memory: only the newest is ever replayed.
+    """Records steps as CUDA graphs. They share memory: only the newest may be replayed.
 
-    The one before must live until the next is recorded, or else their memory is let go.
+    The previous graph must live until the next one is recorded, or their memory is freed.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -74,32 +75,30 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
         with torch.cuda.stream(self.stream):
-            step()  # What libraries set up at their first call cannot be recorded.
-            # Other threads, which may be learning meanwhile, do as they like.
+            step()  # Libraries initialize on their first call, which cannot be recorded.
+            # Other threads, such as a training thread, may use the GPU freely meanwhile.
             graph.capture_begin(self.pool, capture_error_mode="thread_local")
             try:
-                found = step()
+                result = step()
             finally:
                 graph.capture_end()
         torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
 
         def replay() -> Tensor:
             graph.replay()
-            return found
+            return result
 
         return replay
 
 
 @torch.no_grad()
 def graphs_work(policy: Policy, record: Callable[[torch.device], Record] = CudaGraphs) -> bool:
-    """Whether rows of this policy grow by graphs as they do without: compared on a few tokens.
+    """Return whether recorded steps compute what plain steps do, compared on a few tokens.
 
-    Only a lean pass is recorded; what the code of other families asks of the CPU is not known.
+    The step is the policy's own forward pass, in which some families wait for the GPU; those
+    cannot be recorded.
     """
     name = type(policy.model).__name__
-    if not policy.has_decode_model:
-        logger.warning("%s is sampled without CUDA graphs: it has no lean pass", name)
-        return False
     try:
         with flops.apart():
             works = _agree(KVCache(policy), GraphedCache(policy, record=record(policy.device)))

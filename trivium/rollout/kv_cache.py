@@ -1,7 +1,7 @@
-"""The key-value cache of growing rows: one copy of each prompt, one strip per row.
+"""Key-value cache of responses that grow together, with one copy of each shared prompt.
 
-``admit`` reads prompts, ``advance`` feeds every row one token, ``keep`` lets rows go. Each returns
-final hidden states, so the caller owns the head and the drawing.
+``admit`` processes prompts, ``advance`` feeds each row its next token, ``keep`` drops rows. The
+first two return final hidden states: the caller applies the head and samples.
 """
 
 from __future__ import annotations
@@ -14,22 +14,24 @@ from torch import Tensor
 
 from trivium.maths.ragged import repeat_per_segment
 from trivium.models import flops
-from trivium.models.attention import AttentionSpec, attention, last_layer
-from trivium.models.cpu.prefix_attention import Block, SharedAttention, plan_rows
+from trivium.models.attention import last_layer
+from trivium.models.group_layout import dense_attention, window_mask
+from trivium.models.kernels import Attend, Kernels, kernels_of
+from trivium.models.layout import AttentionSpec
 from trivium.models.policy import Policy
 from trivium.models.segments import PaddedSegments
 
 BLOCK_TOKENS = 32
 MAX_COPIED_PREFIX = 64
-"""Up to this many tokens, a copy of the prompt per row is cheaper than attention in two parts."""
+"""Longest prompt of which a copy per row is cheaper than attention in two parts."""
 
 
 @dataclass
 class LayerCache:
-    """Keys and values of one layer, of prompts and of rows' own tokens.
+    """Keys and values of one layer, of prompts and of responses.
 
-    Values are ``[G, heads, P, width]``; keys are ``[G, heads, width, P]``, as a product with small
-    queries takes half as long then.
+    Values are ``[G, heads, P, width]``. Keys are ``[G, heads, width, P]``: a product with few
+    queries then takes half the time.
     """
 
     prompt_keys: Tensor
@@ -39,60 +41,64 @@ class LayerCache:
 
 
 class PromptLayout:
-    """Each prompt attends to itself; its keys and values are kept, and its last state is read."""
+    """Each prompt attends to itself; its keys and values are kept, and its last state is used.
 
-    def __init__(self, starts_G: Tensor, lengths_G: Tensor, last: int) -> None:
+    Args:
+        starts_G, lengths_G: where each prompt begins in the packed sequence, and how long it is.
+        last_layer: the layer in which only the last tokens need an output.
+        kernels: the backbone's.
+    """
+
+    def __init__(
+        self, starts_G: Tensor, lengths_G: Tensor, last_layer: int, kernels: Kernels
+    ) -> None:
         self.rows = PaddedSegments(starts_G, lengths_G)
         self.output_positions = starts_G + lengths_G - 1
-        self.last, self.longest = last, self.rows.longest
-        self.kept: dict[int, tuple[Tensor, Tensor]] = {}
-        self._spans = starts_G, lengths_G
+        self.last_layer, self.longest = last_layer, self.rows.longest
+        self.cached: dict[int, tuple[Tensor, Tensor]] = {}
+        self._starts_G, self._lengths_G, self._kernels = starts_G, lengths_G, kernels
 
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec
     ) -> Tensor:
         keys, values = self.rows.gather(key_LHD), self.rows.gather(value_LHD).contiguous()
-        self.kept[layer] = keys.transpose(2, 3).contiguous(), values
+        self.cached[layer] = keys.transpose(2, 3).contiguous(), values
+        if spec.is_plain(self.longest):
+            attend = self._attend_last if layer == self.last_layer else self._attend
+            if attend is not None:
+                return attend(query_LHD, key_LHD, value_LHD, spec.scaling)
         visible = None
-        if spec.window is not None and spec.window < self.rows.longest:
-            at = torch.arange(self.rows.longest, device=query_LHD.device)
-            behind = at[:, None] - at
-            visible = (behind >= 0) & (behind < spec.window)
-        elif spec.softcap is None and query_LHD.device.type == "cpu":
-            blocks = self._last_blocks if layer == self.last else self._blocks
-            return SharedAttention.apply(query_LHD, key_LHD, value_LHD, blocks, spec.scaling)
-        out = attention(self.rows.gather(query_LHD), keys, values, visible, spec)
-        return self.rows.flatten(out).index_select(0, self._to_packed)
+        if spec.window is not None and spec.window < self.longest:
+            visible = window_mask(torch.arange(self.longest, device=query_LHD.device), spec.window)
+        out = dense_attention(self.rows.gather(query_LHD), keys, values, visible, spec)
+        return self.rows.flatten(out).index_select(0, self._packed_order)
 
     @cached_property
-    def _blocks(self) -> list[Block]:
-        return plan_rows(*self._spans)
+    def _attend(self) -> Attend | None:
+        return self._kernels.row_attention(self._starts_G, self._lengths_G, None)
 
     @cached_property
-    def _last_blocks(self) -> list[Block]:
-        return plan_rows(*self._spans, self.output_positions)
+    def _attend_last(self) -> Attend | None:
+        return self._kernels.row_attention(self._starts_G, self._lengths_G, self.output_positions)
 
     @cached_property
-    def _to_packed(self) -> Tensor:
-        order = self.rows.packed_index
-        return torch.empty_like(order).scatter_(
-            0, order, torch.arange(len(order), device=order.device)
-        )
+    def _packed_order(self) -> Tensor:
+        return self.rows.token_index.argsort()
 
 
 class KVCache:
     """Rows that grow one token at a time over shared prompts.
 
-    A row lives in a *slot* of the strips. Slots of rows that left are fed along until an eighth of
-    them is idle; then all strips are moved together. So shapes change seldom: a product's kernel is
-    made for a number of rows and then kept, and every step of a new one would make and keep more.
+    A row occupies a *slot* of the response cache. Slots of finished rows stay and are computed
+    until an eighth of all slots is idle; then the cache is compacted. So tensor shapes change
+    seldom: a matrix product compiles and keeps a kernel for each number of rows.
 
-    How long rows and prompts are is known on the host, and so a GPU is never waited for here.
+    All lengths are known on the host, so nothing here waits for a GPU.
 
     Args:
-        policy: whose rows they are.
-        apart: keep prompts apart from the rows that share them; otherwise each row's strip begins
-            with its prompt.
+        policy: the policy that computes the rows.
+        shared_prefix: keep one copy of each prompt, which all its rows read; otherwise each row's
+            slot begins with a copy of its prompt.
     """
 
     idle_share = 1 / 8
@@ -100,7 +106,7 @@ class KVCache:
     def __init__(self, policy: Policy, *, shared_prefix: bool = True) -> None:
         self.shared_prefix = shared_prefix
         self.forward, self.count = policy.decode_model(), flops.counter(policy.backbone)
-        self.last = last_layer(policy.backbone)
+        self.kernels, self.last_layer = kernels_of(policy.backbone), last_layer(policy.backbone)
         self.device = policy.device
         self.layers: dict[int, LayerCache] = {}
         self.prompt_lengths_G = torch.zeros(0, dtype=torch.long)
@@ -111,117 +117,122 @@ class KVCache:
         self._update_grid()
 
     def admit(self, prompts: list[list[int]], samples: int) -> Tensor:
-        """Read ``prompts``, open ``samples`` rows for each, return their last states ``[G, D]``."""
+        """Process ``prompts`` and open ``samples`` rows for each; return last states ``[G, D]``."""
         lengths_G = torch.tensor([len(tokens) for tokens in prompts])
         starts_G = torch.cumsum(lengths_G, 0) - lengths_G
-        line = torch.tensor([token for tokens in prompts for token in tokens])
-        position_L = torch.arange(len(line)) - repeat_per_segment(starts_G, lengths_G)
-        layout = PromptLayout(starts_G.to(self.device), lengths_G.to(self.device), self.last)
-        with flops.apart():
-            hidden_LD = self.forward(line.to(self.device), position_L.to(self.device), layout)
+        tokens_L = torch.tensor([token for tokens in prompts for token in tokens])
+        position_L = torch.arange(len(tokens_L)) - repeat_per_segment(starts_G, lengths_G)
+        layout = PromptLayout(
+            starts_G.to(self.device), lengths_G.to(self.device), self.last_layer, self.kernels
+        )
+        with flops.paused():
+            hidden_LD = self.forward(tokens_L.to(self.device), position_L.to(self.device), layout)
         self.count(position_L)
         self._compact()
         self._store(layout, samples)
         groups = len(self.prompt_lengths_G)
-        fresh = torch.arange(groups, groups + len(prompts))
-        held_G = torch.zeros_like(lengths_G) if self.shared_prefix else lengths_G
-        self.prefix_len = max(self.prefix_len, int(held_G.max()))
-        self.prompt_lengths_G = torch.cat([self.prompt_lengths_G, lengths_G - held_G])
-        self.group_of_S = torch.cat([self.group_of_S, fresh.repeat_interleave(samples)])
-        self.length_S = torch.cat([self.length_S, held_G.repeat_interleave(samples)])
+        new_groups = torch.arange(groups, groups + len(prompts))
+        prefix_G = torch.zeros_like(lengths_G) if self.shared_prefix else lengths_G
+        self.prefix_len = max(self.prefix_len, int(prefix_G.max()))
+        self.prompt_lengths_G = torch.cat([self.prompt_lengths_G, lengths_G - prefix_G])
+        self.group_of_S = torch.cat([self.group_of_S, new_groups.repeat_interleave(samples)])
+        self.length_S = torch.cat([self.length_S, prefix_G.repeat_interleave(samples)])
         self.slot_of_R = torch.arange(len(self.group_of_S))
         self._update_grid()
         return hidden_LD[layout.output_positions]
 
     def advance(self, tokens_R: Tensor) -> Tensor:
-        """Feed every row its next token; final hidden states ``[R, D]``."""
+        """Feed every row its next token; return final hidden states ``[R, D]``."""
         slot_R, length_R = self.slot_of_R, self.length_S[self.slot_of_R]
         shortest, longest = (int(length) for length in length_R.aminmax())
         self._lengthen(longest)
         tokens_S = torch.zeros_like(self.length_S).index_copy_(0, slot_R, tokens_R.cpu())
-        # No one reads what an idle slot sees: it must only need no mask where rows do not.
-        at_S = torch.full_like(self.length_S, longest).index_copy_(0, slot_R, length_R)
-        with flops.apart():
-            hidden_SD = self._step(tokens_S, at_S, longest + 1, shortest == longest)
+        # Idle slots get the longest length, so that they need no mask where rows need none.
+        place_S = torch.full_like(self.length_S, longest).index_copy_(0, slot_R, length_R)
+        with flops.paused():
+            hidden_SD = self._step(tokens_S, place_S, longest + 1, shortest == longest)
         self.count(self.prompt_lengths_G[self.group_of_S[slot_R]] + length_R)
         self.length_S[slot_R] += 1
         return hidden_SD.index_select(0, slot_R.to(self.device))
 
-    def _step(self, tokens_S: Tensor, at_S: Tensor, used: int, aligned: bool) -> Tensor:
-        """Final hidden states of a new token in every slot (see ``AdvanceLayout``)."""
-        layout = AdvanceLayout(self, at_S.to(self.device), used, aligned)
+    def _step(self, tokens_S: Tensor, place_S: Tensor, used: int, aligned: bool) -> Tensor:
+        """Return final hidden states of a new token in every slot (see ``AdvanceLayout``)."""
+        layout = AdvanceLayout(self, place_S.to(self.device), used, aligned)
         return self.forward(tokens_S.to(self.device), layout.position_S, layout)
 
     def keep(self, rows: list[int]) -> None:
-        """Let all rows but these (indices, ascending) go."""
+        """Drop all rows except these (ascending indices)."""
         self.slot_of_R = self.slot_of_R[torch.tensor(rows, dtype=torch.long)]
         if len(rows) < (1 - self.idle_share) * len(self.group_of_S):
             self._compact()
 
     def _store(self, layout: PromptLayout, samples: int) -> None:
-        """Add prompts' caches and strips for their rows."""
-        for index, (keys, values) in layout.kept.items():
+        """Add the prompts' keys and values, and slots for their rows."""
+        for index, (keys, values) in layout.cached.items():
             if self.shared_prefix:
                 _, heads, width, _ = keys.shape
                 response_keys = keys.new_zeros(len(keys) * samples, heads, width, BLOCK_TOKENS)
                 response_values = keys.new_zeros(len(keys) * samples, heads, BLOCK_TOKENS, width)
-                fresh = LayerCache(keys, values, response_keys, response_values)
+                new = LayerCache(keys, values, response_keys, response_values)
             else:
-                own = _padded(keys, values, BLOCK_TOKENS, samples)
-                fresh = LayerCache(keys[..., :0], values[:, :, :0], *own)
-            held = self.layers.get(index)
-            self.layers[index] = fresh if held is None else _joined(held, fresh)
+                responses = _extended(keys, values, BLOCK_TOKENS, samples)
+                new = LayerCache(keys[..., :0], values[:, :, :0], *responses)
+            old = self.layers.get(index)
+            self.layers[index] = new if old is None else _joined(old, new)
 
     @property
     def prompt_capacity(self) -> int:
-        """Tokens that the longest prompt may have, where prompts lie apart."""
+        """Tokens per prompt in the shared prompts' cache."""
         return next((cache.prompt_values.shape[2] for cache in self.layers.values()), 0)
 
     @property
     def response_capacity(self) -> int:
-        """Tokens that a strip has room for."""
+        """Tokens per slot in the response cache."""
         return next((cache.response_values.shape[2] for cache in self.layers.values()), 0)
 
     def _update_grid(self) -> None:
-        self.grid = Grid(self.group_of_S, self.prompt_lengths_G, self.prompt_capacity, self.device)
+        self.grid = SlotGrid(
+            self.group_of_S, self.prompt_lengths_G, self.prompt_capacity, self.device
+        )
 
     def _lengthen(self, longest: int) -> None:
-        """Double the strips' room for responses when the longest row has filled its own."""
+        """Double the space for responses when the longest row has filled its slot."""
         more = self.response_capacity - self.prefix_len
         if longest >= self.response_capacity:
             for cache in self.layers.values():
-                grown = _padded(cache.response_keys, cache.response_values, more)
-                cache.response_keys, cache.response_values = grown
+                extended = _extended(cache.response_keys, cache.response_values, more)
+                cache.response_keys, cache.response_values = extended
 
     def _compact(self) -> None:
-        """Move the rows' strips together and forget prompts without rows."""
+        """Remove idle slots, and prompts without rows."""
         if len(self.slot_of_R) == len(self.group_of_S):
             return
-        slots, here = self.slot_of_R, self.slot_of_R.to(self.device)
+        slots, device_slots = self.slot_of_R, self.slot_of_R.to(self.device)
         groups, self.group_of_S = torch.unique(self.group_of_S[slots], return_inverse=True)
         self.length_S = self.length_S[slots]
-        gone, groups_here = len(groups) < len(self.prompt_lengths_G), groups.to(self.device)
+        fewer_groups = len(groups) < len(self.prompt_lengths_G)
+        device_groups = groups.to(self.device)
         for cache in self.layers.values():
-            if gone:
-                cache.prompt_keys = cache.prompt_keys[groups_here]
-                cache.prompt_values = cache.prompt_values[groups_here]
-            # What is beyond a strip's rows is stale and never seen: whole strips move fastest.
-            cache.response_keys = cache.response_keys.index_select(0, here)
-            cache.response_values = cache.response_values.index_select(0, here)
+            if fewer_groups:
+                cache.prompt_keys = cache.prompt_keys[device_groups]
+                cache.prompt_values = cache.prompt_values[device_groups]
+            # Copying whole slots is fastest; what follows a row's tokens is never visible.
+            cache.response_keys = cache.response_keys.index_select(0, device_slots)
+            cache.response_values = cache.response_values.index_select(0, device_slots)
         self.prompt_lengths_G = self.prompt_lengths_G[groups]
         self.slot_of_R = torch.arange(len(slots))
         self._update_grid()
 
 
-class Grid:
-    """Slots laid out by groups: one line for each group, as long as the largest.
+class SlotGrid:
+    """Slots arranged by group: one grid row per group, as wide as the largest group.
 
     Attributes:
-        groups, most: the lines, and the slots of the largest group.
-        whole: every line is full.
-        place_S: where in the grid each slot is.
-        prompt_S: how long each slot's prompt is.
-        full: every prompt is as long as the room for it.
+        groups, width: the number of groups, and of slots in the largest one.
+        full: every group has ``width`` slots.
+        cell_S: the grid cell of each slot.
+        prompt_length_S: the length of each slot's prompt.
+        equal_prompts: every prompt fills the prompt cache's capacity.
     """
 
     def __init__(
@@ -232,43 +243,44 @@ class Grid:
         device: torch.device,
     ) -> None:
         sizes_G = torch.bincount(group_of_S, minlength=len(prompt_lengths_G))
-        self.groups, self.most = len(sizes_G), int(sizes_G.max()) if len(sizes_G) else 0
-        self.whole = self.groups * self.most == len(group_of_S)
+        self.groups, self.width = len(sizes_G), int(sizes_G.max()) if len(sizes_G) else 0
+        self.full = self.groups * self.width == len(group_of_S)
         start_S = (torch.cumsum(sizes_G, 0) - sizes_G)[group_of_S]
-        at_S = torch.arange(len(group_of_S))
-        self.place_S = (group_of_S * self.most + at_S - start_S).to(device)
-        self.prompt_S = prompt_lengths_G[group_of_S].to(device)
-        self.full = bool((prompt_lengths_G == prompt_capacity).all())
+        column_S = torch.arange(len(group_of_S)) - start_S
+        self.cell_S = (group_of_S * self.width + column_S).to(device)
+        self.prompt_length_S = prompt_lengths_G[group_of_S].to(device)
+        self.equal_prompts = bool((prompt_lengths_G == prompt_capacity).all())
 
     def to_grid(self, x_S: Tensor) -> Tensor:
-        """``[slots, heads, repeats, w] -> [groups, heads, most·repeats, w]``."""
-        if not self.whole:
-            padded = x_S.new_zeros(self.groups * self.most, *x_S.shape[1:])
-            x_S = padded.index_copy(0, self.place_S, x_S)
-        return x_S.unflatten(0, (self.groups, self.most)).transpose(1, 2).flatten(2, 3)
+        """``[slots, heads, repeats, w] -> [groups, heads, width·repeats, w]``."""
+        if not self.full:
+            padded = x_S.new_zeros(self.groups * self.width, *x_S.shape[1:])
+            x_S = padded.index_copy(0, self.cell_S, x_S)
+        return x_S.unflatten(0, (self.groups, self.width)).transpose(1, 2).flatten(2, 3)
 
     def from_grid(self, x_G: Tensor, repeats: int) -> Tensor:
-        """``[groups, heads, most·repeats, w] -> [slots, heads, repeats, w]``."""
-        x_S = x_G.unflatten(2, (self.most, repeats)).transpose(1, 2).flatten(0, 1)
-        return x_S if self.whole else x_S.index_select(0, self.place_S)
+        """``[groups, heads, width·repeats, w] -> [slots, heads, repeats, w]``."""
+        x_S = x_G.unflatten(2, (self.width, repeats)).transpose(1, 2).flatten(0, 1)
+        return x_S if self.full else x_S.index_select(0, self.cell_S)
 
 
 class AdvanceLayout:
-    """Each slot's one new token attends to its prompt, where that lies apart, and to its strip.
+    """Each slot's new token attends to its shared prompt, if there is one, and to its slot.
 
     Args:
-        cache: whose slots they are.
-        at_S: the place of the new token in each strip.
-        used: how much of the strips is looked at, the new token included.
-        level: ``used - 1`` is every slot's place.
+        cache: the cache whose slots advance.
+        place_S: the place of the new token in each slot.
+        used: the number of places that are read, the new token's included.
+        aligned: every slot's place is ``used - 1``.
     """
 
     output_positions: Tensor | None = None
 
-    def __init__(self, cache: KVCache, at_S: Tensor, used: int, aligned: bool) -> None:
+    def __init__(self, cache: KVCache, place_S: Tensor, used: int, aligned: bool) -> None:
         self.cache, self.shared_prefix, self.grid = cache, cache.shared_prefix, cache.grid
-        self.at_S, self.used, self.aligned = at_S, used, aligned
-        self.position_S, self.longest = self.grid.prompt_S + at_S, cache.prompt_capacity + used
+        self.place_S, self.used, self.aligned = place_S, used, aligned
+        self.position_S = self.grid.prompt_length_S + place_S
+        self.longest = cache.prompt_capacity + used
         self._hidden: dict[int | None, Tensor] = {}
 
     def attend(
@@ -283,44 +295,43 @@ class AdvanceLayout:
         repeats = query_S.shape[2]
         scores = _product(query_S, response_keys)
         if self.shared_prefix:
-            # Laid out by groups, so that what is as wide as a prompt is never moved.
-            to_prompt = _product(self.grid.to_grid(query_S), cache.prompt_keys)
-            scores = torch.cat([to_prompt, self.grid.to_grid(scores)], 3)
+            # Arrange queries and scores by group, so that keys of prompts are never copied.
+            prompt_scores = _product(self.grid.to_grid(query_S), cache.prompt_keys)
+            scores = torch.cat([prompt_scores, self.grid.to_grid(scores)], 3)
         if spec.softcap is not None:
             scores = spec.softcap * torch.tanh(scores / spec.softcap)
         hidden = self._masks(spec.window, repeats)
         weights = (scores if hidden is None else scores.masked_fill(hidden, -torch.inf)).softmax(3)
-        if self.shared_prefix:
-            on_prompt, weights = weights.split([cache.prompt_keys.shape[3], self.used], 3)
-            read = self.grid.from_grid(_product(on_prompt, cache.prompt_values), repeats)
-            out = _product(self.grid.from_grid(weights, repeats), response_values).add_(read)
-        else:
-            out = _product(weights, response_values)
-        return out.flatten(1, 2)
+        if not self.shared_prefix:
+            return _product(weights, response_values).flatten(1, 2)
+        prompt_weights, weights = weights.split([cache.prompt_keys.shape[3], self.used], 3)
+        prompt_out = _product(prompt_weights, cache.prompt_values)
+        out = _product(self.grid.from_grid(weights, repeats), response_values)
+        return out.add_(self.grid.from_grid(prompt_out, repeats)).flatten(1, 2)
 
     def _write(self, cache: LayerCache, key_S: Tensor, value_S: Tensor) -> None:
-        """Put each slot's key and value behind those that are in its strips."""
+        """Store each slot's new key and value behind the existing ones."""
         if self.aligned:
             cache.response_keys.select(3, self.used - 1).copy_(key_S)
             cache.response_values.select(2, self.used - 1).copy_(value_S)
         else:
             slot_S = torch.arange(len(key_S), device=key_S.device)
-            cache.response_keys[slot_S, :, :, self.at_S] = key_S
-            cache.response_values[slot_S, :, self.at_S] = value_S
+            cache.response_keys[slot_S, :, :, self.place_S] = key_S
+            cache.response_values[slot_S, :, self.place_S] = value_S
 
     def _masks(self, window: int | None, repeats: int) -> Tensor | None:
-        """What each query must not see, as scores are laid out; None: it sees everything."""
+        """Return the hidden keys of each query in the layout of scores; None: all are visible."""
         if window is not None and window >= self.longest:
             window = None
-        if window is None and self.aligned and self.grid.full:
+        if window is None and self.aligned and self.grid.equal_prompts:
             return None
         if window not in self._hidden:
-            prompt_S, own_S = self.grid.prompt_S[:, None], self.at_S[:, None]
-            prompt = torch.arange(self.cache.prompt_capacity, device=own_S.device)
-            own = torch.arange(self.used, device=own_S.device)
-            hidden = torch.cat([prompt >= prompt_S, own > own_S], 1)
+            length_S, place_S = self.grid.prompt_length_S[:, None], self.place_S[:, None]
+            prompt = torch.arange(self.cache.prompt_capacity, device=place_S.device)
+            own = torch.arange(self.used, device=place_S.device)
+            hidden = torch.cat([prompt >= length_S, own > place_S], 1)
             if window is not None:
-                distance = torch.cat([prompt_S + own_S - prompt, own_S - own], 1)
+                distance = torch.cat([length_S + place_S - prompt, place_S - own], 1)
                 hidden = hidden | (distance >= window)
             hidden = hidden[:, None, None]
             if self.shared_prefix:
@@ -330,35 +341,35 @@ class AdvanceLayout:
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
-    """``a @ b`` of four dimensions, the first two of them the same: ``matmul`` with less ado."""
+    """``a @ b`` of four dimensions, of which the first two are equal; faster than ``matmul``."""
     out = torch.bmm(a.flatten(0, 1), b.flatten(0, 1))
     return out.view(a.shape[0], a.shape[1], out.shape[1], out.shape[2])
 
 
-def _padded(keys: Tensor, values: Tensor, more: int, copies: int = 1) -> tuple[Tensor, Tensor]:
-    """Keys and values with room for ``more`` tokens, each row so many times."""
-    return _with_room(keys, 3, more, copies), _with_room(values, 2, more, copies)
+def _extended(keys: Tensor, values: Tensor, more: int, copies: int = 1) -> tuple[Tensor, Tensor]:
+    """Return ``copies`` of each row's keys and values, with space for ``more`` tokens."""
+    return _with_space(keys, 3, more, copies), _with_space(values, 2, more, copies)
 
 
-def _with_room(x: Tensor, dim: int, more: int, copies: int) -> Tensor:
+def _with_space(x: Tensor, dim: int, more: int, copies: int) -> Tensor:
     shape = list(x.shape)
     shape[dim] += more
     out = x.new_empty(len(x), copies, *shape[1:])
-    held, prompt_capacity = out.split([x.shape[dim], more], dim + 1)
-    held.copy_(x[:, None])
-    # Never seen, but a weight of zero times what is no number is no number.
-    prompt_capacity.zero_()
+    tokens, space = out.split([x.shape[dim], more], dim + 1)
+    tokens.copy_(x[:, None])
+    # Masked, but a weight of zero times NaN is NaN.
+    space.zero_()
     return out.flatten(0, 1)
 
 
-def _joined(held: LayerCache, fresh: LayerCache) -> LayerCache:
-    """Both caches in one, padded to the longer prompt and the longer strip."""
+def _joined(old: LayerCache, new: LayerCache) -> LayerCache:
+    """Concatenate two caches, extended to the longer prompt and the longer slot."""
 
     def join(name: str) -> tuple[Tensor, Tensor]:
-        pairs = [(getattr(x, f"{name}_keys"), getattr(x, f"{name}_values")) for x in (held, fresh)]
+        pairs = [(getattr(x, f"{name}_keys"), getattr(x, f"{name}_values")) for x in (old, new)]
         longest = max(values.shape[2] for _, values in pairs)
-        grown = [_padded(*pair, longest - pair[1].shape[2]) for pair in pairs]
-        keys, values = zip(*grown, strict=True)
+        extended = [_extended(*pair, longest - pair[1].shape[2]) for pair in pairs]
+        keys, values = zip(*extended, strict=True)
         return torch.cat(keys), torch.cat(values)
 
     return LayerCache(*join("prompt"), *join("response"))

@@ -27,8 +27,8 @@ from torch import Tensor
 
 from trivium.config.paths import cache_directory
 from trivium.data.batch import Grouped
-from trivium.models.cpu.linear import matmul_backend
 from trivium.models.loading import has_lora, unwrap_peft
+from trivium.models.numerics import numerics_state
 from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.runs.files import is_partial_write, write_bytes
@@ -77,7 +77,7 @@ def cache_key(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> 
         "source": source_digest(),
         "processor": _processor(policy.device),
         "threads": torch.get_num_threads(),
-        "products": [matmul_backend.name, torch.get_float32_matmul_precision()],
+        "numerics": [policy.fast_path, numerics_state(), torch.get_float32_matmul_precision()],
     }
     total = hashlib.sha256(json.dumps(environment, sort_keys=True, default=str).encode())
     for numbers in (*(s for g in data.groups for s in (g.prompt, *g.responses, ())), *parts):

@@ -34,6 +34,7 @@ import torch
 from trivium.errors import ConfigurationError, NonFiniteError, TriviumError
 from trivium.evaluation.samples import Rows
 from trivium.models import flops
+from trivium.models.numerics import numerics_state
 from trivium.monitoring.metrics import derived, metric
 from trivium.monitoring.monitors import Alarm, Monitors
 from trivium.monitoring.progress import Progress, printable
@@ -45,7 +46,6 @@ from trivium.runs.nonfinite import save_nonfinite_batch
 from trivium.runs.signals import Interrupted, SamplingAborted, SignalHandler, signal_name
 from trivium.runs.startup import PreparedRun, log_resumption, open_run
 from trivium.runs.trackers import open_trackers
-from trivium.training.numerics import numerics_state
 from trivium.training.protocols import Evaluator, Stopwatch, Updates
 
 logger = logging.getLogger(__name__)

@@ -12,15 +12,15 @@ from typing import Protocol
 import torch
 
 from trivium.config.base import Configuration
-from trivium.models.cpu.linear import MIN_ROWS, use_fast_linears
+from trivium.models.fast_path import install_fast_path
 from trivium.models.loading import device_of
-from trivium.models.model_config import ModelConfig
+from trivium.models.model_config import FastPath, ModelConfig
+from trivium.models.numerics import load_numerics_state
 from trivium.runs import rng
 from trivium.runs.checkpointing import NUMERICS
 from trivium.runs.peak_memory import PeakMemory
 from trivium.runs.startup import PreparedRun, prepare_directory
 from trivium.runs.store import RunConfig
-from trivium.training.numerics import load_numerics_state
 
 
 class TrainingConfig(Protocol):
@@ -49,11 +49,11 @@ def prepare_run(kind: str, config: TrainingConfig) -> PreparedRun:
     if not config.run.measure_memory:
         return prepared
     with torch.random.fork_rng(devices=[]):
-        load_libraries()
+        load_libraries(config.model.fast_path)
     return replace(prepared, peak_memory=PeakMemory(device))
 
 
-def load_libraries() -> None:
+def load_libraries(fast_path: FastPath) -> None:
     """Train a tiny model for one step, so that the memory baseline includes library code.
 
     Otherwise about 30 MiB that belong to no model would count as memory of the run.
@@ -68,9 +68,9 @@ def load_libraries() -> None:
         num_attention_heads=2,
     )
     model = AutoModelForCausalLM.from_config(config)
-    use_fast_linears(model)
+    install_fast_path(model, fast_path)
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
-    tokens = torch.zeros(2, MIN_ROWS, dtype=torch.long)
+    tokens = torch.zeros(2, 128, dtype=torch.long)
     model(input_ids=tokens, labels=tokens).loss.backward()
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()

@@ -1,10 +1,9 @@
-"""A leaner forward pass for sampling: the same function as the backbone's own, in fewer steps.
+"""A decode model: the backbone's forward pass for sampling, in fewer and larger operations.
 
 A token of a small batch costs more in calls than in arithmetic. Here projections of the same input
-are one product, weights lie in the order that the product wants them in, and rotations are
-computed once for all layers. It serves decoders that are built like Llama (Qwen, Mistral and
-others), recognized by their parts and then compared with the backbone itself; all others use the
-backbone. No gradient flows, and weights are as they were when ``DecodeModel`` was made.
+are one product, weights are in the layout that the product wants, and rotations come from a table.
+It serves decoders that are built like Llama (Qwen, Mistral and others), recognized by their parts
+and then compared with the backbone; all others use the backbone. No gradient flows.
 """
 
 from __future__ import annotations
@@ -18,10 +17,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from trivium.models import flops
-from trivium.models.attention import AttentionSpec, GroupLayout, Layout
-from trivium.models.cpu import heads
-from trivium.models.cpu.layers import GATED, inverse_rms
-from trivium.models.cpu.linear import Layer, Linear, Packed, reordered
+from trivium.models.cpu.fused_qkv import HEAD_NORMS, PROJECTIONS, is_known
+from trivium.models.cpu.gated_mlp import GATED
+from trivium.models.cpu.linear import Layer, reordered
+from trivium.models.cpu.norms import inverse_rms
+from trivium.models.cpu.packed import Packed
 from trivium.models.cpu.rotary import RotaryEmbedding, RotaryTable, interleave_pairs
 from trivium.models.equivalence import (
     HALF_PRECISION_TOL,
@@ -29,13 +29,15 @@ from trivium.models.equivalence import (
     probe_hidden_states,
     states_match,
 )
+from trivium.models.group_layout import GroupLayout
+from trivium.models.layout import AttentionSpec, Layout
 
 logger = logging.getLogger(__name__)
 
-SLOWER = "sampling takes the model's own forward pass, which is slower, and not the lean one: %s"
+DISABLED = "the decode fast path is disabled, and sampling is slower: %s"
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-ATTENTION = {*heads.PROJECTIONS, "o_proj"}
+ATTENTION = {*PROJECTIONS, "o_proj"}
 
 
 class Norm:
@@ -54,9 +56,9 @@ class Norm:
 
 
 class DecodeLayer:
-    """One decoder layer with packed weights."""
+    """One decoder layer with fused projections."""
 
-    def __init__(self, layer: Any, index: int, spec: AttentionSpec) -> None:
+    def __init__(self, layer: Any, index: int, spec: AttentionSpec, pack: bool) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         self.index, self.spec = index, spec
         self.width: int = attention.head_dim
@@ -72,10 +74,11 @@ class DecodeLayer:
         self.into_heads = Packed(
             *(self._interleave_pairs(x) for x in (attention.q_proj, attention.k_proj)),
             (attention.v_proj.weight, attention.v_proj.bias),
+            pack=pack,
         )
-        self.out_of_heads = Packed.of(attention.o_proj)
-        self.into_mlp = Packed.of(mlp.gate_proj, mlp.up_proj)
-        self.out_of_mlp = Packed.of(mlp.down_proj)
+        self.out_of_heads = Packed.of(attention.o_proj, pack=pack)
+        self.into_mlp = Packed.of(mlp.gate_proj, mlp.up_proj, pack=pack)
+        self.out_of_mlp = Packed.of(mlp.down_proj, pack=pack)
         self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
 
     def __call__(
@@ -85,7 +88,7 @@ class DecodeLayer:
         layout: Layout,
         output_positions: Tensor | None,
     ) -> Tensor:
-        """The states behind this layer, of positions that are ``output_positions`` (None: of all)."""
+        """Return the layer's output at ``output_positions`` (None: at all positions)."""
         heads_LHW = self.into_heads(self.before(x_LD)).view(len(x_LD), -1, self.width)
         rotated = self.heads + self.key_heads
         queries_and_keys = heads_LHW.narrow(1, 0, rotated)
@@ -110,22 +113,27 @@ class DecodeLayer:
 
 
 class DecodeModel:
-    """A backbone's forward pass with the weights that it has now.
+    """A backbone's forward pass with its current weights.
 
     Args:
-        backbone: one that ``decode_specs`` knows.
-        specs: what that returned.
+        backbone: a backbone for which ``decode_specs`` returns rules.
+        specs: these rules.
+        pack: whether to change the layout of the weights.
     """
 
-    def __init__(self, backbone: PreTrainedModel, specs: Mapping[int, AttentionSpec]) -> None:
+    def __init__(
+        self, backbone: PreTrainedModel, specs: Mapping[int, AttentionSpec], *, pack: bool = True
+    ) -> None:
         parts: Any = backbone
         self.embed, self.norm = parts.embed_tokens, Norm(parts.norm)
         self.rotations = RotaryTable(parts.rotary_emb)
-        self.layers = [DecodeLayer(layer, i, specs[i]) for i, layer in enumerate(parts.layers)]
+        self.layers = [
+            DecodeLayer(layer, i, specs[i], pack) for i, layer in enumerate(parts.layers)
+        ]
 
     @torch.no_grad()
     def __call__(self, tokens_L: Tensor, position_L: Tensor, layout: Layout) -> Tensor:
-        """Final hidden states of a line of tokens, ``[L, D]``; zeros where none is read."""
+        """Return final hidden states, ``[L, D]``; zeros except at the output positions."""
         x_LD = self.embed(tokens_L)
         rotation = self.rotations(position_L, layout.longest, x_LD)
         for layer in self.layers[:-1]:
@@ -137,36 +145,36 @@ class DecodeModel:
 
 
 def decode_specs(backbone: PreTrainedModel) -> dict[int, AttentionSpec] | None:
-    """The attention rule of each layer, if a lean pass computes what the backbone does.
+    """Return each layer's attention rule if ``DecodeModel`` computes what the backbone does.
 
-    ``backbone`` has ragged attention. Costs two forward passes over a dozen tokens, which are not
-    counted, for they happen once in a process and not once in a run.
+    ``backbone`` shares prompts. Costs two forward passes over a dozen tokens. Their FLOPs do not
+    count: the comparison happens once per process, not once per run.
     """
     if not _is_known(backbone):
         return None
-    with flops.apart():
+    with flops.paused():
         batch, expected, specs = probe_hidden_states(backbone)
         try:
-            lean = DecodeModel(backbone, specs)
-            found = lean(batch.tokens_L, batch.positions_L, GroupLayout(batch))
+            model = DecodeModel(backbone, specs)
+            found = model(batch.tokens_L, batch.positions_L, GroupLayout(batch))
         except (AttributeError, KeyError, TypeError, RuntimeError) as error:
-            logger.warning(SLOWER, f"it failed: {error}"[:500])
+            logger.warning(DISABLED, f"it failed: {error}"[:500])
             return None
     if states_match(found, expected, 1e-3 if is_precise(found) else HALF_PRECISION_TOL):
         return specs
-    logger.warning(SLOWER, "its states differ from the model's")
+    logger.warning(DISABLED, "its hidden states differ from the model's")
     return None
 
 
 def _is_known(backbone: Any) -> bool:
-    """Whether its parts are those of a decoder like Llama, all projections plain."""
+    """Return whether the parts are those of a Llama-like decoder with plain projections."""
     return _parts(backbone) == BACKBONE and all(
         _parts(layer) == LAYER
-        and _parts(layer.self_attn) - {*heads.HEAD_NORMS} == ATTENTION
-        and heads.is_known(layer.self_attn)
+        and _parts(layer.self_attn) - {*HEAD_NORMS} == ATTENTION
+        and is_known(layer.self_attn)
         and _parts(layer.mlp) == GATED
         and all(
-            type(part) in (nn.Linear, Linear)
+            type(part) is nn.Linear
             for parent in (layer.self_attn, layer.mlp)
             for name, part in parent.named_children()
             if name.endswith("_proj")

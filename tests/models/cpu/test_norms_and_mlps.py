@@ -1,4 +1,4 @@
-"""Norms and MLPs that keep less are what they stand in for, and leave out what no one reads."""
+"""Replaced norms and MLPs equal the modules of transformers: values and gradients."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ from transformers.models.llama.modeling_llama import LlamaMLP, LlamaRMSNorm
 
 from trivium.data.batch import Batch
 from trivium.models.attention import hidden_states, states_at
-from trivium.models.cpu.layers import GatedMLP, RMSNorm, swap_norms_and_mlps
-from trivium.models.cpu.linear import Linear, use_fast_linears
+from trivium.models.cpu.gated_mlp import gated_forward, is_gated, replace_gated_mlps
+from trivium.models.cpu.linear import linear_forward, replace_linears
+from trivium.models.cpu.norms import is_rms_norm, replace_norms
+from trivium.models.cpu.replace import is_replaced
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 
-EXCHANGED = ["llama", "qwen2", "qwen3", "mistral", "smollm3"]
-pytestmark = pytest.mark.usefixtures("each_product")
+REPLACED = ["llama", "qwen2", "qwen3", "mistral", "smollm3"]
+pytestmark = [pytest.mark.fast_path, pytest.mark.usefixtures("each_product")]
 
 
 class Plain(nn.Module):
-    """Root-mean-square normalization, as its definition says."""
+    """Root-mean-square normalization by its definition."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -45,7 +47,7 @@ class Plain(nn.Module):
 
 
 class PlainRMSNorm(Plain):
-    """A name by which it is known to be one."""
+    """A name by which it is recognized."""
 
 
 def mlp(activation: str = "silu", *, bias: bool = True) -> LlamaMLP:
@@ -55,13 +57,13 @@ def mlp(activation: str = "silu", *, bias: bool = True) -> LlamaMLP:
 
 
 def values_and_gradients(module: nn.Module, x: Tensor, seed: int = 1) -> list[Tensor]:
-    """The output for ``x``, and gradients by it and by all parameters that learn."""
+    """Return the output for ``x``, and gradients by it and by all trained parameters."""
     leaf = x.detach().requires_grad_()
     out = module(leaf)
     generator = torch.Generator().manual_seed(seed)
     gradient = torch.randn(out.shape, generator=generator, dtype=torch.float64).to(out.dtype)
-    learned = [p for p in module.parameters() if p.requires_grad]
-    return [out.detach(), *torch.autograd.grad(out, [leaf, *learned], gradient)]
+    trained = [p for p in module.parameters() if p.requires_grad]
+    return [out.detach(), *torch.autograd.grad(out, [leaf, *trained], gradient)]
 
 
 def assert_close(found: list[Tensor], expected: list[Tensor], atol: float = 1e-12) -> None:
@@ -73,6 +75,13 @@ def rows(*shape: int) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
 
+def replaced_norm(plain: nn.Module) -> nn.Module:
+    fast = copy.deepcopy(plain)
+    replace_norms(fast)
+    assert is_rms_norm(fast)
+    return fast
+
+
 # --- norms ----------------------------------------------------------------------------------------
 
 
@@ -82,19 +91,16 @@ def test_norm_and_its_gradients_are_those_of_the_definition(
     shape: tuple[int, ...], frozen: bool
 ) -> None:
     plain = PlainRMSNorm(rows(8)).requires_grad_(not frozen)
-    lean = copy.deepcopy(plain)
-    swap_norms_and_mlps(lean, lean)
-    assert type(lean) is RMSNorm
+    fast = replaced_norm(plain)
     x = rows(*shape)
-    assert_close(values_and_gradients(lean, x), values_and_gradients(plain, x))
+    assert_close(values_and_gradients(fast, x), values_and_gradients(plain, x))
 
 
-def test_norm_of_rows_that_do_not_lie_end_to_end_is_the_same() -> None:
+def test_norm_of_strided_rows_is_the_same() -> None:
     plain = PlainRMSNorm(rows(8))
-    lean = copy.deepcopy(plain)
-    swap_norms_and_mlps(lean, lean)
+    fast = replaced_norm(plain)
     x = rows(5, 3, 16)[:, :, ::2].transpose(0, 1)
-    assert_close(values_and_gradients(lean, x), values_and_gradients(plain, x))
+    assert_close(values_and_gradients(fast, x), values_and_gradients(plain, x))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -102,26 +108,24 @@ def test_norm_rounds_where_transformers_does(dtype: torch.dtype) -> None:
     plain = LlamaRMSNorm(64, 1e-6).to(dtype)
     with torch.no_grad():
         plain.weight.copy_(1 + rows(64) / 5)
-    lean = copy.deepcopy(plain)
-    swap_norms_and_mlps(lean, lean)
-    assert type(lean) is RMSNorm
+    fast = replaced_norm(plain)
     x = rows(1, 10, 64).to(dtype)
     one = torch.finfo(dtype).eps
-    found, expected = values_and_gradients(lean, x), values_and_gradients(plain, x)
+    found, expected = values_and_gradients(fast, x), values_and_gradients(plain, x)
     assert float((found[0] == expected[0]).double().mean()) > (0.98 if one > 1e-3 else 0.5)
     for mine, theirs in zip(found, expected, strict=True):
         assert mine.dtype == dtype
         torch.testing.assert_close(mine, theirs, atol=8 * one, rtol=8 * one)
 
 
-def test_norm_that_transformers_computes_in_less_than_the_model_stays_as_it_is() -> None:
+def test_norm_that_transformers_computes_in_lower_precision_is_not_replaced() -> None:
     norm = LlamaRMSNorm(8).double()
-    swap_norms_and_mlps(norm, norm)
-    assert type(norm) is LlamaRMSNorm
+    replace_norms(norm)
+    assert not is_rms_norm(norm)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_module_that_looks_alike_but_computes_otherwise_stays_as_it_is(dtype: torch.dtype) -> None:
+def test_similar_module_with_another_result_is_not_replaced(dtype: torch.dtype) -> None:
     class ShiftedRMSNorm(Plain):
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x) + x
@@ -132,78 +136,76 @@ def test_module_that_looks_alike_but_computes_otherwise_stays_as_it_is(dtype: to
 
     half = HalfMLP(family("llama"))  # type: ignore[arg-type]
     for module in (ShiftedRMSNorm(rows(8)).to(dtype), half.to(dtype)):
-        kind = type(module)
-        swap_norms_and_mlps(module, module)
-        assert type(module) is kind
+        replace_norms(module)
+        replace_gated_mlps(module)
+        assert "forward" not in vars(module)
 
 
-def test_module_without_weights_or_with_weights_that_are_no_plain_numbers_stays_as_it_is() -> None:
+def test_module_without_floating_point_weights_is_not_replaced() -> None:
     class BareRMSNorm(nn.Module):
         variance_epsilon = 1e-6
 
     class PackedMLP(LlamaMLP):
         def forward(self, x: Tensor) -> Tensor:
-            raise AssertionError("called with numbers of a type that it does not take")
+            raise AssertionError("called with an unsupported type")
 
     packed = PackedMLP(family("llama"))  # type: ignore[arg-type]
     for projection in (packed.gate_proj, packed.up_proj, packed.down_proj):
         projection.weight = nn.Parameter(projection.weight.to(torch.int8), requires_grad=False)
     for module in (BareRMSNorm(), packed):
-        kind = type(module)
-        swap_norms_and_mlps(module, module)
-        assert type(module) is kind
+        replace_norms(module)
+        replace_gated_mlps(module)
+        assert "forward" not in vars(module)
 
 
 # --- gated MLPs -----------------------------------------------------------------------------------
 
 
-def exchanged(plain: nn.Module) -> nn.Module:
-    lean = copy.deepcopy(plain)
-    use_fast_linears(lean)
-    swap_norms_and_mlps(lean, lean)
-    assert type(lean) is GatedMLP
-    return lean
+def replaced_mlp(plain: nn.Module) -> nn.Module:
+    fast = copy.deepcopy(plain)
+    replace_linears(fast)
+    replace_gated_mlps(fast)
+    assert is_replaced(fast, gated_forward)
+    return fast
 
 
 @pytest.mark.parametrize("count", [1, 7, 200])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("activation", ["silu", "gelu_pytorch_tanh", "relu", "linear"])
-def test_mlp_and_its_gradients_are_those_of_the_plain_one(
-    activation: str, bias: bool, count: int
-) -> None:
+def test_mlp_and_its_gradients_equal_transformers(activation: str, bias: bool, count: int) -> None:
     plain = mlp(activation, bias=bias)
     x = rows(1, count, 32)
-    assert_close(values_and_gradients(exchanged(plain), x), values_and_gradients(plain, x))
+    assert_close(values_and_gradients(replaced_mlp(plain), x), values_and_gradients(plain, x))
 
 
-def test_mlp_in_float32_is_the_plain_one_but_for_rounding() -> None:
+def test_mlp_in_float32_equals_transformers_up_to_rounding() -> None:
     plain = mlp().float()
     x = rows(1, 300, 32).float()
-    assert_close(values_and_gradients(exchanged(plain), x), values_and_gradients(plain, x), 1e-4)
+    assert_close(values_and_gradients(replaced_mlp(plain), x), values_and_gradients(plain, x), 1e-4)
 
 
-def test_mlp_with_frozen_weights_passes_the_gradient_on() -> None:
+def test_mlp_with_frozen_weights_has_the_same_gradients() -> None:
     plain = mlp().requires_grad_(False)
     plain.up_proj.requires_grad_(True)
     x = rows(1, 5, 32)
-    assert_close(values_and_gradients(exchanged(plain), x), values_and_gradients(plain, x))
+    assert_close(values_and_gradients(replaced_mlp(plain), x), values_and_gradients(plain, x))
 
 
-def test_mlp_with_adapters_teaches_them_the_same() -> None:
+def test_mlp_with_adapters_has_the_same_gradients() -> None:
     plain = mlp(bias=False)
     for name in ("gate_proj", "down_proj"):
         layer = peft.tuners.lora.Linear(getattr(plain, name), "default", peft.LoraConfig(), r=4)
         nn.init.normal_(layer.lora_B["default"].weight, std=0.1)
         setattr(plain, name, layer.double())
     x = rows(1, 5, 32)
-    assert_close(values_and_gradients(exchanged(plain), x), values_and_gradients(plain, x))
+    assert_close(values_and_gradients(replaced_mlp(plain), x), values_and_gradients(plain, x))
 
 
-def test_mlp_under_autocast_is_left_to_torch() -> None:
+def test_mlp_under_autocast_uses_torch() -> None:
     plain = mlp().float()
     x = rows(1, 5, 32).float()
     results = []
-    for module in (exchanged(plain), plain):
+    for module in (replaced_mlp(plain), plain):
         with torch.autocast("cpu", torch.bfloat16):
             out = module(x)
         results.append([out, *torch.autograd.grad(out.float().sum(), list(module.parameters()))])
@@ -211,27 +213,25 @@ def test_mlp_under_autocast_is_left_to_torch() -> None:
 
 
 def kept(module: nn.Module, x: Tensor) -> int:
-    """Numbers that autograd keeps for the backward pass, parameters aside."""
+    """Return how many numbers autograd keeps for the backward pass, without parameters."""
     own = {p.untyped_storage().data_ptr() for p in module.parameters()}
     sizes: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage.data_ptr() not in own:
             sizes[storage.data_ptr()] = storage.nbytes() // tensor.itemsize
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda x: x):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda x: x):
         out = module(x.requires_grad_())
     assert out.requires_grad
     return sum(sizes.values())
 
 
-def test_backward_pass_is_left_input_and_scale_of_norms_and_two_products_of_mlps() -> None:
-    norm = PlainRMSNorm(rows(8))
-    swap_norms_and_mlps(norm, norm)
-    assert kept(norm, rows(1, 6, 8)) == 6 * 8 + 6
-    assert kept(exchanged(mlp()), rows(1, 6, 32)) == 6 * (32 + 2 * 64)
+def test_norms_keep_input_and_scale_and_mlps_keep_input_and_two_products() -> None:
+    assert kept(replaced_norm(PlainRMSNorm(rows(8))), rows(1, 6, 8)) == 6 * 8 + 6
+    assert kept(replaced_mlp(mlp()), rows(1, 6, 32)) == 6 * (32 + 2 * 64)
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -241,13 +241,12 @@ def policy_of(name: str, dtype: str = "float32") -> Policy:
     return Policy(random_lm(family(name), dtype=dtype), letters_tokenizer())
 
 
-@pytest.mark.parametrize("name", EXCHANGED)
-def test_norms_and_mlps_of_known_families_are_exchanged_and_saved_as_they_were(
-    name: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", REPLACED)
+def test_models_with_replaced_norms_and_mlps_are_saved_as_usual(name: str, tmp_path: Path) -> None:
     policy = policy_of(name)
     layer: Any = policy.backbone.layers[0]  # type: ignore[index]
-    assert type(layer.mlp) is GatedMLP and type(layer.input_layernorm) is RMSNorm
+    assert is_gated(layer.mlp) and "forward" in vars(layer.mlp)
+    assert is_rms_norm(layer.input_layernorm)
     policy.save(tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(tmp_path)
     groups = random_groups(50, *RAGGED)
@@ -257,26 +256,26 @@ def test_norms_and_mlps_of_known_families_are_exchanged_and_saved_as_they_were(
 
 
 def watch_rows(mlp: Any) -> list[int]:
-    """How many rows an MLP computes, pass after pass."""
+    """Record how many rows an MLP computes in each forward pass."""
     counts: list[int] = []
 
-    def note(activation: object, inputs: tuple[Tensor], output: Tensor) -> None:
-        # What the backward pass computes again has gradients.
+    def record(activation: object, inputs: tuple[Tensor], output: Tensor) -> None:
+        # The backward pass recomputes the activation with gradients.
         if not torch.is_grad_enabled():
             counts.append(len(inputs[0]))
 
-    mlp.act_fn.register_forward_hook(note)
+    mlp.act_fn.register_forward_hook(record)
     return counts
 
 
 def watched_rows(policy: Policy) -> tuple[list[int], list[int]]:
-    """Those of the first and the last layer's MLP."""
+    """Record the rows of the first and the last layer's MLP."""
     layers: Any = policy.backbone.layers
     return watch_rows(layers[0].mlp), watch_rows(layers[-1].mlp)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_last_mlp_computes_what_is_read_once_and_gradients_are_the_same(
+def test_last_mlp_computes_output_positions_with_the_same_gradients(
     checkpointing: bool,
 ) -> None:
     policy = policy_of("llama", "float64")
@@ -284,12 +283,12 @@ def test_last_mlp_computes_what_is_read_once_and_gradients_are_the_same(
         policy.model.activation_checkpointing_enable()
         policy.model.train()
     batch = Batch.of(random_groups(50, *RAGGED))
-    learned = list(policy.model.parameters())
+    trained = list(policy.model.parameters())
 
     def gradients(states: Tensor) -> list[Tensor | None]:
         weights = rows(*states.shape)
         loss = (states * weights).sum()
-        return list(torch.autograd.grad(loss, learned, allow_unused=True))
+        return list(torch.autograd.grad(loss, trained, allow_unused=True))
 
     at = batch.logit_positions_T
     whole = hidden_states(policy.backbone, batch)[at]
@@ -304,7 +303,7 @@ def test_last_mlp_computes_what_is_read_once_and_gradients_are_the_same(
         torch.testing.assert_close(mine, theirs, atol=1e-12, rtol=0)
 
 
-def test_last_mlp_computes_all_where_most_is_read() -> None:
+def test_last_mlp_computes_all_if_most_positions_are_output() -> None:
     policy = policy_of("llama", "float64")
     batch = Batch.of(random_groups(50, [10], [[10]]))
     whole = hidden_states(policy.backbone, batch)
@@ -316,7 +315,7 @@ def test_last_mlp_computes_all_where_most_is_read() -> None:
         assert last.pop() == count
 
 
-def test_passes_that_read_everything_compute_everything() -> None:
+def test_last_mlp_computes_all_without_output_positions() -> None:
     policy = policy_of("llama")
     batch = Batch.of(random_groups(50, *RAGGED))
     _, last = watched_rows(policy)
@@ -325,7 +324,7 @@ def test_passes_that_read_everything_compute_everything() -> None:
     assert last == [len(set(batch.logit_positions_T.tolist())), len(batch.tokens_L)]
 
 
-def test_reward_model_reads_ends_alone() -> None:
+def test_reward_model_computes_last_tokens_in_the_last_mlp() -> None:
     torch.manual_seed(0)
     model = AutoModelForSequenceClassification.from_config(family("llama", num_labels=1))
     scorer = RewardModel(model, letters_tokenizer())
@@ -337,7 +336,7 @@ def test_reward_model_reads_ends_alone() -> None:
     torch.testing.assert_close(scores, model.score(states)[:, 0], atol=1e-6, rtol=0)
 
 
-def test_exchanged_modules_use_the_fast_linears_that_were_there_before() -> None:
+def test_projections_outside_of_the_fused_functions_use_the_faster_product() -> None:
     policy = policy_of("llama")
     layer: Any = policy.backbone.layers[0]  # type: ignore[index]
-    assert type(layer.mlp.down_proj) is Linear
+    assert is_replaced(layer.mlp.down_proj, linear_forward)

@@ -1,0 +1,71 @@
+"""Base of policies and reward models: a ``transformers`` model that computes over groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from trivium.data.batch import Batch
+from trivium.models import flops
+from trivium.models.attention import states_at
+from trivium.models.equivalence import use_ragged_attention
+from trivium.models.fast_path import install_fast_path
+from trivium.models.loading import restore_trained, save_checkpoint, trained_state, unwrap_peft
+from trivium.models.model_config import FastPath
+
+
+class GroupModel:
+    """A model whose responses share their prompt where that is exact.
+
+    Args:
+        model: a ``transformers`` model, with or without ``peft`` adapters.
+        tokenizer: its tokenizer, saved beside it.
+        fast_path: as in ``ModelConfig``.
+
+    Attributes:
+        shared: whether prompts are shared; otherwise each response is a row of its own.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fast_path: FastPath
+    ) -> None:
+        self.model, self.tokenizer = model, tokenizer
+        self.fast_path: FastPath = fast_path
+        self.shared = use_ragged_attention(self.base)
+        install_fast_path(model, fast_path)
+        flops.watch(self.backbone)
+
+    @property
+    def base(self) -> PreTrainedModel:
+        """The model without adapters around it."""
+        return unwrap_peft(self.model)
+
+    @property
+    def backbone(self) -> PreTrainedModel:
+        """The transformer without its head."""
+        return self.base.base_model  # type: ignore[return-value]
+
+    @property
+    def device(self) -> torch.device:
+        return self.base.device
+
+    def hidden_at(self, batch: Batch, index: Tensor) -> Tensor:
+        """Return final hidden states at positions of the packed sequence, one per index."""
+        batch, index = batch.to(self.device), index.to(self.device)
+        return states_at(self.backbone, batch, index, shared=self.shared)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what training changes: the weights, or the adapters."""
+        return trained_state(self.model)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights, or adapters, of ``state_dict``."""
+        restore_trained(self.model, state)
+
+    def save(self, directory: Path) -> None:
+        """Write a checkpoint that plain ``transformers`` loads, adapters merged."""
+        save_checkpoint(directory, self.model, self.tokenizer)
