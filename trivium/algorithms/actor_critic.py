@@ -55,7 +55,7 @@ class OldScores:
     Attributes:
         logprobs_T: π_old's log-probs.
         values_T: V_old.
-        rescored_mask_T: log-probs that a forward pass computed; the others are the sampler's.
+        rescored_mask_T: tokens scored by a forward pass; elsewhere log-probs are the sampler's.
     """
 
     logprobs_T: Tensor
@@ -74,8 +74,8 @@ def old_scores(
 ) -> OldScores:
     """Score a rollout batch in the micro-batches of its first epoch.
 
-    Beside a separate critic, the actor's pass is skipped as far as ``experience.old_logprobs``
-    allows. A critic that shares the actor's trunk yields values and log-probs in one pass.
+    With a separate critic, ``experience.old_logprobs`` decides which log-probs need a forward pass
+    of the actor. A critic that shares the actor's backbone computes both in one pass.
     """
     micro_batches = first_epoch_micro_batches(minibatches, len(data.lengths_N))
     if tolerance > 0 and isinstance(critic, SeparateCritic):

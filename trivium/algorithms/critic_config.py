@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from trivium.config.base import Configuration, Conflict
-from trivium.models.model_config import ModelConfig, only_scores
+from trivium.models.model_config import ModelConfig, scoring_model_conflicts
 from trivium.training.optimizer_config import OptimizerConfig
 
 
@@ -22,7 +22,7 @@ class CriticConfig(Configuration):
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5)
     """The critic's optimizer."""
     coefficient: float = Field(default=0.5, gt=0)
-    """Weight of the value loss beside the actor's."""
+    """Weight of the value loss relative to the actor's loss."""
     clip: float | None = Field(default=None, gt=0)
     """Largest change of a value from V_old that the loss counts; null: no clipping."""
     warmup_steps: int = Field(default=0, ge=0)
@@ -33,4 +33,4 @@ class CriticConfig(Configuration):
             yield "model", "a shared critic is a head on the actor: leave critic.model out"
         if self.kind == "shared" and self.warmup_steps:
             yield "warmup_steps", "they would train the actor's trunk too: use kind: separate"
-        yield from only_scores("model", self.model)
+        yield from scoring_model_conflicts("model", self.model)

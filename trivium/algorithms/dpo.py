@@ -3,9 +3,9 @@
     h    = log π_θ(y_w|x)/π_ref(y_w|x) − log π_θ(y_l|x)/π_ref(y_l|x)
     L(θ) = −E log σ(β h)
 
-Neither β nor the reference bounds how far the policy moves. So while it trains, responses to
-held-out prompts are *sampled*, and their KL, length and quality are reported. Online DPO samples
-its pairs from the current policy and ranks them by a reward.
+Neither β nor the reference bounds how far the policy moves. Evaluations therefore *sample*
+responses to held-out prompts, and report their KL, length and reward. Online DPO samples its pairs
+from the current policy, and a reward decides which response is chosen.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Offline:
         self.steps = num_steps(config.epochs, len(self.data.groups), config.pairs_per_step)
 
     def prepare(self, policy: Policy, reference: Reference) -> None:
-        # Before its first step the policy equals the reference, so no copy is needed.
+        # The policy has not been trained yet, so its log-probs are the reference's.
         score = cached_logprobs if self.config.reference_cache else score_logprobs
         self.data = with_reference(self.config, self.data, partial(score, policy))
 
@@ -175,7 +175,7 @@ def with_reference(config: DPOConfig, data: PairData, score: Callable[..., Tenso
 
 @dataclass(frozen=True)
 class Objective:
-    """L(θ): the preference loss, its constants, and how log-ratios are reduced to margins."""
+    """Functions and constants of L(θ), and how log-ratios are reduced to margins."""
 
     loss: PreferenceLoss
     beta: float
@@ -207,7 +207,10 @@ def micro_batches(
 
 
 def loss(objective: Objective, policy: Policy, pairs: PairData, total: int) -> LossOutput:
-    """``1/total Σ_p {−log σ(β h) − c log π(y_w|x)/|y_w|}`` of one micro-batch of pairs."""
+    """``1/total Σ_p {−log σ(β h) − c_SFT log π(y_w|x)/|y_w|}`` of one micro-batch.
+
+    The first term is that of ``loss: sigmoid``.
+    """
     logprobs_T = policy.logprobs(Batch.of(pairs.groups))
     ref_T = pairs.ref_logprobs_T
     lengths_N = pairs.lengths_N.to(logprobs_T.device)
@@ -250,7 +253,7 @@ def step_metrics(beta: float, result: StepResult) -> dict[str, float]:
 
 
 def make_evaluator(config: DPOConfig, policy: Policy, reference: Reference) -> Evaluator | None:
-    """Return the evaluator; without rewards of its own it uses those that rank online pairs."""
+    """Return the evaluator; by default its rewards are those that rank the online pairs."""
     if config.evaluation is None:
         return None
     training = config.online.sampling if config.online is not None else None

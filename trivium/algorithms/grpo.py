@@ -1,12 +1,12 @@
 """Group Relative Policy Optimization (Shao et al. 2024): rewards compared within a group.
 
-    J(θ) = E 1/G Σ_i 1/|o_i| Σ_t w { min(ρ Â, clip(ρ, 1−ε, 1+ε) Â) − β KL[π_θ‖π_ref] }
-    w    = 1, or min(π_old/μ, C) if the sampler μ is not π_old, such as one a step behind
+    J(θ) = E 1/G Σ_i 1/|o_i| Σ_t c { min(ρ Â, clip(ρ, 1−ε, 1+ε) Â) − β KL[π_θ‖π_ref] }
+    c    = 1, or min(π_old/μ, C) if the sampler μ is not π_old but, say, one step behind it
 
 Three nested loops, all visible in ``train``: iterations (the reference is refreshed, and optionally
 the reward model is trained further), sampling steps (G responses per prompt, rewards, advantages),
-and updates (μ epochs of minibatches over the fixed batch). Left out: sampling (``rollout``),
-rewards (``rewards``), accumulating gradients (``training.optimizer``).
+and updates (epochs of minibatches over the fixed batch). Not in this file: sampling (``rollout``),
+rewards (``rewards``), gradient accumulation (``training.micro_batch``).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class GRPOExperience(Experience):
 
 @dataclass(frozen=True)
 class Objective:
-    """J(θ): its functions and constants."""
+    """Functions and constants of J(θ)."""
 
     surrogate: Surrogate
     clip_low: float
@@ -189,7 +189,7 @@ class Learner:
         supervision: Supervision,
         components: OnPolicyComponents,
     ) -> Learner:
-        # The KL is exactly 0 before the first update only if π_old is scored as π_ref is.
+        # Only if π_old is scored like π_ref is the KL exactly 0 before the first update.
         exact = config.beta > 0 or config.asynchronous
         return cls(
             policy=components.policy,
@@ -207,7 +207,7 @@ class Learner:
         )
 
     def plan(self, experience: GRPOExperience, step: int) -> list[Minibatch]:
-        """Plan the optimizer steps over one rollout batch: μ epochs of minibatches.
+        """Plan the optimizer steps over one rollout batch: epochs of minibatches.
 
         Without a KL term, responses with Â = 0 have no gradient; their forward pass is skipped.
         """
@@ -241,7 +241,7 @@ class Learner:
     def update(
         self, optimizer: Optimizer, experience: GRPOExperience, updates: Updates[Minibatch]
     ) -> list[StepResult]:
-        """Run μ epochs of minibatches over one rollout batch."""
+        """Run epochs of minibatches over one rollout batch."""
         aggregation, max_length = self.objective.aggregation, self.objective.max_length
         for minibatch in updates:
             if not experience.has_trained_tokens(minibatch):
@@ -251,7 +251,7 @@ class Learner:
         return updates.results
 
     def loss(self, micro_batch: GRPOExperience) -> LossOutput:
-        """``Σ_t w_t { −min(ρ Â, clip(ρ) Â) + β KL }`` of one micro-batch."""
+        """``Σ_t w_t c { −min(ρ Â, clip(ρ) Â) + β KL }`` of one micro-batch."""
         scores = self.policy.score(Batch.of(micro_batch.groups))
         logprobs_T = scores.logprobs_T
         old_T = micro_batch.old_logprobs_or_current(logprobs_T)
@@ -263,7 +263,7 @@ class Learner:
 def token_losses(
     objective: Objective, logprobs_T: Tensor, old_T: Tensor, micro_batch: GRPOExperience
 ) -> LossOutput:
-    """``w { −min(ρ Â, clip(ρ) Â) + β KL }``, ``[T]``, and what is observed of the micro-batch."""
+    """``c { −min(ρ Â, clip(ρ) Â) + β KL }``, ``[T]``, and the observations for metrics."""
     advantages_T = micro_batch.advantages_T.to(logprobs_T.device)
     loss_T = objective.surrogate(
         logprobs_T,

@@ -56,7 +56,7 @@ class GRPOConfig(Configuration):
     responses_per_prompt: int = Field(default=8, ge=2)
     """Group size G: each response is compared with the others of its group."""
     epochs: int = Field(default=1, ge=1)
-    """Inner loop: μ, the number of passes over a rollout batch."""
+    """Inner loop: passes over a rollout batch (μ in the paper)."""
     minibatches: int = Field(default=1, ge=1)
     """Optimizer steps per epoch."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)

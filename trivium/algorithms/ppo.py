@@ -3,12 +3,12 @@
     r_t      = 1[t = T]·score − β·(log π_old(o_t) − log π_ref(o_t))
     δ_t      = r_t + γ V(s_{t+1}) − V(s_t),     Â_t = Σ_k (γλ)^k δ_{t+k}
     Target_t = V_old(s_t) + Â_t
-    J(θ)     = E 1/|o| Σ_t w min(ρ Â, clip(ρ, 1−ε, 1+ε) Â),   critic: (V − Target)²
-    w        = 1, or min(π_old/μ, C) if the sampler μ is not π_old, such as one a step behind
+    J(θ)     = E 1/|o| Σ_t c min(ρ Â, clip(ρ, 1−ε, 1+ε) Â),   critic: (V − Target)²
+    c        = 1, or min(π_old/μ, C) if the sampler μ is not π_old but, say, one step behind it
 
 Three stages per step, all visible in ``train``: rollout and scoring; advantages and return targets,
-computed once and then fixed; epochs of minibatches over the fixed batch. Left out: sampling
-(``rollout``), rewards (``rewards``), accumulating gradients (``training.optimizer``).
+computed once and then fixed; epochs of minibatches over the fixed batch. Not in this file:
+sampling (``rollout``), rewards (``rewards``), gradient accumulation (``training.micro_batch``).
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ class Learner:
 
     Attributes:
         policy, critic, reference: the models; the reference is frozen.
-        objective, returns: the equations' constants and functions.
+        objective, returns: functions and constants of the equations.
         schedule, sampler_tolerance: see ``training.experience``.
         target_kl: KL(π_old‖π) per token at which a batch's updates end; None: never.
     """
@@ -178,11 +178,11 @@ class Learner:
     def prepare(
         self, rollouts: Rollouts, minibatches: list[Minibatch], beta: float
     ) -> PPOExperience:
-        """Rewards with KL → GAE → advantages and return targets, all detached."""
+        """Compute advantages and return targets by GAE; the rewards include the KL. No gradient."""
         loss_mask_T = torch.ones(int(rollouts.lengths_N.sum()), dtype=torch.bool)
         data = WeightedGroups(rollouts.groups, loss_mask_T=loss_mask_T)
         sampler_T = rollouts.sampler_logprobs_T
-        # The KL is exactly 0 before the first update only if π_old is scored as π_ref is.
+        # Only if π_old is scored like π_ref is the KL exactly 0 before the first update.
         tolerance = 0.0 if beta else self.sampler_tolerance
         old = old_scores(
             self.policy, self.critic, data, minibatches, sampler_T, tolerance=tolerance
@@ -237,25 +237,25 @@ class Learner:
         return updates.results
 
     def losses(self, with_actor: bool) -> list[Loss]:
-        """Return a micro-batch's losses; separate models train in turn, one graph at a time."""
+        """Return a micro-batch's losses; separate models take turns, so only one graph exists."""
         if with_actor and isinstance(self.critic, SeparateCritic):
             return [self.actor_loss, self.critic_loss]
         return [partial(self.joint_loss, with_actor=with_actor)]
 
     def joint_loss(self, micro_batch: PPOExperience, with_actor: bool) -> LossOutput:
-        """``Σ_t w_t {−min(ρ Â, clip(ρ) Â) − c_H H + c_V (V − Target)²}`` of one micro-batch."""
+        """``Σ_t w_t {−c min(ρ Â, clip(ρ) Â) − c_H H + c_V (V − Target)²}`` of one micro-batch."""
         scores = self.critic.score(self.policy, Batch.of(micro_batch.groups))
         actor, observed = surrogate_loss(self.objective, scores, micro_batch)
-        critic, observed_of_critic = regression_loss(self.objective, scores.values_T, micro_batch)
-        return actor + critic if with_actor else critic, observed | observed_of_critic
+        critic, critic_observed = regression_loss(self.objective, scores.values_T, micro_batch)
+        return actor + critic if with_actor else critic, observed | critic_observed
 
     def actor_loss(self, micro_batch: PPOExperience) -> LossOutput:
-        """``surrogate_loss`` of one micro-batch."""
+        """Score one micro-batch with the actor; return its ``surrogate_loss``."""
         scores = self.policy.score(Batch.of(micro_batch.groups))
         return surrogate_loss(self.objective, scores, micro_batch)
 
     def critic_loss(self, micro_batch: PPOExperience) -> LossOutput:
-        """``regression_loss`` of one micro-batch."""
+        """Score one micro-batch with the critic; return its ``regression_loss``."""
         assert isinstance(self.critic, SeparateCritic), "a shared critic is scored with the actor"
         values_T = self.critic.values(Batch.of(micro_batch.groups))
         return regression_loss(self.objective, values_T, micro_batch)
@@ -264,7 +264,7 @@ class Learner:
 def surrogate_loss(
     objective: Objective, scores: TokenScores | ActorCriticScores, micro_batch: PPOExperience
 ) -> LossOutput:
-    """``Σ_t w_t {−min(ρ Â, clip(ρ) Â) − c_H H}``."""
+    """``Σ_t w_t {−c min(ρ Â, clip(ρ) Â) − c_H H}``, and the observations for metrics."""
     weights_T = micro_batch.weights(scores.logprobs_T)
     old_T = micro_batch.old_logprobs_or_current(scores.logprobs_T)
     loss_T = clipped_surrogate(

@@ -1,4 +1,4 @@
-"""PPO's equations with a run's constants and functions: returns, and the objective."""
+"""Functions and constants of PPO's equations, read from a configuration: returns and objective."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Returns:
         beta: float,
         bootstrap_N: Tensor | None,
     ) -> Tensor:
-        """GAE over rewards with the KL in them, ``[T]``."""
+        """Return GAE advantages of rewards with the KL in them, ``[T]``."""
         lengths_N = rollouts.lengths_N.to(kl_T.device)
         step_rewards_T = rollouts.step_rewards(tokenizer, kl_T)
         rewards_T = kl_shaped_rewards(
@@ -63,7 +63,7 @@ class Returns:
 
 @dataclass(frozen=True)
 class Objective:
-    """J(θ) of the actor, and the critic's loss: their constants and functions."""
+    """Functions and constants of the actor's J(θ) and of the critic's loss."""
 
     clip_low: float
     clip_high: float

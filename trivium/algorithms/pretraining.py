@@ -1,4 +1,4 @@
-"""Pretraining mix of PPO-ptx: a language-modeling loss beside the policy's (Ouyang et al. 2022)."""
+"""PPO-ptx (Ouyang et al. 2022): a language-modeling loss on pretraining data, added to PPO's."""
 
 from __future__ import annotations
 

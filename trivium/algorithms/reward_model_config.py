@@ -8,7 +8,7 @@ from pydantic import Field
 
 from trivium.config.base import Configuration, Conflict
 from trivium.data.preferences import PreferencesConfig, StepLabelsConfig
-from trivium.models.model_config import ModelConfig, only_scores
+from trivium.models.model_config import ModelConfig, scoring_model_conflicts
 from trivium.runs.store import RunConfig
 from trivium.training.optimizer_config import OptimizerConfig
 
@@ -45,7 +45,7 @@ class RewardModelConfig(Configuration):
     """Steps between measurements of held-out accuracy; 0: only at the end."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        yield from only_scores("model", self.model)
+        yield from scoring_model_conflicts("model", self.model)
         if (self.pairs is None) == (self.steps is None):
             yield "", "give either pairs (an outcome model) or steps (a process model)"
         if self.pairs is None and self.validation_pairs is not None:

@@ -1,4 +1,4 @@
-"""The prompts of each step of PPO or GRPO, and their responses: sampled now or a step ahead."""
+"""Rollout batches of PPO and GRPO: the prompts of each step, and responses, also sampled ahead."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class RolloutBatches:
         responses_per_prompt: responses to each of them.
         sampling: how responses are sampled.
         seed: the run's seed.
-        first_step: the step that batch 0 belongs to, which keys its random numbers.
+        first_step: number of batch 0's step; random numbers are keyed by the step.
     """
 
     components: OnPolicyComponents

@@ -1,4 +1,4 @@
-"""GRPO's signal: advantages from the rewards of whole responses or of their steps."""
+"""GRPO's advantages, from rewards of whole responses or of their reasoning steps."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class Supervision:
 
 
 def loss_mask(rollouts: Rollouts, mask_truncated: bool) -> Tensor:
-    """Return which response tokens are trained on, ``[T]``."""
+    """Return a mask of the response tokens in the loss, ``[T]`` bool."""
     if not mask_truncated:
         return torch.ones(int(rollouts.lengths_N.sum()), dtype=torch.bool)
     if bool(rollouts.truncated_N.all()):

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import MAX_TOKENS
-from trivium.models.model_config import ModelConfig, only_scores
+from trivium.models.model_config import ModelConfig, scoring_model_conflicts
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import StopTexts, StopTokens
 
@@ -47,7 +47,7 @@ class EvaluateConfig(Configuration):
     """Replace the output file if it exists; false: an existing file is an error."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        yield from only_scores("reference", self.reference)
+        yield from scoring_model_conflicts("reference", self.reference)
 
     @field_validator("output")
     @classmethod

@@ -1,4 +1,4 @@
-"""The equations: pure functions of tensors and scalars, for these loops or for your own.
+"""The equations: pure functions of tensors and scalars, for use here or in loops of your own.
 
 Names are imported when they are first used: ``options`` must be readable without torch.
 """

@@ -1,8 +1,8 @@
 """Advantages: how much better a token was than expected.
 
 PPO computes them from a critic by GAE. GRPO computes them from the rewards of one prompt's group of
-responses, for whole responses (outcome) or for reasoning steps (process). No gradient flows here:
-callers detach the results and keep them fixed while a rollout batch is reused.
+responses, for whole responses (outcome) or for reasoning steps (process). Callers compute
+them without gradients and keep them fixed while a rollout batch is reused.
 """
 
 from __future__ import annotations

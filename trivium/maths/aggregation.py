@@ -25,7 +25,7 @@ Aggregation = Callable[[Tensor, Tensor, int | None], Tensor]
 def sequence_mean(mask_T: Tensor, lengths_N: Tensor, max_length: int | None = None) -> Tensor:
     """``1/(N·|o_i|)``: the mean over responses of the mean over tokens, ``[T]``.
 
-    Used by GRPO (Shao et al. 2024, eq. 3) and by the PPO objective of the note.
+    Used by PPO and GRPO as Shao et al. 2024 write them (eq. 1 and 3).
     """
     counts_N = segment_sum(mask_T, lengths_N)
     per_token_T = repeat_per_segment(counts_N.clamp(min=1), lengths_N)
@@ -58,7 +58,7 @@ def token_weights(
 ) -> Tensor:
     """Return the weight of every response token in the loss of one optimizer step, ``[T]``.
 
-    ``loss_mask_T`` marks the tokens that the policy wrote; others weigh 0 and do not count in
+    ``loss_mask_T`` marks the tokens that are trained on; others weigh 0 and do not count in
     ``|o_i|``. N counts the responses with at least one trained token. If there is none, all weights
     are 0.
     """

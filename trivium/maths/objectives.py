@@ -61,8 +61,9 @@ def gspo_surrogate(
     )
     _require_clip(clip_low, clip_high)
     mean_log_ratio_N = segment_mean((logprobs_T - old_logprobs_T).detach(), lengths_N)
-    own_T = torch.exp(logprobs_T - logprobs_T.detach())
-    ratio_T = repeat_per_segment(mean_log_ratio_N.exp(), lengths_N) * own_T
+    # Its value is 1, and its gradient is that of log π_θ(o_t).
+    unit_T = torch.exp(logprobs_T - logprobs_T.detach())
+    ratio_T = repeat_per_segment(mean_log_ratio_N.exp(), lengths_N) * unit_T
     clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
     return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
 
@@ -93,8 +94,8 @@ Surrogate = Callable[..., Tensor]
 def truncated_importance(logprobs_T: Tensor, sampler_logprobs_T: Tensor, *, cap: float) -> Tensor:
     """``min(π_trainer/π_sampler, C)``, detached, ``[T]`` (Yao et al. 2025).
 
-    The weight corrects for a sampler whose log-probs differ from the trainer's by numerics or
-    staleness.
+    The weight corrects for a sampler whose log-probs differ from the trainer's by rounding or
+    because it is an older policy.
     """
     if cap <= 0:
         raise ValueError(f"the cap of the importance weight must be positive, got {cap}")
@@ -203,9 +204,9 @@ PreferenceLoss = Callable[..., Tensor]
 
 
 def preference_gradient_weight(margins_P: Tensor, *, beta: float) -> Tensor:
-    """``σ(r̂_l − r̂_w) = σ(−β h)``, ``[P]``: how strongly DPO corrects a pair.
+    """``σ(r̂_l − r̂_w) = σ(−β h)``, ``[P]``: the weight of a pair in DPO's gradient.
 
-    It is the weight in the gradient ``−β σ(−β h) (∇log π(y_w) − ∇log π(y_l))`` of the loss
+    The gradient of the loss is ``−β σ(−β h) (∇log π(y_w) − ∇log π(y_l))``
     (Rafailov et al. 2023).
     """
     return torch.sigmoid(-beta * margins_P)

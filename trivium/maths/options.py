@@ -1,4 +1,4 @@
-"""Tables of the functions that a configuration chooses by name.
+"""Tables of the functions that a configuration can name.
 
 Each entry maps a name to ``module:function``. To add an option, write the function and add its
 line here: configurations, their reference and their messages read these tables. Nothing in this

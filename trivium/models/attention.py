@@ -28,7 +28,7 @@ UNSUPPORTED = ("s_aux", "position_bias", "sinks")
 
 
 class UnsupportedAttentionError(Exception):
-    """The model asks attention for something that no layout computes."""
+    """The model needs a kind of attention that no layout computes."""
 
 
 def ragged_attention(

@@ -1,7 +1,7 @@
 """Comparisons that decide whether a model family may use shared prompts.
 
-A model is switched to the shared-prompt layout after both computations agree on a few tokens. A
-family that hides part of its rule from the attention function keeps its own attention.
+A model is switched to the shared-prompt layout only if both computations agree on a few tokens. A
+family that applies part of its attention pattern elsewhere keeps its own attention.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from trivium.models.layout import AttentionSpec
 logger = logging.getLogger(__name__)
 
 HALF_PRECISION_TOL = 0.2
-"""How far hidden states may differ in half precision; a different rule differs by more."""
+"""How far hidden states may differ in half precision; a wrong attention pattern differs by more."""
 
 
 def uses_ragged_attention(model: PreTrainedModel) -> bool:
@@ -63,7 +63,7 @@ def use_ragged_attention(model: PreTrainedModel) -> bool:
         exact = (
             states_match(found, expected, tolerance)
             and states_match(states_at(backbone, batch, at), found[at], tolerance)
-            and _windows_arrive(model, specs)
+            and _windows_reach_attention(model, specs)
         )
     except (UnsupportedAttentionError, TypeError, ValueError, RuntimeError, KeyError):
         exact = False
@@ -77,7 +77,7 @@ def use_ragged_attention(model: PreTrainedModel) -> bool:
 def probe_hidden_states(
     backbone: PreTrainedModel,
 ) -> tuple[Batch, Tensor, dict[int, AttentionSpec]]:
-    """Return a few groups, their final hidden states, and the attention rule of each layer."""
+    """Return a few groups, their final hidden states, and the ``AttentionSpec`` of each layer."""
     layout = _Recorder(batch := _probe_batch(backbone), kernels_of(backbone))
     states_LD = packed_forward(backbone, batch.tokens_L, batch.positions_L, layout)
     return batch, states_LD, layout.specs
@@ -104,7 +104,7 @@ def _warn_once(family: str) -> None:
 
 
 class _Recorder(GroupLayout):
-    """A layout that records the rule that each layer asks for."""
+    """A layout that records the ``AttentionSpec`` of each layer."""
 
     def __init__(self, batch: Batch, kernels: Kernels) -> None:
         super().__init__(batch, kernels=kernels)
@@ -117,10 +117,11 @@ class _Recorder(GroupLayout):
         return super().attend(layer, query_LHD, key_LHD, value_LHD, spec)
 
 
-def _windows_arrive(model: PreTrainedModel, specs: dict[int, AttentionSpec]) -> bool:
+def _windows_reach_attention(model: PreTrainedModel, specs: dict[int, AttentionSpec]) -> bool:
     """Return whether every sliding window of the configuration reached the attention function.
 
-    A family that hides it in its mask would agree on a few tokens and be wrong beyond the window.
+    A family that applies the window in its own mask would agree on a few tokens, but be wrong on
+    sequences longer than the window.
     """
     config = model.config.get_text_config()
     window = getattr(config, "sliding_window", None) or None

@@ -30,8 +30,8 @@ def total() -> float:
     return _total
 
 
-def go_on_from(total: float) -> None:
-    """Set the count, as when a run resumes: differences then have the same bits."""
+def set_total(total: float) -> None:
+    """Set the count to that of a checkpoint, so that differences of counts have the same bits."""
     global _total
     _total = total
 
@@ -66,7 +66,7 @@ def apart() -> Iterator[Tally]:
 
 @contextmanager
 def paused() -> Iterator[None]:
-    """Do not count this thread's forward passes: counting waits for a GPU's positions."""
+    """Do not count this thread's forward passes: reading the positions would wait for the GPU."""
     outer = getattr(_thread, "paused", False)
     _thread.paused = True
     try:
@@ -89,7 +89,7 @@ def watch(backbone: PreTrainedModel) -> None:
 
 
 def counter(backbone: PreTrainedModel) -> Callable[[Tensor], None]:
-    """Return a count of forward passes without gradients that bypass the backbone.
+    """Return a function that counts forward passes that bypass the backbone, without gradients.
 
     It takes the positions of the pass's tokens, each of which attends to all positions before it.
     """
@@ -134,12 +134,12 @@ def _work(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
     if positions is None:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
     pad_rows = getattr(kwargs.get("layout"), "pad_rows", 0)
-    seen: Tensor = positions[:, : positions.shape[1] - pad_rows] + 1
-    held: Tensor | None = kwargs.get("attention_mask")
-    if held is None:
-        return seen.numel(), int(seen.sum())
-    held = held[:, -seen.shape[1] :]
-    return int(held.sum()), int((seen * held).sum())
+    attended: Tensor = positions[:, : positions.shape[1] - pad_rows] + 1
+    mask: Tensor | None = kwargs.get("attention_mask")
+    if mask is None:
+        return attended.numel(), int(attended.sum())
+    mask = mask[:, -attended.shape[1] :]
+    return int(mask.sum()), int((attended * mask).sum())
 
 
 def _matrices(backbone: PreTrainedModel) -> Matrices:

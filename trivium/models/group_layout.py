@@ -1,6 +1,7 @@
 """Layouts for training and scoring: responses share their prompt, and nothing is padded.
 
-``GroupLayout`` picks the implementation: the fast path's, FlexAttention on a GPU, or masks.
+``GroupLayout`` picks the implementation: the fast path's kernel, FlexAttention on a GPU, or dense
+attention with masks.
 """
 
 from __future__ import annotations

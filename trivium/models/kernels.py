@@ -23,7 +23,7 @@ class Kernels:
     """The reference implementation of every replaceable operation."""
 
     def multiply(self, a_LD: Tensor, b_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
-        """Return ``a bᵀ + bias``. Called where autograd does not record."""
+        """Return ``a bᵀ + bias``. It is called only where autograd records nothing."""
         return F.linear(a_LD, b_ED, bias_E)
 
     def pack(self, weight_ED: Tensor, bias_E: Tensor | None) -> Callable[[Tensor], Tensor]:
@@ -37,8 +37,8 @@ class Kernels:
     def group_attention(self, batch: Batch, output_positions: Tensor | None) -> Attend | None:
         """Return the attention of a batch's groups without a window or soft cap.
 
-        None: there is no replacement, and the caller uses its own. Only ``output_positions`` need
-        an output (None: all).
+        None: there is no replacement, and the caller uses its own implementation. Only
+        ``output_positions`` need an output (None: all).
         """
         return None
 
@@ -49,10 +49,10 @@ class Kernels:
         return None
 
     def decoder(self, backbone: PreTrainedModel) -> Callable[[], Forward] | None:
-        """Return a factory of decode models for ``backbone``; None where its own pass serves.
+        """Return a factory of decode models for ``backbone``; None: use the backbone itself.
 
-        A decode model computes what the backbone computes with the weights of the moment at which
-        it is made. No gradient flows.
+        A decode model computes the backbone's forward pass with the weights at the time of its
+        creation. No gradient flows.
         """
         return None
 

@@ -73,12 +73,12 @@ def load_scorer(config: ModelConfig) -> PreTrainedModel:
 
 def _require_one_label(config: ModelConfig) -> None:
     """Raise if the checkpoint is a classifier with several labels."""
-    about = _read_config(config)
-    kind = next(iter(about.architectures or ()), "")
-    if kind.endswith("ForSequenceClassification") and about.num_labels != 1:
+    hf_config = _read_config(config)
+    kind = next(iter(hf_config.architectures or ()), "")
+    if kind.endswith("ForSequenceClassification") and hf_config.num_labels != 1:
         raise ModelError(
-            f"{config.path} is a {kind} with {about.num_labels} labels: a reward model or critic "
-            "is a sequence classifier with one label, or a language model to start one from"
+            f"{config.path} is a {kind} with {hf_config.num_labels} labels: a reward model or "
+            "critic is a sequence classifier with one label, or a language model to start one from"
         )
 
 
@@ -104,8 +104,8 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 def context_length(config: ModelConfig) -> int | None:
     """Return the checkpoint's longest context in tokens, if its configuration names one."""
-    about = _read_config(config).get_text_config()
-    return getattr(about, "max_position_embeddings", None)
+    hf_config = _read_config(config).get_text_config()
+    return getattr(hf_config, "max_position_embeddings", None)
 
 
 def _read_config(config: ModelConfig) -> PreTrainedConfig:

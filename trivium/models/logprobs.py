@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from trivium.models.kernels import REFERENCE, Kernels
 
 CHUNK_ELEMENTS, CHUNK_MULTIPLE = 1 << 24, 16
-"""Logits in memory at a time, enough to amortize a pass over the head's weights; and the number
-that a chunk's tokens are a multiple of."""
+"""Logits in memory at a time, enough to amortize a pass over the head's weights; and the divisor of
+a chunk's number of tokens."""
 SLICE_ELEMENTS = 1 << 20
 """Logits in one softmax: few enough for a processor's cache."""
 
@@ -89,10 +89,13 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         parts = []
         for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):
-            z_TV, goals_T = head.logits(_padded(hidden_TD[at], head), temperature), targets_T[at]
+            z_TV, labels_T = (
+                head.logits(_padded(hidden_TD[at], head), temperature),
+                targets_T[at],
+            )
             parts += [
-                _statistics(z_TV[i], goals_T[i], entropy)
-                for i in chunks(len(goals_T), len(weight_VD), SLICE_ELEMENTS)
+                _statistics(z_TV[i], labels_T[i], entropy)
+                for i in chunks(len(labels_T), len(weight_VD), SLICE_ELEMENTS)
             ]
         chosen_T, entropy_T = (torch.cat(x) for x in zip(*parts, strict=True))
         ctx.save_for_backward(hidden_TD, weight_VD, bias_V, targets_T, entropy_T)
@@ -109,19 +112,19 @@ class _TokenLogprobs(torch.autograd.Function):
         head = Head(weight_VD, bias_V, scale, softcap, kernels)
         gradients = _Gradients(hidden_TD, head, ctx.needs_input_grad)
         for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):
-            padded_TD, goals_T = _padded(hidden_TD[at], head), targets_T[at]
+            padded_TD, labels_T = _padded(hidden_TD[at], head), targets_T[at]
             z_TV = head.logits(padded_TD, temperature)
-            for i in chunks(len(goals_T), len(weight_VD), SLICE_ELEMENTS):
+            for i in chunks(len(labels_T), len(weight_VD), SLICE_ELEMENTS):
                 slope = _slope(z_TV[i], head, temperature)
-                by_logits_TV = _by_logits(
+                grad_logits_TV = _logits_grad(
                     z_TV[i],
-                    goals_T[i],
+                    labels_T[i],
                     None if grad_logprobs_T is None else grad_logprobs_T[at][i],
                     None if grad_entropy_T is None else grad_entropy_T[at][i],
                     entropy_T[at][i],
                 )
-                z_TV[i] = by_logits_TV if slope is None else by_logits_TV.mul_(slope)
-            z_TV[len(goals_T) :] = 0
+                z_TV[i] = grad_logits_TV if slope is None else grad_logits_TV.mul_(slope)
+            z_TV[len(labels_T) :] = 0
             gradients.add(at, padded_TD, z_TV)
         return *gradients.results(), *[None] * 4
 
@@ -145,7 +148,7 @@ def _statistics(z_TV: Tensor, targets_T: Tensor, entropy: bool) -> tuple[Tensor,
     return chosen_T, -z_TV.softmax(-1).mul_(log_p_TV).sum(-1)
 
 
-def _by_logits(
+def _logits_grad(
     z_TV: Tensor,
     targets_T: Tensor,
     grad_T: Tensor | None,
@@ -154,21 +157,22 @@ def _by_logits(
 ) -> Tensor:
     """``g (1[target] − p) − h p (log p + H)``.
 
-    ``g`` and ``h`` are the gradients by the log-probs and by the entropy ``H``.
+    Gradient with respect to the logits; ``g`` and ``h`` are those with respect to the log-probs and
+    the entropy ``H``.
     """
     if grad_T is None:
         grad_T = torch.zeros_like(z_TV[:, 0])
     if grad_entropy_T is None:
-        by_logits_TV = z_TV.softmax(-1).mul_(-grad_T[:, None])
+        grad_logits_TV = z_TV.softmax(-1).mul_(-grad_T[:, None])
     else:
         log_p_TV = z_TV.log_softmax(-1)
         log_p_TV.add_(entropy_T[:, None]).mul_(-grad_entropy_T[:, None]).sub_(grad_T[:, None])
-        by_logits_TV = log_p_TV.mul_(z_TV.softmax(-1))
-    return by_logits_TV.scatter_add_(1, targets_T[:, None], grad_T[:, None])
+        grad_logits_TV = log_p_TV.mul_(z_TV.softmax(-1))
+    return grad_logits_TV.scatter_add_(1, targets_T[:, None], grad_T[:, None])
 
 
 def _slope(z_TV: Tensor, head: Head, temperature: float) -> Tensor | float | None:
-    """Return the derivative of the logits by the raw product; None: 1."""
+    """Return the derivative of the logits with respect to ``h Wᵀ + b``; None: 1."""
     slope = head.scale / temperature
     if head.softcap is None:
         return None if slope == 1 else slope
@@ -176,33 +180,33 @@ def _slope(z_TV: Tensor, head: Head, temperature: float) -> Tensor | float | Non
 
 
 class _Gradients:
-    """The needed gradients by hidden states, weight and bias, summed chunk by chunk."""
+    """Gradients with respect to hidden states, weight and bias, summed over chunks."""
 
     def __init__(self, hidden_TD: Tensor, head: Head, needed: Sequence[bool]) -> None:
         self.head = head
-        self.by_hidden_TD = torch.empty_like(hidden_TD) if needed[0] else None
+        self.grad_hidden_TD = torch.empty_like(hidden_TD) if needed[0] else None
         self.needs_weight, self.needs_bias = needed[1:3]
-        self.by_weight_DV: Tensor | None = None
-        self.by_bias_V: Tensor | None = None
+        self.grad_weight_DV: Tensor | None = None
+        self.grad_bias_V: Tensor | None = None
 
     def add(self, at: slice, hidden_TD: Tensor, grad_TV: Tensor) -> None:
-        """Add the gradient by the raw product of one chunk, padding rows included."""
+        """Add one chunk's gradients, given that of ``h Wᵀ + b``, padding rows included."""
         multiply, weight_VD = self.head.kernels.multiply, self.head.weight_VD
         hidden_TD = hidden_TD.to(grad_TV.dtype)
-        if self.by_hidden_TD is not None:
-            by_hidden_TD = multiply(grad_TV.to(weight_VD.dtype), weight_VD.t())
-            self.by_hidden_TD[at] = by_hidden_TD[: at.stop - at.start]
+        if self.grad_hidden_TD is not None:
+            grad_hidden_TD = multiply(grad_TV.to(weight_VD.dtype), weight_VD.t())
+            self.grad_hidden_TD[at] = grad_hidden_TD[: at.stop - at.start]
         if self.needs_weight:
-            self.by_weight_DV = _sum(self.by_weight_DV, multiply(hidden_TD.t(), grad_TV.t()))
+            self.grad_weight_DV = _sum(self.grad_weight_DV, multiply(hidden_TD.t(), grad_TV.t()))
         if self.needs_bias:
-            self.by_bias_V = _sum(self.by_bias_V, grad_TV.sum(0))
+            self.grad_bias_V = _sum(self.grad_bias_V, grad_TV.sum(0))
 
     def results(self) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """Return the gradients in the types of their inputs."""
         dtype = self.head.weight_VD.dtype
-        weight_VD = None if self.by_weight_DV is None else self.by_weight_DV.t().to(dtype)
-        bias_V = None if self.by_bias_V is None else self.by_bias_V.to(dtype)
-        return self.by_hidden_TD, weight_VD, bias_V
+        weight_VD = None if self.grad_weight_DV is None else self.grad_weight_DV.t().to(dtype)
+        bias_V = None if self.grad_bias_V is None else self.grad_bias_V.to(dtype)
+        return self.grad_hidden_TD, weight_VD, bias_V
 
 
 def _sum(total: Tensor | None, more: Tensor) -> Tensor:

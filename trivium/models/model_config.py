@@ -47,7 +47,7 @@ class ModelConfig(Configuration):
     """Faster implementations of the model's layers, equal up to rounding: auto (on a CPU), or off.
     With off, and on other devices, the layers are those of transformers."""
     cuda_graphs: bool = False
-    """Sample by CUDA graphs, which need fewer calls per token; off where a first check fails."""
+    """Sample with CUDA graphs: fewer kernel launches per token; off if a first check fails."""
     trust_remote_code: bool = False
     """Run Python code that comes with the checkpoint; only for sources that you trust."""
 
@@ -64,7 +64,7 @@ class ModelConfig(Configuration):
             yield "cuda_graphs", f"device {self.device} has no CUDA graphs: leave cuda_graphs out"
 
 
-def only_scores(field: str, model: ModelConfig | None) -> Iterator[Conflict]:
-    """Yield conflicts of a model that never samples with settings for sampling."""
+def scoring_model_conflicts(field: str, model: ModelConfig | None) -> Iterator[Conflict]:
+    """Yield settings for sampling of a model that never samples."""
     if model is not None and model.cuda_graphs:
         yield f"{field}.cuda_graphs", "this model does not sample: leave it out"

@@ -22,12 +22,12 @@ def register_choice(name: str, read: Callable[[], Any], write: Callable[[Any], N
 
 
 def numerics_state() -> dict[str, Any]:
-    """Return every registered choice by name, as ``trivium.serialization`` takes it."""
+    """Return every registered choice by name, for ``trivium.serialization``."""
     return {name: read() for name, (read, _) in sorted(_choices.items())}
 
 
 def load_numerics_state(state: Mapping[str, Any]) -> None:
-    """Repeat the choices of ``state``, those that are registered later too."""
+    """Repeat the choices of ``state``, including those that are registered later."""
     _pending.clear()
     _pending.update(state)
     for name in _choices.keys() & state.keys():

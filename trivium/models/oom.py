@@ -1,4 +1,4 @@
-"""Forward passes over parts of the data that split a part where it does not fit in memory.
+"""Forward passes that split their data if it does not fit in memory.
 
 When memory runs out, the part is split in half and each half is tried, which gives the same numbers
 up to rounding. A part that cannot be split ends the run. The next part is tried whole again, so a
@@ -108,7 +108,7 @@ def run_with_oom_split(
     *,
     whole_groups: bool = False,
 ) -> Iterator[tuple[list[int], Result]]:
-    """Call ``run`` on these responses of ``data``, at once or in as many parts as memory requires.
+    """Call ``run`` on these responses of ``data``, split into parts only if memory runs out.
 
     Yields the responses of each part, in order, with its result.
     """
@@ -126,20 +126,23 @@ def run_with_oom_split(
 
 
 def _attempt(run: Callable[[Any], Result], part: Grouped) -> Result | OutOfMemory:
-    """Returning drops the error and, with its frames, the tensors that they hold."""
+    """Call ``run``; return an out-of-memory failure instead of raising it.
+
+    Returning drops the error and, with its frames, the tensors that they hold.
+    """
     try:
         return run(part)
     except (RuntimeError, MemoryError) as error:
         return OutOfMemory.of(error)
 
 
-class Scores(Protocol):
-    """A policy or the reference."""
+class LogprobModel(Protocol):
+    """A model that scores response tokens: the policy or the reference."""
 
     def logprobs(self, batch: Batch) -> Tensor: ...
 
 
-def score_logprobs(model: Scores, data: Grouped, parts: Sequence[Sequence[int]]) -> Tensor:
+def score_logprobs(model: LogprobModel, data: Grouped, parts: Sequence[Sequence[int]]) -> Tensor:
     """Return ``score_all`` of a model's log-probs, ``[T]``."""
     (logprobs_T,) = score_all(data, parts, lambda batch: (model.logprobs(batch),))
     return logprobs_T
@@ -151,8 +154,8 @@ def score_all(
 ) -> tuple[Tensor, ...]:
     """Return per-token scores of all these responses, ``[T]`` each, by micro-batch.
 
-    Given the micro-batches of a later optimizer step, the results have the bits that this step
-    computes with unchanged weights, so ρ is exactly 1 before the first update. (If memory runs out
+    Given the micro-batches of a later optimizer step, the results are bit-identical to those of
+    this step with unchanged weights, so ρ is exactly 1 before the first update. (If memory runs out
     in only one of the two passes, they are equal up to rounding.)
     """
     lengths_N = data.lengths_N

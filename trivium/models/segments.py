@@ -1,4 +1,4 @@
-"""Segments of a packed sequence as rows of dense computation."""
+"""Segments of a packed sequence, padded to rows for dense computation."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 class PaddedSegments:
     """Segments copied into rows that are as long as the longest segment.
 
-    The places behind a shorter segment hold some other token; the caller must mask them.
+    Positions after the end of a shorter segment hold some other token; the caller must mask them.
 
     Args:
         starts, lengths: where each segment begins in the packed sequence, and how long it is.
@@ -34,13 +34,13 @@ class PaddedSegments:
 
     @cached_property
     def held(self) -> Tensor:
-        """Places of the rows that hold the row's own tokens, ``[rows, longest]``."""
+        """Mask of the positions that hold the row's own tokens, ``[rows, longest]`` bool."""
         places = torch.arange(self.longest, device=self._starts.device)
         return places < self._lengths[:, None]
 
     @cached_property
     def index(self) -> Tensor:
-        """Position in the packed sequence of each place of the rows, ``[rows, longest]``."""
+        """Position in the packed sequence of each element of the rows, ``[rows, longest]``."""
         at = self._starts[:, None] + torch.arange(self.longest, device=self._starts.device)
         return torch.where(self.held, at, 0)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from trivium.data.batch import Grouped, token_index
 from trivium.maths.aggregation import Aggregation, token_weights
 from trivium.maths.ragged import segment_sum
-from trivium.models.oom import Scores, score_logprobs
+from trivium.models.oom import LogprobModel, score_logprobs
 from trivium.training.protocols import Updates
 
 MicroBatches = list[list[int]]
@@ -33,7 +33,7 @@ class Minibatch:
 
     Attributes:
         responses: indices of the responses that the loss is averaged over.
-        micro_batches: those of them that have a gradient, split.
+        micro_batches: the responses that may have a gradient, split into micro-batches.
     """
 
     responses: list[int]
@@ -42,7 +42,7 @@ class Minibatch:
 
 @dataclass(frozen=True)
 class UpdateSchedule:
-    """How often, and in which parts, a rollout batch is trained on.
+    """Epochs, minibatches and micro-batches of the updates on one rollout batch.
 
     Attributes:
         epochs: passes over the batch.
@@ -126,7 +126,8 @@ class Experience(WeightedGroups):
     Attributes:
         advantages_T: advantages.
         ref_logprobs_T: log-probs under the reference; None without a KL term.
-        old_logprobs_T: log-probs under π_old; None where π_old is the policy that is updated.
+        old_logprobs_T: log-probs under π_old; None in the first optimizer step, where π_old is the
+            current policy.
         rescored_mask_T: tokens whose π_old log-probs come from a forward pass of the trainer;
             elsewhere they are the sampler's.
     """
@@ -137,7 +138,7 @@ class Experience(WeightedGroups):
     rescored_mask_T: Tensor | None = None
 
     def without_gradient(self) -> list[int]:
-        """Return the responses whose tokens are all untrained or have advantage 0."""
+        """Return the responses without a token that is in the loss and has a nonzero advantage."""
         signal_T = self.loss_mask_T & (self.advantages_T != 0)
         signals_N = segment_sum(signal_T.float(), self.lengths_N)
         return torch.nonzero(signals_N == 0)[:, 0].tolist()
@@ -179,7 +180,7 @@ def old_logprobs(
     data: WeightedGroups,
     minibatches: Sequence[Minibatch],
     sampler_logprobs_T: Tensor,
-    policy: Scores,
+    policy: LogprobModel,
     *,
     tolerance: float,
 ) -> tuple[Tensor, Tensor]:
@@ -226,9 +227,9 @@ def plan_updates(
     """Plan the optimizer steps over one rollout batch: epochs of minibatches of reshuffled groups.
 
     Responses ``without_gradient`` count in their minibatch but are in none of its micro-batches. If
-    that leaves a minibatch empty, its cheapest response stays, so that the optimizer's moments and
-    the weights decay as they would have. The plan is a function of the data's lengths and the
-    arguments alone.
+    that leaves a minibatch empty, its cheapest response stays, so that the optimizer still takes
+    its step: moments and weights decay as if nothing were skipped. The plan is a function of the
+    data's lengths and the arguments alone.
     """
     skipped = frozenset(without_gradient)
     costs = [len(g.prompt) + len(r) for g in data.groups for r in g.responses]
@@ -246,7 +247,7 @@ def plan_updates(
 def first_epoch_micro_batches(minibatches: Sequence[Minibatch], responses: int) -> MicroBatches:
     """Return all micro-batches of the first epoch over this number of responses.
 
-    An epoch has fewer optimizer steps than configured if there are fewer groups.
+    An epoch has fewer optimizer steps than configured if there are fewer groups than minibatches.
     """
     ends = accumulate(len(step.responses) for step in minibatches)
     pairs = zip(minibatches, ends, strict=True)
@@ -267,7 +268,7 @@ def shuffled(count: int, *, seed: int, epoch: int) -> list[int]:
 def epoch_batch(count: int, size: int, step: int, *, seed: int) -> list[int]:
     """Return the indices of batch number ``step`` of epochs of ``count`` items.
 
-    Every item comes once per epoch, in a new order each time; a batch may span two epochs. A batch
+    Every item comes once per epoch, in a new order each epoch; a batch may span two epochs. A batch
     larger than the data is the data.
     """
     size = min(size, count)

@@ -1,12 +1,12 @@
 """Micro-batches: the unit of forward and backward passes, and how their gradients are added up.
 
-If a micro-batch does not fit the memory, it is split in halves. Token weights are fixed for the
+If a micro-batch does not fit in memory, it is split in half. Token weights are fixed for the
 whole optimizer step before it is split (``maths.aggregation``), so the halves' losses and gradients
 add up to the same. A failed backward pass may already have added part of its gradient; the step is
 then started again, which costs time but, unlike a spare copy of the gradients, no memory.
 
 A size that did not fit is not tried again in the same step. The next step starts from the
-configured size, so that its bits depend on itself alone.
+configured size, so that its result does not depend on earlier failures.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Loss = Callable[[Any], LossOutput]
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """A part of an optimizer step and the loss that is computed from it.
+    """One part of an optimizer step, with its loss function.
 
     Attributes:
         data: the groups, with their token weights.
@@ -54,7 +54,7 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class MicroBatchResult:
-    """A micro-batch whose gradient was added, its loss, and its observations."""
+    """Loss and observations of a micro-batch whose gradient has been accumulated."""
 
     micro_batch: MicroBatch
     loss: float
@@ -111,7 +111,7 @@ def _backward(micro_batch: MicroBatch) -> MicroBatchResult | OutOfMemory:
 
 @torch.no_grad()
 def measure(micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[float, dict[str, Tensor]]]:
-    """Yield losses and observations without gradients, of micro-batches or of their halves."""
+    """Yield the loss and observations of each micro-batch, or of its parts, without gradients."""
     for micro_batch in micro_batches:
         responses = range(len(micro_batch.data.lengths_N))
         for _, (loss, observed) in run_with_oom_split(

@@ -36,7 +36,7 @@ class StepResult:
         gradient_norm: the gradient's norm before clipping, of the first set of parameters.
         learning_rate: the rate of the first set of parameters.
         observed: observations of all micro-batches, concatenated.
-        splits: micro-batches that were split because they did not fit the memory.
+        splits: micro-batches that were split because they did not fit in memory.
     """
 
     loss: float
@@ -88,7 +88,7 @@ class Optimizer:
         self.adamw = torch.optim.AdamW(groups, fused=True)
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> StepResult:
-        """Accumulate the gradients of all micro-batches, clip, and move the parameters once.
+        """Accumulate the gradients of all micro-batches, clip them, and update the parameters once.
 
         Raises:
             NonFiniteError: the loss or a gradient norm is not finite; no weight was changed.
@@ -139,7 +139,7 @@ class Optimizer:
         return {"steps": self.steps, "moments": self.adamw.state_dict()["state"]}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from a state."""
+        """Restore the moments and the number of steps."""
         self.steps = state["steps"]
         self.adamw.load_state_dict(self.adamw.state_dict() | {"state": state["moments"]})
 

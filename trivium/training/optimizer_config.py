@@ -1,4 +1,4 @@
-"""Configuration of ``optimizer``."""
+"""Configuration of the optimizer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class OptimizerConfig(Configuration):
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """How the rate decays after warm-up, down to min_lr_ratio of the peak."""
     warmup_steps: int = Field(default=0, ge=0)
-    """Optimizer steps over which the rate rises linearly from 0."""
+    """Optimizer steps over which the rate rises linearly to its peak."""
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)
     """Final rate of linear and cosine, as a share of the peak."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)

@@ -1,4 +1,4 @@
-"""A user's own equation, tried on a tiny batch before the run.
+"""Checks of a user's own equation on a tiny batch before the run.
 
 The tiny batch holds two responses (or groups, or pairs) with unequal values. It cannot show that an
 equation is right; it shows wrong shapes, values that are not finite, and losses without a gradient.
@@ -19,7 +19,7 @@ from trivium.errors import ConfigurationError
 
 def check(option: Option, choice: str, function: Callable[..., Any]) -> None:
     """Raise ConfigurationError if a user's function fails on the tiny batch of its kind."""
-    values, learned = _TINY[option.name]()
+    values, differentiated = _TINY[option.name]()
     arguments, settings = values
     try:
         result = function(*arguments, **settings)
@@ -40,14 +40,14 @@ def check(option: Option, choice: str, function: Callable[..., Any]) -> None:
             f"{choice} returned {result.tolist()} for a tiny batch of ordinary values: every value "
             "must be finite"
         )
-    if learned is not None:
-        _require_gradient(choice, result, learned)
+    if differentiated is not None:
+        _require_gradient(choice, result, differentiated)
 
 
-def _require_gradient(choice: str, result: Tensor, learned: Tensor) -> None:
+def _require_gradient(choice: str, result: Tensor, differentiated: Tensor) -> None:
     gradient = None
     if result.requires_grad:
-        (gradient,) = torch.autograd.grad(result.sum(), learned, allow_unused=True)
+        (gradient,) = torch.autograd.grad(result.sum(), differentiated, allow_unused=True)
     if gradient is None or not bool(gradient.isfinite().all()) or not bool(gradient.any()):
         shown = "no gradient" if gradient is None else f"the gradient {gradient.tolist()}"
         raise ConfigurationError(

@@ -50,8 +50,8 @@ def load_option(option: Option, choice: str) -> Callable[..., Any]:
     """Return the function of a choice; a user's own is checked on a tiny batch first.
 
     Raises:
-        ConfigurationError: the function cannot be imported, fails on the tiny batch, or returns
-            something else than one finite number per item.
+        ConfigurationError: the function cannot be imported, fails on the tiny batch, or does
+            not return one finite number per item.
     """
     function = option.load(choice)
     if option.is_users(choice):

@@ -1,4 +1,4 @@
-"""Metrics of a policy update, by their standard names, from flat observations."""
+"""Metrics of a policy update, computed from per-token observations."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def join_observed(results: list[StepResult]) -> dict[str, Tensor]:
 
 
 def update_metrics(results: list[StepResult]) -> dict[str, float]:
-    """Return means over the optimizer steps of one rollout batch, and splits if there were any."""
+    """Return means over the optimizer steps of a batch, and the number of memory splits, if any."""
     count, splits = len(results), sum(r.splits for r in results)
     return {
         **({"memory/splits": float(splits)} if splits else {}),
@@ -91,7 +91,9 @@ def old_policy_metrics(
     """Compare π_old with the sampler and, if there is one, the reference, after the updates."""
     old_T = experience.with_first_step_logprobs(updates).old_logprobs_T
     rescored_T, ref_T = experience.rescored_mask_T, experience.ref_logprobs_T
-    assert old_T is not None and rescored_T is not None, "known after the first optimizer step"
+    assert old_T is not None and rescored_T is not None, (
+        "π_old is scored by the first optimizer step at the latest"
+    )
     return {
         **({} if ref_T is None else reference_metrics(old_T, ref_T, len(rollouts.flat))),
         "policy/old_scored": float(rescored_T.float().mean()),

@@ -1,4 +1,4 @@
-"""Interfaces between the run loop and the algorithms: evaluators, stage timing, optimizer steps."""
+"""Types shared by the run loop and the algorithms: evaluators, stage timing, optimizer steps."""
 
 from __future__ import annotations
 

@@ -39,14 +39,14 @@ logger = logging.getLogger(__name__)
 MAX_BYTES = 1 << 30
 """Total size of all files; the least recently used are deleted first."""
 _VALUES, _DIGEST = "logprobs_T", "sha256"
-_LEFT_OVER_AFTER = 3600.0
-"""Seconds after which a partly written file is taken to belong to a killed process."""
+_STALE_SECONDS = 3600.0
+"""Age after which a partly written file is assumed to belong to a killed process."""
 
 
 def cached_logprobs(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> Tensor:
     """Return ``score_logprobs`` of a policy that has not been trained yet, from disk if cached.
 
-    A model whose code came with its checkpoint is never cached: nothing tells when that changes.
+    A model whose code came with its checkpoint is never cached: changes of that code go unnoticed.
     """
     if not type(unwrap_peft(policy.model)).__module__.startswith("transformers."):
         return score_logprobs(policy, data, parts)
@@ -67,10 +67,10 @@ def cached_logprobs(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]
 def cache_key(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> str:
     """Return a digest of everything that the log-probs depend on, to the last bit."""
     model = unwrap_peft(policy.model)
-    about = model.config.to_dict()
+    config = model.config.to_dict()
     environment = {
         "class": type(model).__name__,
-        "config": {k: v for k, v in about.items() if k not in ("_name_or_path", "name_or_path")},
+        "config": {k: v for k, v in config.items() if k not in ("_name_or_path", "name_or_path")},
         "attention": [policy.shared, model.config._attn_implementation],
         "temperature": policy.temperature,
         "packages": versions(),
@@ -89,7 +89,7 @@ def cache_key(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> 
 
 
 def _weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    """The reference's weights and buffers: adapters that are not trained yet change nothing."""
+    """Yield the reference's weights and buffers; untrained adapters change nothing."""
     adapted = has_lora(policy.model)
     for name, parameter in policy.model.named_parameters():
         if not (adapted and parameter.requires_grad):
@@ -132,7 +132,7 @@ def _read(path: Path, key: str, pairs: int) -> Tensor | None:
     except (SafetensorError, KeyError, ValueError, RuntimeError) as error:
         logger.warning("%s: is truncated or altered (%s); scoring the pairs again", path, error)
         return None
-    with suppress(OSError):  # A cache that is read-only still serves.
+    with suppress(OSError):  # A read-only cache can still be read.
         path.touch()
     logger.info("the reference's log-probs of %d pairs were read from the cache: %s", pairs, path)
     return values_T
@@ -157,10 +157,10 @@ def _evict_old_files(directory: Path) -> None:
     files = []
     for path in directory.iterdir():
         with suppress(FileNotFoundError):  # Another process may evict files, too.
-            about = path.stat()
-            files.append((about.st_mtime, about.st_size, path))
+            stat = path.stat()
+            files.append((stat.st_mtime, stat.st_size, path))
     for at, _, path in files:
-        if is_partial_write(path) and time.time() - at > _LEFT_OVER_AFTER:
+        if is_partial_write(path) and time.time() - at > _STALE_SECONDS:
             path.unlink(missing_ok=True)
     kept = sorted((f for f in files if f[2].suffix == ".safetensors"), reverse=True)
     ends = accumulate(size for _, size, _ in kept)

@@ -1,4 +1,4 @@
-"""Run loop: the work around the steps of a training run, which all algorithms share.
+"""Run loop: everything around the steps of a training run, shared by all algorithms.
 
 An algorithm iterates over the steps and passes the metrics of each step to the loop. The loop
 completes and logs the metrics, sends them to trackers and monitors, shows progress, and runs
@@ -192,13 +192,13 @@ class Training:
         return self._memo["rollouts"]
 
     def memoize(self, name: str, compute: Callable[[], T]) -> T:
-        """Return another result that is computed once per step, even if the run resumes inside."""
+        """Return a result that is computed once per step, even if the run resumes inside it."""
         if name not in self._memo:
             self._store(name, compute())
         return self._memo[name]
 
     def updates(self, steps: Sequence[T]) -> Updates[T]:
-        """Return the optimizer steps of a training step, of which the remaining are iterated."""
+        """Return the optimizer steps of a training step; iteration yields those not done yet."""
         return Updates(steps, self._results, self._remaining_updates(steps))
 
     def _remaining_updates(self, steps: Sequence[T]) -> Iterator[T]:
@@ -251,7 +251,7 @@ class Training:
         self.save("best", model)
 
     def _start_step_clock(self) -> None:
-        """Count the time and FLOPs of the step from now."""
+        """Start to count the time and FLOPs of the next step."""
         self._step_start = (time.perf_counter(), flops.total())
 
     def _keeps_samples(self, step: int) -> bool:
@@ -385,7 +385,7 @@ class Training:
         self._memo, self._num_updates = state["memo"], state["num_updates"]
         self._save_point_index, self._results = state["save_point_index"], state["results"]
         self.stages.seconds = state["stages"]
-        flops.go_on_from(state["flops"][0])
+        flops.set_total(state["flops"][0])
         self._step_start = (time.perf_counter() - state["seconds"], state["flops"][1])
         self.budget.spent = state["spent"]
         self._monitors.load_state_dict(state["monitors"])

@@ -1,4 +1,4 @@
-"""Build the components of on-policy loops, in the order that finds mistakes earliest.
+"""Build the components of on-policy loops: cheap parts first, so that mistakes show early.
 
 The configuration has been checked already. Tokenizer, data and rewards come before models.
 """
@@ -78,7 +78,7 @@ def build_components(
     """Load everything that a loop over rollouts needs.
 
     The reference holds a model only if the loop (``with_reference``) or an evaluation needs it.
-    Evaluation samples from the current policy, also if training samples ahead.
+    Evaluation samples from the current policy, even if training samples ahead.
     """
     if not rewards:
         raise ConfigurationError("rewards is empty: name at least one, as file.py:function")

@@ -1,7 +1,7 @@
 """Startup of a training run: check the device and the run directory before anything slow.
 
-A resumed run loads its numerics here, before its models are loaded. The random generators are
-seeded, and the measurement of peak memory starts.
+This also seeds the random generators and starts the measurement of peak memory. A resumed run
+restores the choices of ``models.numerics`` here, before its models are loaded.
 """
 
 from __future__ import annotations
