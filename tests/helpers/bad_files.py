@@ -258,32 +258,32 @@ bad("checkpoint that is a file", "sft", "model: {path: demos.jsonl}\n", "demos.j
     "there is no checkpoint directory", "name a directory with config.json")
 bad_model("directory without a checkpoint", lambda d: _delete(d, "model/config.json"), "model",
     "model.path", "without config.json", "name one, such as a run's `final`")
-bad_model("adapters without a base", _adapters_only, "adapters alone", "model.path",
-    "so it is no checkpoint", "merge them into their base")
+bad_model("adapters without a base", _adapters_only, "only adapters", "model.path",
+    "so it is not a checkpoint", "merge them into their base")
 bad_model("invalid JSON in config.json",
     lambda d: (d / "model/config.json").write_text('{"a": 1,\n'), "config.json",
     "model/config.json:2", "not valid JSON", "copy the checkpoint again")
 bad_model("config.json that is a list", lambda d: (d / "model/config.json").write_text("[]"),
-    "config.json", "model/config.json:", "holds no object", "copy the checkpoint again")
+    "config.json", "model/config.json:", "is not a JSON object", "copy the checkpoint again")
 bad_model("missing weights", lambda d: (d / WEIGHTS).unlink(), "model", "model.path",
     "holds no weights", "put model.safetensors beside")
 bad_model("weights in a pickle", _pickle_weights, "pytorch_model.bin", "model.path",
-    "a pickle, which can run any code", "take the checkpoint's safetensors")
+    "a pickle, which can run any code", "use the checkpoint's safetensors")
 bad_model("truncated weights", _truncate_weights, "bytes of weights", WEIGHTS,
     "where its header says", "copy the checkpoint again")
 bad_model("weights with a damaged header", _damage_header, "model.safetensors", WEIGHTS,
     "its header is damaged", "copy the checkpoint again")
 bad_model("empty weights", lambda d: (d / WEIGHTS).write_bytes(b""), "0 bytes", WEIGHTS,
-    "is truncated or no safetensors file", "copy the checkpoint again")
+    "is truncated or not a safetensors file", "copy the checkpoint again")
 bad_model("weights with a huge header",
     lambda d: (d / WEIGHTS).write_bytes(struct.pack("<Q", 2**60) + b"{}"), "10 bytes", WEIGHTS,
-    "is truncated or no safetensors file", "copy the checkpoint again")
+    "is truncated or not a safetensors file", "copy the checkpoint again")
 bad_model("index of a missing file", lambda d: _write_index(d, "model-1.safetensors"),
     "model-1.safetensors", "model.safetensors.index.json", "which is not there",
     "copy the checkpoint again")
 bad_model("index of a file outside the checkpoint",
     lambda d: _write_index(d, "../../other.safetensors"), "'../../other.safetensors'",
-    "model.safetensors.index.json", "no .safetensors file beside", "from a source you trust")
+    "model.safetensors.index.json", "not a .safetensors file beside", "from a source you trust")
 bad_model("missing tokenizer", lambda d: _delete(d, "model/tokenizer*"), "model", "model.path",
     "has no tokenizer", "put tokenizer.json")
 bad_model("invalid JSON in tokenizer.json", lambda d: (d / "model/tokenizer.json").write_text("{"),

@@ -59,12 +59,12 @@ def read_config(directory: Path) -> dict[str, Any]:
     if not file.is_file():
         adapter = (directory / "adapter_config.json").is_file()
         remedy = (
-            "; it holds adapters alone: merge them into their base and name the result"
+            "; it holds only adapters: merge them into their base and name the result"
             if adapter
             else ": name one, such as a run's `final`"
         )
         raise ModelError(
-            f"{directory} is a directory without config.json, so it is no checkpoint{remedy}"
+            f"{directory} is a directory without config.json, so it is not a checkpoint{remedy}"
         )
     return _json_object(file)
 
@@ -94,8 +94,8 @@ def weight_faults(directory: Path) -> Iterator[str]:
         if pickled:
             yield (
                 f"{directory} holds its weights as {pickled[0]}, a pickle, which can run any code "
-                "when it is read, and is not loaded: take the checkpoint's safetensors, or convert "
-                "it where that is no danger (save_pretrained writes model.safetensors)"
+                "when it is read, and is not loaded: use the checkpoint's safetensors, or convert "
+                "it where that is safe (save_pretrained writes model.safetensors)"
             )
         else:
             yield f"{directory} holds no weights: put {SINGLE} beside its config.json"
@@ -114,8 +114,8 @@ def _shard_faults(index: Path) -> Iterator[str]:
     for name in sorted({str(name) for name in shards.values()}):
         if Path(name).name != name or not name.endswith(".safetensors"):
             yield (
-                f"{index}: names the file {name!r}, which is no .safetensors file beside it, and "
-                "is not read: take the checkpoint from a source you trust"
+                f"{index}: names the file {name!r}, which is not a .safetensors file beside it, "
+                "so it is not read: take the checkpoint from a source you trust"
             )
         elif not (index.parent / name).is_file():
             yield f"{index}: names {name}, which is not there: copy the checkpoint again"
@@ -131,20 +131,20 @@ def _safetensors_faults(file: Path) -> Iterator[str]:
         start = opened.read(8)
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
         if not 2 <= length <= min(_LONGEST_HEADER, max(size - 8, 0)):
-            yield f"{file}: is truncated or no safetensors file ({size:,} bytes): {remedy}"
+            yield f"{file}: is truncated or not a safetensors file ({size:,} bytes): {remedy}"
             return
         text = opened.read(length)
     try:
         header = json.loads(text)
         ends = [t["data_offsets"][1] for name, t in header.items() if name != "__metadata__"]
-        held = max(ends, default=0)
+        stated = max(ends, default=0)
     except (ValueError, RecursionError, AttributeError, LookupError, TypeError):
         yield f"{file}: its header is damaged: {remedy}"
         return
-    if held != size - 8 - length:
+    if stated != size - 8 - length:
         yield (
-            f"{file}: holds {size - 8 - length:,} bytes of weights where its header says {held:,}: "
-            f"{remedy}"
+            f"{file}: holds {size - 8 - length:,} bytes of weights where its header says "
+            f"{stated:,}: {remedy}"
         )
 
 
@@ -168,7 +168,9 @@ def _json_object(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except OSError as error:
-        raise ModelError(f"{file}: cannot be read: {error.strerror}; check its rights") from None
+        raise ModelError(
+            f"{file}: cannot be read: {error.strerror}; check its permissions"
+        ) from None
     except json.JSONDecodeError as error:
         raise ModelError(
             f"{file}:{error.lineno}: not valid JSON: {error.msg}; copy the checkpoint again"
@@ -176,5 +178,5 @@ def _json_object(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         raise ModelError(f"{file}: not readable as JSON; copy the checkpoint again") from None
     if not isinstance(content, dict):
-        raise ModelError(f"{file}: holds no object of settings; copy the checkpoint again")
+        raise ModelError(f"{file}: is not a JSON object; copy the checkpoint again")
     return content
