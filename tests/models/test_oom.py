@@ -267,7 +267,7 @@ def test_out_of_memory_in_the_optimizer_says_which_weights_may_have_changed(
         raise RuntimeError(CPU)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", fail)
-    with pytest.raises(TrainingError, match=r"moved the weights at its step 0 .*last checkpoint"):
+    with pytest.raises(TrainingError, match=r"changed the weights at its step 0 .*last checkpoint"):
         toy.step(WORK)
 
 
