@@ -125,20 +125,20 @@ def test_a_file_without_the_function_is_refused_before_anything_is_loaded(
 @pytest.mark.parametrize(
     ("option", "body", "reason"),
     [
-        (ADVANTAGE, "def f(rewards_N, sizes_G): return rewards_N", "failed on a tiny batch"),
-        (ADVANTAGE, "def f(rewards_N, sizes_G, *, scale): return sizes_G", "returned \\(2,\\) for a"),
-        (ADVANTAGE, "def f(rewards_N, sizes_G, *, scale): return rewards_N / 0", "must be finite"),
-        (ADVANTAGE, "def f(rewards_N, sizes_G, *, scale): return [0.0] * 4", "returned list for a"),
-        (KL_ESTIMATOR, "def f(logprobs_T, ref_logprobs_T): return (logprobs_T - ref_logprobs_T).detach()", "has no gradient"),
-        (KL_ESTIMATOR, "def f(a_T, b_T): return a_T.sum()", "returned \\(\\) for a tiny batch"),
-        (KL_ESTIMATOR, "def f(a_T, b_T): return 0 * a_T", "has the gradient"),
-        (SURROGATE, "def f(a_T, b_T, c_T, d_N, *, clip_low, clip_high): return -c_T", "has no gradient"),
-        (PREFERENCE_LOSS, "def f(margins_P, *, beta): return margins_P", "It is called as 'def loss"),
+        (ADVANTAGE, "f(rewards_N, sizes_G): return rewards_N", "failed on a tiny batch"),
+        (ADVANTAGE, "f(r_N, s_G, *, scale): return s_G", r"returned \(2,\) for a"),
+        (ADVANTAGE, "f(r_N, s_G, *, scale): return r_N / 0", "must be finite"),
+        (ADVANTAGE, "f(r_N, s_G, *, scale): return [0.0] * 4", "returned list for a"),
+        (KL_ESTIMATOR, "f(a_T, b_T): return (a_T - b_T).detach()", "has no gradient"),
+        (KL_ESTIMATOR, "f(a_T, b_T): return a_T.sum()", r"returned \(\) for a tiny batch"),
+        (KL_ESTIMATOR, "f(a_T, b_T): return 0 * a_T", "has the gradient"),
+        (SURROGATE, "f(a_T, b_T, c_T, n_N, *, clip_low, clip_high): return -c_T", "no gradient"),
+        (PREFERENCE_LOSS, "f(margins_P, *, beta): return margins_P", "is called as 'def loss"),
     ],
-)  # fmt: skip
+)
 def test_a_function_that_cannot_serve_is_refused_on_a_tiny_batch(
     mine: Path, option: Option, body: str, reason: str
 ) -> None:
-    mine.write_text(body + "\n")
+    mine.write_text(f"def {body}\n")
     with pytest.raises(ConfigurationError, match=reason):
         load_option(option, f"{mine}:f")

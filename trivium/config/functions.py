@@ -65,8 +65,8 @@ def load_function(source: str, directories: Sequence[Path], kind: FunctionKind) 
         if source in kind.built_in:
             return kind.built_in[source]
         raise ConfigurationError(
-            f"{source!r} is not a built-in {kind.name}{nearest(source, kind.built_in)}: write one of "
-            f"{', '.join(sorted(kind.built_in))}, or 'file.py:function', or "
+            f"{source!r} is not a built-in {kind.name}{nearest(source, kind.built_in)}: write one "
+            f"of {', '.join(sorted(kind.built_in))}, or 'file.py:function', or "
             "'package.module:function'"
         )
     if not place or not name:
