@@ -1,10 +1,10 @@
-"""What lines of few lengths spare: kernels that are made for a length, and the memory they keep.
+"""Measure what padding packed sequences to few lengths saves: oneDNN kernels and their memory.
 
     python benchmarks/lines.py [--batches N]
 
-A process learns from batches whose responses have ever new lengths, as the steps of a run do, once
-with lines as long as their tokens and once with lines filled up (``trivium.models.cpu.linear.pad_rows``).
-Prints what memory grew by and the processor time of a batch, after the first twenty.
+A process trains on batches whose response lengths always differ, as in a run: once on packed
+sequences without padding and once on padded ones (``trivium.models.cpu.linear.pad_rows``). The
+script prints the growth of memory and the processor time per batch after the first twenty batches.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ from trivium.models.cpu import linear
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 
-FIRST = 20
+WARM_UP_BATCHES = 20
 
 
-def learn(batches: int, filled: bool) -> None:
-    """One process's work; prints MiB and milliseconds."""
+def train(batches: int, padded: bool) -> None:
+    """Train in this process, and print the growth of memory in MiB and the ms per batch."""
     torch.set_num_threads(1)
-    drawn = random.Random(0)
+    rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         write_world(Path(folder) / "world", SIZES["S"], prompt_tokens=32)
         policy = Policy.load(ModelConfig(path=f"{folder}/world/model", device="cpu"))
     before, began = 0, 0.0
-    with ExitStack() as bare:
-        if not filled:
-            bare.enter_context(mock.patch.object(linear, "pad_rows", return_value=0))
-        for i in range(FIRST + batches):
-            if i == FIRST:
+    with ExitStack() as patches:
+        if not padded:
+            patches.enter_context(mock.patch.object(linear, "pad_rows", return_value=0))
+        for i in range(WARM_UP_BATCHES + batches):
+            if i == WARM_UP_BATCHES:
                 before, began = psutil.Process().memory_info().rss, time.process_time()
-            lengths = [[drawn.randint(1, 57) for _ in range(8)] for _ in range(8)]
+            lengths = [[rng.randint(1, 57) for _ in range(8)] for _ in range(8)]
             groups = [Group([3] * 32, [[5] * n for n in group]) for group in lengths]
             policy.score(Batch.of(groups)).logprobs_T.sum().backward()
             policy.model.zero_grad(set_to_none=True)
@@ -59,18 +59,19 @@ def learn(batches: int, filled: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batches", type=int, default=100)
-    parser.add_argument("--alone", choices=("bare", "filled"), help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.alone is not None:
-        learn(given.batches, given.alone == "filled")
+    parser.add_argument("--child", choices=("unpadded", "padded"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child is not None:
+        train(options.batches, options.child == "padded")
         return
     print(
-        f"| lines of {given.batches} batches | memory grew by, MiB | ms per batch |\n|---|---|---|"
+        f"| packed sequences of {options.batches} batches | memory growth, MiB | ms per batch |\n"
+        "|---|---|---|"
     )
-    for kind in ("bare", "filled"):
-        command = [sys.executable, __file__, "--alone", kind, "--batches", str(given.batches)]
-        found = subprocess.run(command, capture_output=True, text=True, check=True)
-        print(f"| {kind} | {found.stdout.strip()} |")
+    for kind in ("unpadded", "padded"):
+        command = [sys.executable, __file__, "--child", kind, "--batches", str(options.batches)]
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+        print(f"| {kind} | {result.stdout.strip()} |")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
-"""What fixed pieces of work cost in operations: a regression check that no busy machine disturbs.
+"""Count the operations of fixed workloads: a regression check that does not depend on timing.
 
     python benchmarks/operations.py [--record]
 
-Counts what PyTorch is asked for while a small model samples, and while it learns from groups and
-from pairs: calls that compute (views are free), numbers that they write, and FLOPs of products and
-attention, padding included. Prints them beside those in ``operations.json``; exit status 1 if any
-is more than 2 % above, or more than 10 % below, when ``--record`` should keep the better number.
-``tests/benchmarks/test_operations.py`` runs it in CI. Products are PyTorch's own, so that machines agree.
+The script counts PyTorch operations while a small model samples and while it trains on groups and
+on pairs: calls that compute (views are free), numbers that they write, and FLOPs of matrix products
+and attention, padding included. It prints the counts and compares them with ``operations.json``.
+The exit status is 1 if a count is more than 2 % above the recorded one, or more than 10 % below it,
+in which case ``--record`` saves the better count. ``tests/benchmarks/test_operations.py`` runs the
+script in CI. The matrix products are PyTorch's own, so that all machines agree.
 """
 
 from __future__ import annotations
@@ -33,12 +34,12 @@ from trivium.models.policy import Policy
 from trivium.rollout.kv_cache import KVCache
 
 RECORDED = Path(__file__).with_suffix(".json")
-MORE, LESS = 1.02, 0.9
+MAX_RATIO, MIN_RATIO = 1.02, 0.9
 Counts = dict[str, int]
 
 
 class Counter(TorchDispatchMode):
-    """Counts the operations that are carried out while it is on."""
+    """Dispatch mode that counts the operations run inside it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,7 +59,7 @@ class Counter(TorchDispatchMode):
 
 
 def flops_of(name: str, args: tuple[Any, ...]) -> int:
-    """Of products and attention; everything else counts as none."""
+    """Return the FLOPs of a matrix product or attention; other operations count as 0."""
     if name in ("mm", "bmm"):
         return 2 * args[0].numel() * args[1].shape[-1]
     if name == "addmm":
@@ -71,7 +72,7 @@ def flops_of(name: str, args: tuple[Any, ...]) -> int:
 
 
 def policy() -> Policy:
-    """A small Qwen2 with random weights, in float64 so that rounding decides nothing."""
+    """Return a small Qwen2 with random weights, in float64 so that rounding has no effect."""
     torch.manual_seed(0)
     config = Qwen2Config(
         vocab_size=512,
@@ -90,7 +91,7 @@ def policy() -> Policy:
 
 
 def groups(responses: int) -> list[Group]:
-    """Eight prompts of 60 to 95 tokens, with responses of 1 to 64 tokens that spread evenly."""
+    """Return eight prompts of 60 to 95 tokens with responses of evenly spread lengths, 1 to 64."""
     return [
         Group(
             [2 + i for i in range(60 + 5 * g)],
@@ -100,15 +101,15 @@ def groups(responses: int) -> list[Group]:
     ]
 
 
-def learn(model: Policy, chosen: list[Group]) -> None:
-    """One forward and backward pass."""
-    model.score(Batch.of(chosen)).logprobs_T.sum().backward()
+def learn(model: Policy, batch: list[Group]) -> None:
+    """Run one forward and backward pass."""
+    model.score(Batch.of(batch)).logprobs_T.sum().backward()
     model.model.zero_grad(set_to_none=True)
 
 
 @torch.no_grad()
 def sample(model: Policy, prompt: int) -> None:
-    """Eight prompts, eight rows each; every fourth step, eight of the rows end."""
+    """Decode eight responses to each of eight prompts; every fourth step, eight responses end."""
     cache, head = KVCache(model, shared_prefix=prompt > 64), model.head.packed()
     cache.admit([[2 + i for i in range(prompt)]] * 8, 8)
     rows = 64
@@ -120,7 +121,7 @@ def sample(model: Policy, prompt: int) -> None:
 
 
 def measure() -> dict[str, Counts]:
-    """The counts of every case."""
+    """Return the counts of every workload."""
     model, before = policy(), matmul_backend.name
     model.decode_model()
     cases: dict[str, Callable[[], None]] = {
@@ -130,41 +131,41 @@ def measure() -> dict[str, Counts]:
         "sample after short prompts": lambda: sample(model, 32),
         "sample after long prompts": lambda: sample(model, 256),
     }
-    found = {}
+    counts_by_case = {}
     matmul_backend.use("torch")
     try:
-        for name, work in cases.items():
+        for name, workload in cases.items():
             with Counter() as counter:
-                work()
-            found[name] = counter.counts
+                workload()
+            counts_by_case[name] = counter.counts
     finally:
         matmul_backend.use(before)
-    return found
+    return counts_by_case
 
 
-def faults(found: dict[str, Counts], recorded: dict[str, Counts]) -> list[str]:
-    """What costs more than is recorded, or so much less that it should be recorded."""
-    told = []
-    for name, counts in found.items():
+def faults(measured: dict[str, Counts], recorded: dict[str, Counts]) -> list[str]:
+    """Return a message for every count that is above the recorded one or far below it."""
+    messages = []
+    for name, counts in measured.items():
         for kind, count in counts.items():
             before = recorded.get(name, {}).get(kind, math.nan)
-            if not LESS * before <= count <= MORE * before:
-                told.append(f"{name}: {count:,} {kind}, recorded are {before:,}")
-    return told
+            if not MIN_RATIO * before <= count <= MAX_RATIO * before:
+                messages.append(f"{name}: {count:,} {kind}, recorded: {before:,}")
+    return messages
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--record", action="store_true", help="keep what is found")
-    found = measure()
+    parser.add_argument("--record", action="store_true", help="save the counts to operations.json")
+    counts_by_case = measure()
     if parser.parse_args().record:
-        RECORDED.write_text(json.dumps(found, indent=1) + "\n")
+        RECORDED.write_text(json.dumps(counts_by_case, indent=1) + "\n")
     recorded = json.loads(RECORDED.read_text())
-    for name, counts in found.items():
+    for name, counts in counts_by_case.items():
         print(f"{name}: " + ", ".join(f"{n:,} {kind}" for kind, n in counts.items()))
-    told = faults(found, recorded)
-    if told:
-        sys.exit("\n".join(told))
+    messages = faults(counts_by_case, recorded)
+    if messages:
+        sys.exit("\n".join(messages))
 
 
 if __name__ == "__main__":

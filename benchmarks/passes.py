@@ -222,7 +222,7 @@ def cache(world: World, repeat: int) -> None:
             source = dpo.Offline(config)
             policy = Policy.load(config.model)
             began = time.process_time()
-            source.prepare(policy, dpo.Reference(policy, asked=False))
+            source.prepare(policy, dpo.Reference(policy, enabled=False))
             seconds_by_source[name].append(time.process_time() - began)
     for name, seconds in seconds_by_source.items():
         print(f"| {name} | {min(seconds):.2f} |", flush=True)

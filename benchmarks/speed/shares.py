@@ -1,10 +1,11 @@
-"""The gain of each optimization: the same work with and without it, in turn, in one process.
+"""Measure the gain of each optimization: the same work with and without it, in one process.
 
     python benchmarks/speed/shares.py [--size S|M] [--prompt N] [--repetitions N] [--only PATTERN]
 
-The work is what a step of GRPO does with eight prompts and eight responses each: sampling them, or
-a forward and a backward pass over them. Prints a Markdown table of ratios of processor time,
-without over with: the median, and the lowest and highest of all repetitions.
+The work is a step of GRPO with eight prompts and eight responses to each: sampling them, or a
+forward and backward pass over them. The script prints a Markdown table of processor-time ratios,
+without the optimization over with it: the median, the lowest and the highest of all repetitions.
+``benchmarks/fast_path.py`` measures the pieces of the CPU fast path in whole steps.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from unittest import mock
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 from worlds import SIZES, write_world
 
 from trivium.data.batch import Batch
@@ -34,67 +36,73 @@ from trivium.models.cpu.linear import matmul_backend
 from trivium.models.logprobs import Head
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
-from trivium.rollout.kv_cache import KVCache
+from trivium.rollout.kv_cache import MAX_COPIED_PREFIX, KVCache
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
 from trivium.training.setup import local_engine
 
 Without = Callable[[], AbstractContextManager[object]]
 Comparison = tuple[str, Callable[[], None], Callable[[], None], Without]
-"""An optimization: its name, the work with it, the work without, and what takes it away."""
+"""An optimization: name, work with it, work without it, and a context that disables it."""
 
 
 class Work:
-    """A policy with some pieces of the CPU's fast path, and a step's prompts and responses."""
+    """A policy with the chosen pieces of the CPU fast path, and the responses of a step."""
 
     def __init__(self, world: Path, pieces: frozenset[str] = PIECES) -> None:
         config = ModelConfig(path=str(world / "model"), device="cpu", fast_path="off")
-        self.policy, backend = Policy.load(config), matmul_backend.name
-        accelerate_for_cpu(self.policy.model, pieces)
-        matmul_backend.use(backend)
+        self.policy = Policy.load(config)
+        install_pieces(self.policy.model, pieces)
         data = PromptsConfig(path=str(world / "data.jsonl"))
         self.prompts = load_prompts(data, self.policy.tokenizer)[:8]
         self.engine, self.sampling = local_engine(self.policy), Sampling(max_tokens=64)
-        found = self._sampled(self.prompts, 8)
-        self.groups = [Group(p.tokens, r) for p, r in zip(self.prompts, found, strict=True)]
+        responses = self._sample(self.prompts, 8)
+        self.groups = [Group(p.tokens, r) for p, r in zip(self.prompts, responses, strict=True)]
         self.optimizers = {
             fused: torch.optim.AdamW(self.policy.model.parameters(), lr=1e-8, fused=fused)
             for fused in (True, False)
         }
 
-    def _sampled(self, prompts: Sequence[Prompt], samples: int) -> list[list[list[int]]]:
+    def _sample(self, prompts: Sequence[Prompt], samples: int) -> list[list[list[int]]]:
         groups = self.engine.generate(prompts, samples, self.sampling, seed=0, step=1)
         return [[response.tokens for response in group] for group in groups]
 
     def sample(self) -> None:
-        self._sampled(self.prompts, 8)
+        self._sample(self.prompts, 8)
 
-    def sample_alone(self) -> None:
-        """Every response reads its prompt itself."""
-        self._sampled([prompt for prompt in self.prompts for _ in range(8)], 1)
+    def sample_without_sharing(self) -> None:
+        """Sample with a separate prompt for every response."""
+        self._sample([prompt for prompt in self.prompts for _ in range(8)], 1)
 
-    def learn(self) -> None:
+    def train(self) -> None:
         self.policy.score(Batch.of(self.groups)).logprobs_T.sum().backward()
         self.policy.model.zero_grad(set_to_none=True)
 
-    def learn_with_whole_logits(self) -> None:
-        """The head on all positions, as one table that autograd keeps."""
+    def train_with_full_logits(self) -> None:
+        """Train with the head on all positions, as one tensor of logits that autograd keeps."""
         batch = Batch.of(self.groups)
-        line_LD = hidden_states(self.policy.backbone, batch)
-        logits_LV = nn.functional.linear(line_LD, self.policy.head.weight_VD)
+        hidden_LD = hidden_states(self.policy.backbone, batch)
+        logits_LV = nn.functional.linear(hidden_LD, self.policy.head.weight_VD)
         log_p_TV = logits_LV.log_softmax(-1).index_select(0, batch.logit_positions_T)
         log_p_TV.gather(1, batch.targets_T[:, None]).sum().backward()
         self.policy.model.zero_grad(set_to_none=True)
 
-    def move(self, fused: bool) -> None:
+    def optimizer_step(self, fused: bool) -> None:
         for parameter in self.policy.model.parameters():
             parameter.grad = parameter.detach()
         self.optimizers[fused].step()
 
 
+def install_pieces(model: PreTrainedModel, pieces: frozenset[str]) -> None:
+    """Install pieces of the CPU fast path; the process keeps its matmul backend."""
+    backend = matmul_backend.name
+    accelerate_for_cpu(model, pieces)
+    matmul_backend.use(backend)
+
+
 @contextmanager
-def separate_rows(policy: Policy) -> Iterator[None]:
-    """The model's own attention, one padded row per response."""
+def padded_rows(policy: Policy) -> Iterator[None]:
+    """Use the model's own attention, with one padded row per response."""
     model = policy.model
     before = model.config._attn_implementation
     policy.shared = False
@@ -107,7 +115,8 @@ def separate_rows(policy: Policy) -> Iterator[None]:
 
 
 @contextmanager
-def torch_products() -> Iterator[None]:
+def torch_matmul() -> Iterator[None]:
+    """Use PyTorch's own matrix product."""
     before = matmul_backend.name
     matmul_backend.use("torch")
     try:
@@ -116,94 +125,115 @@ def torch_products() -> Iterator[None]:
         matmul_backend.use(before)
 
 
+def processor_seconds(work: Callable[[], object]) -> float:
+    """Return the processor time of one call."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
 def measure(
-    plain: Callable[[], None], other: Callable[[], None], without: Without, repetitions: int
-) -> list[float]:
-    """Ratios of processor time, without over with, alternating after one of each."""
-    ratios = []
+    optimized: Callable[[], object],
+    unoptimized: Callable[[], object],
+    without: Without,
+    repetitions: int,
+    cost: Callable[[Callable[[], object]], float] = processor_seconds,
+) -> list[tuple[float, float]]:
+    """Return the costs with and without an optimization, after one warm-up repetition.
+
+    Every second repetition begins without the optimization, so that neither side gains from order.
+    """
+    costs = []
     for i in range(repetitions + 1):
-        seconds = []
-        for work, around in ((plain, nullcontext), (other, without)):
-            with around():
-                start = time.process_time()
-                work()
-                seconds.append(time.process_time() - start)
-        if i:
-            ratios.append(seconds[1] / seconds[0])
-    return ratios
+        order = ((0, optimized, nullcontext), (1, unoptimized, without))
+        pair = [0.0, 0.0]
+        for side, work, context in order if i % 2 == 0 else reversed(order):
+            with context():
+                pair[side] = cost(work)
+        costs.append((pair[0], pair[1]))
+    return costs[1:]
 
 
 def comparisons(work: Work, world: Path) -> Iterator[Comparison]:
     """Yield all optimizations."""
-    yield from of_pieces(work, world)
-    yield from of_learning(work)
-    yield "optimizer: fused AdamW", partial(work.move, True), partial(work.move, False), nullcontext
-    yield from of_sampling(work)
+    yield from fast_path_comparisons(work, world)
+    yield from training_comparisons(work)
+    yield (
+        "optimizer: fused AdamW",
+        partial(work.optimizer_step, True),
+        partial(work.optimizer_step, False),
+        nullcontext,
+    )
+    yield from sampling_comparisons(work)
 
 
-def of_pieces(work: Work, world: Path) -> Iterator[Comparison]:
+def fast_path_comparisons(work: Work, world: Path) -> Iterator[Comparison]:
+    """Yield the pieces of the CPU fast path."""
     for piece in sorted(PIECES):
         other = Work(world, PIECES - {piece})
-        without = torch_products if piece == "matmul" else nullcontext
-        yield f"learning: {piece}", work.learn, other.learn, without
+        without = torch_matmul if piece == "matmul" else nullcontext
+        yield f"training: {piece}", work.train, other.train, without
         yield f"sampling: {piece}", work.sample, other.sample, without
 
 
-def of_learning(work: Work) -> Iterator[Comparison]:
-    policy, lean = work.policy, mock.patch.object
+def training_comparisons(work: Work) -> Iterator[Comparison]:
+    """Yield the other optimizations of the forward and backward pass."""
+    policy = work.policy
     yield (
-        "learning: a prompt once for its responses",
-        work.learn,
-        work.learn,
-        lambda: separate_rows(policy),
+        "training: one prompt copy for all its responses",
+        work.train,
+        work.train,
+        lambda: padded_rows(policy),
     )
     yield (
-        "learning: long rows of attention as views",
-        work.learn,
-        work.learn,
-        lambda: lean(prefix_attention, "MIN_UNBATCHED_PAIRS", 1 << 30),
+        "training: attention without copies of long rows",
+        work.train,
+        work.train,
+        lambda: mock.patch.object(prefix_attention, "MIN_UNBATCHED_PAIRS", 1 << 30),
     )
     yield (
-        "learning: head at response positions, in chunks",
-        work.learn,
-        work.learn_with_whole_logits,
+        "training: head at response positions, in chunks",
+        work.train,
+        work.train_with_full_logits,
         nullcontext,
     )
 
 
-def of_sampling(work: Work) -> Iterator[Comparison]:
-    policy, engine, lean = work.policy, work.engine, mock.patch.object
+def sampling_comparisons(work: Work) -> Iterator[Comparison]:
+    """Yield the other optimizations of sampling."""
+    policy, engine, patch = work.policy, work.engine, mock.patch.object
     yield (
-        "sampling: a prompt's cache for all its rows",
+        "sampling: shared prompt cache",
         work.sample,
-        work.sample_alone,
+        work.sample_without_sharing,
         nullcontext,
     )
     yield (
-        "sampling: finished rows leave",
+        "sampling: eviction of finished responses",
         work.sample,
         work.sample,
-        lambda: lean(engine, "end_tokens", ()),
+        lambda: patch(engine, "end_tokens", ()),
     )
-    kept = torch.no_grad()(LocalEngine.generate.__wrapped__)  # type: ignore[attr-defined]
+    with_no_grad = torch.no_grad()(LocalEngine.generate.__wrapped__)  # type: ignore[attr-defined]
     yield (
         "sampling: inference mode",
         work.sample,
         work.sample,
-        lambda: lean(LocalEngine, "generate", kept),
+        lambda: patch(LocalEngine, "generate", with_no_grad),
     )
     yield (
-        "sampling: the head's weights packed",
+        "sampling: packed head weights",
         work.sample,
         work.sample,
-        lambda: lean(Head, "packed", lambda head: head),
+        lambda: patch(Head, "packed", lambda head: head),
     )
-    together = partial(KVCache, policy, shared_prefix=len(work.prompts[0].tokens) <= 64)
+    shared_prefix = len(work.prompts[0].tokens) <= MAX_COPIED_PREFIX
+    other_cache = partial(KVCache, policy, shared_prefix=shared_prefix)
     yield (
-        "sampling: long prompts shared by rows, short ones copied",
+        "sampling: shared prefix for long prompts only",
         work.sample,
         work.sample,
-        lambda: lean(LocalEngine, "_cache", lambda *_: together()),
+        lambda: patch(LocalEngine, "_cache", lambda *_: other_cache()),
     )
 
 
@@ -212,20 +242,23 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="S")
     parser.add_argument("--prompt", type=int, default=256)
     parser.add_argument("--repetitions", type=int, default=5)
-    parser.add_argument("--only", default="*", help="lines whose names match this pattern")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--only", default="*", help="measure the optimizations whose names match this pattern"
+    )
+    options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         world = Path(folder) / "world"
-        write_world(world, SIZES[given.size], prompt_tokens=given.prompt)
+        write_world(world, SIZES[options.size], prompt_tokens=options.prompt)
         work = Work(world)
-        print(f"| {given.size}, prompts of {given.prompt} | gain | from – to |\n|---|---|---|")
-        for name, plain, other, without in comparisons(work, world):
-            if not fnmatch(name, given.only):
+        print(f"| {options.size}, prompts of {options.prompt} | gain | from – to |\n|---|---|---|")
+        for name, optimized, unoptimized, without in comparisons(work, world):
+            if not fnmatch(name, options.only):
                 continue
-            ratios = measure(plain, other, without, given.repetitions)
-            middle = statistics.median(ratios)
-            print(f"| {name} | {middle:.2f}× | {min(ratios):.2f} – {max(ratios):.2f} |")
+            costs = measure(optimized, unoptimized, without, options.repetitions)
+            ratios = [cost_without / cost_with for cost_with, cost_without in costs]
+            median = statistics.median(ratios)
+            print(f"| {name} | {median:.2f}× | {min(ratios):.2f} – {max(ratios):.2f} |")
             sys.stdout.flush()
 
 

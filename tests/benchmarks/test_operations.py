@@ -1,4 +1,4 @@
-"""The cost of fixed work, in operations, has not risen (``benchmarks/operations.py``)."""
+"""Operation counts of fixed workloads have not risen (``benchmarks/operations.py``)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def operations() -> ModuleType:
     return module
 
 
-def test_no_piece_of_work_costs_more_operations_than_recorded(operations: ModuleType) -> None:
+def test_no_workload_needs_more_operations_than_recorded(operations: ModuleType) -> None:
     recorded = json.loads(operations.RECORDED.read_text())
-    found = operations.measure()
-    assert found.keys() == recorded.keys()
-    assert operations.faults(found, recorded) == []
+    measured = operations.measure()
+    assert measured.keys() == recorded.keys()
+    assert operations.faults(measured, recorded) == []
 
 
-def test_a_call_a_number_or_a_product_too_many_is_a_fault(operations: ModuleType) -> None:
+def test_counts_outside_the_allowed_range_are_faults(operations: ModuleType) -> None:
     recorded = {"work": {"calls": 1000, "written": 10_000, "flops": 10_000}}
     for kind, count in (("calls", 1021), ("written", 10_201), ("flops", 10_300), ("flops", 8_900)):
         (fault,) = operations.faults({"work": recorded["work"] | {kind: count}}, recorded)
@@ -38,7 +38,7 @@ def test_a_call_a_number_or_a_product_too_many_is_a_fault(operations: ModuleType
     assert operations.faults({"other work": {"calls": 1}}, recorded)
 
 
-def test_views_are_free_and_products_are_counted(operations: ModuleType) -> None:
+def test_views_count_as_nothing_and_matrix_products_are_counted(operations: ModuleType) -> None:
     a, b = torch.ones(3, 4), torch.ones(4, 5)
     with operations.Counter() as counter:
         a.t().view(4, 3)[1:]

@@ -1,6 +1,6 @@
 """Models, data and cases of the speed benchmark, and its worker for Trivium.
 
-Its ratios are not tested here: they need TRL, and an hour.
+The ratios to TRL are not tested here: they need TRL and an hour.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PROMPT, RESPONSE = 12, 8
 
 
 def load(name: str) -> ModuleType:
-    """A module of the benchmark, under a name of its own: ``worlds`` is one of the tests', too."""
+    """Load a module of the benchmark under a name that no other module has."""
     spec = importlib.util.spec_from_file_location(f"speed_{name}", SPEED / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -51,18 +51,18 @@ def test_every_word_of_the_data_is_one_token(world: Path) -> None:
     for line in (world / "data.jsonl").read_text().splitlines():
         row = json.loads(line)
         assert len(tokenizer(row["prompt"])["input_ids"]) == PROMPT
-        whole = tokenizer(row["prompt"] + row["chosen"] + "<end>")["input_ids"]
-        assert len(whole) == PROMPT + len(row["chosen"].split()) + 1
-        assert whole[-1] == tokenizer.eos_token_id
+        tokens = tokenizer(row["prompt"] + row["chosen"] + "<end>")["input_ids"]
+        assert len(tokens) == PROMPT + len(row["chosen"].split()) + 1
+        assert tokens[-1] == tokenizer.eos_token_id
 
 
-def test_lengths_of_responses_spread_over_all_that_are_possible(world: Path) -> None:
+def test_response_lengths_take_all_possible_values(world: Path) -> None:
     rows = [json.loads(line) for line in (world / "data.jsonl").read_text().splitlines()]
     lengths = Counter(len(row["chosen"].split()) + 1 for row in rows)
     assert set(lengths) == set(range(2, RESPONSE + 1))
 
 
-def test_cases_have_names_of_their_own_and_work_for_both_sides() -> None:
+def test_cases_have_unique_names_and_whole_batches_for_both_sides() -> None:
     everything = [*cases.TIMES, *cases.memory(cases.TIMES), *cases.CURVES]
     assert len({case.name for case in everything}) == len(everything)
     for case in everything:
@@ -71,14 +71,14 @@ def test_cases_have_names_of_their_own_and_work_for_both_sides() -> None:
         assert case.steps >= 1 and case.their_steps >= 1, case.name
 
 
-def run(world: Path, place: Path, case: Any) -> dict[str, Any]:
-    """The report of Trivium's worker on a case."""
+def run(world: Path, output: Path, case: Any) -> dict[str, Any]:
+    """Return the report of Trivium's worker for a case."""
     environment = {**os.environ, "PYTHONPATH": str(SPEED.parents[1]), "OMP_NUM_THREADS": "1"}
     task = json.dumps(asdict(case) | {"seed": 0})
-    command = [sys.executable, str(SPEED / "ours.py"), task, str(world), str(place)]
+    command = [sys.executable, str(SPEED / "ours.py"), task, str(world), str(output)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    return json.loads((place / "report.json").read_text())
+    return json.loads((output / "report.json").read_text())
 
 
 def test_worker_measures_every_step_of_the_real_loop(world: Path, tmp_path: Path) -> None:
@@ -91,11 +91,11 @@ def test_worker_measures_every_step_of_the_real_loop(world: Path, tmp_path: Path
     assert all(2 * 3 <= tokens <= 2 * 3 * RESPONSE for tokens in report["tokens"])
     assert all(cost > 0 for cost in report["flops"])
     assert set(report["stages"]) >= {"time/rollout", "time/update"}
-    # Prompts once, responses whole: 2 FLOPs per weight, three times where there is a gradient.
+    # Each prompt counts once: 2 FLOPs per weight forward, and twice that backward.
     assert min(report["flops"]) > 2 * 3 * 2 * PROMPT * 64 * 64
 
 
-def test_distances_are_from_the_rates_at_which_the_core_multiplied_then(
+def test_limit_distances_use_the_matmul_rates_measured_after_each_step(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(SPEED))
@@ -108,7 +108,7 @@ def test_distances_are_from_the_rates_at_which_the_core_multiplied_then(
         numbers = {"peak_bytes": 0, "base_bytes": 0, "flops": [9e9, 4e9, 6e9]}
         return results.Side.of(case.warm_up, report | numbers | {"tokens": [tokens] * 3})
 
-    # Steps of 3 and 5 seconds, of which one was counted before, while the core did 2 and 1 GFLOP/s.
+    # Steps of 3 and 5 seconds, 1 of them before the first step, at rates of 2 and 1 GFLOP/s.
     ours = side([99, 2, 4], [9e9, 1e9, 1e9], [9e9, 2e9, 1e9], 10)
     theirs = side([99, 9, 19], [9e9, 2e9, 2e9], [9e9, 1e9, 1e9], 20)
     assert results.distances([results.Pair(case, ours, theirs)]) == pytest.approx(
