@@ -202,9 +202,10 @@ def test_missing_logs_are_empty_and_other_directories_are_refused(run: Run, tmp_
     assert read_metrics(run.path) == read_evaluations(run.path) == read_samples(run.path) == []
     with pytest.raises(DataError, match="is not the directory of a run"):
         read_metrics(tmp_path)
-    (run.path / "run.json").write_text("{")
-    with pytest.raises(DataError, match=r"run\.json: is damaged"):
-        read_run(run.path)
+    for damaged in ("{", "[]", '"text"'):
+        (run.path / "run.json").write_text(damaged)
+        with pytest.raises(DataError, match=r"run\.json: is damaged"):
+            read_run(run.path)
 
 
 def test_error_of_a_line_that_cannot_be_written_names_the_file(run: Run) -> None:

@@ -220,6 +220,8 @@ def read_run(path: Path) -> dict[str, Any]:
         raise DataError(reason) from None
     except ValueError as error:
         raise DataError(f"{path / 'run.json'}: is damaged: {error}") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{path / 'run.json'}: is damaged: it is not a JSON object")
     written_by = str(record.get("packages", {}).get("trivium") or "") if "id" in record else ""
     if written_by.startswith("0.1."):
         raise DataError(
