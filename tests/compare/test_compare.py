@@ -181,8 +181,14 @@ def test_errors_of_all_stages_are_reported_before_any_job_runs() -> None:
     with pytest.raises(ConfigurationError) as caught:
         validate_jobs(make_plan(make_config({"name": "x", "stages": stages}, GRPO)))
     assert "found 2 errors" in str(caught.value)
-    assert "x/seed-0/grpo: betta" in str(caught.value)
-    assert "x/seed-0/grpo: epochs" in str(caught.value)
+    assert "x/seed-0/grpo: `betta` is not a known key: did you mean `beta`?" in str(caught.value)
+    assert "x/seed-0/grpo: epochs = 0: must be" in str(caught.value)
+
+
+def test_renamed_keys_of_a_stage_are_refused_with_the_new_name() -> None:
+    stages = [{"command": "grpo", "settings": {"baseline": "mean"}}]
+    with pytest.raises(ConfigurationError, match="`baseline` is now `advantage`"):
+        validate_jobs(make_plan(make_config({"name": "x", "stages": stages}, GRPO)))
 
 
 def test_reward_files_are_resolved_relative_to_the_configuration(tmp_path: Path) -> None:

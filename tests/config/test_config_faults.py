@@ -53,6 +53,21 @@ def test_unknown_key_is_reported_with_the_most_similar_key(faults: Load) -> None
     ]
 
 
+def test_unknown_key_that_begins_a_key_of_its_section_is_reported_with_that_key(
+    faults: Load,
+) -> None:
+    class Inner(Configuration):
+        steps: int = 0
+
+    class Outer(Configuration):
+        steps_per_iteration: int = 1
+        inner: Inner = Inner()
+
+    assert faults("steps: 3", cls=Outer) == [
+        "recipe.yaml:1: `steps` is not a known key: did you mean `steps_per_iteration`?"
+    ]
+
+
 def test_unknown_key_of_another_section_is_reported_with_that_section(faults: Load) -> None:
     assert faults("rate: 1") == [
         "recipe.yaml:1: `rate` is not a known key: did you mean `step.rate`?"

@@ -325,7 +325,7 @@ bad("gradient noise of one batch", "compare", "credit: 1\n", "credit = 1", "comp
     "1 batch shows no noise", "write at least 2")
 bad("a stage's unknown key", "compare",
     "methods: [{name: a, stages: [{command: grpo, settings: {betta: 1}}]}]\n", "betta",
-    "a/seed-0/grpo", "not permitted", "not permitted", early=False)
+    "a/seed-0/grpo", "is not a known key", "did you mean `beta`?", early=False)
 bad("an unknown placeholder", "compare",
     "methods: [{name: a, stages: [{command: grpo, settings: {beta: '${bet}'}}]}]\n", "${bet}",
     "method a", "${bet}", "use one of ${seed}", early=False)

@@ -18,8 +18,8 @@ from trivium.compare.result import gather
 from trivium.compare.scheduler import run_jobs
 from trivium.compare.table import show
 from trivium.compare.verdict import judge
-from trivium.config.base import Configuration, dump
-from trivium.errors import ConfigurationError
+from trivium.config.base import Configuration, dump, validation_messages
+from trivium.errors import ConfigurationError, one_line
 from trivium.preflight import preflight
 from trivium.report import compare as report
 
@@ -99,9 +99,12 @@ def validate_jobs(plan: Plan) -> list[Configuration]:
         try:
             configs.append(config_class.model_validate(job.settings))
         except ValidationError as error:
-            for item in error.errors():
-                key = ".".join(map(str, item["loc"])) or job.command
-                errors.append(f"{job.name}: {key}: {item['msg']}")
+            messages = validation_messages(
+                error, config_class, job.settings, lambda _, name=job.name: name
+            )
+            errors += map(one_line, messages)
+    if len(errors) == 1:
+        raise ConfigurationError(errors[0])
     if errors:
         raise ConfigurationError("\n  - ".join([f"found {len(errors)} errors:", *errors]))
     return configs

@@ -8,7 +8,7 @@ that uses them and validate their own fields; this module knows no particular se
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any, ClassVar, Self, TypeVar, Union, get_args, get_origin
@@ -140,7 +140,7 @@ def load_configuration(
     try:
         config = cls.model_validate(source.values, context={"directory": source.directory})
     except ValidationError as error:
-        faults = [*faults, *_messages(error, cls, source)]
+        faults = [*faults, *validation_messages(error, cls, source.values, source.origin)]
     else:
         if not faults:
             return config
@@ -224,34 +224,39 @@ def help_text(field: FieldInfo) -> str:
 # --- Error messages -------------------------------------------------------------------------------
 
 
-def _messages(
-    error: ValidationError, cls: type[Configuration], source: YamlSource
+def validation_messages(
+    error: ValidationError, cls: type[Configuration], values: Any, origin: Callable[[Keys], str]
 ) -> Iterator[str]:
-    """Yield one message per key at fault; the errors of a union's members are merged."""
+    """Yield one message per key at fault; the errors of a union's members are merged.
+
+    Args:
+        error: what the validation of ``values`` as a ``cls`` raised.
+        origin: returns where the value at some keys was written.
+    """
     places: dict[Keys, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
-        keys = _input_keys(detail["loc"], source.values)
+        keys = _input_keys(detail["loc"], values)
         if detail["type"] == "missing":
             keys = (*keys, detail["loc"][-1])
         elif detail["type"] == "conflict":
-            keys, written = detail["loc"], _input_keys(detail["loc"], source.values)
+            keys, written = detail["loc"], _input_keys(detail["loc"], values)
             if written == keys:  # show the value as the file has it: 0, not 0.0
-                detail["input"] = _value_at(keys, source.values)
+                detail["input"] = _value_at(keys, values)
         places.setdefault(keys, []).append(detail)
     for keys, details in places.items():
         if details[0]["type"] == "too_short" and any(k[: len(keys)] == keys != k for k in places):
             continue  # pydantic counts valid entries only, so this follows from another error
-        origin = source.origin(keys)
+        where = origin(keys)
         match details[0]["type"]:
             case "missing":
-                yield f"{origin}: {_missing_message(keys, cls)}"
+                yield f"{where}: {_missing_message(keys, cls)}"
             case "extra_forbidden":
-                yield f"{origin}: {_unknown_key_message(keys, cls)}"
+                yield f"{where}: {_unknown_key_message(keys, cls)}"
             case _:
                 hint = suggestion(details[0]["input"], details)
                 if not hint and any(detail["type"] in SHOW_DEFAULT for detail in details):
                     hint = _default_and_help(keys, cls)
-                yield f"{origin}: {_wrong_value_message(keys, details)}{hint}"
+                yield f"{where}: {_wrong_value_message(keys, details)}{hint}"
 
 
 def _input_keys(loc: Sequence[int | str], values: Any) -> Keys:
@@ -314,6 +319,7 @@ def _unknown_key_message(keys: Keys, cls: type[Configuration]) -> str:
     if new_name is not None:
         return f"`{dotted(keys)}` is now `{new_name}`: write that instead"
     near = difflib.get_close_matches(str(keys[-1]), names, n=1)
+    near = near or [name for name in names if name.startswith(f"{keys[-1]}_")]
     elsewhere = [name for name in everywhere if name.split(".")[-1] == keys[-1]]
     if near:
         hint = f"did you mean `{dotted((*keys[:-1], near[0]))}`?"
