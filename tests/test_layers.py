@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 import ast
+import sys
+from collections import defaultdict
 from pathlib import Path
+from types import FrameType
 
 import pytest
+from helpers.stoppable_runs import grpo_process_config
+from helpers.tiny_models import World
+
+import trivium
+from trivium.algorithms import grpo
+from trivium.algorithms.grpo_config import GRPOConfig
+from trivium.config.base import Configuration
 
 PACKAGE = Path(__file__).resolve().parents[1] / "trivium"
 LAYERS = [
@@ -144,3 +154,32 @@ def test_functions_and_files_are_short() -> None:
         n for m, n in lengths.items() if m.startswith("trivium.models") and not m.startswith(CPU)
     ]
     assert sum(reference_path) < 2450, "the reference path of models/ should shrink, not grow"
+
+
+def test_the_whole_configuration_of_grpo_enters_few_files(tmp_path: Path) -> None:
+    """Most functions take the section or the values that they need."""
+    world = World(tmp_path / "world")
+    whole: dict[str, set[str]] = defaultdict(set)
+    sections: dict[str, set[str]] = defaultdict(set)
+    root = str(Path(trivium.__file__).parent)
+
+    def note_arguments(frame: FrameType, event: str, _: object) -> None:
+        code = frame.f_code
+        if event != "call" or not code.co_filename.startswith(root):
+            return
+        for name in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]:
+            value = frame.f_locals.get(name)
+            if isinstance(value, Configuration) and name != "self":
+                entered = whole if isinstance(value, GRPOConfig) else sections
+                entered[code.co_filename.removeprefix(root)].add(code.co_qualname)
+
+    config = grpo_process_config(world, tmp_path / "run")
+    before = sys.getprofile()
+    sys.setprofile(note_arguments)
+    try:
+        grpo.train(config)
+    finally:
+        sys.setprofile(before)
+    assert "/algorithms/grpo.py" in whole, "the trace saw nothing"
+    assert len(whole) <= 10, dict(whole)
+    assert len(whole | sections) <= 30, dict(whole | sections)

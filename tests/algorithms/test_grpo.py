@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.equations import AGGREGATIONS
-from helpers.loops import grpo_learner
+from helpers.loops import grpo_learner, rollout_batches
 from helpers.tiny_models import STILL, World, metrics_of, perturb, plain_logprobs
 from safetensors.torch import load_file
 from torch import Tensor
@@ -24,7 +24,6 @@ from trivium.algorithms import grpo, rollout_step
 from trivium.algorithms.grpo import GRPOExperience
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.reward_update import RewardUpdate, contrasts
-from trivium.algorithms.rollout_step import RolloutBatches
 from trivium.algorithms.supervision import Supervision
 from trivium.data.batch import Batch
 from trivium.data.group import Group
@@ -60,7 +59,7 @@ class Fixture:
             self.config.model, self.config.data, self.config.rewards, None, self.config.sampling
         )
         perturb(self.parts.policy.model, seed=21, spread=0.05)
-        self.rollouts = RolloutBatches.of(self.config, self.parts).of_step(
+        self.rollouts = rollout_batches(self.config, self.parts).of_step(
             0, self.config.dynamic_sampling
         )
 
@@ -301,7 +300,7 @@ def test_dynamic_sampling_replaces_groups_of_equal_rewards(
 
     monkeypatch.setattr(rollout_step, "roll_out", counted)
     for step in range(4):
-        rollouts = RolloutBatches.of(bench.config, bench.parts).of_step(
+        rollouts = rollout_batches(bench.config, bench.parts).of_step(
             step, bench.config.dynamic_sampling
         )
         sizes.append(len(rollouts.prompts))
@@ -424,12 +423,12 @@ def test_reward_model_learns_to_rank_as_the_judge_does(world: World) -> None:
     assert config.reward_update is not None
     learner = RewardUpdate(config.reward_update, parts, seed=0)
     for step in range(4):
-        learner.collect(RolloutBatches.of(config, parts).of_step(step, config.dynamic_sampling))
+        learner.collect(rollout_batches(config, parts).of_step(step, config.dynamic_sampling))
     pairs = len(learner.fresh)
     assert pairs > 8
     before = learner.train()
     for step in range(4):
-        learner.collect(RolloutBatches.of(config, parts).of_step(step, config.dynamic_sampling))
+        learner.collect(rollout_batches(config, parts).of_step(step, config.dynamic_sampling))
     after = learner.train()
     assert before["accuracy"] < 0.9
     assert after["accuracy"] > before["accuracy"]
@@ -562,7 +561,7 @@ def test_process_reward_model_is_trained_where_it_is_read(
     monkeypatch.setattr(RewardModel, "step_scores", noted)
     assert config.reward_update is not None
     update = RewardUpdate(config.reward_update, parts, seed=0)
-    update.collect(RolloutBatches.of(config, parts).of_step(0, config.dynamic_sampling))
+    update.collect(rollout_batches(config, parts).of_step(0, config.dynamic_sampling))
     labeled = {tuple(e.group.responses[0]): list(e.ends) for e in update.fresh}
     assert any(len(ends) > 1 for ends in labeled.values())
     assert labeled == {row: ends for row, ends in read.items() if ends}

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from helpers.equations import AGGREGATIONS
-from helpers.loops import grpo_learner, ppo_learner
+from helpers.loops import grpo_learner, ppo_learner, rollout_batches
 from helpers.tiny_models import STILL, Captured, World, assert_same_gradients, perturb
 from torch import Tensor
 
@@ -19,7 +19,6 @@ from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
-from trivium.algorithms.rollout_step import RolloutBatches
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.data.batch import Grouped
 from trivium.models.critic import SharedCritic
@@ -224,7 +223,7 @@ def test_grpo_gradient_does_not_depend_on_packing(world: World, aggregation: str
         **world.on_policy("letters", "pairs", aggregation=aggregation, supervision="process")
     )
     parts = build_components(config.model, config.data, config.rewards, None, config.sampling)
-    rollouts = RolloutBatches.of(config, parts).of_step(0, config.dynamic_sampling)
+    rollouts = rollout_batches(config, parts).of_step(0, config.dynamic_sampling)
     experience = grpo_learner(config, parts).prepare(rollouts, 0)
     parameters = trained_parameters(parts.policy.model)
 
@@ -247,7 +246,7 @@ def test_ppo_gradient_does_not_depend_on_packing(world: World) -> None:
     )
     parts = build_components(config.model, config.data, config.rewards, None, config.sampling)
     critic = ppo.make_critic(config.critic, config.model, parts.policy)
-    rollouts = RolloutBatches.of(config, parts).roll_out(1 - 1)
+    rollouts = rollout_batches(config, parts).roll_out(1 - 1)
     steps = ppo_learner(config, parts, critic).schedule.plan(Grouped(rollouts.groups), 1)
     experience = ppo_learner(config, parts, critic).prepare(rollouts, steps, 0.1)
     parameters = [*trained_parameters(parts.policy.model), *critic.parameters()]
@@ -309,7 +308,7 @@ def test_groups_may_be_divided_between_micro_batches(tmp_path: Path) -> None:
     world = World(tmp_path)
     config = GRPOConfig(**world.on_policy(tokens_per_micro_batch=1, steps_per_iteration=1))
     parts = build_components(config.model, config.data, config.rewards, None, config.sampling)
-    rollouts = RolloutBatches.of(config, parts).of_step(0, config.dynamic_sampling)
+    rollouts = rollout_batches(config, parts).of_step(0, config.dynamic_sampling)
     (minibatch,) = grpo_learner(config, parts).plan(
         grpo_learner(config, parts).prepare(rollouts, 0), 0
     )

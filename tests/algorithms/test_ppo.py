@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.loops import ppo_learner
+from helpers.loops import ppo_learner, rollout_batches
 from helpers.tiny_models import (
     STILL,
     Captured,
@@ -26,7 +26,6 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from trivium.algorithms import ppo
 from trivium.algorithms.ppo import PPOExperience
 from trivium.algorithms.ppo_config import PPOConfig
-from trivium.algorithms.rollout_step import RolloutBatches
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError, TrainingError
@@ -64,7 +63,7 @@ class Fixture:
         if moved:
             perturb(self.parts.policy.model, seed=21, spread=0.05)
         self.critic = ppo.make_critic(self.config.critic, self.config.model, self.parts.policy)
-        self.rollouts = RolloutBatches.of(self.config, self.parts).roll_out(1 - 1)
+        self.rollouts = rollout_batches(self.config, self.parts).roll_out(1 - 1)
         self.steps = ppo_learner(self.config, self.parts, self.critic).schedule.plan(
             Grouped(self.rollouts.groups), 1
         )

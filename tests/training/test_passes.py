@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.loops import grpo_learner, ppo_learner
+from helpers.loops import grpo_learner, ppo_learner, rollout_batches
 from helpers.tiny_models import STILL, Captured, World, metrics_of, source
 from safetensors.torch import load_file
 from torch import Tensor
@@ -22,7 +22,6 @@ from trivium.algorithms.actor_critic import make_critic
 from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.ppo_config import PPOConfig
-from trivium.algorithms.rollout_step import RolloutBatches
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.models import group_model
@@ -163,7 +162,7 @@ def test_first_step_gives_the_logprobs_of_a_pass_over_the_batch(
 ) -> None:
     config = grpo_config(world, epochs=2, beta=0.1, tokens_per_micro_batch=40, optimizer=FAST)
     parts = parts_of(config)
-    rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
+    rollouts = rollout_batches(config, parts).of_step(1, config.dynamic_sampling)
     experience = grpo_learner(config, parts).prepare(rollouts, 1)
     steps = grpo_learner(config, parts).plan(experience, 1)
     whole = first_epoch_micro_batches(steps, 12)
@@ -216,7 +215,7 @@ def prepared(
     """
     config = grpo_config(world, minibatches=4, epochs=2, sampler_tolerance=tolerance)
     parts = parts_of(config)
-    rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
+    rollouts = rollout_batches(config, parts).of_step(1, config.dynamic_sampling)
     steps = plan_updates(
         Grouped(rollouts.groups), epochs=2, minibatches=4, max_tokens=10_000, seed=0, step=1
     )
@@ -300,7 +299,7 @@ def test_single_minibatch_is_never_scored_in_advance() -> None:
 def test_first_executed_step_counts_if_minibatches_are_dropped(world: World) -> None:
     config = grpo_config(world, minibatches=4, epochs=2, beta=0.1, optimizer=FAST)
     parts = parts_of(config)
-    rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
+    rollouts = rollout_batches(config, parts).of_step(1, config.dynamic_sampling)
     experience = grpo_learner(config, parts).prepare(rollouts, 1)
     steps = grpo_learner(config, parts).plan(experience, 1)
     loss_mask_T = experience.loss_mask_T.clone()
@@ -326,7 +325,7 @@ def test_ppo_experience_is_the_same_with_and_without_sampler_logprobs(world: Wor
         config = ppo_config(world, minibatches=2, sampler_tolerance=tolerance)
         parts = parts_of(config)
         critic = make_critic(config.critic, config.model, parts.policy)
-        rollouts = RolloutBatches.of(config, parts).roll_out(1 - 1)
+        rollouts = rollout_batches(config, parts).roll_out(1 - 1)
         steps = ppo_learner(config, parts, critic).schedule.plan(Grouped(rollouts.groups), 1)
         found.append(ppo_learner(config, parts, critic).prepare(rollouts, steps, 0.0))
     for name in ("advantages_T", "targets_T", "old_values_T"):
@@ -517,7 +516,7 @@ def test_optimizer_applies_its_moments_if_no_group_has_a_gradient(
 def test_skipped_groups_use_no_tokens_of_micro_batches(exact: World) -> None:
     config = grpo_config(exact, rewards=exact.reward("some"), tokens_per_micro_batch=40)
     parts = parts_of(config)
-    rollouts = RolloutBatches.of(config, parts).of_step(1, config.dynamic_sampling)
+    rollouts = rollout_batches(config, parts).of_step(1, config.dynamic_sampling)
     experience = grpo_learner(config, parts).prepare(rollouts, 1)
     (minibatch,) = grpo_learner(config, parts).plan(experience, 1)
     kept = sorted(r for part in minibatch.micro_batches for r in part)

@@ -114,7 +114,8 @@ def train(config: GRPOConfig) -> Path:
     )
     per_iteration, extra = config.steps_per_iteration, config.dynamic_sampling
     reward_update = RewardUpdate.of(config.reward_update, components, seed=config.run.seed)
-    batches = RolloutBatches.of(config, components)
+    size = config.prompts_per_step, config.responses_per_prompt
+    batches = RolloutBatches(components, *size, config.sampling, config.run.seed)
     learner = Learner.of(config, objective, supervision, components)
     trained = [(config.optimizer, trained_parameters(learner.policy.model))]
     training = Training(prepared, config.total_steps, **components.for_training)

@@ -84,14 +84,14 @@ def train(config: PPOConfig) -> Path:
         with_reference=config.beta > 0,
         asynchronous=config.asynchronous,
     )
-    policy, seed = components.policy, config.run.seed
-    critic = make_critic(config.critic, config.model, policy)
-    mix = PretrainingMix.of(config.pretraining, policy, seed=seed)
-    reward_update = RewardUpdate.of(config.reward_update, components, seed=seed)
+    critic = make_critic(config.critic, config.model, components.policy)
+    mix = PretrainingMix.of(config.pretraining, components.policy, seed=config.run.seed)
+    reward_update = RewardUpdate.of(config.reward_update, components, seed=config.run.seed)
     beta = KLCoefficient(config.beta, config.adaptive_kl)
-    batches = RolloutBatches.of(config, components)
+    size = config.prompts_per_step, config.responses_per_prompt
+    batches = RolloutBatches(components, *size, config.sampling, config.run.seed)
     learner = Learner.of(config, objective, returns, components, critic)
-    trained = parameter_sets(config, policy, critic)
+    trained = parameter_sets(config, learner.policy, critic)
     training = Training(prepared, config.steps, **components.for_training)
     with training, closing(components):
         optimizer = Optimizer(trained, config.optimizer_steps, training.budget_spent)
@@ -124,9 +124,9 @@ def train(config: PPOConfig) -> Path:
                     training.event("reward_update", **reward_update.train())
                 training.stages.lap("reward_update")
             metrics = step_metrics(objective, rollouts, experience, updates, beta.value)
-            training.log(metrics, partial(first_group, policy, rollouts, experience))
+            training.log(metrics, partial(first_group, learner.policy, rollouts, experience))
             beta.adapt(metrics, len(rollouts.flat))
-        training.save("final", policy)
+        training.save("final", learner.policy)
         training.save("critic", critic)
         if reward_update is not None:
             training.save("reward_model", reward_update.model)
@@ -225,8 +225,7 @@ class Learner:
         aggregation, max_length = self.objective.aggregation, self.objective.max_length
         for minibatch in updates:
             data = experience.next_micro_batches(minibatch, updates, aggregation, max_length)
-            losses = self.losses(with_actor)
-            micro_batches = [MicroBatch(x, loss) for x in data for loss in losses]
+            micro_batches = [MicroBatch(x, loss) for x in data for loss in self.losses(with_actor)]
             if mix is not None and with_actor:
                 micro_batches += mix.next_step(self.schedule.max_tokens)
             updates.results.append(optimizer.step(micro_batches))

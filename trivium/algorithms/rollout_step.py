@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 
-from trivium.algorithms.grpo_config import GRPOConfig
-from trivium.algorithms.ppo_config import PPOConfig
 from trivium.maths.advantages import equal_groups
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
 from trivium.rollout.sampling import Sampling
@@ -26,7 +24,6 @@ class RolloutBatches:
         responses_per_prompt: responses to each of them.
         sampling: how responses are sampled.
         seed: the run's seed.
-        first_step: number of batch 0's step; random numbers are keyed by the step.
     """
 
     components: OnPolicyComponents
@@ -34,19 +31,6 @@ class RolloutBatches:
     responses_per_prompt: int
     sampling: Sampling
     seed: int
-    first_step: int
-
-    @classmethod
-    def of(cls, config: PPOConfig | GRPOConfig, components: OnPolicyComponents) -> RolloutBatches:
-        return cls(
-            components,
-            config.prompts_per_step,
-            config.responses_per_prompt,
-            config.sampling,
-            config.run.seed,
-            # PPO keys random numbers by its steps, which are numbered from 1.
-            first_step=1 if isinstance(config, PPOConfig) else 0,
-        )
 
     def roll_out(self, number: int) -> Rollouts:
         """Return the responses to a batch of prompts, with their rewards."""
@@ -88,5 +72,5 @@ class RolloutBatches:
             "samples": self.responses_per_prompt,
             "sampling": self.sampling,
             "seed": self.seed,
-            "step": number + self.first_step,
+            "step": number,
         }
