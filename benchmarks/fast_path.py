@@ -1,14 +1,14 @@
-"""Measure the gain of each piece of the CPU fast path in a whole step.
+"""Measure the gain of the CPU fast path in a whole step.
 
     python benchmarks/fast_path.py [--model S|M|DIRECTORY] [--work sft,dpo,grpo,ppo,sample]
-        [--only PIECE] [--repetitions 5] [--prompts 4] [--responses 8] [--memory] [--output FILE]
+        [--repetitions 5] [--prompts 4] [--responses 8] [--memory] [--output FILE]
 
 Two sets of models with the same weights run the same work in turn, in one process and on one
-thread: one set has all pieces (``trivium.models.cpu.PIECES``), the other has all pieces but one.
-The row ``all`` compares all pieces with none. The gain is the processor time without the piece
-divided by the processor time with it, or with ``--memory`` the same ratio of the growth of peak
-resident memory. The script prints a Markdown table with the median, the lowest and the highest gain
-of all repetitions after a warm-up, and writes all measurements to a JSON file.
+thread: one set has the fast path, the other has ``model.fast_path: off``. The gain is the processor
+time without the fast path divided by the processor time with it, or with ``--memory`` the same
+ratio of the growth of peak resident memory. The script prints a Markdown table with the median, the
+lowest and the highest gain of all repetitions after a warm-up, and writes all measurements to a
+JSON file.
 
 ``sft``, ``dpo``, ``grpo`` and ``ppo`` are one optimizer step of the trainers' own code: forward and
 backward pass, clipping and AdamW. GRPO and PPO also compute advantages and the log-probs of the
@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).parent / "speed"))
 
 import torch
 from results import processor
-from shares import install_pieces, measure, processor_seconds, torch_matmul
+from shares import measure, processor_seconds
 from worlds import SIZES, write_world
 
 from trivium.algorithms import dpo, grpo, ppo, sft
@@ -54,15 +54,14 @@ from trivium.algorithms.sft_config import SFTConfig
 from trivium.algorithms.supervision import Supervision
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
+from trivium.data.oom import score_logprobs
 from trivium.data.prompts import Prompt
 from trivium.data.response import Response
 from trivium.memory.stages import components
-from trivium.models.cpu import PIECES
 from trivium.models.cpu.linear import matmul_backend
 from trivium.models.critic import Critic, SeparateCritic
 from trivium.models.loading import trained_parameters
-from trivium.models.model_config import ModelConfig
-from trivium.models.oom import score_logprobs
+from trivium.models.model_config import FastPath, ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import Scores
@@ -84,23 +83,23 @@ Step = Callable[[], object]
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a comparison: the models of a checkpoint with some pieces, and a step's data.
+    """One side of a comparison: the models of a checkpoint, and a step's data.
 
     Attributes:
         model: directory of the checkpoint.
-        pieces: installed pieces of the fast path.
+        fast_path: as in ``ModelConfig``.
         prompts: prompts per step.
         responses: responses per prompt.
     """
 
     model: str
-    pieces: frozenset[str]
+    fast_path: FastPath
     prompts: int
     responses: int
 
     def settings(self, **options: Any) -> dict[str, Any]:
         """Return the settings that all methods share, and ``options``."""
-        model = {"path": self.model, "device": "cpu", "fast_path": "off"}
+        model = {"path": self.model, "device": "cpu", "fast_path": self.fast_path}
         return {
             "model": model,
             "data": {"path": "unused.jsonl"},
@@ -122,13 +121,11 @@ class Side:
 
     def policy(self) -> Policy:
         policy = Policy.load(ModelConfig.model_validate(self.settings()["model"]))
-        install_pieces(policy.model, self.pieces)
         return policy
 
     def critic(self, config: PPOConfig, policy: Policy) -> Critic:
         critic = make_critic(config.critic, config.model, policy)
         assert isinstance(critic, SeparateCritic), "PPO's default critic is separate"
-        install_pieces(critic.model.model, self.pieces)
         return critic
 
     def groups(self, policy: Policy, count: int, responses: int) -> list[Group]:
@@ -256,8 +253,6 @@ WORK: dict[str, Callable[[Side], Step]] = {
     "ppo": ppo_step,
     "sample": sample_step,
 }
-REMOVED = {"all": PIECES} | {piece: frozenset({piece}) for piece in sorted(PIECES)}
-"""The pieces that the second side of each comparison lacks, by the name of the comparison."""
 
 
 # --- Measurement and results ----------------------------------------------------------------------
@@ -272,9 +267,8 @@ def peak_bytes(work: Step) -> float:
 
 @dataclass(frozen=True)
 class Result:
-    """Costs of one kind of work with and without a piece, one pair per repetition."""
+    """Costs of one kind of work with and without the fast path, one pair per repetition."""
 
-    piece: str
     work: str
     costs: list[tuple[float, float]]
 
@@ -294,32 +288,27 @@ class Result:
         return f"{median(ratios):.2f}× ({min(ratios):.2f} – {max(ratios):.2f})"
 
 
-def compare(
-    model: str, work: list[str], names: list[str], options: argparse.Namespace
-) -> Iterator[Result]:
-    """Yield the result of every kind of work without each of the named pieces."""
+def compare(model: str, work: list[str], options: argparse.Namespace) -> Iterator[Result]:
+    """Yield the result of every kind of work."""
     cost = peak_bytes if options.memory else processor_seconds
     for kind in work:
-        accelerated = WORK[kind](Side(model, PIECES, options.prompts, options.responses))
-        for name in names:
-            pieces = PIECES - REMOVED[name]
-            other = WORK[kind](Side(model, pieces, options.prompts, options.responses))
-            without = nullcontext if "matmul" in pieces else torch_matmul
-            costs = measure(accelerated, other, without, options.repetitions, cost)
-            yield Result(name, kind, costs)
-            del other
-            gc.collect()  # A module and its replaced forward refer to each other.
-        del accelerated
-        gc.collect()
+        accelerated, plain = (
+            WORK[kind](Side(model, fast_path, options.prompts, options.responses))
+            for fast_path in ("auto", "off")
+        )
+        costs = measure(accelerated, plain, nullcontext, options.repetitions, cost)
+        yield Result(kind, costs)
+        del accelerated, plain
+        gc.collect()  # A module and its replaced forward refer to each other.
 
 
 def table(results: list[Result]) -> str:
-    """Return a Markdown table: one row per piece and one column per kind of work."""
-    cells = {(result.piece, result.work): result.cell() for result in results}
-    pieces = list(dict.fromkeys(result.piece for result in results))
-    work = list(dict.fromkeys(result.work for result in results))
-    rows = [["piece", *work], ["---"] * (1 + len(work))]
-    rows += [[piece, *(cells.get((piece, kind), "") for kind in work)] for piece in pieces]
+    """Return a Markdown table: one column per kind of work."""
+    rows = [
+        [result.work for result in results],
+        ["---"] * len(results),
+        [result.cell() for result in results],
+    ]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
@@ -366,7 +355,6 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="S", help="S, M or the directory of a checkpoint")
     parser.add_argument("--work", default=",".join(WORK), help="kinds of work, with commas")
-    parser.add_argument("--only", choices=REMOVED, help="measure one piece only")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=4, help="prompts per step")
     parser.add_argument("--responses", type=int, default=8, help="responses per prompt")
@@ -381,15 +369,14 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Compare all pieces; write the file after every comparison, since a run may take hours."""
+    """Measure; write the file after every comparison, since a run may take hours."""
     options = arguments()
     torch.set_num_threads(1)
-    names = list(REMOVED) if options.only is None else [options.only]
     results: list[Result] = []
     with checkpoint(options.model) as model:
-        for result in compare(model, options.work.split(","), names, options):
+        for result in compare(model, options.work.split(","), options):
             results.append(result)
-            print(f"{result.work}, {result.piece}: {result.cell()}", file=sys.stderr, flush=True)
+            print(f"{result.work}: {result.cell()}", file=sys.stderr, flush=True)
             options.output.write_text(json.dumps(report(results, options), indent=1) + "\n")
     print(table(results))
 

@@ -1,9 +1,9 @@
-"""Measure what padding packed sequences to few lengths saves: oneDNN kernels and their memory.
+"""Measure what padding matrices to few row counts saves: oneDNN kernels and their memory.
 
     python benchmarks/lines.py [--batches N]
 
-A process trains on batches whose response lengths always differ, as in a run: once on packed
-sequences without padding and once on padded ones (``trivium.models.cpu.linear.pad_rows``). The
+A process trains by oneDNN's product on batches whose response lengths always differ, as in a run:
+once without padding and once with it (``trivium.models.cpu.linear.pad_rows``). The
 script prints the growth of memory and the processor time per batch after the first twenty batches.
 """
 
@@ -37,6 +37,7 @@ WARM_UP_BATCHES = 20
 def train(batches: int, padded: bool) -> None:
     """Train in this process, and print the growth of memory in MiB and the ms per batch."""
     torch.set_num_threads(1)
+    linear.matmul_backend.use("onednn")
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         write_world(Path(folder) / "world", SIZES["S"], prompt_tokens=32)
@@ -44,7 +45,7 @@ def train(batches: int, padded: bool) -> None:
     before, began = 0, 0.0
     with ExitStack() as patches:
         if not padded:
-            patches.enter_context(mock.patch.object(linear, "pad_rows", return_value=0))
+            patches.enter_context(mock.patch.object(linear, "pad_rows", lambda x: x))
         for i in range(WARM_UP_BATCHES + batches):
             if i == WARM_UP_BATCHES:
                 before, began = psutil.Process().memory_info().rss, time.process_time()
@@ -65,7 +66,7 @@ def main() -> None:
         train(options.batches, options.child == "padded")
         return
     print(
-        f"| packed sequences of {options.batches} batches | memory growth, MiB | ms per batch |\n"
+        f"| matrices of {options.batches} batches | memory growth, MiB | ms per batch |\n"
         "|---|---|---|"
     )
     for kind in ("unpadded", "padded"):

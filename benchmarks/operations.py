@@ -110,7 +110,7 @@ def learn(model: Policy, batch: list[Group]) -> None:
 @torch.no_grad()
 def sample(model: Policy, prompt: int) -> None:
     """Decode eight responses to each of eight prompts; every fourth step, eight responses end."""
-    cache, head = KVCache(model, shared_prefix=prompt > 64), model.head.packed()
+    cache, head = KVCache(model), model.head
     cache.admit([[2 + i for i in range(prompt)]] * 8, 8)
     rows = 64
     for step in range(28):

@@ -5,7 +5,7 @@
 The work is a step of GRPO with eight prompts and eight responses to each: sampling them, or a
 forward and backward pass over them. The script prints a Markdown table of processor-time ratios,
 without the optimization over with it: the median, the lowest and the highest of all repetitions.
-``benchmarks/fast_path.py`` measures the pieces of the CPU fast path in whole steps.
+``benchmarks/fast_path.py`` measures the CPU fast path in whole steps.
 """
 
 from __future__ import annotations
@@ -24,19 +24,14 @@ from unittest import mock
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from worlds import SIZES, write_world
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.models.attention import hidden_states
-from trivium.models.cpu import PIECES, accelerate_for_cpu, prefix_attention
-from trivium.models.cpu.linear import matmul_backend
-from trivium.models.logprobs import Head
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
-from trivium.rollout.kv_cache import MAX_COPIED_PREFIX, KVCache
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
 from trivium.training.setup import local_engine
@@ -47,12 +42,10 @@ Comparison = tuple[str, Callable[[], None], Callable[[], None], Without]
 
 
 class Work:
-    """A policy with the chosen pieces of the CPU fast path, and the responses of a step."""
+    """A policy and the responses of a step."""
 
-    def __init__(self, world: Path, pieces: frozenset[str] = PIECES) -> None:
-        config = ModelConfig(path=str(world / "model"), device="cpu", fast_path="off")
-        self.policy = Policy.load(config)
-        install_pieces(self.policy.model, pieces)
+    def __init__(self, world: Path) -> None:
+        self.policy = Policy.load(ModelConfig(path=str(world / "model"), device="cpu"))
         data = PromptsConfig(path=str(world / "data.jsonl"))
         self.prompts = load_prompts(data, self.policy.tokenizer)[:8]
         self.engine, self.sampling = local_engine(self.policy), Sampling(max_tokens=64)
@@ -93,13 +86,6 @@ class Work:
         self.optimizers[fused].step()
 
 
-def install_pieces(model: PreTrainedModel, pieces: frozenset[str]) -> None:
-    """Install pieces of the CPU fast path; the process keeps its matmul backend."""
-    backend = matmul_backend.name
-    accelerate_for_cpu(model, pieces)
-    matmul_backend.use(backend)
-
-
 @contextmanager
 def padded_rows(policy: Policy) -> Iterator[None]:
     """Use the model's own attention, with one padded row per response."""
@@ -112,17 +98,6 @@ def padded_rows(policy: Policy) -> Iterator[None]:
     finally:
         policy.shared = True
         model.set_attn_implementation(before)
-
-
-@contextmanager
-def torch_matmul() -> Iterator[None]:
-    """Use PyTorch's own matrix product."""
-    before = matmul_backend.name
-    matmul_backend.use("torch")
-    try:
-        yield
-    finally:
-        matmul_backend.use(before)
 
 
 def processor_seconds(work: Callable[[], object]) -> float:
@@ -154,9 +129,8 @@ def measure(
     return costs[1:]
 
 
-def comparisons(work: Work, world: Path) -> Iterator[Comparison]:
+def comparisons(work: Work) -> Iterator[Comparison]:
     """Yield all optimizations."""
-    yield from fast_path_comparisons(work, world)
     yield from training_comparisons(work)
     yield (
         "optimizer: fused AdamW",
@@ -165,15 +139,6 @@ def comparisons(work: Work, world: Path) -> Iterator[Comparison]:
         nullcontext,
     )
     yield from sampling_comparisons(work)
-
-
-def fast_path_comparisons(work: Work, world: Path) -> Iterator[Comparison]:
-    """Yield the pieces of the CPU fast path."""
-    for piece in sorted(PIECES):
-        other = Work(world, PIECES - {piece})
-        without = torch_matmul if piece == "matmul" else nullcontext
-        yield f"training: {piece}", work.train, other.train, without
-        yield f"sampling: {piece}", work.sample, other.sample, without
 
 
 def training_comparisons(work: Work) -> Iterator[Comparison]:
@@ -186,12 +151,6 @@ def training_comparisons(work: Work) -> Iterator[Comparison]:
         lambda: padded_rows(policy),
     )
     yield (
-        "training: attention without copies of long rows",
-        work.train,
-        work.train,
-        lambda: mock.patch.object(prefix_attention, "MIN_UNBATCHED_PAIRS", 1 << 30),
-    )
-    yield (
         "training: head at response positions, in chunks",
         work.train,
         work.train_with_full_logits,
@@ -201,7 +160,7 @@ def training_comparisons(work: Work) -> Iterator[Comparison]:
 
 def sampling_comparisons(work: Work) -> Iterator[Comparison]:
     """Yield the other optimizations of sampling."""
-    policy, engine, patch = work.policy, work.engine, mock.patch.object
+    engine, patch = work.engine, mock.patch.object
     yield (
         "sampling: shared prompt cache",
         work.sample,
@@ -221,20 +180,6 @@ def sampling_comparisons(work: Work) -> Iterator[Comparison]:
         work.sample,
         lambda: patch(LocalEngine, "generate", with_no_grad),
     )
-    yield (
-        "sampling: packed head weights",
-        work.sample,
-        work.sample,
-        lambda: patch(Head, "packed", lambda head: head),
-    )
-    shared_prefix = len(work.prompts[0].tokens) <= MAX_COPIED_PREFIX
-    other_cache = partial(KVCache, policy, shared_prefix=shared_prefix)
-    yield (
-        "sampling: shared prefix for long prompts only",
-        work.sample,
-        work.sample,
-        lambda: patch(LocalEngine, "_cache", lambda *_: other_cache()),
-    )
 
 
 def main() -> None:
@@ -252,7 +197,7 @@ def main() -> None:
         write_world(world, SIZES[options.size], prompt_tokens=options.prompt)
         work = Work(world)
         print(f"| {options.size}, prompts of {options.prompt} | gain | from – to |\n|---|---|---|")
-        for name, optimized, unoptimized, without in comparisons(work, world):
+        for name, optimized, unoptimized, without in comparisons(work):
             if not fnmatch(name, options.only):
                 continue
             costs = measure(optimized, unoptimized, without, options.repetitions)

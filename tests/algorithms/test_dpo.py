@@ -18,11 +18,11 @@ from trivium.algorithms import dpo
 from trivium.algorithms.dpo import Online, PairData, best_and_worst, with_reference
 from trivium.algorithms.dpo_config import DPOConfig
 from trivium.data.group import Group
+from trivium.data.oom import score_logprobs
 from trivium.data.prompts import Prompt
 from trivium.data.response import Response
 from trivium.errors import TrainingError
 from trivium.models.model_config import ModelConfig
-from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import Scores

@@ -18,11 +18,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from trivium.data import oom
 from trivium.data.batch import Batch, Group, Grouped, token_index
+from trivium.data.oom import score_all
 from trivium.maths.aggregation import token_weights, weighted_sum
 from trivium.maths.ragged import repeat_per_segment, segment_ids, segment_starts
-from trivium.models import oom
-from trivium.models.oom import score_all
 from trivium.models.policy import Policy
 from trivium.training.experience import (
     Experience,

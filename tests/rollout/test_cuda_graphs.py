@@ -100,21 +100,15 @@ def test_recorded_steps_draw_the_same_tokens_at_the_same_flops(
     assert len(recorders) == 3
 
 
-@pytest.mark.parametrize("shared_prefix", [False, True])
 @pytest.mark.parametrize("name", ["llama", "qwen2-window"])
-def test_recorded_rows_are_independent_of_other_rows(name: str, shared_prefix: bool) -> None:
+def test_recorded_rows_are_independent_of_other_rows(name: str) -> None:
     policy = policy_of(name)
-    check_rows_against_backbone(
-        policy, GraphedCache(policy, shared_prefix=shared_prefix, record=Recorder())
-    )
+    check_rows_against_backbone(policy, GraphedCache(policy, Recorder()))
 
 
-@pytest.mark.parametrize("shared_prefix", [False, True])
-def test_a_step_is_recorded_again_only_when_the_cache_grows_or_is_compacted(
-    shared_prefix: bool,
-) -> None:
+def test_a_step_is_recorded_again_only_when_the_cache_grows_or_is_compacted() -> None:
     policy, recorder = policy_of(max_position_embeddings=128), Recorder()
-    cache = GraphedCache(policy, shared_prefix=shared_prefix, record=recorder)
+    cache = GraphedCache(policy, recorder)
     prompt = prompts_of((5,))[0].tokens
     expected, rows = 0, 8
     with torch.no_grad():
@@ -133,16 +127,15 @@ def test_a_step_is_recorded_again_only_when_the_cache_grows_or_is_compacted(
     torch.testing.assert_close(found, last_states(policy, [row] * 3), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("shared_prefix", [False, True])
 @pytest.mark.parametrize("graphed", [False, True])
 @pytest.mark.parametrize("name", ["llama", "qwen2-window", "qwen3"])
 def test_decoding_on_a_gpu_waits_for_nothing_and_keeps_nothing_elsewhere(
-    name: str, graphed: bool, shared_prefix: bool
+    name: str, graphed: bool
 ) -> None:
     policy = policy_of(name)
-    cache = KVCache(policy, shared_prefix=shared_prefix)
+    cache = KVCache(policy)
     if graphed:
-        cache = GraphedCache(policy, shared_prefix=shared_prefix, record=lambda step: step)
+        cache = GraphedCache(policy, lambda step: step)
     with torch.no_grad():
         cache.admit([p.tokens for p in prompts_of((7, 3))], 3)
         cache.advance(torch.full((6,), 4))

@@ -170,21 +170,15 @@ def test_prompts_are_prefilled_once_and_few_rows_are_idle() -> None:
     assert grown <= sum(read) - sum(LENGTHS) <= grown * 8 / 7
 
 
-@pytest.mark.parametrize("shared_prefix", [False, True])
 @pytest.mark.parametrize("name", ["llama", "qwen2-window", "gemma2"])
-def test_rows_attend_only_to_their_own_tokens_after_others_leave_and_join(
-    name: str, shared_prefix: bool
-) -> None:
+def test_rows_attend_only_to_their_own_tokens_after_others_leave_and_join(name: str) -> None:
     policy = policy_of(name)
-    check_rows_against_backbone(policy, KVCache(policy, shared_prefix=shared_prefix))
+    check_rows_against_backbone(policy, KVCache(policy))
 
 
-@pytest.mark.parametrize("shared_prefix", [False, True])
-def test_idle_row_with_full_response_kv_does_not_affect_shorter_rows(
-    shared_prefix: bool,
-) -> None:
+def test_idle_row_with_full_response_kv_does_not_affect_shorter_rows() -> None:
     policy = policy_of()
-    cache = KVCache(policy, shared_prefix=shared_prefix)
+    cache = KVCache(policy)
     first, second, third = (p.tokens for p in prompts_of((5, 3, 2)))
     with torch.no_grad():
         cache.admit([first], 1)
@@ -201,8 +195,6 @@ def test_idle_row_with_full_response_kv_does_not_affect_shorter_rows(
 
 class NoAttention:
     """A layout in which tokens attend to nothing."""
-
-    output_positions, longest = None, 1 << 10
 
     def attend(self, layer: int, query_LHD: Tensor, *args: Tensor, spec: AttentionSpec) -> Tensor:
         return query_LHD.contiguous()

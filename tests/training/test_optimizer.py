@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
+from trivium.data.oom import score_all
 from trivium.errors import TrainingError
 from trivium.maths.aggregation import token_mean
-from trivium.models.oom import score_all
 from trivium.training.experience import (
     Minibatch,
     WeightedGroups,

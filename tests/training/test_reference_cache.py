@@ -19,8 +19,8 @@ from trivium.algorithms import dpo
 from trivium.algorithms.dpo_config import DPOConfig
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
+from trivium.data.oom import score_logprobs
 from trivium.models.model_config import LoraConfig, ModelConfig
-from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.runs.provenance import differences, environment
 from trivium.training import reference_cache

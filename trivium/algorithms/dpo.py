@@ -21,6 +21,7 @@ from torch import Tensor
 from trivium.algorithms.dpo_config import DPOConfig
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
+from trivium.data.oom import score_logprobs
 from trivium.data.preferences import load_preferences
 from trivium.data.prompts import load_prompts
 from trivium.errors import TrainingError
@@ -28,7 +29,6 @@ from trivium.evaluation.evaluator import Evaluator
 from trivium.maths.objectives import PreferenceLoss, preference_gradient_weight
 from trivium.maths.ragged import segment_mean, segment_sum
 from trivium.models.loading import context_length, load_tokenizer, trained_parameters
-from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts, roll_out

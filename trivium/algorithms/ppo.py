@@ -29,11 +29,11 @@ from trivium.algorithms.pretraining import PretrainingMix
 from trivium.algorithms.reward_update import RewardUpdate
 from trivium.algorithms.rollout_step import RolloutBatches
 from trivium.data.batch import Batch, Grouped
+from trivium.data.oom import score_logprobs
 from trivium.maths.advantages import return_targets, whiten
 from trivium.maths.aggregation import weighted_sum
 from trivium.maths.objectives import clipped_surrogate, truncated_importance, value_loss
 from trivium.models.critic import ActorCriticScores, Critic, SeparateCritic
-from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy, TokenScores
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts

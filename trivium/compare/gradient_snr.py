@@ -34,10 +34,10 @@ from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Job, Plan, with_seed
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
+from trivium.data.oom import score_logprobs
 from trivium.data.prompts import Prompt, load_prompts
 from trivium.models.loading import load_tokenizer, trained_parameters
 from trivium.models.model_config import ModelConfig
-from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import RewardConfig

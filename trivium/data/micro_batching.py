@@ -2,7 +2,7 @@
 
 The result depends on lengths alone. The cost is that of a transformer's forward pass: a part for
 every token, and a part for every pair of a token and a token it attends to. Whether a micro-batch
-fits into memory is not checked here: ``models.oom`` splits a micro-batch that does not fit.
+fits into memory is not checked here: ``data.oom`` splits a micro-batch that does not fit.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from trivium.data.batch import Grouped
 from trivium.data.chat import token_pieces
+from trivium.data.oom import score_logprobs
 from trivium.data.prompts import Prompt
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.evaluation.samples import Rows, sample_rows
@@ -27,7 +28,6 @@ from trivium.evaluation.statistics import (
     wins,
 )
 from trivium.maths.ragged import segment_sum
-from trivium.models.oom import score_logprobs
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import Rewards

@@ -14,13 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers import AttentionInterface, PreTrainedModel
 
 from trivium.data.batch import Batch
 from trivium.maths.ragged import repeat_per_segment
 from trivium.models.group_layout import GroupLayout
-from trivium.models.kernels import kernels_of
 from trivium.models.layout import AttentionSpec, Layout
 
 RAGGED = "trivium_ragged"
@@ -59,38 +57,18 @@ def ragged_attention(
 AttentionInterface.register(RAGGED, ragged_attention)
 
 
-def hidden_states(
-    backbone: PreTrainedModel,
-    batch: Batch,
-    *,
-    shared: bool = True,
-    output_positions: Tensor | None = None,
-) -> Tensor:
-    """Return the final hidden state of every token of the batch, ``[L, D]``.
-
-    If ``output_positions`` are given, states at other positions may be undefined.
-    """
+def hidden_states(backbone: PreTrainedModel, batch: Batch, *, shared: bool = True) -> Tensor:
+    """Return the final hidden state of every token of the batch, ``[L, D]``."""
     if not shared:
         return separate_rows(backbone, batch)
-    length, kernels = len(batch.tokens_L), kernels_of(backbone)
-    padding = kernels.pad_rows(length, next(backbone.parameters()))
-    layout = GroupLayout(batch, output_positions, last_layer(backbone), padding, kernels)
-    tokens_L, positions_L = (F.pad(x, (0, padding)) for x in (batch.tokens_L, batch.positions_L))
-    return packed_forward(backbone, tokens_L, positions_L, layout)[:length]
+    return packed_forward(backbone, batch.tokens_L, batch.positions_L, GroupLayout(batch))
 
 
 def states_at(
     backbone: PreTrainedModel, batch: Batch, index: Tensor, *, shared: bool = True
 ) -> Tensor:
     """Return the final hidden states at positions of the packed sequence, one per index."""
-    outputs = torch.unique(index)
-    states_LD = hidden_states(backbone, batch, shared=shared, output_positions=outputs)
-    return states_LD.index_select(0, index)
-
-
-def last_layer(backbone: PreTrainedModel) -> int:
-    """Return the ``layer_idx`` of the last layer."""
-    return backbone.config.get_text_config().num_hidden_layers - 1
+    return hidden_states(backbone, batch, shared=shared).index_select(0, index)
 
 
 def packed_forward(

@@ -23,7 +23,6 @@ from trivium.models.attention import (
     states_at,
 )
 from trivium.models.group_layout import GroupLayout
-from trivium.models.kernels import Kernels, kernels_of
 from trivium.models.layout import AttentionSpec
 
 logger = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def probe_hidden_states(
     backbone: PreTrainedModel,
 ) -> tuple[Batch, Tensor, dict[int, AttentionSpec]]:
     """Return a few groups, their final hidden states, and the ``AttentionSpec`` of each layer."""
-    layout = _Recorder(batch := _probe_batch(backbone), kernels_of(backbone))
+    layout = _Recorder(batch := _probe_batch(backbone))
     states_LD = packed_forward(backbone, batch.tokens_L, batch.positions_L, layout)
     return batch, states_LD, layout.specs
 
@@ -106,8 +105,8 @@ def _warn_once(family: str) -> None:
 class _Recorder(GroupLayout):
     """A layout that records the ``AttentionSpec`` of each layer."""
 
-    def __init__(self, batch: Batch, kernels: Kernels) -> None:
-        super().__init__(batch, kernels=kernels)
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch)
         self.specs: dict[int, AttentionSpec] = {}
 
     def attend(

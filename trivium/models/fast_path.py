@@ -1,19 +1,57 @@
-"""The one place that installs a fast path."""
+"""Fast paths: replaced operations of the forward pass, installed in one place.
+
+``Kernels`` is the reference path: PyTorch's own operations. A fast path overrides methods and is
+attached to a backbone by ``install_fast_path``; everything else reads it from there.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from torch import Tensor
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from trivium.models.layout import Forward
 from trivium.models.loading import unwrap_peft
 from trivium.models.model_config import FastPath
 
 
+class Kernels:
+    """The reference implementation of every replaceable operation; no gradient flows."""
+
+    def multiply(self, a_LD: Tensor, b_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
+        """Return ``a bᵀ + bias``."""
+        return F.linear(a_LD, b_ED, bias_E)
+
+    def outer(self, a_LD: Tensor, b_LE: Tensor) -> Tensor:
+        """Return ``aᵀ b``."""
+        return a_LD.t() @ b_LE
+
+    def decoder(self, backbone: PreTrainedModel) -> Callable[[], Forward] | None:
+        """Return a factory of decode models for ``backbone``; None: use the backbone itself.
+
+        A decode model computes the backbone's forward pass with the weights at the time of its
+        creation.
+        """
+        return None
+
+
+REFERENCE = Kernels()
+
+
+def kernels_of(backbone: PreTrainedModel) -> Kernels:
+    """Return the kernels that are attached to a backbone, or the reference."""
+    return vars(backbone).get("trivium_kernels", REFERENCE)
+
+
 def install_fast_path(model: PreTrainedModel, fast_path: FastPath) -> None:
-    """Install the fast path of the model's device, unless ``fast_path`` is ``off``.
+    """Install the fast path of the model's device, and in every copy, unless ``fast_path`` is off.
 
     There is one for CPUs. On other devices the model stays as ``transformers`` made it.
     """
-    if fast_path == "auto" and unwrap_peft(model).device.type == "cpu":
+    base = unwrap_peft(model)
+    if fast_path == "auto" and base.device.type == "cpu":
         from trivium.models.cpu import accelerate_for_cpu
 
-        accelerate_for_cpu(model)
+        vars(base.base_model)["trivium_kernels"] = accelerate_for_cpu(model)

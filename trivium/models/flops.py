@@ -4,8 +4,7 @@ A product of ``[n, k]`` and ``[k, m]`` counts 2nkm. A token costs 2 FLOPs per we
 it passes, and 4·(heads·width) per layer for each token that it attends to, itself included (Kaplan
 et al. 2020, section 2.1). A backward pass adds the same again for the gradients of inputs and once
 more for those of trained weights. This is the model's cost, so that implementations can be
-compared: padding and recomputation do not count, and tokens that a fast path skips in the last
-layer do.
+compared: padding and recomputation do not count.
 """
 
 from __future__ import annotations
@@ -133,8 +132,7 @@ def _work(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
     positions = kwargs.get("position_ids")
     if positions is None:
         positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
-    pad_rows = getattr(kwargs.get("layout"), "pad_rows", 0)
-    attended: Tensor = positions[:, : positions.shape[1] - pad_rows] + 1
+    attended: Tensor = positions + 1
     mask: Tensor | None = kwargs.get("attention_mask")
     if mask is None:
         return attended.numel(), int(attended.sum())

@@ -1,7 +1,6 @@
 """Layouts for training and scoring: responses share their prompt, and nothing is padded.
 
-``GroupLayout`` picks the implementation: the fast path's kernel, FlexAttention on a GPU, or dense
-attention with masks.
+``GroupLayout`` picks the implementation: FlexAttention on a GPU, or dense attention with masks.
 """
 
 from __future__ import annotations
@@ -15,9 +14,8 @@ from torch.nn import functional as F
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.maths.ragged import repeat_per_segment, segment_ids
+from trivium.maths.ragged import segment_ids
 from trivium.models.flex_attention import FlexLayout
-from trivium.models.kernels import REFERENCE, Attend, Kernels
 from trivium.models.layout import AttentionSpec
 from trivium.models.segments import PaddedSegments
 
@@ -29,44 +27,17 @@ class GroupLayout:
 
     Args:
         batch: the groups.
-        output_positions: positions that need an output in layer ``last_layer``; None: all.
-        pad_rows: padding tokens at the end of the packed sequence, which attend to nothing.
-        kernels: the backbone's.
     """
 
-    def __init__(
-        self,
-        batch: Batch,
-        output_positions: Tensor | None = None,
-        last_layer: int | None = None,
-        pad_rows: int = 0,
-        kernels: Kernels = REFERENCE,
-    ) -> None:
-        self.batch, self.kernels = batch, kernels
-        self.output_positions, self.last_layer = output_positions, last_layer
-        self.pad_rows = pad_rows
-        prompt_lengths_N = repeat_per_segment(batch.prompt_lengths_G, batch.sizes_G)
-        self.longest = int((prompt_lengths_N + batch.lengths_N).max())
+    def __init__(self, batch: Batch) -> None:
+        self.batch = batch
 
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec
     ) -> Tensor:
-        if spec.is_plain(self.longest):
-            attend = self._attend_last if layer == self.last_layer else self._attend
-            if attend is not None:
-                return attend(query_LHD, key_LHD, value_LHD, spec.scaling)
         if query_LHD.device.type == "cuda" and flex_works():
             return self._flex.attend(layer, query_LHD, key_LHD, value_LHD, spec)
-        out_LHD = self._masked.attend(layer, query_LHD, key_LHD, value_LHD, spec)
-        return F.pad(out_LHD, (0, 0, 0, 0, 0, self.pad_rows)) if self.pad_rows else out_LHD
-
-    @cached_property
-    def _attend(self) -> Attend | None:
-        return self.kernels.group_attention(self.batch, None)
-
-    @cached_property
-    def _attend_last(self) -> Attend | None:
-        return self.kernels.group_attention(self.batch, self.output_positions)
+        return self._masked.attend(layer, query_LHD, key_LHD, value_LHD, spec)
 
     @cached_property
     def _flex(self) -> FlexLayout:

@@ -21,23 +21,9 @@ class AttentionSpec:
     window: int | None
     softcap: float | None
 
-    def is_plain(self, longest: int) -> bool:
-        """Whether rows of ``longest`` tokens need neither a window nor a soft cap."""
-        return self.softcap is None and (self.window is None or self.window >= longest)
-
 
 class Layout(Protocol):
     """Which tokens attend to which in one forward pass over a packed sequence."""
-
-    @property
-    def output_positions(self) -> Tensor | None:
-        """Positions whose final states are used, ascending: others may be undefined. None: all."""
-        ...
-
-    @property
-    def longest(self) -> int:
-        """An upper bound on all position ids: each is below it."""
-        ...
 
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec

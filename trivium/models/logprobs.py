@@ -6,15 +6,14 @@ tensor of size [tokens, vocabulary] outlives its chunk, in the forward or the ba
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from trivium.models.kernels import REFERENCE, Kernels
+from trivium.models.fast_path import REFERENCE, Kernels
 
 CHUNK_ELEMENTS, CHUNK_MULTIPLE = 1 << 24, 16
 """Logits in memory at a time, enough to amortize a pass over the head's weights; and the divisor of
@@ -32,18 +31,10 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
     kernels: Kernels = REFERENCE
-    product: Callable[[Tensor], Tensor] | None = None
-
-    def packed(self) -> Head:
-        """Return the same head for sampling, with the current weights."""
-        return replace(self, product=self.kernels.pack(self.weight_VD, self.bias_V))
 
     def logits(self, hidden_TD: Tensor, temperature: float = 1.0) -> Tensor:
         """Return logits divided by the temperature, in float32 or wider, ``[T, V]``."""
-        if self.product is not None:
-            logits_TV = self.product(hidden_TD)
-        else:
-            logits_TV = self.kernels.multiply(hidden_TD, self.weight_VD, self.bias_V)
+        logits_TV = self.kernels.multiply(hidden_TD, self.weight_VD, self.bias_V)
         logits_TV = logits_TV.to(torch.promote_types(logits_TV.dtype, torch.float32))
         if self.softcap is not None:
             logits_TV = self.softcap * torch.tanh(logits_TV * (self.scale / self.softcap))
@@ -89,10 +80,7 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor | None]:
         parts = []
         for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):
-            z_TV, labels_T = (
-                head.logits(_padded(hidden_TD[at], head), temperature),
-                targets_T[at],
-            )
+            z_TV, labels_T = head.logits(hidden_TD[at], temperature), targets_T[at]
             parts += [
                 _statistics(z_TV[i], labels_T[i], entropy)
                 for i in chunks(len(labels_T), len(weight_VD), SLICE_ELEMENTS)
@@ -112,8 +100,7 @@ class _TokenLogprobs(torch.autograd.Function):
         head = Head(weight_VD, bias_V, scale, softcap, kernels)
         gradients = _Gradients(hidden_TD, head, ctx.needs_input_grad)
         for at in chunks(len(targets_T), len(weight_VD), CHUNK_ELEMENTS):
-            padded_TD, labels_T = _padded(hidden_TD[at], head), targets_T[at]
-            z_TV = head.logits(padded_TD, temperature)
+            z_TV, labels_T = head.logits(hidden_TD[at], temperature), targets_T[at]
             for i in chunks(len(labels_T), len(weight_VD), SLICE_ELEMENTS):
                 slope = _slope(z_TV[i], head, temperature)
                 grad_logits_TV = _logits_grad(
@@ -124,15 +111,8 @@ class _TokenLogprobs(torch.autograd.Function):
                     entropy_T[at][i],
                 )
                 z_TV[i] = grad_logits_TV if slope is None else grad_logits_TV.mul_(slope)
-            z_TV[len(labels_T) :] = 0
-            gradients.add(at, padded_TD, z_TV)
+            gradients.add(at, hidden_TD[at], z_TV)
         return *gradients.results(), *[None] * 4
-
-
-def _padded(hidden_TD: Tensor, head: Head) -> Tensor:
-    """Append the rows of zeros that the kernels ask for."""
-    more = head.kernels.pad_rows(len(hidden_TD), hidden_TD, head.weight_VD)
-    return F.pad(hidden_TD, (0, 0, 0, more)) if more else hidden_TD
 
 
 def _statistics(z_TV: Tensor, targets_T: Tensor, entropy: bool) -> tuple[Tensor, Tensor]:
@@ -190,14 +170,13 @@ class _Gradients:
         self.grad_bias_V: Tensor | None = None
 
     def add(self, at: slice, hidden_TD: Tensor, grad_TV: Tensor) -> None:
-        """Add one chunk's gradients, given that of ``h Wᵀ + b``, padding rows included."""
-        multiply, weight_VD = self.head.kernels.multiply, self.head.weight_VD
+        """Add one chunk's gradients, given that of ``h Wᵀ + b``."""
+        kernels, weight_VD = self.head.kernels, self.head.weight_VD
         hidden_TD = hidden_TD.to(grad_TV.dtype)
         if self.grad_hidden_TD is not None:
-            grad_hidden_TD = multiply(grad_TV.to(weight_VD.dtype), weight_VD.t())
-            self.grad_hidden_TD[at] = grad_hidden_TD[: at.stop - at.start]
+            self.grad_hidden_TD[at] = kernels.multiply(grad_TV.to(weight_VD.dtype), weight_VD.t())
         if self.needs_weight:
-            self.grad_weight_DV = _sum(self.grad_weight_DV, multiply(hidden_TD.t(), grad_TV.t()))
+            self.grad_weight_DV = _sum(self.grad_weight_DV, kernels.outer(hidden_TD, grad_TV))
         if self.needs_bias:
             self.grad_bias_V = _sum(self.grad_bias_V, grad_TV.sum(0))
 

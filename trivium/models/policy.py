@@ -15,8 +15,8 @@ from trivium.errors import ModelError
 from trivium.models import flops
 from trivium.models.attention import packed_forward
 from trivium.models.equivalence import uses_ragged_attention
+from trivium.models.fast_path import kernels_of
 from trivium.models.group_model import GroupModel
-from trivium.models.kernels import kernels_of
 from trivium.models.layout import Forward
 from trivium.models.loading import (
     load_causal_lm,

@@ -19,8 +19,7 @@ class PaddedSegments:
 
     def __init__(self, starts: Tensor, lengths: Tensor) -> None:
         self.count, self.longest = len(starts), int(lengths.max())
-        self.size = int(lengths.sum())
-        self.equal = self.longest * self.count == self.size
+        self.equal = self.longest * self.count == int(lengths.sum())
         self._starts, self._lengths = starts, lengths
 
     def gather(self, packed_L: Tensor) -> Tensor:
@@ -30,7 +29,8 @@ class PaddedSegments:
 
     def flatten(self, rows: Tensor) -> Tensor:
         """``[rows, heads, longest, …] -> [tokens, heads, …]``, row after row."""
-        return self._tokens(rows.transpose(1, 2))
+        flat = rows.transpose(1, 2).flatten(0, 1)
+        return flat if self.equal else flat.index_select(0, self._held_index)
 
     @cached_property
     def held(self) -> Tensor:
@@ -47,12 +47,7 @@ class PaddedSegments:
     @cached_property
     def token_index(self) -> Tensor:
         """Position in the packed sequence of each flattened token."""
-        return self._tokens(self.index)
-
-    def _tokens(self, rows: Tensor) -> Tensor:
-        """``[rows, longest, …] -> [tokens, …]``, row after row."""
-        flat = rows.reshape(-1, *rows.shape[2:])
-        return flat if self.equal else flat.index_select(0, self._held_index)
+        return self.index.view(-1).index_select(0, self._held_index)
 
     @cached_property
     def _held_index(self) -> Tensor:

@@ -34,15 +34,15 @@ class GraphedCache(KVCache):
     """A ``KVCache`` that records its steps and replays them.
 
     Args:
-        policy, shared_prefix: as for ``KVCache``.
+        policy: the policy that computes the rows.
         record: records a step, which is a pure function of the contents of memory.
     """
 
     idle_share = 1 / 2
     """A recording costs several steps, an idle slot little: weights are read once for all slots."""
 
-    def __init__(self, policy: Policy, *, shared_prefix: bool = True, record: Record) -> None:
-        super().__init__(policy, shared_prefix=shared_prefix)
+    def __init__(self, policy: Policy, record: Record) -> None:
+        super().__init__(policy)
         self.record = record
         self._recorded: tuple[SlotGrid, int] | None = None
 
@@ -101,7 +101,7 @@ def graphs_work(policy: Policy, record: Callable[[torch.device], Record] = CudaG
     name = type(policy.model).__name__
     try:
         with flops.apart():
-            works = _agree(KVCache(policy), GraphedCache(policy, record=record(policy.device)))
+            works = _agree(KVCache(policy), GraphedCache(policy, record(policy.device)))
         reason: object = "hidden states differ"
     except Exception as error:  # Recording fails in many ways, and none may end a run.
         works, reason = False, error.__context__ or error

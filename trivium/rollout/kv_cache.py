@@ -11,19 +11,16 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from trivium.maths.ragged import repeat_per_segment
 from trivium.models import flops
-from trivium.models.attention import last_layer
 from trivium.models.group_layout import dense_attention, window_mask
-from trivium.models.kernels import Attend, Kernels, kernels_of
 from trivium.models.layout import AttentionSpec
 from trivium.models.policy import Policy
 from trivium.models.segments import PaddedSegments
 
 BLOCK_TOKENS = 32
-MAX_COPIED_PREFIX = 64
-"""Longest prompt of which a copy per row is cheaper than attention in two parts."""
 
 
 @dataclass
@@ -41,45 +38,27 @@ class LayerCache:
 
 
 class PromptLayout:
-    """Each prompt attends to itself; its keys and values are kept, and its last state is used.
+    """Each prompt attends to itself; its keys and values are kept.
 
     Args:
         starts_G, lengths_G: where each prompt begins in the packed sequence, and how long it is.
-        last_layer: the layer in which only the last tokens need an output.
-        kernels: the backbone's.
     """
 
-    def __init__(
-        self, starts_G: Tensor, lengths_G: Tensor, last_layer: int, kernels: Kernels
-    ) -> None:
+    def __init__(self, starts_G: Tensor, lengths_G: Tensor) -> None:
         self.rows = PaddedSegments(starts_G, lengths_G)
-        self.output_positions = starts_G + lengths_G - 1
-        self.last_layer, self.longest = last_layer, self.rows.longest
+        self.longest = self.rows.longest
         self.cached: dict[int, tuple[Tensor, Tensor]] = {}
-        self._starts_G, self._lengths_G, self._kernels = starts_G, lengths_G, kernels
 
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec
     ) -> Tensor:
         keys, values = self.rows.gather(key_LHD), self.rows.gather(value_LHD).contiguous()
         self.cached[layer] = keys.transpose(2, 3).contiguous(), values
-        if spec.is_plain(self.longest):
-            attend = self._attend_last if layer == self.last_layer else self._attend
-            if attend is not None:
-                return attend(query_LHD, key_LHD, value_LHD, spec.scaling)
         visible = None
         if spec.window is not None and spec.window < self.longest:
             visible = window_mask(torch.arange(self.longest, device=query_LHD.device), spec.window)
         out = dense_attention(self.rows.gather(query_LHD), keys, values, visible, spec)
         return self.rows.flatten(out).index_select(0, self._packed_order)
-
-    @cached_property
-    def _attend(self) -> Attend | None:
-        return self._kernels.row_attention(self._starts_G, self._lengths_G, None)
-
-    @cached_property
-    def _attend_last(self) -> Attend | None:
-        return self._kernels.row_attention(self._starts_G, self._lengths_G, self.output_positions)
 
     @cached_property
     def _packed_order(self) -> Tensor:
@@ -97,23 +76,18 @@ class KVCache:
 
     Args:
         policy: the policy that computes the rows.
-        shared_prefix: keep one copy of each prompt, which all its rows read; otherwise each row's
-            slot begins with a copy of its prompt.
     """
 
     idle_share = 1 / 8
 
-    def __init__(self, policy: Policy, *, shared_prefix: bool = True) -> None:
-        self.shared_prefix = shared_prefix
+    def __init__(self, policy: Policy) -> None:
         self.forward, self.count = policy.decode_model(), flops.counter(policy.backbone)
-        self.kernels, self.last_layer = kernels_of(policy.backbone), last_layer(policy.backbone)
         self.device = policy.device
         self.layers: dict[int, LayerCache] = {}
         self.prompt_lengths_G = torch.zeros(0, dtype=torch.long)
         self.group_of_S = torch.zeros(0, dtype=torch.long)
         self.length_S = torch.zeros(0, dtype=torch.long)
         self.slot_of_R = torch.zeros(0, dtype=torch.long)
-        self.prefix_len = 0
         self._update_grid()
 
     def admit(self, prompts: list[list[int]], samples: int) -> Tensor:
@@ -122,9 +96,7 @@ class KVCache:
         starts_G = torch.cumsum(lengths_G, 0) - lengths_G
         tokens_L = torch.tensor([token for tokens in prompts for token in tokens])
         position_L = torch.arange(len(tokens_L)) - repeat_per_segment(starts_G, lengths_G)
-        layout = PromptLayout(
-            starts_G.to(self.device), lengths_G.to(self.device), self.last_layer, self.kernels
-        )
+        layout = PromptLayout(starts_G.to(self.device), lengths_G.to(self.device))
         with flops.paused():
             hidden_LD = self.forward(tokens_L.to(self.device), position_L.to(self.device), layout)
         self.count(position_L)
@@ -132,14 +104,13 @@ class KVCache:
         self._store(layout, samples)
         groups = len(self.prompt_lengths_G)
         new_groups = torch.arange(groups, groups + len(prompts))
-        prefix_G = torch.zeros_like(lengths_G) if self.shared_prefix else lengths_G
-        self.prefix_len = max(self.prefix_len, int(prefix_G.max()))
-        self.prompt_lengths_G = torch.cat([self.prompt_lengths_G, lengths_G - prefix_G])
+        self.prompt_lengths_G = torch.cat([self.prompt_lengths_G, lengths_G])
         self.group_of_S = torch.cat([self.group_of_S, new_groups.repeat_interleave(samples)])
-        self.length_S = torch.cat([self.length_S, prefix_G.repeat_interleave(samples)])
+        new_lengths_S = torch.zeros(len(prompts) * samples, dtype=torch.long)
+        self.length_S = torch.cat([self.length_S, new_lengths_S])
         self.slot_of_R = torch.arange(len(self.group_of_S))
         self._update_grid()
-        return hidden_LD[layout.output_positions]
+        return hidden_LD[(starts_G + lengths_G - 1).to(self.device)]
 
     def advance(self, tokens_R: Tensor) -> Tensor:
         """Feed every row its next token; return final hidden states ``[R, D]``."""
@@ -169,14 +140,10 @@ class KVCache:
     def _store(self, layout: PromptLayout, samples: int) -> None:
         """Add the prompts' keys and values, and slots for their rows."""
         for index, (keys, values) in layout.cached.items():
-            if self.shared_prefix:
-                _, heads, width, _ = keys.shape
-                response_keys = keys.new_zeros(len(keys) * samples, heads, width, BLOCK_TOKENS)
-                response_values = keys.new_zeros(len(keys) * samples, heads, BLOCK_TOKENS, width)
-                new = LayerCache(keys, values, response_keys, response_values)
-            else:
-                responses = _extended(keys, values, BLOCK_TOKENS, samples)
-                new = LayerCache(keys[..., :0], values[:, :, :0], *responses)
+            groups, heads, width, _ = keys.shape
+            response_keys = keys.new_zeros(groups * samples, heads, width, BLOCK_TOKENS)
+            response_values = keys.new_zeros(groups * samples, heads, BLOCK_TOKENS, width)
+            new = LayerCache(keys, values, response_keys, response_values)
             old = self.layers.get(index)
             self.layers[index] = new if old is None else _joined(old, new)
 
@@ -197,7 +164,7 @@ class KVCache:
 
     def _lengthen(self, longest: int) -> None:
         """Double the space for responses when the longest row has filled its slot."""
-        more = self.response_capacity - self.prefix_len
+        more = self.response_capacity
         if longest >= self.response_capacity:
             for cache in self.layers.values():
                 extended = _extended(cache.response_keys, cache.response_values, more)
@@ -265,7 +232,7 @@ class SlotGrid:
 
 
 class AdvanceLayout:
-    """Each slot's new token attends to its shared prompt, if there is one, and to its slot.
+    """Each slot's new token attends to its group's prompt and to its slot.
 
     Args:
         cache: the cache whose slots advance.
@@ -274,10 +241,8 @@ class AdvanceLayout:
         aligned: every slot's place is ``used - 1``.
     """
 
-    output_positions: Tensor | None = None
-
     def __init__(self, cache: KVCache, place_S: Tensor, used: int, aligned: bool) -> None:
-        self.cache, self.shared_prefix, self.grid = cache, cache.shared_prefix, cache.grid
+        self.cache, self.grid = cache, cache.grid
         self.place_S, self.used, self.aligned = place_S, used, aligned
         self.position_S = self.grid.prompt_length_S + place_S
         self.longest = cache.prompt_capacity + used
@@ -293,17 +258,14 @@ class AdvanceLayout:
         slots, heads, width = key_LHD.shape
         query_S = (query_LHD * spec.scaling).view(slots, heads, -1, width)
         repeats = query_S.shape[2]
-        scores = _product(query_S, response_keys)
-        if self.shared_prefix:
-            # Arrange queries and scores by group, so that keys of prompts are never copied.
-            prompt_scores = _product(self.grid.to_grid(query_S), cache.prompt_keys)
-            scores = torch.cat([prompt_scores, self.grid.to_grid(scores)], 3)
+        # Arrange queries and scores by group, so that keys of prompts are never copied.
+        prompt_scores = _product(self.grid.to_grid(query_S), cache.prompt_keys)
+        scores = self.grid.to_grid(_product(query_S, response_keys))
+        scores = torch.cat([prompt_scores, scores], 3)
         if spec.softcap is not None:
             scores = spec.softcap * torch.tanh(scores / spec.softcap)
         hidden = self._masks(spec.window, repeats)
         weights = (scores if hidden is None else scores.masked_fill(hidden, -torch.inf)).softmax(3)
-        if not self.shared_prefix:
-            return _product(weights, response_values).flatten(1, 2)
         prompt_weights, weights = weights.split([cache.prompt_keys.shape[3], self.used], 3)
         prompt_out = _product(prompt_weights, cache.prompt_values)
         out = _product(self.grid.from_grid(weights, repeats), response_values)
@@ -333,10 +295,8 @@ class AdvanceLayout:
             if window is not None:
                 distance = torch.cat([length_S + place_S - prompt, place_S - own], 1)
                 hidden = hidden | (distance >= window)
-            hidden = hidden[:, None, None]
-            if self.shared_prefix:
-                hidden = self.grid.to_grid(hidden.expand(-1, -1, repeats, -1))
-            self._hidden[window] = hidden
+            rows = hidden[:, None, None].expand(-1, -1, repeats, -1)
+            self._hidden[window] = self.grid.to_grid(rows)
         return self._hidden[window]
 
 
@@ -346,20 +306,12 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     return out.view(a.shape[0], a.shape[1], out.shape[1], out.shape[2])
 
 
-def _extended(keys: Tensor, values: Tensor, more: int, copies: int = 1) -> tuple[Tensor, Tensor]:
-    """Return ``copies`` of each row's keys and values, with space for ``more`` tokens."""
-    return _with_space(keys, 3, more, copies), _with_space(values, 2, more, copies)
+def _extended(keys: Tensor, values: Tensor, more: int) -> tuple[Tensor, Tensor]:
+    """Return keys and values with space for ``more`` tokens.
 
-
-def _with_space(x: Tensor, dim: int, more: int, copies: int) -> Tensor:
-    shape = list(x.shape)
-    shape[dim] += more
-    out = x.new_empty(len(x), copies, *shape[1:])
-    tokens, space = out.split([x.shape[dim], more], dim + 1)
-    tokens.copy_(x[:, None])
-    # Masked, but a weight of zero times NaN is NaN.
-    space.zero_()
-    return out.flatten(0, 1)
+    The space is masked, but it must hold zeros: a weight of zero times NaN is NaN.
+    """
+    return F.pad(keys, (0, more)), F.pad(values, (0, 0, 0, more))
 
 
 def _joined(old: LayerCache, new: LayerCache) -> LayerCache:

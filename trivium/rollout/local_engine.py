@@ -23,7 +23,7 @@ from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
 from trivium.rollout.cuda_graphs import CudaGraphs, GraphedCache, graphs_work
 from trivium.rollout.engine import Finished, draw, row_key, uniforms
-from trivium.rollout.kv_cache import MAX_COPIED_PREFIX, KVCache
+from trivium.rollout.kv_cache import KVCache
 from trivium.rollout.padded_cache import PaddedCache
 from trivium.rollout.sampling import Sampling
 
@@ -79,8 +79,8 @@ class LocalEngine:
             keys = [row_key(seed, step, prompt.index, first + j) for j in range(samples)]
             rows.append([Row(i, key) for key in keys])
         waiting = deque(range(len(prompts)))
-        head = self.policy.head.packed()
-        cache = self._cache(prompts, samples)
+        head = self.policy.head
+        cache = self._cache()
         responses: list[list[Response]] = [[] for _ in prompts]
         active: list[Row] = []
         while waiting or active:
@@ -103,16 +103,12 @@ class LocalEngine:
                 self._sample_tokens(active, head, cache.advance(tokens_R), sampling)
         return responses
 
-    def _cache(self, prompts: Sequence[Prompt], samples: int) -> KVCache | PaddedCache:
+    def _cache(self) -> KVCache | PaddedCache:
         if not self.policy.shared:
             return PaddedCache(self.policy)
-        longest = max((len(prompt.tokens) for prompt in prompts), default=0)
-        shared_prefix = samples > 1 and longest > MAX_COPIED_PREFIX
         if self._use_cuda_graphs:
-            return GraphedCache(
-                self.policy, shared_prefix=shared_prefix, record=CudaGraphs(self.policy.device)
-            )
-        return KVCache(self.policy, shared_prefix=shared_prefix)
+            return GraphedCache(self.policy, CudaGraphs(self.policy.device))
+        return KVCache(self.policy)
 
     @cached_property
     def _use_cuda_graphs(self) -> bool:

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from trivium.data.batch import Grouped, token_index
+from trivium.data.oom import LogprobModel, score_logprobs
 from trivium.maths.aggregation import Aggregation, token_weights
 from trivium.maths.ragged import segment_sum
-from trivium.models.oom import LogprobModel, score_logprobs
 from trivium.training.protocols import Updates
 
 MicroBatches = list[list[int]]

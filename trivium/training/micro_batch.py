@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from trivium.data.batch import Grouped
+from trivium.data.oom import OutOfMemory, free_memory, run_with_oom_split
 from trivium.models import flops
-from trivium.models.oom import OutOfMemory, free_memory, run_with_oom_split
 
 LossOutput = tuple[Tensor, dict[str, Tensor]]
 """The loss of a micro-batch, and its observations (flat tensors, detached)."""

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trivium.data.oom import is_out_of_memory
 from trivium.errors import NonFiniteError, TrainingError
-from trivium.models.oom import is_out_of_memory
 from trivium.runs.nonfinite import (
     MicroBatchRecord,
     NonFiniteReport,

@@ -34,10 +34,10 @@ import torch
 from trivium.errors import ConfigurationError, NonFiniteError, TriviumError
 from trivium.evaluation.samples import Rows
 from trivium.models import flops
-from trivium.models.numerics import numerics_state
 from trivium.monitoring.metrics import derived, metric
 from trivium.monitoring.monitors import Alarm, Monitors
 from trivium.monitoring.progress import Progress, printable
+from trivium.numerics import numerics_state
 from trivium.runs import rng
 from trivium.runs.budget import BudgetTracker
 from trivium.runs.checkpoint import SavePoint

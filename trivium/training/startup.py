@@ -1,7 +1,7 @@
 """Startup of a training run: check the device and the run directory before anything slow.
 
 This also seeds the random generators and starts the measurement of peak memory. A resumed run
-restores the choices of ``models.numerics`` here, before its models are loaded.
+restores the choices of ``trivium.numerics`` here, before its models are loaded.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trivium.config.base import Configuration
 from trivium.models.fast_path import install_fast_path
 from trivium.models.loading import device_of
 from trivium.models.model_config import FastPath, ModelConfig
-from trivium.models.numerics import load_numerics_state
+from trivium.numerics import load_numerics_state
 from trivium.runs import rng
 from trivium.runs.checkpointing import NUMERICS
 from trivium.runs.peak_memory import PeakMemory

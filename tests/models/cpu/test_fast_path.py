@@ -25,16 +25,16 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import trivium
+from trivium import numerics
 from trivium.data.batch import Batch
-from trivium.models import numerics
-from trivium.models.cpu import PIECES, CpuKernels, accelerate_for_cpu
+from trivium.models.cpu import CpuKernels
 from trivium.models.cpu.linear import Backend, MatmulBackend, matmul_backend
-from trivium.models.kernels import REFERENCE, kernels_of
+from trivium.models.fast_path import REFERENCE, kernels_of
 from trivium.models.model_config import FastPath, LoraConfig, ModelConfig
-from trivium.models.numerics import load_numerics_state, numerics_state, register_choice
 from trivium.models.policy import Policy
 from trivium.models.reference import frozen_copy
 from trivium.models.reward_model import RewardModel
+from trivium.numerics import load_numerics_state, numerics_state, register_choice
 from trivium.rollout.sampling import Sampling
 
 pytestmark = pytest.mark.fast_path
@@ -110,40 +110,6 @@ def test_greedy_samples_equal_the_reference_path(name: str) -> None:
         policy = policy_of(name, fast_path)
         samples.append(tokens_of(engine_of(policy).generate(prompts, 2, sampling, seed=0, step=0)))
     assert samples[0] == samples[1]
-
-
-@pytest.mark.parametrize("piece", sorted(PIECES))
-@pytest.mark.parametrize("name", ["llama", "qwen3", "gemma2", "gpt2"])
-def test_every_piece_can_be_left_out(name: str, piece: str) -> None:
-    expected = values_and_gradients(policy_of(name, "off", "float64"), LONG)
-    policy = policy_of(name, "off", "float64")
-    before = matmul_backend.name
-    try:
-        accelerate_for_cpu(policy.model, PIECES - {piece})
-        found = values_and_gradients(policy, LONG)
-        sampling = Sampling(temperature=0.0, max_tokens=6)
-        tokens = tokens_of(engine_of(policy).generate(prompts_of(), 2, sampling, seed=0, step=0))
-    finally:
-        matmul_backend.use(before)
-    plain = engine_of(policy_of(name, "off", "float64"))
-    assert tokens == tokens_of(plain.generate(prompts_of(), 2, sampling, seed=0, step=0))
-    for mine, reference in zip(found, expected, strict=True):
-        torch.testing.assert_close(mine, reference, atol=1e-9, rtol=1e-9)
-
-
-@pytest.mark.parametrize("piece", ["norms", "gated_mlp", "last_mlp", "fused_qkv", "matmul"])
-def test_a_single_piece_replaces_some_modules(piece: str) -> None:
-    policy, before = policy_of("llama", "off"), matmul_backend.name
-    try:
-        accelerate_for_cpu(policy.model, frozenset({piece}))
-    finally:
-        matmul_backend.use(before)
-    assert any("forward" in vars(module) for module in policy.model.modules())
-
-
-def test_unknown_piece_is_an_error() -> None:
-    with pytest.raises(ValueError, match=r"\['norm'\] are no pieces: take some of"):
-        accelerate_for_cpu(policy_of("llama", "off").model, frozenset({"norm"}))
 
 
 def owners(thing: object) -> str:

@@ -1,28 +1,24 @@
-"""A decode model: the backbone's forward pass for sampling, in fewer and larger operations.
+"""A decode model: the backbone's forward pass for sampling, in fewer operations.
 
-A token of a small batch costs more in calls than in arithmetic. Here projections of the same input
-are one product, weights are in the layout that the product wants, and rotations come from a table.
-It serves decoders that are built like Llama (Qwen, Mistral and others), recognized by their parts
-and then compared with the backbone; all others use the backbone. No gradient flows.
+A token of a small batch costs more in calls than in arithmetic. Here queries, keys and values are
+one product, rotations come from a table, and no module is called. It serves decoders of ``KNOWN``
+attention classes, which are then compared with the backbone; all others use the backbone. No
+gradient flows.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from trivium.models import flops
-from trivium.models.cpu.fused_qkv import HEAD_NORMS, PROJECTIONS, is_known
-from trivium.models.cpu.gated_mlp import GATED
-from trivium.models.cpu.linear import Layer, reordered
-from trivium.models.cpu.norms import inverse_rms
-from trivium.models.cpu.packed import Packed
-from trivium.models.cpu.rotary import RotaryEmbedding, RotaryTable, interleave_pairs
 from trivium.models.equivalence import (
     HALF_PRECISION_TOL,
     is_precise,
@@ -30,86 +26,26 @@ from trivium.models.equivalence import (
     states_match,
 )
 from trivium.models.group_layout import GroupLayout
-from trivium.models.layout import AttentionSpec, Layout
+from trivium.models.layout import AttentionSpec, Forward, Layout
 
 logger = logging.getLogger(__name__)
 
 DISABLED = "the decode fast path is disabled, and sampling is slower: %s"
+KNOWN = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
+"""Attention classes of ``transformers`` whose code was read. Others look like these on a few tokens
+and rotate, clip or scale differently at far positions or for large numbers."""
+FIXED = {"default", "linear", "llama3", "yarn"}
+"""Kinds of rotary embeddings that rotate a position by the same angle in every forward pass."""
+TABLE_MARGIN = 256
+"""Positions beyond the last one for which a table is computed in advance."""
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
 LAYER = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
-ATTENTION = {*PROJECTIONS, "o_proj"}
+PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+HEAD_NORMS = ("q_norm", "k_norm")
+GATED = {"gate_proj", "up_proj", "down_proj", "act_fn"}
 
-
-class Norm:
-    """Root-mean-square normalization (Zhang and Sennrich 2019)."""
-
-    def __init__(self, module: Any, order_D: Tensor | None = None) -> None:
-        weight_D: Tensor = module.weight
-        self.weight_D = weight_D if order_D is None else weight_D.index_select(0, order_D)
-        self.wide = torch.promote_types(self.weight_D.dtype, torch.float32)
-        self.epsilon = self.weight_D.new_tensor(module.variance_epsilon, dtype=self.wide)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        wide = x.to(self.wide)
-        normed = wide * inverse_rms(wide, self.epsilon)
-        return normed.mul_(self.weight_D) if wide is x else normed.to(x.dtype) * self.weight_D
-
-
-class DecodeLayer:
-    """One decoder layer with fused projections."""
-
-    def __init__(self, layer: Any, index: int, spec: AttentionSpec, pack: bool) -> None:
-        attention, mlp = layer.self_attn, layer.mlp
-        self.index, self.spec = index, spec
-        self.width: int = attention.head_dim
-        self.heads = attention.q_proj.weight.shape[0] // self.width
-        self.key_heads = attention.k_proj.weight.shape[0] // self.width
-        self.before, self.between = (
-            Norm(x) for x in (layer.input_layernorm, layer.post_attention_layernorm)
-        )
-        self.head_norms = None
-        if hasattr(attention, "q_norm"):
-            order = interleave_pairs(self.width).to(attention.q_norm.weight.device)
-            self.head_norms = Norm(attention.q_norm, order), Norm(attention.k_norm, order)
-        self.into_heads = Packed(
-            *(self._interleave_pairs(x) for x in (attention.q_proj, attention.k_proj)),
-            (attention.v_proj.weight, attention.v_proj.bias),
-            pack=pack,
-        )
-        self.out_of_heads = Packed.of(attention.o_proj, pack=pack)
-        self.into_mlp = Packed.of(mlp.gate_proj, mlp.up_proj, pack=pack)
-        self.out_of_mlp = Packed.of(mlp.down_proj, pack=pack)
-        self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
-
-    def __call__(
-        self,
-        x_LD: Tensor,
-        rotation: RotaryEmbedding,
-        layout: Layout,
-        output_positions: Tensor | None,
-    ) -> Tensor:
-        """Return the layer's output at ``output_positions`` (None: at all positions)."""
-        heads_LHW = self.into_heads(self.before(x_LD)).view(len(x_LD), -1, self.width)
-        rotated = self.heads + self.key_heads
-        queries_and_keys = heads_LHW.narrow(1, 0, rotated)
-        if self.head_norms is not None:
-            parts = queries_and_keys.split([self.heads, self.key_heads], 1)
-            normed = [norm(part) for norm, part in zip(self.head_norms, parts, strict=True)]
-            queries_and_keys = torch.cat(normed, 1)
-        rotation.rotate_(queries_and_keys)
-        query = queries_and_keys.narrow(1, 0, self.heads)
-        key = queries_and_keys.narrow(1, self.heads, self.key_heads)
-        value = heads_LHW.narrow(1, rotated, self.key_heads)
-        attended = layout.attend(self.index, query, key, value, self.spec)
-        if output_positions is not None:
-            attended, x_LD = attended[output_positions], x_LD[output_positions]
-        x_LD = self.out_of_heads(attended.flatten(1)).add_(x_LD)
-        gate, up = self.into_mlp(self.between(x_LD)).chunk(2, 1)
-        return self.out_of_mlp(self.activation(gate).mul_(up)).add_(x_LD)
-
-    def _interleave_pairs(self, projection: nn.Linear) -> Layer:
-        order = interleave_pairs(self.width, len(projection.weight) // self.width)
-        return reordered((projection.weight, projection.bias), order.to(projection.weight.device))
+Rotation = tuple[Tensor, Tensor]
+"""Cosines, and sines of which the first half is negated, ``[L, 1, width]``."""
 
 
 class DecodeModel:
@@ -118,32 +54,125 @@ class DecodeModel:
     Args:
         backbone: a backbone for which ``decode_specs`` returns rules.
         specs: these rules.
-        pack: whether to change the layout of the weights.
     """
 
-    def __init__(
-        self, backbone: PreTrainedModel, specs: Mapping[int, AttentionSpec], *, pack: bool = True
-    ) -> None:
+    def __init__(self, backbone: PreTrainedModel, specs: Mapping[int, AttentionSpec]) -> None:
         parts: Any = backbone
         self.embed, self.norm = parts.embed_tokens, Norm(parts.norm)
-        self.rotations = RotaryTable(parts.rotary_emb)
-        self.layers = [
-            DecodeLayer(layer, i, specs[i], pack) for i, layer in enumerate(parts.layers)
-        ]
+        self.rotations = RotationTable(parts.rotary_emb)
+        self.layers = [DecodeLayer(layer, i, specs[i]) for i, layer in enumerate(parts.layers)]
 
     @torch.no_grad()
     def __call__(self, tokens_L: Tensor, position_L: Tensor, layout: Layout) -> Tensor:
-        """Return final hidden states, ``[L, D]``; zeros except at the output positions."""
+        """Return final hidden states, ``[L, D]``."""
         x_LD = self.embed(tokens_L)
-        rotation = self.rotations(position_L, layout.longest, x_LD)
-        for layer in self.layers[:-1]:
-            x_LD = layer(x_LD, rotation, layout, None)
-        last = self.norm(self.layers[-1](x_LD, rotation, layout, layout.output_positions))
-        if layout.output_positions is None:
-            return last
-        return torch.zeros_like(x_LD).index_copy_(0, layout.output_positions, last)
+        rotation = self.rotations(position_L, x_LD)
+        for layer in self.layers:
+            x_LD = layer(x_LD, rotation, layout)
+        return self.norm(x_LD)
 
 
+class DecodeLayer:
+    """One decoder layer."""
+
+    def __init__(self, layer: Any, index: int, spec: AttentionSpec) -> None:
+        attention, mlp = layer.self_attn, layer.mlp
+        self.index, self.spec, self.width = index, spec, int(attention.head_dim)
+        projections = [getattr(attention, name) for name in PROJECTIONS]
+        heads, key_heads, _ = (len(p.weight) // self.width for p in projections)
+        self.heads, self.key_heads = heads, key_heads
+        self.into_heads = _joined(projections)
+        self.norms = [Norm(layer.input_layernorm), Norm(layer.post_attention_layernorm)]
+        self.head_norms = [
+            Norm(getattr(attention, name))
+            for name in ("q_norm", "k_norm")
+            if hasattr(attention, name)
+        ]
+        self.out_of_heads = _joined([attention.o_proj])
+        self.into_mlp = _joined([mlp.gate_proj, mlp.up_proj])
+        self.out_of_mlp = _joined([mlp.down_proj])
+        self.activation: Callable[[Tensor], Tensor] = mlp.act_fn
+
+    def __call__(self, x_LD: Tensor, rotation: Rotation, layout: Layout) -> Tensor:
+        before_attention, before_mlp = self.norms
+        heads_LHW = self.into_heads(before_attention(x_LD)).view(len(x_LD), -1, self.width)
+        heads, value = heads_LHW.split([self.heads + self.key_heads, self.key_heads], 1)
+        if self.head_norms:
+            query, key = heads.split([self.heads, self.key_heads], 1)
+            query_norm, key_norm = self.head_norms
+            heads = torch.cat([query_norm(query), key_norm(key)], 1)
+        query, key = _rotated(heads, rotation).split([self.heads, self.key_heads], 1)
+        attended = layout.attend(self.index, query, key, value, self.spec)
+        x_LD = self.out_of_heads(attended.flatten(1)).add_(x_LD)
+        gate, up = self.into_mlp(before_mlp(x_LD)).chunk(2, 1)
+        return self.out_of_mlp(self.activation(gate).mul_(up)).add_(x_LD)
+
+
+class Norm:
+    """Root-mean-square normalization, ``w x / sqrt(mean(x²) + ε)`` (Zhang and Sennrich 2019)."""
+
+    def __init__(self, module: Any) -> None:
+        self.weight_D: Tensor = module.weight
+        self.wide = torch.promote_types(self.weight_D.dtype, torch.float32)
+        self.epsilon = self.weight_D.new_tensor(module.variance_epsilon, dtype=self.wide)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        wide = x.to(self.wide)
+        length = torch.linalg.vector_norm(wide, 2, -1, keepdim=True)
+        scale = torch.addcmul(self.epsilon, length, length, value=1 / x.shape[-1]).rsqrt_()
+        return (wide * scale).to(x.dtype).mul_(self.weight_D)
+
+
+class RotationTable:
+    """A backbone's rotary embeddings, from a table where they depend on the position alone."""
+
+    def __init__(self, rotary: Any) -> None:
+        self.rotary = rotary
+        self.fixed = getattr(rotary, "rope_type", None) in FIXED
+        self._table: Rotation | None = None
+
+    def __call__(self, position_L: Tensor, like_LD: Tensor) -> Rotation:
+        """Return the rotations of these positions, in the type of ``like_LD``."""
+        if not self.fixed:
+            return self._computed(position_L, like_LD)
+        last = int(position_L.max())
+        if self._table is None or last >= len(self._table[0]):
+            positions = torch.arange(last + 1 + TABLE_MARGIN, device=position_L.device)
+            self._table = self._computed(positions, like_LD)
+        cos, sin = (x.index_select(0, position_L) for x in self._table)
+        return cos, sin
+
+    def _computed(self, position_L: Tensor, like_LD: Tensor) -> Rotation:
+        cos, sin = (x[0][:, None] for x in self.rotary(like_LD[None], position_L[None]))
+        half = sin.shape[2] // 2
+        return cos, torch.cat([-sin[..., :half], sin[..., half:]], 2)
+
+
+def _rotated(x_LHW: Tensor, rotation: Rotation) -> Tensor:
+    """``(x_1 cos − x_2 sin, x_2 cos + x_1 sin)`` of the halves of each head (Su et al. 2021)."""
+    cos, sin = rotation
+    return (x_LHW * cos).addcmul_(x_LHW.roll(x_LHW.shape[2] // 2, 2), sin)
+
+
+def _joined(layers: list[nn.Linear]) -> Callable[[Tensor], Tensor]:
+    """Return layers of one input as one product."""
+    weights = [layer.weight for layer in layers]
+    biases = [
+        w.new_zeros(len(w)) if x.bias is None else x.bias
+        for x, w in zip(layers, weights, strict=True)
+    ]
+    weight = torch.cat(weights) if len(layers) > 1 else weights[0]
+    biased = any(layer.bias is not None for layer in layers)
+    return partial(F.linear, weight=weight, bias=torch.cat(biases) if biased else None)
+
+
+def find_decoder(backbone: PreTrainedModel) -> Callable[[], Forward] | None:
+    """Return a factory of decode models; None if a backbone must compute its own forward pass."""
+    specs = decode_specs(backbone)
+    return None if specs is None else partial(DecodeModel, backbone, specs)
+
+
+@torch.no_grad()
 def decode_specs(backbone: PreTrainedModel) -> dict[int, AttentionSpec] | None:
     """Return each layer's attention rule if ``DecodeModel`` computes what the backbone does.
 
@@ -170,7 +199,7 @@ def _is_known(backbone: Any) -> bool:
     """Return whether the parts are those of a Llama-like decoder with plain projections."""
     return _parts(backbone) == BACKBONE and all(
         _parts(layer) == LAYER
-        and _parts(layer.self_attn) - {*HEAD_NORMS} == ATTENTION
+        and _parts(layer.self_attn) - {*HEAD_NORMS} == {*PROJECTIONS, "o_proj"}
         and is_known(layer.self_attn)
         and _parts(layer.mlp) == GATED
         and all(
@@ -181,6 +210,12 @@ def _is_known(backbone: Any) -> bool:
         )
         for layer in backbone.layers
     )
+
+
+def is_known(layer: nn.Module) -> bool:
+    """Return whether an attention layer's class is one of ``KNOWN``."""
+    kind = type(layer)
+    return kind.__name__ in KNOWN and kind.__module__.startswith("transformers.models.")
 
 
 def _parts(module: nn.Module) -> set[str]:

@@ -1,4 +1,4 @@
-"""Forward passes that split their data if it does not fit in memory.
+"""Passes over data that split it if it does not fit in memory; they know no model.
 
 When memory runs out, the part is split in half and each half is tried, which gives the same numbers
 up to rounding. A part that cannot be split ends the run. The next part is tried whole again, so a

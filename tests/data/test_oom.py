@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from trivium.algorithms import dpo, grpo, ppo, reward_model, sft
+from trivium.data import oom
 from trivium.data.batch import Batch, Group, Grouped
+from trivium.data.oom import is_out_of_memory, score_all
 from trivium.errors import TrainingError
-from trivium.models import group_model, oom
-from trivium.models.oom import is_out_of_memory, score_all
+from trivium.models import group_model
 from trivium.training.micro_batch import MicroBatch, measure
 from trivium.training.optimizer import Optimizer, OptimizerConfig, StepResult
 
