@@ -120,8 +120,7 @@ class Side:
         )
 
     def policy(self) -> Policy:
-        policy = Policy.load(ModelConfig.model_validate(self.settings()["model"]))
-        return policy
+        return Policy.load(ModelConfig.model_validate(self.settings()["model"]))
 
     def critic(self, config: PPOConfig, policy: Policy) -> Critic:
         critic = make_critic(config.critic, config.model, policy)
