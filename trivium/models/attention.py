@@ -18,7 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from trivium.data.batch import Batch
 from trivium.maths.ragged import repeat_per_segment
-from trivium.models.group_layout import GroupLayout
+from trivium.models.fast_path import kernels_of
 from trivium.models.layout import AttentionSpec, Layout
 
 RAGGED = "trivium_ragged"
@@ -57,18 +57,30 @@ def ragged_attention(
 AttentionInterface.register(RAGGED, ragged_attention)
 
 
-def hidden_states(backbone: PreTrainedModel, batch: Batch, *, shared: bool = True) -> Tensor:
-    """Return the final hidden state of every token of the batch, ``[L, D]``."""
+def hidden_states(
+    backbone: PreTrainedModel,
+    batch: Batch,
+    *,
+    shared: bool = True,
+    output_positions: Tensor | None = None,
+) -> Tensor:
+    """Return the final hidden state of every token of the batch, ``[L, D]``.
+
+    If ``output_positions`` are given, states at other positions may be undefined.
+    """
     if not shared:
         return separate_rows(backbone, batch)
-    return packed_forward(backbone, batch.tokens_L, batch.positions_L, GroupLayout(batch))
+    layout = kernels_of(backbone).layout(batch, output_positions)
+    return packed_forward(backbone, batch.tokens_L, batch.positions_L, layout)
 
 
 def states_at(
     backbone: PreTrainedModel, batch: Batch, index: Tensor, *, shared: bool = True
 ) -> Tensor:
     """Return the final hidden states at positions of the packed sequence, one per index."""
-    return hidden_states(backbone, batch, shared=shared).index_select(0, index)
+    outputs = torch.unique(index)
+    states_LD = hidden_states(backbone, batch, shared=shared, output_positions=outputs)
+    return states_LD.index_select(0, index)
 
 
 def packed_forward(

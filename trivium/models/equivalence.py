@@ -22,8 +22,8 @@ from trivium.models.attention import (
     separate_rows,
     states_at,
 )
-from trivium.models.group_layout import GroupLayout
-from trivium.models.layout import AttentionSpec
+from trivium.models.fast_path import kernels_of
+from trivium.models.layout import AttentionSpec, Layout
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +77,8 @@ def probe_hidden_states(
     backbone: PreTrainedModel,
 ) -> tuple[Batch, Tensor, dict[int, AttentionSpec]]:
     """Return a few groups, their final hidden states, and the ``AttentionSpec`` of each layer."""
-    layout = _Recorder(batch := _probe_batch(backbone))
+    batch = _probe_batch(backbone)
+    layout = _Recorder(kernels_of(backbone).layout(batch, None))
     states_LD = packed_forward(backbone, batch.tokens_L, batch.positions_L, layout)
     return batch, states_LD, layout.specs
 
@@ -102,18 +103,18 @@ def _warn_once(family: str) -> None:
     logger.warning("%s cannot share a prompt between responses: computing separate rows", family)
 
 
-class _Recorder(GroupLayout):
+class _Recorder:
     """A layout that records the ``AttentionSpec`` of each layer."""
 
-    def __init__(self, batch: Batch) -> None:
-        super().__init__(batch)
+    def __init__(self, layout: Layout) -> None:
+        self.layout = layout
         self.specs: dict[int, AttentionSpec] = {}
 
     def attend(
         self, layer: int, query_LHD: Tensor, key_LHD: Tensor, value_LHD: Tensor, spec: AttentionSpec
     ) -> Tensor:
         self.specs[layer] = spec
-        return super().attend(layer, query_LHD, key_LHD, value_LHD, spec)
+        return self.layout.attend(layer, query_LHD, key_LHD, value_LHD, spec)
 
 
 def _windows_reach_attention(model: PreTrainedModel, specs: dict[int, AttentionSpec]) -> bool:

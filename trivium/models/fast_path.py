@@ -12,27 +12,33 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from trivium.data.batch import Batch
+from trivium.models.group_layout import GroupLayout
 from trivium.models.layout import Forward
 from trivium.models.loading import unwrap_peft
 from trivium.models.model_config import FastPath
 
 
 class Kernels:
-    """The reference implementation of every replaceable operation; no gradient flows."""
+    """The reference implementation of every replaceable operation."""
 
     def multiply(self, a_LD: Tensor, b_ED: Tensor, bias_E: Tensor | None = None) -> Tensor:
-        """Return ``a bᵀ + bias``."""
+        """Return ``a bᵀ + bias``; no gradient flows."""
         return F.linear(a_LD, b_ED, bias_E)
 
     def outer(self, a_LD: Tensor, b_LE: Tensor) -> Tensor:
-        """Return ``aᵀ b``."""
+        """Return ``aᵀ b``; no gradient flows."""
         return a_LD.t() @ b_LE
+
+    def layout(self, batch: Batch, output_positions: Tensor | None) -> GroupLayout:
+        """Return a batch's layout; only ``output_positions`` (None: all) need a final state."""
+        return GroupLayout(batch)
 
     def decoder(self, backbone: PreTrainedModel) -> Callable[[], Forward] | None:
         """Return a factory of decode models for ``backbone``; None: use the backbone itself.
 
         A decode model computes the backbone's forward pass with the weights at the time of its
-        creation.
+        creation; no gradient flows.
         """
         return None
 

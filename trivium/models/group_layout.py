@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import logging
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 
 import torch
 from torch import Tensor
@@ -107,12 +107,13 @@ def dense_attention(
     Key and value may have fewer heads than the query (grouped-query attention).
     """
     repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
+    # On a CPU the kernel reads each key for all its queries; with a mask, a GPU's needs copies.
+    grouped = spec.softcap is None and query.device.type == "cpu"
+    if repeats > 1 and not grouped:
         key, value = (x.repeat_interleave(repeats, 1) for x in (key, value))
     if spec.softcap is None:
-        return F.scaled_dot_product_attention(
-            query, key, value, visible, is_causal=visible is None, scale=spec.scaling
-        )
+        attend = partial(F.scaled_dot_product_attention, scale=spec.scaling, enable_gqa=grouped)
+        return attend(query, key, value, visible, is_causal=visible is None)
     scores = query @ key.transpose(-1, -2) * spec.scaling
     scores = spec.softcap * torch.tanh(scores / spec.softcap)
     if visible is None:

@@ -19,7 +19,8 @@ class PaddedSegments:
 
     def __init__(self, starts: Tensor, lengths: Tensor) -> None:
         self.count, self.longest = len(starts), int(lengths.max())
-        self.equal = self.longest * self.count == int(lengths.sum())
+        self.size = int(lengths.sum())
+        self.equal = self.longest * self.count == self.size
         self._starts, self._lengths = starts, lengths
 
     def gather(self, packed_L: Tensor) -> Tensor:

@@ -13,13 +13,14 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from types import MethodType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import _disable_current_modes
+
+from trivium.models.cpu.replace import replace_forward
 
 MIN_ROWS = 128
 """With fewer rows, converting the weights to oneDNN's layout costs more than it gains."""
@@ -58,14 +59,10 @@ matmul_backend = MatmulBackend()
 
 
 def replace_linears(model: nn.Module) -> None:
-    """Make all plain linear layers of a model use the fastest product.
-
-    The replacement is an attribute of the module, so its class stays what it was: saving, adapters
-    and checks of a layer's type are not affected, and a deep copy has the replacement too.
-    """
+    """Make all plain linear layers of a model use the fastest product."""
     for module in model.modules():
         if type(module) is nn.Linear:
-            vars(module)["forward"] = MethodType(linear_forward, module)
+            replace_forward(module, linear_forward)
 
 
 def linear_forward(layer: nn.Linear, input: Tensor) -> Tensor:
