@@ -29,7 +29,7 @@ from worlds import SIZES, write_world
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
-from trivium.models.attention import hidden_states
+from trivium.models.attention import states_at
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout.local_engine import LocalEngine
@@ -74,7 +74,8 @@ class Work:
     def train_with_full_logits(self) -> None:
         """Train with the head on all positions, as one tensor of logits that autograd keeps."""
         batch = Batch.of(self.groups)
-        hidden_LD = hidden_states(self.policy.backbone, batch)
+        everywhere = torch.arange(len(batch.tokens_L))
+        hidden_LD = states_at(self.policy.backbone, batch, everywhere)
         logits_LV = nn.functional.linear(hidden_LD, self.policy.head.weight_VD)
         log_p_TV = logits_LV.log_softmax(-1).index_select(0, batch.logit_positions_T)
         log_p_TV.gather(1, batch.targets_T[:, None]).sum().backward()

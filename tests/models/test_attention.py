@@ -25,7 +25,7 @@ from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.models import equivalence
 from trivium.models.attention import RAGGED as RAGGED_NAME
-from trivium.models.attention import UnsupportedAttentionError, hidden_states, separate_rows
+from trivium.models.attention import UnsupportedAttentionError, separate_rows, states_at
 from trivium.models.equivalence import use_ragged_attention
 from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
@@ -100,7 +100,8 @@ def test_family_that_cannot_share_falls_back_with_one_warning(
 def test_hidden_states_including_prompts_equal_separate_rows(name: str) -> None:
     policy, own = policy_of(name)
     batch = Batch.of(GROUPS)
-    ours_LD = hidden_states(policy.backbone, batch, shared=policy.shared).detach()
+    everywhere = torch.arange(len(batch.tokens_L))
+    ours_LD = states_at(policy.backbone, batch, everywhere, shared=policy.shared).detach()
     in_separate_rows(policy, own)
     rows_LD = separate_rows(policy.backbone, batch).detach()
     assert len(ours_LD) == sum(len(g.prompt) + sum(map(len, g.responses)) for g in GROUPS)

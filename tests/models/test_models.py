@@ -33,7 +33,7 @@ from transformers import (
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.errors import ModelError
-from trivium.models.critic import SeparateCritic, SharedCritic
+from trivium.models.critic import VALUE_HEAD_FILE, SeparateCritic, SharedCritic
 from trivium.models.loading import load_tokenizer, trained_parameters, unwrap_peft
 from trivium.models.model_config import LoraConfig, ModelConfig
 from trivium.models.policy import Policy
@@ -533,7 +533,7 @@ def test_saved_critics_load_again(llama: str, tmp_path: Path) -> None:
     perturb(shared.head, seed=1, spread=0.5)
     shared.save(tmp_path / "shared")
     fresh = SharedCritic(policy)
-    fresh.load(tmp_path / "shared")
+    fresh.head.load_state_dict(load_file(tmp_path / "shared" / VALUE_HEAD_FILE))
     assert torch.equal(fresh.score(policy, BATCH).values_T, shared.score(policy, BATCH).values_T)
     separate = SeparateCritic(trained_reward_model(llama))
     separate.save(tmp_path / "separate")

@@ -57,29 +57,14 @@ def ragged_attention(
 AttentionInterface.register(RAGGED, ragged_attention)
 
 
-def hidden_states(
-    backbone: PreTrainedModel,
-    batch: Batch,
-    *,
-    shared: bool = True,
-    output_positions: Tensor | None = None,
-) -> Tensor:
-    """Return the final hidden state of every token of the batch, ``[L, D]``.
-
-    If ``output_positions`` are given, states at other positions may be undefined.
-    """
-    if not shared:
-        return separate_rows(backbone, batch)
-    layout = kernels_of(backbone).layout(batch, output_positions)
-    return packed_forward(backbone, batch.tokens_L, batch.positions_L, layout)
-
-
 def states_at(
     backbone: PreTrainedModel, batch: Batch, index: Tensor, *, shared: bool = True
 ) -> Tensor:
     """Return the final hidden states at positions of the packed sequence, one per index."""
-    outputs = torch.unique(index)
-    states_LD = hidden_states(backbone, batch, shared=shared, output_positions=outputs)
+    if not shared:
+        return separate_rows(backbone, batch).index_select(0, index)
+    layout = kernels_of(backbone).layout(batch, torch.unique(index))
+    states_LD = packed_forward(backbone, batch.tokens_L, batch.positions_L, layout)
     return states_LD.index_select(0, index)
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trivium.data.batch import Batch
@@ -105,7 +105,3 @@ class SharedCritic:
     def save(self, directory: Path) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         save_file(self.head.state_dict(), directory / VALUE_HEAD_FILE)
-
-    def load(self, directory: Path) -> None:
-        """Take the head's weights from a directory that ``save`` wrote."""
-        self.head.load_state_dict(load_file(directory / VALUE_HEAD_FILE))

@@ -4,7 +4,7 @@ A product of ``[n, k]`` and ``[k, m]`` counts 2nkm. A token costs 2 FLOPs per we
 it passes, and 4·(heads·width) per layer for each token that it attends to, itself included (Kaplan
 et al. 2020, section 2.1). A backward pass adds the same again for the gradients of inputs and once
 more for those of trained weights. This is the model's cost, so that implementations can be
-compared: padding and recomputation do not count.
+compared: padding and recomputation do not count, tokens that a fast path leaves out do.
 """
 
 from __future__ import annotations

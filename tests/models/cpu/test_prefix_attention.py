@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import pytest
 import torch
@@ -14,23 +13,20 @@ from torch import Tensor
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.models.cpu import PIECES, CpuKernels, prefix_attention
+from trivium.models.cpu import prefix_attention
 from trivium.models.cpu.prefix_attention import (
     MAX_PADDING,
     MIN_SPLIT_PAIRS,
     MIN_UNBATCHED_PAIRS,
+    PrefixLayout,
     bucket_by_size,
     plan,
 )
 from trivium.models.cpu.segments import SegmentViews
-from trivium.models.group_layout import GroupLayout, MaskedLayout
+from trivium.models.group_layout import MaskedLayout
 from trivium.models.layout import AttentionSpec
 
 pytestmark = pytest.mark.fast_path
-
-
-def shared_layout(batch: Batch, *args: Any, **kwargs: Any) -> GroupLayout:
-    return GroupLayout(batch, *args, kernels=CpuKernels(PIECES), **kwargs)
 
 
 def inputs_of(batch: Batch, heads: int, key_heads: int, width: int = 8) -> list[Tensor]:
@@ -69,7 +65,7 @@ def test_prefix_attention_equals_masked_attention(
 ) -> None:
     batch = Batch.of(random_groups(50, *shape))
     spec = AttentionSpec(0.3, None, None)
-    shared, masked = shared_layout(batch), MaskedLayout(batch)
+    shared, masked = PrefixLayout(batch), MaskedLayout(batch)
     found = outputs(lambda *qkv: shared.attend(0, *qkv, spec=spec), batch, *heads)
     expected = outputs(lambda *qkv: masked.attend(0, *qkv, spec=spec), batch, *heads)
     for mine, theirs in zip(found, expected, strict=True):
@@ -88,7 +84,7 @@ def test_prefix_attention_of_mixed_shapes_equals_masked_attention(
         for n in (rng.randint(1, 6) for _ in range(rng.randint(1, 12)))
     ]
     batch, spec = Batch.of(groups), AttentionSpec(0.3, None, None)
-    shared, masked = shared_layout(batch), MaskedLayout(batch)
+    shared, masked = PrefixLayout(batch), MaskedLayout(batch)
     found = outputs(lambda *qkv: shared.attend(0, *qkv, spec=spec), batch, 4, 2)
     expected = outputs(lambda *qkv: masked.attend(0, *qkv, spec=spec), batch, 4, 2)
     for mine, theirs in zip(found, expected, strict=True):
@@ -108,7 +104,7 @@ def test_output_positions_of_the_last_layer_and_their_gradients_equal_masked_att
     length = len(batch.tokens_L)
     output_positions = torch.tensor(sorted(rng.sample(range(length), max(1, int(share * length)))))
     spec, masked = AttentionSpec(0.3, None, None), MaskedLayout(batch)
-    shared = shared_layout(batch, output_positions, last_layer=3)
+    shared = PrefixLayout(batch, output_positions, last_layer=3)
 
     def found(layer: int) -> list[Tensor]:
         return outputs(
@@ -150,7 +146,7 @@ def test_merging_large_scores_does_not_overflow() -> None:
         Batch.of(random_groups(50, [9, 4], [[5, 6, 2], [3, 1]])),
         AttentionSpec(300.0, None, None),
     )
-    shared, masked = shared_layout(batch), MaskedLayout(batch)
+    shared, masked = PrefixLayout(batch), MaskedLayout(batch)
     found = outputs(lambda *qkv: shared.attend(0, *qkv, spec=spec), batch, 2, 2)
     expected = outputs(lambda *qkv: masked.attend(0, *qkv, spec=spec), batch, 2, 2)
     for mine, theirs in zip(found, expected, strict=True):
@@ -190,7 +186,7 @@ def test_long_rows_are_views_and_equal_masked_attention() -> None:
         (False, False, [92]),
     ]
     spec = AttentionSpec(0.3, None, None)
-    shared, masked = shared_layout(batch), MaskedLayout(batch)
+    shared, masked = PrefixLayout(batch), MaskedLayout(batch)
     found = outputs(lambda *qkv: shared.attend(0, *qkv, spec=spec), batch, 4, 2)
     expected = outputs(lambda *qkv: masked.attend(0, *qkv, spec=spec), batch, 4, 2)
     for mine, theirs in zip(found, expected, strict=True):
@@ -223,7 +219,7 @@ def test_positions_without_output_get_no_gradient() -> None:
     # The second half attends to both halves: as many queries as the batch has tokens.
     batch = Batch.of([Group([1] * 6, [[2] * 6])])
     output_positions, spec = torch.arange(6, 12), AttentionSpec(0.3, None, None)
-    layout = shared_layout(batch, output_positions, last_layer=0)
+    layout = PrefixLayout(batch, output_positions, last_layer=0)
     for _ in range(20):
         query, key, value, gradient = (x.fill_(torch.nan) for x in inputs_of(batch, 4, 2))
         del query, key, value, gradient

@@ -63,8 +63,8 @@ def replace_norms(model: nn.Module) -> None:
 @torch.no_grad()
 def _computes_rms_norm(module: Any) -> bool:
     """Return whether a module equals ``rms_norm`` on two rows."""
-    weight = module.weight
-    if weight.dtype not in DTYPES:
+    weight = getattr(module, "weight", None)
+    if weight is None or weight.dtype not in DTYPES:
         return False
     x = torch.linspace(-3, 3, 2 * weight.shape[-1]).to(weight).view(1, 2, -1)
     expected, found = type(module).forward(module, x), norm_forward(module, x)
