@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from trivium.models import flops
-from trivium.models.equivalence import HALF_PRECISION_TOL, is_precise, states_match
+from trivium.models.equivalence import rounding_of, states_match
 from trivium.models.policy import Policy
 from trivium.rollout.kv_cache import KVCache, SlotGrid
 
@@ -101,7 +101,8 @@ def graphs_work(policy: Policy, record: Callable[[torch.device], Record] = CudaG
     name = type(policy.model).__name__
     try:
         with flops.apart():
-            works = _agree(KVCache(policy), GraphedCache(policy, record(policy.device)))
+            caches = KVCache(policy), GraphedCache(policy, record(policy.device))
+            works = _agree(*caches, rounding_of(policy.backbone))
         reason: object = "hidden states differ"
     except Exception as error:  # Recording fails in many ways, and none may end a run.
         works, reason = False, error.__context__ or error
@@ -110,11 +111,11 @@ def graphs_work(policy: Policy, record: Callable[[torch.device], Record] = CudaG
     return works
 
 
-def _agree(plain: KVCache, graphed: GraphedCache) -> bool:
+def _agree(plain: KVCache, graphed: GraphedCache, rounding: float) -> bool:
     for cache in (plain, graphed):
         cache.admit([[1, 0, 1], [0]], 2)
     for token in (0, 1, 0):
         expected, found = (cache.advance(torch.full((4,), token)) for cache in (plain, graphed))
-        if not states_match(found, expected, 1e-3 if is_precise(expected) else HALF_PRECISION_TOL):
+        if not states_match(found, expected, rounding):
             return False
     return True

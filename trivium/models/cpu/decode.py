@@ -19,12 +19,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from trivium.models import flops
-from trivium.models.equivalence import (
-    HALF_PRECISION_TOL,
-    is_precise,
-    probe_hidden_states,
-    states_match,
-)
+from trivium.models.equivalence import probe_hidden_states, rounding_of, states_match
 from trivium.models.group_layout import GroupLayout
 from trivium.models.layout import AttentionSpec, Forward, Layout
 
@@ -189,7 +184,7 @@ def decode_specs(backbone: PreTrainedModel) -> dict[int, AttentionSpec] | None:
         except (AttributeError, KeyError, TypeError, RuntimeError) as error:
             logger.warning(DISABLED, f"it failed: {error}"[:500])
             return None
-    if states_match(found, expected, 1e-3 if is_precise(found) else HALF_PRECISION_TOL):
+    if states_match(found, expected, rounding_of(backbone)):
         return specs
     logger.warning(DISABLED, "its hidden states differ from the model's")
     return None
