@@ -136,6 +136,21 @@ def sft_config(world: World, run: Path) -> SFTConfig:
     )  # fmt: skip
 
 
+def bfloat16_config(world: World, run: Path) -> GRPOConfig:
+    """Train bfloat16 weights on float32 copies, with a refreshed reference."""
+    options = world.on_policy("letters", optimizer=FAST, run=run_options(run))
+    options["model"] = {"path": world.path, "dtype": "bfloat16"}
+    return GRPOConfig(**options, iterations=2, steps_per_iteration=1, epochs=2, beta=0.1)
+
+
+def stochastic_config(world: World, run: Path) -> SFTConfig:
+    """Train bfloat16 weights that are rounded stochastically."""
+    options = sft_config(world, run).model_dump()
+    options["model"]["dtype"] = "bfloat16"
+    options["optimizer"]["half_precision"] = "stochastic_rounding"
+    return SFTConfig.model_validate(options)
+
+
 def reward_model_config(world: World, run: Path) -> RewardModelConfig:
     return RewardModelConfig(
         model={"path": world.path}, pairs=world.rows("pairs.jsonl", PAIRS), optimizer=FAST,
@@ -172,6 +187,8 @@ RUNS: dict[str, tuple[Train, Callable[[World, Path], Configuration]]] = {
     "dpo": (dpo.train, dpo_config),
     "dpo-online": (dpo.train, online_dpo_config),
     "sft": (sft.train, sft_config),
+    "grpo-bfloat16": (grpo.train, bfloat16_config),
+    "sft-stochastic": (sft.train, stochastic_config),
     "reward-model": (reward_model.train, reward_model_config),
 }
 
@@ -216,7 +233,7 @@ def different_values(one: Any, other: Any, path: str = "") -> list[str]:
     """Return the paths of all values that are not bit-identical."""
     if isinstance(one, torch.Tensor):
         equal = one.dtype == other.dtype and one.shape == other.shape
-        equal = equal and one.numpy().tobytes() == other.numpy().tobytes()
+        equal = equal and torch.equal(*(x.reshape(-1).view(torch.uint8) for x in (one, other)))
         return [] if equal else [path]
     if isinstance(one, dict):
         if one.keys() != other.keys():

@@ -33,8 +33,9 @@ from transformers import (
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.errors import ModelError
+from trivium.models import loading
 from trivium.models.critic import VALUE_HEAD_FILE, SeparateCritic, SharedCritic
-from trivium.models.loading import load_tokenizer, trained_parameters, unwrap_peft
+from trivium.models.loading import dtype_of, load_tokenizer, trained_parameters, unwrap_peft
 from trivium.models.model_config import LoraConfig, ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
@@ -554,3 +555,33 @@ def test_classifier_without_a_score_head_is_refused() -> None:
     config.num_labels = 1
     with pytest.raises(ModelError, match="head named score"):
         RewardModel(AutoModelForCausalLM.from_config(config), letters_tokenizer())
+
+
+# --- precision ------------------------------------------------------------------------------------
+
+
+def test_type_auto_is_float32_on_a_cpu_and_bfloat16_on_a_gpu_that_has_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = ModelConfig(path="unused", device="cpu")
+    assert config.dtype == "auto" and dtype_of(config) == torch.float32
+    monkeypatch.setattr(loading, "resolve_device", lambda name: torch.device("cuda"))
+    for supported, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda supported=supported: supported)
+        assert dtype_of(config) == expected
+    assert dtype_of(config.model_copy(update={"dtype": "float64"})) == torch.float64
+
+
+def test_heads_of_half_precision_models_compute_in_float32(llama: str) -> None:
+    policy = policy_at(llama, dtype="bfloat16")
+    critic = SharedCritic(policy)
+    perturb(critic.head, seed=1, spread=0.5)
+    assert critic.head.weight.dtype == torch.float32
+    hidden_TD = policy.hidden(BATCH).float()
+    expected = hidden_TD @ critic.head.weight[0] + critic.head.bias
+    assert torch.equal(critic.score(policy, BATCH).values_T, expected)
+    scorer = reward_model_at(llama, dtype="bfloat16")
+    perturb(scorer.base.score, seed=1, spread=0.5)
+    hidden_ND = scorer.hidden_at(BATCH, BATCH.last_tokens_N).float()
+    found = scorer.scores_at(BATCH, BATCH.last_tokens_N)
+    assert torch.equal(found, hidden_ND @ scorer.base.score.weight[0].float())

@@ -133,6 +133,11 @@ STREAMS: dict[str, tuple[list[dict[str, float]], int, list[dict[str, float]]]] =
         10,
         stream(gradient_norm=[1, 2, 1, 2, 1, 1, 1, 1, 11, 1, 1, 50, 1, 9, 9]),
     ),
+    "lost_updates": (
+        stream(weights__changed_share=[0.9, 0.4, 0.4], learning_rate=[1e-6] * 3),
+        3,
+        stream(weights__changed_share=[0.9, 0.4, 0.6, 0.7, 0.0], learning_rate=[1e-6] * 4 + [0.0]),
+    ),
     "fallbacks": (
         stream(rewards__a__fallbacks=[0, 0, 2], rewards__b__fallbacks=[0, 0, 1]),
         3,

@@ -23,8 +23,8 @@ from trivium.models.loading import device_of
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "cache")
 ADVICE = (
-    "set model.gradient_checkpointing: true, model.dtype: bfloat16 or model.lora, or shorten "
-    "prompts and responses"
+    "set model.gradient_checkpointing: true, model.lora, or model.dtype: bfloat16 with "
+    "optimizer.half_precision: stochastic_rounding, or shorten prompts and responses"
 )
 
 

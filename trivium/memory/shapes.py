@@ -25,9 +25,9 @@ from trivium.models.group_layout import GroupLayout
 from trivium.models.hf_checkpoint import require_checkpoint
 from trivium.models.layout import AttentionSpec
 from trivium.models.loading import (
-    DTYPES,
     add_adapters,
     disable_dropout,
+    dtype_of,
     enable_gradient_checkpointing,
     resolve_device,
     unwrap_peft,
@@ -96,7 +96,7 @@ def weightless(run: DryRun, config: ModelConfig, *, scorer: bool = False) -> Pre
             checkpoint_config.pad_token_id = 0  # Loading a real model takes it from the tokenizer.
         with run.building(), resolve_device(config.device):
             model = kind.from_config(
-                checkpoint_config, dtype=DTYPES[config.dtype], trust_remote_code=trust
+                checkpoint_config, dtype=dtype_of(config), trust_remote_code=trust
             )
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

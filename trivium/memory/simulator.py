@@ -100,12 +100,16 @@ class Simulator:
             optimizer = Optimizer([(config, parameters) for _, config, parameters in sets], 1)
             for role, _, parameters in sets:
                 for parameter in parameters:
-                    parameter.grad = torch.empty_like(parameter)
-                    ledger.tag([parameter.grad], role, GRADIENTS)
+                    master = optimizer.masters.of.get(parameter, parameter)
+                    master.grad = torch.empty_like(master)
+                    ledger.tag([master.grad], role, GRADIENTS)
+                    if master is not parameter:
+                        ledger.tag([master], role, OPTIMIZER)
             optimizer.adamw.step()
             for role, _, parameters in sets:
                 for parameter in parameters:
-                    ledger.tag(optimizer.adamw.state[parameter].values(), role, OPTIMIZER)
+                    master = optimizer.masters.of.get(parameter, parameter)
+                    ledger.tag(optimizer.adamw.state[master].values(), role, OPTIMIZER)
         return optimizer
 
     def groups(self, count: int, responses: int) -> list[Group]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -79,7 +80,8 @@ class SharedCritic:
     def __init__(self, policy: Policy) -> None:
         base = policy.base
         width = base.config.get_text_config().hidden_size
-        self.head = nn.Linear(width, 1, device=policy.device, dtype=base.dtype)
+        dtype = torch.promote_types(base.dtype, torch.float32)
+        self.head = nn.Linear(width, 1, device=policy.device, dtype=dtype)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -89,12 +91,15 @@ class SharedCritic:
     def score(self, policy: Policy, batch: Batch) -> ActorCriticScores:
         hidden_TD = policy.hidden(batch)
         scores = policy.score_hidden(hidden_TD, batch)
-        values_T = self.head(hidden_TD)[:, 0].to(scores.logprobs_T.dtype)
+        values_T = self._values(hidden_TD)
         return ActorCriticScores(scores.logprobs_T, scores.entropy_T, values_T)
 
     def final_values(self, policy: Policy, batch: Batch) -> Tensor:
         """Return V after each response's last token, ``[N]``."""
-        return self.head(policy.hidden_at(batch, batch.last_tokens_N))[:, 0]
+        return self._values(policy.hidden_at(batch, batch.last_tokens_N))
+
+    def _values(self, hidden_TD: Tensor) -> Tensor:
+        return self.head(hidden_TD.to(self.head.weight.dtype))[:, 0]
 
     def state_dict(self) -> dict[str, Tensor]:
         return trained_state(self.head)

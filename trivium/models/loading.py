@@ -59,6 +59,14 @@ def device_of(config: ModelConfig) -> torch.device:
     return device
 
 
+def dtype_of(config: ModelConfig) -> torch.dtype:
+    """Return the data type of the model's weights."""
+    if config.dtype != "auto":
+        return DTYPES[config.dtype]
+    on_gpu = resolve_device(config.device).type == "cuda"
+    return torch.bfloat16 if on_gpu and torch.cuda.is_bf16_supported() else torch.float32
+
+
 def load_causal_lm(config: ModelConfig) -> PreTrainedModel:
     """Load a causal language model without dropout, with adapters if configured."""
     return _prepare(_from_pretrained(AutoModelForCausalLM, config), config, task="CAUSAL_LM")
@@ -193,7 +201,7 @@ def _from_pretrained(
             model, report = kind.from_pretrained(
                 config.path,
                 revision=config.revision,
-                dtype=DTYPES[config.dtype],
+                dtype=dtype_of(config),
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,

@@ -35,8 +35,9 @@ class ModelConfig(Configuration):
     """A local directory or a hub name."""
     revision: str | None = Field(default=None, min_length=1)
     """Branch, tag or commit on the hub."""
-    dtype: Literal["float32", "bfloat16", "float64"] = "float32"
-    """Data type of weights and computation."""
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = "auto"
+    """Data type of the weights that compute: auto is bfloat16 on a GPU that has it, else float32.
+    bfloat16 weights are trained in mixed precision (optimizer.half_precision)."""
     device: str = Field(default="auto", pattern=r"^[a-z]+(:[0-9]+)?$")
     """Device of the model: auto (the first GPU, else the CPU), cpu, cuda, cuda:1, mps …"""
     lora: LoraConfig | None = None

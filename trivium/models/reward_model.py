@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
@@ -47,10 +48,17 @@ class RewardModel(GroupModel):
         return cls(model, tokenizer, fast_path=config.fast_path)
 
     def scores_at(self, batch: Batch, index: Tensor) -> Tensor:
-        """Return the head's output at positions of the packed sequence; gradient flows."""
-        head: nn.Linear = self.base.score  # type: ignore[assignment]
-        scores = head(self.hidden_at(batch, index))[:, 0]
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        """Return the head's output at positions of the packed sequence; gradient flows.
+
+        The product is computed in float32 or wider.
+        """
+        hidden_TD, head = self.hidden_at(batch, index), self.base.score
+        if type(head) is not nn.Linear:  # Adapters keep a copy of the head that they train.
+            scores = head(hidden_TD)[:, 0]  # type: ignore[operator]
+            return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        wide = torch.promote_types(hidden_TD.dtype, torch.float32)
+        bias = None if head.bias is None else head.bias.to(wide)
+        return F.linear(hidden_TD.to(wide), head.weight.to(wide), bias)[:, 0]
 
     def scores(self, batch: Batch) -> Tensor:
         """Return one score per response, read at its last token, ``[N]``.

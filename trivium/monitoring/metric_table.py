@@ -329,6 +329,29 @@ LEARNING_METRICS = (
         "Pascanu et al. 2013",
     ),
     Metric(
+        "weights/changed_share",
+        "changed weights",
+        "share",
+        "Weights",
+        "Share of the weights with a gradient that an optimizer step changed, on a sample; with "
+        "bfloat16 weights, of their float32 copies. The other updates were lost in rounding.",
+    ),
+    Metric(
+        "weights/update_norm",
+        "size of the update",
+        "",
+        "Weights",
+        "Norm of the change of all weights in one optimizer step, estimated from a sample.",
+    ),
+    Metric(
+        "weights/relative_update",
+        "relative update",
+        "",
+        "Weights",
+        "Norm of the change of the weights over the norm of the weights, per optimizer step. In "
+        "bfloat16 a change of less than 1/512 of a weight rounds to nothing.",
+    ),
+    Metric(
         "learning_rate",
         "learning rate",
         "",

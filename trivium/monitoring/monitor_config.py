@@ -143,6 +143,15 @@ class ClipFractionConfig(MonitorConfig):
     """Number of steps in the mean."""
 
 
+class LostUpdatesConfig(MonitorConfig):
+    """Updates that rounding swallows: the weights stay where they are, silently."""
+
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Alarm if optimizer steps change less than this share of the weights that have a gradient."""
+    window: int = Field(default=3, ge=1)
+    """Number of steps in the median."""
+
+
 class RatioConfig(MonitorConfig):
     """Extreme ratios. Single tokens reach 100 in a healthy first step, but medians do not."""
 
@@ -267,6 +276,7 @@ class MonitorsConfig(Configuration):
     chosen_logprob: ChosenConfig = ChosenConfig()
     preferences_learned: PreferencesLearnedConfig = PreferencesLearnedConfig()
     gradient_norm: GradientConfig = GradientConfig()
+    lost_updates: LostUpdatesConfig = LostUpdatesConfig()
     fallbacks: FallbacksConfig = FallbacksConfig()
     out_of_memory: OutOfMemoryConfig = OutOfMemoryConfig()
     reward_hacking: RewardHackingConfig = RewardHackingConfig()

@@ -207,6 +207,14 @@ MONITORS = {
         "look for extreme rewards and log-ratios at this step.",
         rules.gradient_norm,
     ),
+    "lost_updates": Monitor(
+        "share of the weights that an optimizer step changes",
+        "An update that is smaller than half the distance to the next number rounds to nothing: "
+        "the run costs what training costs, and trains little.",
+        "Raise optimizer.learning_rate, set model.dtype: float32, or leave "
+        "optimizer.half_precision out.",
+        rules.lost_updates,
+    ),
     "fallbacks": Monitor(
         "number of responses whose reward function failed",
         "A fallback value is not a judgment. If it is higher than a real score, the policy learns "

@@ -27,6 +27,7 @@ from trivium.monitoring.monitor_config import (
     KLOldConfig,
     LengthCollapseConfig,
     LengthGrowthConfig,
+    LostUpdatesConfig,
     OutOfMemoryConfig,
     PreferencesLearnedConfig,
     RatioConfig,
@@ -291,6 +292,19 @@ def gradient_norm(config: GradientConfig, history: MetricHistory) -> Finding | N
         f"{limit:.3g}"
     )
     return Finding(value > limit, "gradient_norm", value, limit, seen)
+
+
+def lost_updates(config: LostUpdatesConfig, history: MetricHistory) -> Finding | None:
+    """Skip steps at a rate of zero, the last of a schedule, which change nothing by intent."""
+    name = "weights/changed_share"
+    last = history.window(name, config.window)
+    if last is None or not history.current("learning_rate"):
+        return None
+    seen = (
+        f"an optimizer step changed {last.median:.1%} of the weights that have a gradient "
+        f"({_median_of(config.window)}{last.steps}); the limit is {config.share:.0%}"
+    )
+    return Finding(last.median < config.share, name, last.median, config.share, seen)
 
 
 def fallbacks(config: FallbacksConfig, history: MetricHistory) -> Finding | None:

@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from trivium.data.oom import is_out_of_memory
-from trivium.errors import NonFiniteError, TrainingError
+from trivium.errors import ConfigurationError, NonFiniteError, TrainingError
 from trivium.runs.nonfinite import (
     MicroBatchRecord,
     NonFiniteReport,
     describe_first_nonfinite,
 )
 from trivium.serialization import serializable
+from trivium.training.master_weights import MasterWeights, StochasticAdamW, is_half
 from trivium.training.micro_batch import MicroBatch, MicroBatchResult, accumulate
 from trivium.training.optimizer_config import OptimizerConfig
+from trivium.training.weight_sample import WeightSample
 
 
 @serializable
@@ -37,6 +39,7 @@ class StepResult:
         learning_rate: the rate of the first set of parameters.
         observed: observations of all micro-batches, concatenated.
         splits: micro-batches that were split because they did not fit in memory.
+        weights: how far the first set moved, by metric (``training.weight_sample``).
     """
 
     loss: float
@@ -44,6 +47,7 @@ class StepResult:
     learning_rate: float
     observed: dict[str, Tensor]
     splits: int = 0
+    weights: dict[str, float] = field(default_factory=dict)
 
 
 def lr_multiplier(
@@ -70,7 +74,14 @@ ParameterSet = tuple[OptimizerConfig, Sequence[nn.Parameter]]
 
 
 class Optimizer:
-    """AdamW over sets of parameters, each with its own configuration and gradient clipping."""
+    """AdamW over sets of parameters, each with its own configuration and gradient clipping.
+
+    The moments are float32 or wider. Half-precision weights have float32 copies, which are updated
+    and rounded into the weights, or are rounded stochastically (``training.master_weights``).
+
+    Raises:
+        ConfigurationError: stochastic rounding is asked for, and no weight has half precision.
+    """
 
     def __init__(
         self,
@@ -78,14 +89,21 @@ class Optimizer:
         total_steps: int,
         budget_spent: Callable[[], float] = lambda: 0.0,
     ) -> None:
-        self.sets = [(config, list(parameters)) for config, parameters in sets]
+        stochastic = _rounds_stochastically(sets)
+        trained = [p for _, parameters in sets for p in parameters]
+        self.masters = MasterWeights([] if stochastic else trained)
+        self.sets = [
+            (config, [self.masters.of.get(p, p) for p in parameters]) for config, parameters in sets
+        ]
         self.total_steps = total_steps
         self.budget_spent = budget_spent
         self.steps = 0
         groups = [
             group for config, parameters in self.sets for group in _groups(config, parameters)
         ]
-        self.adamw = torch.optim.AdamW(groups, fused=True)
+        self.adamw = (
+            StochasticAdamW(groups) if stochastic else torch.optim.AdamW(groups, fused=True)
+        )
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> StepResult:
         """Accumulate the gradients of all micro-batches, clip them, and update the parameters once.
@@ -96,30 +114,36 @@ class Optimizer:
         """
         if not micro_batches:
             raise TrainingError("an optimizer step got no micro-batch: there is nothing to learn")
-        done, splits = accumulate(micro_batches, lambda: self.adamw.zero_grad(set_to_none=True))
+        done, splits = accumulate(micro_batches, self.zero_grad)
         total = sum(result.loss for result in done)
         norms = [self._clip(config, parameters) for config, parameters in self.sets]
         if not all(map(math.isfinite, (total, *norms))):
             raise self._not_finite(total, norms, done)
-        rate = self._set_rates()
+        rate, sample = self._set_rates(), WeightSample(self.sets[0][1])
         self._update_weights()
         self.steps += 1
         parts = [result.observed for result in done]
         names = dict.fromkeys(name for observed in parts for name in observed)
         joined = {name: torch.cat([o[name] for o in parts if name in o]) for name in names}
-        return StepResult(total, norms[0], rate, joined, splits)
+        return StepResult(total, norms[0], rate, joined, splits, sample.metrics())
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        self.masters.zero_grad()
+        self.adamw.zero_grad(set_to_none=True)
 
     def _update_weights(self) -> None:
         try:
             self.adamw.step()
+            self.masters.round_()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             raise TrainingError(
                 f"memory ran out while the optimizer changed the weights at its step {self.steps} "
                 f"({str(error).strip().splitlines()[0]:.200}), so some of them may have changed: "
-                "resume from the last checkpoint with less memory in use (model.lora, "
-                "model.dtype: bfloat16, a shared critic)"
+                "resume from the last checkpoint with less memory in use (model.lora, a shared "
+                "critic, or bfloat16 with optimizer.half_precision: stochastic_rounding)"
             ) from None
 
     def _not_finite(
@@ -135,12 +159,17 @@ class Optimizer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return AdamW's moments and the number of steps."""
-        return {"steps": self.steps, "moments": self.adamw.state_dict()["state"]}
+        """Return AdamW's moments, the float32 copies of weights and the number of steps."""
+        return {
+            "steps": self.steps,
+            "moments": self.adamw.state_dict()["state"],
+            "masters": self.masters.state_dict(),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the moments and the number of steps."""
+        """Restore what ``state_dict`` returned."""
         self.steps = state["steps"]
+        self.masters.load_state_dict(state["masters"])
         self.adamw.load_state_dict(self.adamw.state_dict() | {"state": state["moments"]})
 
     def _clip(self, config: OptimizerConfig, parameters: list[nn.Parameter]) -> float:
@@ -153,6 +182,22 @@ class Optimizer:
             multiplier = lr_multiplier(config, self.steps, self.total_steps, spent)
             group["lr"] = config.learning_rate * multiplier
         return float(self.adamw.param_groups[0]["lr"])
+
+
+def _rounds_stochastically(sets: Sequence[ParameterSet]) -> bool:
+    """Return whether half-precision weights are rounded stochastically."""
+    asked = [config.half_precision == "stochastic_rounding" for config, _ in sets]
+    if not any(asked):
+        return False
+    half = [any(map(is_half, parameters)) for _, parameters in sets]
+    if asked != half and not (all(asked) and any(half)):
+        raise ConfigurationError(
+            "optimizer.half_precision is stochastic_rounding, and "
+            + ("no trained weight is bfloat16" if not any(half) else "not for every optimizer")
+            + ": set model.dtype: bfloat16 (and the same for every optimizer of the run), or leave "
+            "half_precision out"
+        )
+    return True
 
 
 def _groups(config: OptimizerConfig, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:

@@ -31,6 +31,9 @@ class OptimizerConfig(Configuration):
     """Decoupled weight decay, on matrices only (not on biases and norms)."""
     max_grad_norm: float = Field(default=1.0, gt=0)
     """Largest global norm of the gradient; larger gradients are scaled down to it."""
+    half_precision: Literal["master_weights", "stochastic_rounding"] = "master_weights"
+    """How weights of model.dtype bfloat16 are updated: on float32 copies, or rounded
+    stochastically, which needs 6 bytes per weight less and is noisier (docs/memory.md)."""
 
     def conflicts(self) -> Iterator[Conflict]:
         if self.min_lr_ratio and self.schedule == "constant":

@@ -32,8 +32,11 @@ def join_observed(results: list[StepResult]) -> dict[str, Tensor]:
 def update_metrics(results: list[StepResult]) -> dict[str, float]:
     """Return means over the optimizer steps of a batch, and the number of memory splits, if any."""
     count, splits = len(results), sum(r.splits for r in results)
+    names = dict.fromkeys(name for r in results for name in r.weights)
+    moved = {name: [r.weights[name] for r in results if name in r.weights] for name in names}
     return {
         **({"memory/splits": float(splits)} if splits else {}),
+        **{name: sum(values) / len(values) for name, values in moved.items()},
         "loss": sum(r.loss for r in results) / count,
         "gradient_norm": sum(r.gradient_norm for r in results) / count,
         "learning_rate": results[-1].learning_rate,

@@ -1,0 +1,140 @@
+"""Updates of half-precision weights that are not lost in rounding.
+
+An update of AdamW is about the learning rate, 1e-6, and neighboring bfloat16 numbers differ by
+1/256 of their size: added to a bfloat16 weight, nearly every update rounds to nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_HOOK = "trivium_gradient_hook"
+
+
+def is_half(parameter: Tensor) -> bool:
+    """Return whether a parameter is stored in half precision."""
+    return parameter.dtype in (torch.bfloat16, torch.float16)
+
+
+class MasterWeights:
+    """float32 copies of half-precision parameters (Micikevicius et al. 2018, section 3.1).
+
+    The optimizer updates the copies; ``round_`` then rounds them into the parameters, which compute
+    the forward and backward pass. Gradients of micro-batches are added up in float32. A parameter
+    of full precision is its own master.
+
+    Args:
+        parameters: the trained parameters.
+    """
+
+    def __init__(self, parameters: Sequence[nn.Parameter]) -> None:
+        self.of = {p: nn.Parameter(p.detach().float()) if is_half(p) else p for p in parameters}
+        self._half = [p for p in self.of if is_half(p)]
+        for parameter in self._half:
+            # Another optimizer may have trained this model before.
+            if (handle := vars(parameter).pop(_HOOK, None)) is not None:
+                handle.remove()
+            hook = partial(_accumulate, self.of[parameter])
+            vars(parameter)[_HOOK] = parameter.register_post_accumulate_grad_hook(hook)
+
+    def zero_grad(self) -> None:
+        """Drop all gradients, also those that a failed backward pass left behind."""
+        for parameter, master in self.of.items():
+            parameter.grad = master.grad = None
+
+    @torch.no_grad()
+    def round_(self) -> None:
+        """Round the copies into the parameters."""
+        for parameter in self._half:
+            parameter.copy_(self.of[parameter])
+
+    def state_dict(self) -> list[Tensor]:
+        """Return the copies."""
+        return [self.of[parameter].detach() for parameter in self._half]
+
+    @torch.no_grad()
+    def load_state_dict(self, state: list[Tensor]) -> None:
+        """Take the copies of ``state_dict``."""
+        for parameter, value in zip(self._half, state, strict=True):
+            self.of[parameter].copy_(value)
+
+
+def _accumulate(master: nn.Parameter, parameter: Tensor) -> None:
+    assert parameter.grad is not None, "called after a gradient was accumulated"
+    gradient = parameter.grad.float()
+    master.grad = gradient if master.grad is None else master.grad.add_(gradient)
+    parameter.grad = None
+
+
+class StochasticAdamW(torch.optim.Optimizer):
+    """AdamW with float32 moments, whose result is rounded to bfloat16 stochastically.
+
+    A number between two neighbors is rounded up with the probability of its distance to the lower
+    one, so that the mean of many updates is right (Zamirai et al. 2020, section 3.1). Random
+    numbers depend on the number of the step alone.
+
+        m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,
+        w ← (1 − η λ) w − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)
+    """
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__(groups, {})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> Any:
+        """Update all parameters that have a gradient; ``closure`` is not used."""
+        generators: dict[torch.device, torch.Generator] = {}
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    moments = torch.zeros_like(parameter, dtype=torch.float32)
+                    state |= {"step": torch.zeros(()), "exp_avg": moments}
+                    state["exp_avg_sq"] = moments.clone()
+                state["step"] += 1
+                step, device = int(state["step"]), parameter.device
+                if device not in generators:
+                    generators[device] = torch.Generator(device).manual_seed(step)
+                updated = _adamw(parameter, parameter.grad, state, group, step)
+                if is_half(parameter):
+                    updated = round_stochastically(updated, generators[device])
+                parameter.copy_(updated)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the moments; PyTorch would cast them to the type of the parameters."""
+        super().load_state_dict(state_dict)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for index, state in state_dict["state"].items():
+            parameter = parameters[index]
+            self.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+
+
+def _adamw(
+    weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any], step: int
+) -> Tensor:
+    """Update the moments in place; return the new weight in float32."""
+    (beta_1, beta_2), rate = group["betas"], group["lr"]
+    first, second, gradient = state["exp_avg"], state["exp_avg_sq"], gradient.float()
+    first.lerp_(gradient, 1 - beta_1)
+    second.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
+    scale = (second / (1 - beta_2**step)).sqrt_().add_(group["eps"])
+    decayed = weight.float() * (1 - rate * group["weight_decay"])
+    return decayed.addcdiv_(first, scale, value=-rate / (1 - beta_1**step))
+
+
+def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Round float32 numbers to bfloat16, up or down with the probability of their distance.
+
+    bfloat16 is the upper half of float32: a random number below one unit in the last place is
+    added to the lower half, which is then set to zero.
+    """
+    noise = torch.randint(1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
+    bits = (x.contiguous().view(torch.int32) + noise) & ~0xFFFF
+    return bits.view(torch.float32).to(torch.bfloat16)
