@@ -175,6 +175,18 @@ def test_disabled_monitor_raises_no_alarm(name: str) -> None:
     assert run(STREAMS[name][0], config={name: {"action": "off"}}) == []
 
 
+@pytest.mark.parametrize(("half_precision", "at"), [(False, 3), (True, 6)])
+def test_rounding_of_bfloat16_is_no_sampler_difference(half_precision: bool, at: int) -> None:
+    monitors = Monitors(MonitorsConfig(), half_precision=half_precision)
+    differences = [0.6, 0.6, 0.6, 0.6, 9.0, 9.0, 9.0]
+    alarms = [
+        alarm.step
+        for step, value in enumerate(differences, start=1)
+        for alarm in monitors.observe(step, {"policy/sampler_difference": value})
+    ]
+    assert alarms == [at]
+
+
 def test_only_the_monitor_with_action_stop_stops_the_run() -> None:
     rows = [a | b for a, b in zip(kl([12] * 6, 20), [{"policy/kl_old": 1.0}] * 6, strict=True)]
     alarms = run(rows, config={"kl": {"action": "stop"}})

@@ -88,8 +88,15 @@ class MetricHistory:
     has no value: the methods return None.
     """
 
-    def __init__(self, step: int, metrics: Mapping[str, float], state: MonitorState) -> None:
-        self.step = step
+    def __init__(
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        state: MonitorState,
+        *,
+        half_precision: bool = False,
+    ) -> None:
+        self.step, self.half_precision = step, half_precision
         self.metrics = metrics
         self.rule_state = state.rule_state
         self._state = state

@@ -165,11 +165,14 @@ class SamplerConfig(MonitorConfig):
     """Difference between the sampler's and the trainer's log-probs.
 
     At ln 1.2 ≈ 0.2 the difference alone is as large as the usual clip range. Trivium's own engine
-    differs by 1e-5 to 1e-4, bfloat16 servers by much more (Yao et al. 2025).
+    differs by 1e-5 to 1e-4 in float32. In bfloat16 rounding moves the log-probs of rare tokens by
+    some tenths of a nat, and servers differ by more (Yao et al. 2025).
     """
 
     limit: float = Field(default=0.2, gt=0)
     """Largest difference between the two log-probs of a token, in nats."""
+    half_precision_limit: float = Field(default=1.0, gt=0)
+    """The same if the weights are bfloat16."""
     window: int = Field(default=3, ge=1)
     """Number of steps in the median."""
 

@@ -179,9 +179,9 @@ MONITORS = {
         "largest difference between the sampler's and the trainer's log-prob of a token",
         "The samples come from a different policy than the one that is trained, so gradients are "
         "biased.",
-        "Sample in the trainer's precision (model.dtype: float32), check that the sampler holds "
-        "the trained weights, or set importance_sampling_cap: 2. If the run is asynchronous, "
-        "lower optimizer.learning_rate.",
+        "Set importance_sampling_cap: 2, check that the sampler holds the trained weights, or "
+        "compute in model.dtype: float32 if it is bfloat16. If the run is asynchronous, lower "
+        "optimizer.learning_rate.",
         rules.sampler_difference,
     ),
     "chosen_logprob": Monitor(
@@ -248,10 +248,14 @@ class Monitors:
 
     Call `observe` after every step and `evaluated` after every evaluation; both return the alarms
     that begin.
+
+    Args:
+        config: limits and actions.
+        half_precision: whether the trained weights are bfloat16, whose rounding is no fault.
     """
 
-    def __init__(self, config: MonitorsConfig) -> None:
-        self.config = config
+    def __init__(self, config: MonitorsConfig, *, half_precision: bool = False) -> None:
+        self.config, self.half_precision = config, half_precision
         self._enabled: dict[str, MonitorConfig] = {
             name: limits for name in MONITORS if (limits := getattr(config, name)).action != "off"
         }
@@ -295,7 +299,8 @@ class Monitors:
                 finding = _non_finite(numbers)
             else:
                 rule = select_rule(MONITORS[name])
-                finding = rule and rule(limits, MetricHistory(step, finite, state))
+                history = MetricHistory(step, finite, state, half_precision=self.half_precision)
+                finding = rule and rule(limits, history)
             if finding and state.should_raise(finding.holds, step, self.config.again_after):
                 alarms.append(_alarm(name, step, finding, stops=limits.action == "stop"))
         return alarms

@@ -234,11 +234,12 @@ def sampler_difference(config: SamplerConfig, history: MetricHistory) -> Finding
     last = history.window(name, config.window)
     if last is None:
         return None
+    limit = config.half_precision_limit if history.half_precision else config.limit
     seen = (
         f"the log-probs of sampler and trainer differ by up to {last.median:.3g} nats on a token "
-        f"({_median_of(config.window)}{last.steps}); the limit is {config.limit:g}"
+        f"({_median_of(config.window)}{last.steps}); the limit is {limit:g}"
     )
-    return Finding(last.median > config.limit, name, last.median, config.limit, seen)
+    return Finding(last.median > limit, name, last.median, limit, seen)
 
 
 def chosen_logprob(config: ChosenConfig, history: MetricHistory) -> Finding | None:

@@ -31,12 +31,14 @@ class PreparedRun:
         lock: lock on the directory of a run that resumes.
         checkpoint: checkpoint to resume from; None to start from the beginning.
         peak_memory: measurement of the run's memory, if the configuration asks for it.
+        half_precision: whether the trained weights are bfloat16.
     """
 
     claim: RunClaim
     lock: FileLock | None = None
     checkpoint: Checkpoint | None = None
     peak_memory: PeakMemory | None = None
+    half_precision: bool = False
 
 
 def prepare_directory(kind: str, config: RunConfig, resolved: Configuration) -> PreparedRun:

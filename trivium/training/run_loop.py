@@ -83,7 +83,7 @@ class Training:
         self.budget = BudgetTracker(config.budget)
         self.stages = Stopwatch()
         self._results: list[Any] = []
-        self._monitors = Monitors(config.monitors)
+        self._monitors = Monitors(config.monitors, half_precision=prepared.half_precision)
         self._config = config
         self._evaluator = evaluator
         self._peak_memory = prepared.peak_memory

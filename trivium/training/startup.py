@@ -13,7 +13,7 @@ import torch
 
 from trivium.config.base import Configuration
 from trivium.models.fast_path import install_fast_path
-from trivium.models.loading import device_of
+from trivium.models.loading import device_of, dtype_of
 from trivium.models.model_config import FastPath, ModelConfig
 from trivium.numerics import load_numerics_state
 from trivium.runs import rng
@@ -42,7 +42,9 @@ def prepare_run(kind: str, config: TrainingConfig) -> PreparedRun:
     """
     assert isinstance(config, Configuration), "config is the whole configuration of a command"
     device = device_of(config.model)
+    half_precision = dtype_of(config.model) == torch.bfloat16
     prepared = prepare_directory(kind, config.run, config)
+    prepared = replace(prepared, half_precision=half_precision)
     if prepared.checkpoint is not None:
         load_numerics_state(prepared.checkpoint.load(NUMERICS))
     rng.seed(config.run.seed)
