@@ -57,11 +57,11 @@ from trivium.data.group import Group
 from trivium.data.oom import score_logprobs
 from trivium.data.prompts import Prompt
 from trivium.data.response import Response
+from trivium.hf.loading import trained_parameters
+from trivium.hf.model_config import FastPath, ModelConfig
 from trivium.memory.stages import components
 from trivium.models.cpu.linear import matmul_backend
 from trivium.models.critic import Critic, SeparateCritic
-from trivium.models.loading import trained_parameters
-from trivium.models.model_config import FastPath, ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import Scores

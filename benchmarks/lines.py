@@ -27,8 +27,8 @@ from worlds import SIZES, write_world
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
+from trivium.hf.model_config import ModelConfig
 from trivium.models.cpu import linear
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 
 WARM_UP_BATCHES = 20

@@ -42,8 +42,8 @@ from trivium.algorithms.ppo_config import PPOConfig
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.data.oom import score_logprobs
+from trivium.hf.model_config import ModelConfig
 from trivium.maths.ragged import segment_starts
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.runs.peak_memory import PeakMemory, return_freed_memory
 from trivium.runs.store import read_metrics

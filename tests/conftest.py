@@ -9,8 +9,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from trivium.hf.model_config import ModelConfig
 from trivium.models.cpu.linear import matmul_backend
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 from trivium.rewards.reward_config import LearnedArguments, ProcessArguments

@@ -22,6 +22,7 @@ LAYERS = [
     ["errors"],
     ["config", "serialization", "numerics", "maths"],
     ["data"],
+    ["hf"],
     ["models"],
     ["rewards"],
     ["rollout"],
@@ -153,7 +154,7 @@ def test_functions_and_files_are_short() -> None:
     reference_path = [
         n for m, n in lengths.items() if m.startswith("trivium.models") and not m.startswith(CPU)
     ]
-    assert sum(reference_path) < 2150, "the reference path of models/ should shrink, not grow"
+    assert sum(reference_path) < 2100, "the reference path of models/ should shrink, not grow"
 
 
 def test_the_whole_configuration_of_grpo_enters_few_files(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from trivium.data.preferences import PreferencesConfig, read_preferences
 from trivium.data.preview import survey
 from trivium.data.prompts import PromptsConfig, read_prompts
 from trivium.errors import ConfigurationError, DataError, ModelError
-from trivium.models.hf_checkpoint import check_checkpoint
-from trivium.models.loading import load_tokenizer
-from trivium.models.model_config import ModelConfig
+from trivium.hf.checkpoint_files import check_checkpoint
+from trivium.hf.loading import load_tokenizer
+from trivium.hf.model_config import ModelConfig
 from trivium.preflight import preflight
 
 

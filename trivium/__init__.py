@@ -56,9 +56,9 @@ if TYPE_CHECKING:
     )
     from trivium.evaluation.evaluation_config import EvaluationConfig
     from trivium.evaluation.evaluator import Evaluator
+    from trivium.hf.loading import load_tokenizer
+    from trivium.hf.model_config import LoraConfig, ModelConfig
     from trivium.models.critic import SeparateCritic, SharedCritic
-    from trivium.models.loading import load_tokenizer
-    from trivium.models.model_config import LoraConfig, ModelConfig
     from trivium.models.policy import Policy
     from trivium.models.reference import Reference
     from trivium.models.reward_model import RewardModel
@@ -117,8 +117,8 @@ _MODULES = {
         "TriviumError",
     ),
     "trivium.models.critic": ("SeparateCritic", "SharedCritic"),
-    "trivium.models.loading": ("load_tokenizer",),
-    "trivium.models.model_config": ("LoraConfig", "ModelConfig"),
+    "trivium.hf.loading": ("load_tokenizer",),
+    "trivium.hf.model_config": ("LoraConfig", "ModelConfig"),
     "trivium.models.policy": ("Policy",),
     "trivium.models.reference": ("Reference",),
     "trivium.models.reward_model": ("RewardModel",),

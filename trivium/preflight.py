@@ -20,8 +20,8 @@ from trivium.config.base import Configuration
 from trivium.data.preview import survey
 from trivium.data.rows import RowsConfig
 from trivium.errors import ConfigurationError, DataError, ModelError, TriviumError
-from trivium.models.hf_checkpoint import check_checkpoint, context_of
-from trivium.models.model_config import ModelConfig
+from trivium.hf.checkpoint_files import check_checkpoint, context_of
+from trivium.hf.model_config import ModelConfig
 from trivium.rewards.inspection import column_faults, source_faults
 from trivium.rewards.reward_config import LEARNED, RewardConfig
 

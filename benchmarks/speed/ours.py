@@ -22,8 +22,8 @@ from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.data.prompts import PromptsConfig, load_prompts
+from trivium.hf.model_config import ModelConfig
 from trivium.models import flops
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import read_metrics

@@ -29,8 +29,8 @@ from worlds import SIZES, write_world
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
+from trivium.hf.model_config import ModelConfig
 from trivium.models.attention import states_at
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling

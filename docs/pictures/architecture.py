@@ -36,6 +36,7 @@ LAYERS: list[tuple[str, list[tuple[str, str]]]] = [
             ("models/cpu", "guest: the CPU's fast path"),
         ],
     ),
+    ("checkpoints", [("hf", "Hugging Face checkpoints, in and out")]),
     ("data", [("data", "rows, chat templates, groups, batches")]),
     (
         "ground",

@@ -22,7 +22,7 @@ from trivium.data.oom import score_logprobs
 from trivium.data.prompts import Prompt
 from trivium.data.response import Response
 from trivium.errors import TrainingError
-from trivium.models.model_config import ModelConfig
+from trivium.hf.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import Scores

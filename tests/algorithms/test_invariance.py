@@ -21,8 +21,8 @@ from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.data.batch import Grouped
+from trivium.hf.loading import trained_parameters
 from trivium.models.critic import SharedCritic
-from trivium.models.loading import trained_parameters
 from trivium.training.experience import MicroBatches
 from trivium.training.setup import build_components
 

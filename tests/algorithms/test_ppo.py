@@ -29,9 +29,9 @@ from trivium.algorithms.ppo_config import PPOConfig
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError, TrainingError
+from trivium.hf.loading import trained_parameters
 from trivium.maths.aggregation import sequence_mean
 from trivium.maths.kl import adapted_coefficient
-from trivium.models.loading import trained_parameters
 from trivium.models.policy import Policy
 from trivium.training.optimizer import StepResult
 from trivium.training.setup import build_components

@@ -17,7 +17,7 @@ from trivium.algorithms.reward_model import load_data
 from trivium.algorithms.reward_model_config import RewardModelConfig
 from trivium.data.batch import Batch
 from trivium.data.group import Group
-from trivium.models.model_config import ModelConfig
+from trivium.hf.model_config import ModelConfig
 from trivium.models.reward_model import RewardModel
 
 PAIRS = [

@@ -19,8 +19,8 @@ from trivium.commands.pairs_config import PairsConfig
 from trivium.commands.sample_config import SampleConfig
 from trivium.data.preferences import PreferencesConfig, load_preferences
 from trivium.errors import DataError
-from trivium.models.loading import load_tokenizer
-from trivium.models.model_config import ModelConfig
+from trivium.hf.loading import load_tokenizer
+from trivium.hf.model_config import ModelConfig
 
 
 @pytest.fixture(scope="module")

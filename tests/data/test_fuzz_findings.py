@@ -29,8 +29,8 @@ from trivium.data.preferences import (
 from trivium.data.prompts import PromptsConfig, load_prompts
 from trivium.data.rows import RowsConfig, collect
 from trivium.errors import ConfigurationError, DataError, TriviumError
-from trivium.models.loading import require_checkpoint
-from trivium.models.model_config import ModelConfig
+from trivium.hf.loading import require_checkpoint
+from trivium.hf.model_config import ModelConfig
 from trivium.rewards.reward import RewardConfig, Rewards
 
 BYTES: Any = chatml_tokenizer()

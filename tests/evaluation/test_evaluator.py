@@ -27,7 +27,7 @@ from trivium.evaluation.statistics import (
     wilson,
     wins,
 )
-from trivium.models.model_config import ModelConfig
+from trivium.hf.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import read_evaluations, read_outcomes, read_samples

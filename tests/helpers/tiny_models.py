@@ -41,8 +41,8 @@ from transformers import (
 )
 
 from trivium.data.group import Group
-from trivium.models.loading import disable_dropout
-from trivium.models.model_config import ModelConfig
+from trivium.hf.loading import disable_dropout
+from trivium.hf.model_config import ModelConfig
 from trivium.models.reward_model import RewardModel
 
 LETTERS = "abcdefghij.\n"

@@ -24,6 +24,8 @@ from trivium.algorithms.sft_config import SFTConfig
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError, ModelError
+from trivium.hf.loading import load_causal_lm, load_scorer, load_tokenizer, trained_parameters
+from trivium.hf.model_config import ModelConfig
 from trivium.maths.aggregation import token_mean
 from trivium.memory.dry_run import CACHE, DryRun
 from trivium.memory.report import Lengths, Memory, Stage
@@ -32,8 +34,6 @@ from trivium.memory.shapes import Shape, weightless_policy
 from trivium.memory.simulator import KERNELS, heaviest
 from trivium.memory.stages import predict
 from trivium.models.cpu.linear import Backend, matmul_backend
-from trivium.models.loading import load_causal_lm, load_scorer, load_tokenizer, trained_parameters
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout.kv_cache import KVCache
 from trivium.rollout.sampling import Sampling

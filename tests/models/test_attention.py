@@ -23,11 +23,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedModel
 
 from trivium.data.batch import Batch
 from trivium.data.group import Group
+from trivium.hf.model_config import ModelConfig
 from trivium.models import equivalence
 from trivium.models.attention import RAGGED as RAGGED_NAME
 from trivium.models.attention import UnsupportedAttentionError, separate_rows, states_at
 from trivium.models.equivalence import use_ragged_attention
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 
 GROUPS = random_groups(50, *RAGGED)

@@ -11,10 +11,10 @@ from helpers.tiny_models import LETTERS, family, letters_tokenizer, random_group
 from torch.utils.flop_counter import FlopCounterMode
 
 from trivium.data.batch import Batch
+from trivium.hf.model_config import LoraConfig, ModelConfig
 from trivium.models import flops
 from trivium.models.cpu.last_mlp import _forward_output_positions
 from trivium.models.cpu.replace import is_replaced
-from trivium.models.model_config import LoraConfig, ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import frozen_copy
 from trivium.rollout.local_engine import LocalEngine

@@ -33,10 +33,10 @@ from transformers import (
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.errors import ModelError
-from trivium.models import loading
+from trivium.hf import loading
+from trivium.hf.loading import dtype_of, load_tokenizer, trained_parameters, unwrap_peft
+from trivium.hf.model_config import LoraConfig, ModelConfig
 from trivium.models.critic import VALUE_HEAD_FILE, SeparateCritic, SharedCritic
-from trivium.models.loading import dtype_of, load_tokenizer, trained_parameters, unwrap_peft
-from trivium.models.model_config import LoraConfig, ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.models.reward_model import RewardModel

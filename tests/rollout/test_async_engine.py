@@ -22,8 +22,8 @@ from trivium.data.batch import Batch, Grouped
 from trivium.data.prompts import Prompt
 from trivium.data.response import Response
 from trivium.errors import ModelError
+from trivium.hf.loading import trained_parameters
 from trivium.models import flops
-from trivium.models.loading import trained_parameters
 from trivium.models.policy import Policy
 from trivium.rollout.async_engine import AsyncEngine
 from trivium.rollout.local_engine import LocalEngine

@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from trivium.errors import ModelError
+from trivium.hf.model_config import ModelConfig
 from trivium.models import flops
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import frozen_copy
 from trivium.rollout import local_engine

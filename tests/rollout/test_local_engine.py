@@ -29,10 +29,10 @@ from trivium.data.group import Group
 from trivium.data.prompts import Prompt
 from trivium.data.response import Response
 from trivium.errors import ModelError
+from trivium.hf.model_config import ModelConfig
 from trivium.models import flops
 from trivium.models.attention import packed_forward
 from trivium.models.layout import AttentionSpec
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rollout import local_engine
 from trivium.rollout.engine import draw, filter_top_k_top_p, row_key, uniforms

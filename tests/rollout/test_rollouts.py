@@ -13,7 +13,7 @@ from helpers.tiny_models import World, letters_tokenizer, source
 from trivium.data.prompts import Prompt
 from trivium.data.response import FinishReason, Response
 from trivium.errors import RewardError
-from trivium.models.model_config import ModelConfig
+from trivium.hf.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rewards.reward import RewardConfig, Rewards, Scores
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out

@@ -25,10 +25,10 @@ from trivium.algorithms.ppo_config import PPOConfig
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.data.oom import score_logprobs
+from trivium.hf.loading import trained_parameters
+from trivium.hf.model_config import ModelConfig
 from trivium.models import group_model
 from trivium.models import reference as references
-from trivium.models.loading import trained_parameters
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.models.reward_model import RewardModel

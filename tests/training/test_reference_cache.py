@@ -20,7 +20,7 @@ from trivium.algorithms.dpo_config import DPOConfig
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.data.oom import score_logprobs
-from trivium.models.model_config import LoraConfig, ModelConfig
+from trivium.hf.model_config import LoraConfig, ModelConfig
 from trivium.models.policy import Policy
 from trivium.runs.provenance import differences, environment
 from trivium.training import reference_cache

@@ -16,8 +16,8 @@ from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.config.base import Configuration
 from trivium.errors import ConfigurationError, NonFiniteError
+from trivium.hf.model_config import ModelConfig
 from trivium.models import flops
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.monitoring.metrics import EVALUATIONS, METRICS, derived, metric, table
 from trivium.runs.budget import BudgetConfig, BudgetTracker

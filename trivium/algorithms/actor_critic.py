@@ -14,9 +14,9 @@ from trivium.algorithms.ppo_config import PPOConfig
 from trivium.data.batch import Batch, Grouped
 from trivium.data.oom import run_with_oom_split, score_all
 from trivium.errors import ConfigurationError
+from trivium.hf.loading import trained_parameters
+from trivium.hf.model_config import ModelConfig
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
-from trivium.models.loading import trained_parameters
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 from trivium.rollout.rollouts import Rollouts

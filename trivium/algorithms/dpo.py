@@ -26,9 +26,9 @@ from trivium.data.preferences import load_preferences
 from trivium.data.prompts import load_prompts
 from trivium.errors import TrainingError
 from trivium.evaluation.evaluator import Evaluator
+from trivium.hf.loading import context_length, load_tokenizer, trained_parameters
 from trivium.maths.objectives import PreferenceLoss, preference_gradient_weight
 from trivium.maths.ragged import segment_mean, segment_sum
-from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts, roll_out

@@ -10,7 +10,7 @@ from trivium.config.base import Configuration, Conflict
 from trivium.data.preferences import PreferencesConfig
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
-from trivium.models.model_config import ModelConfig
+from trivium.hf.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig

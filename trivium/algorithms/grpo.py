@@ -24,10 +24,10 @@ from trivium.algorithms.rollout_step import RolloutBatches
 from trivium.algorithms.supervision import Supervision, loss_mask
 from trivium.data.batch import Batch
 from trivium.data.oom import score_logprobs
+from trivium.hf.loading import trained_parameters
 from trivium.maths.aggregation import Aggregation, weighted_sum
 from trivium.maths.kl import KLEstimator
 from trivium.maths.objectives import Surrogate, importance_ratio, truncated_importance
-from trivium.models.loading import trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts

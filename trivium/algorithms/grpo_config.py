@@ -12,8 +12,8 @@ from trivium.algorithms.reward_update_config import RewardUpdateConfig, learned_
 from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
+from trivium.hf.model_config import ModelConfig
 from trivium.maths.options import Scale
-from trivium.models.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs, none_scores_steps
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig

@@ -13,7 +13,7 @@ from trivium.algorithms.reward_update_config import RewardUpdateConfig, learned_
 from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
-from trivium.models.model_config import ModelConfig
+from trivium.hf.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig

@@ -26,7 +26,7 @@ from trivium.data.preferences import (
 )
 from trivium.evaluation.evaluator import Measured
 from trivium.evaluation.statistics import Interval, mean_interval
-from trivium.models.loading import context_length, load_tokenizer, trained_parameters
+from trivium.hf.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.reward_model import RewardModel
 from trivium.training.experience import epoch_batch, num_steps
 from trivium.training.micro_batch import MicroBatch, measure

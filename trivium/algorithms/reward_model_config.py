@@ -8,7 +8,7 @@ from pydantic import Field
 
 from trivium.config.base import Configuration, Conflict
 from trivium.data.preferences import PreferencesConfig, StepLabelsConfig
-from trivium.models.model_config import ModelConfig, scoring_model_conflicts
+from trivium.hf.model_config import ModelConfig, scoring_model_conflicts
 from trivium.runs.store import RunConfig
 from trivium.training.optimizer_config import OptimizerConfig
 

@@ -19,7 +19,7 @@ from trivium.algorithms.reward_update_config import RewardUpdateConfig
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError
-from trivium.models.loading import trained_parameters
+from trivium.hf.loading import trained_parameters
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.rollouts import Rollouts
 from trivium.serialization import serializable

@@ -18,9 +18,9 @@ from trivium.data.batch import Batch
 from trivium.data.demonstrations import Demonstration, load_demonstrations
 from trivium.data.prompts import Prompt, load_prompts
 from trivium.evaluation.evaluator import Evaluator, Measured
+from trivium.hf.loading import context_length, load_tokenizer, trained_parameters
 from trivium.maths.aggregation import token_mean, weighted_sum
 from trivium.maths.objectives import token_nll
-from trivium.models.loading import context_length, load_tokenizer, trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import Rewards

@@ -9,7 +9,7 @@ from pydantic import Field
 from trivium.config.base import Configuration, Conflict
 from trivium.data.demonstrations import DemonstrationsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
-from trivium.models.model_config import ModelConfig
+from trivium.hf.model_config import ModelConfig
 from trivium.runs.store import RunConfig
 from trivium.training.optimizer_config import OptimizerConfig
 from trivium.training.options import AggregationName

@@ -17,7 +17,7 @@ from typing import Any
 from trivium.commands import COMMANDS, Command
 from trivium.config.base import Configuration, load_configuration
 from trivium.errors import ConfigurationError
-from trivium.models.hf_checkpoint import check_checkpoint
+from trivium.hf.checkpoint_files import check_checkpoint
 
 
 def run_command(command: Command, parsed: argparse.Namespace) -> None:
@@ -129,7 +129,7 @@ def _is_wanted(record: logging.LogRecord) -> bool:
 def quiet_libraries() -> Iterator[None]:
     """Silence a transformers notice about image processors. Other warnings are shown.
 
-    Messages about reading and writing weights are handled in ``models.loading``.
+    Messages about reading and writing weights are handled in ``hf.loading``.
     """
     notices = logging.getLogger("transformers.utils.import_utils")
     notices.addFilter(_is_wanted)

@@ -6,7 +6,7 @@ from pydantic import Field, field_validator
 
 from trivium.config.base import Configuration
 from trivium.config.paths import looked_up
-from trivium.models.model_config import ModelConfig
+from trivium.hf.model_config import ModelConfig
 from trivium.rollout.sampling import Sampling
 
 LINE = "{line}"

@@ -23,7 +23,7 @@ from trivium.errors import ModelError
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.evaluation.evaluator import Evaluated, Evaluator
 from trivium.evaluation.statistics import Interval, mean_interval
-from trivium.models.loading import context_length, load_tokenizer
+from trivium.hf.loading import context_length, load_tokenizer
 from trivium.models.policy import Policy
 from trivium.monitoring.progress import printable
 from trivium.rollout.rollouts import Rollouts

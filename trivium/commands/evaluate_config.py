@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import MAX_TOKENS
-from trivium.models.model_config import ModelConfig, scoring_model_conflicts
+from trivium.hf.model_config import ModelConfig, scoring_model_conflicts
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import StopTexts, StopTokens
 

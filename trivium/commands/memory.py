@@ -15,11 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from trivium.config.base import Configuration
+from trivium.hf.loading import device_of
 from trivium.memory.fit import FREE_SHARE, free_bytes, largest_fitting_limit
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths, Memory
 from trivium.memory.stages import predict
-from trivium.models.loading import device_of
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "cache")
 ADVICE = (

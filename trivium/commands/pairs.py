@@ -21,8 +21,8 @@ from trivium.commands.sample import load_sampler, sampled, total_rewards, write_
 from trivium.data.prompts import load_prompts
 from trivium.data.rows import collect
 from trivium.errors import DataError
-from trivium.models.loading import context_length, load_tokenizer
-from trivium.models.model_config import ModelConfig
+from trivium.hf.loading import context_length, load_tokenizer
+from trivium.hf.model_config import ModelConfig
 from trivium.rollout.rollouts import Rollouts
 from trivium.runs.budget import BudgetTracker
 from trivium.training.setup import load_rewards, max_prompt_length

@@ -9,7 +9,7 @@ from pydantic import Field
 from trivium.commands.sample_config import OutputConfig
 from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import ASSISTANT_MARK, PromptsConfig
-from trivium.models.model_config import ModelConfig
+from trivium.hf.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 

@@ -20,9 +20,9 @@ from trivium.commands.output import require_free, rows_written
 from trivium.commands.sample_config import SampleConfig
 from trivium.data.prompts import Prompt, load_prompts
 from trivium.errors import DataError
+from trivium.hf.loading import context_length, load_tokenizer
+from trivium.hf.model_config import ModelConfig
 from trivium.models import flops
-from trivium.models.loading import context_length, load_tokenizer
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.monitoring.progress import Progress
 from trivium.rewards.reward import Rewards, Scores

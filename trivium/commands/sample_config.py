@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
-from trivium.models.model_config import ModelConfig
+from trivium.hf.model_config import ModelConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.budget import BudgetConfig

@@ -36,8 +36,8 @@ from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.data.oom import score_logprobs
 from trivium.data.prompts import Prompt, load_prompts
-from trivium.models.loading import load_tokenizer, trained_parameters
-from trivium.models.model_config import ModelConfig
+from trivium.hf.loading import load_tokenizer, trained_parameters
+from trivium.hf.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import RewardConfig

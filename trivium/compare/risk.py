@@ -22,8 +22,8 @@ from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Job, Plan, with_seed
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.evaluation.statistics import mean_interval
-from trivium.models.loading import load_tokenizer
-from trivium.models.model_config import ModelConfig
+from trivium.hf.loading import load_tokenizer
+from trivium.hf.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts, roll_out

@@ -14,8 +14,8 @@ from trivium.data.demonstrations import load_demonstrations
 from trivium.data.group import Group
 from trivium.data.preferences import load_preferences, load_step_labels
 from trivium.data.prompts import PromptsConfig, load_prompts
+from trivium.hf.loading import load_tokenizer
 from trivium.memory.report import Lengths
-from trivium.models.loading import load_tokenizer
 
 MAX_EXAMPLES = 256
 """Maximum number of prompts, pairs or demonstrations that are counted."""

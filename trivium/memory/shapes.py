@@ -1,6 +1,6 @@
 """Models without weights, built from the configuration of a checkpoint.
 
-Only ``config.json`` is read. The model is built in the same way as in ``models.loading``, including
+Only ``config.json`` is read. The model is built in the same way as in ``hf.loading``, including
 adapters and gradient checkpointing, from tensors that hold no data.
 """
 
@@ -20,11 +20,8 @@ from transformers import (
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.errors import ModelError
-from trivium.memory.dry_run import DryRun
-from trivium.models.group_layout import GroupLayout
-from trivium.models.hf_checkpoint import require_checkpoint
-from trivium.models.layout import AttentionSpec
-from trivium.models.loading import (
+from trivium.hf.checkpoint_files import require_checkpoint
+from trivium.hf.loading import (
     add_adapters,
     disable_dropout,
     dtype_of,
@@ -32,7 +29,10 @@ from trivium.models.loading import (
     resolve_device,
     unwrap_peft,
 )
-from trivium.models.model_config import ModelConfig
+from trivium.hf.model_config import ModelConfig
+from trivium.memory.dry_run import DryRun
+from trivium.models.group_layout import GroupLayout
+from trivium.models.layout import AttentionSpec
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
+from trivium.hf.model_config import ModelConfig
 from trivium.memory.dry_run import (
     ACTIVATIONS,
     CACHE,
@@ -30,7 +31,6 @@ from trivium.memory.dry_run import (
 from trivium.memory.report import Lengths, Memory, Stage
 from trivium.memory.rollout import dry_rollout
 from trivium.memory.shapes import weightless_policy, weightless_scorer
-from trivium.models.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference, frozen_copy
 from trivium.models.reward_model import RewardModel

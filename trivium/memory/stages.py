@@ -29,6 +29,7 @@ from trivium.config.base import Configuration
 from trivium.data.batch import Grouped
 from trivium.errors import ConfigurationError, ModelError
 from trivium.evaluation.evaluation_config import EvaluationConfig
+from trivium.hf.loading import trained_parameters
 from trivium.maths.aggregation import token_mean
 from trivium.memory.batches import (
     demonstrations,
@@ -40,7 +41,6 @@ from trivium.memory.batches import (
 from trivium.memory.report import Lengths, Memory
 from trivium.memory.simulator import Simulator, heaviest
 from trivium.models.critic import Critic, SeparateCritic, SharedCritic
-from trivium.models.loading import trained_parameters
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.models.reward_model import RewardModel

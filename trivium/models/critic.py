@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from trivium.data.batch import Batch
-from trivium.models.loading import restore_trained, trained_parameters, trained_state
+from trivium.hf.loading import restore_trained, trained_parameters, trained_state
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from trivium.data.batch import Batch
+from trivium.hf.loading import unwrap_peft
+from trivium.hf.model_config import FastPath
 from trivium.models.group_layout import GroupLayout
 from trivium.models.layout import Forward
-from trivium.models.loading import unwrap_peft
-from trivium.models.model_config import FastPath
 
 
 class Kernels:

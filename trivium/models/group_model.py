@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
+from trivium.hf.loading import restore_trained, save_checkpoint, trained_state, unwrap_peft
+from trivium.hf.model_config import FastPath
 from trivium.models import flops
 from trivium.models.attention import states_at
 from trivium.models.equivalence import use_ragged_attention
 from trivium.models.fast_path import install_fast_path
-from trivium.models.loading import restore_trained, save_checkpoint, trained_state, unwrap_peft
-from trivium.models.model_config import FastPath
 
 
 class GroupModel:

@@ -12,20 +12,20 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
 from trivium.errors import ModelError
+from trivium.hf.loading import (
+    load_causal_lm,
+    load_tokenizer,
+    require_vocabulary,
+    unwrap_peft,
+)
+from trivium.hf.model_config import FastPath, ModelConfig
 from trivium.models import flops
 from trivium.models.attention import packed_forward
 from trivium.models.equivalence import uses_ragged_attention
 from trivium.models.fast_path import kernels_of
 from trivium.models.group_model import GroupModel
 from trivium.models.layout import Forward
-from trivium.models.loading import (
-    load_causal_lm,
-    load_tokenizer,
-    require_vocabulary,
-    unwrap_peft,
-)
 from trivium.models.logprobs import Head, token_logprobs
-from trivium.models.model_config import FastPath, ModelConfig
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from trivium.data.batch import Batch
-from trivium.models.loading import has_lora, trained_parameters
+from trivium.hf.loading import has_lora, trained_parameters
 from trivium.models.policy import Policy
 
 

@@ -26,7 +26,7 @@ from trivium.data.batch import Batch, Grouped
 from trivium.data.chat import Encoder, step_ends
 from trivium.data.group import Group
 from trivium.data.oom import run_with_oom_split
-from trivium.models.model_config import ModelConfig
+from trivium.hf.model_config import ModelConfig
 from trivium.models.reward_model import RewardModel
 from trivium.rewards.reward_config import LEARNED, OUTCOME, PROCESS, Aggregate, RewardConfig
 

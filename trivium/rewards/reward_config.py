@@ -16,7 +16,7 @@ from trivium.config.base import Configuration, Conflict
 from trivium.config.functions import anchored, nearest
 from trivium.config.paths import looked_up
 from trivium.config.secrets import secrets_in
-from trivium.models.model_config import FastPath
+from trivium.hf.model_config import FastPath
 
 Aggregate = Literal["none", "product", "minimum"]
 OUTCOME, PROCESS = "reward_model", "process_reward_model"

@@ -28,7 +28,7 @@ from torch import Tensor
 from trivium.config.paths import cache_directory
 from trivium.data.batch import Grouped
 from trivium.data.oom import score_logprobs
-from trivium.models.loading import has_lora, unwrap_peft
+from trivium.hf.loading import has_lora, unwrap_peft
 from trivium.models.policy import Policy
 from trivium.numerics import numerics_state
 from trivium.runs.files import is_partial_write, write_bytes

@@ -12,9 +12,9 @@ from typing import Protocol
 import torch
 
 from trivium.config.base import Configuration
+from trivium.hf.loading import device_of, dtype_of
+from trivium.hf.model_config import FastPath, ModelConfig
 from trivium.models.fast_path import install_fast_path
-from trivium.models.loading import device_of, dtype_of
-from trivium.models.model_config import FastPath, ModelConfig
 from trivium.numerics import load_numerics_state
 from trivium.runs import rng
 from trivium.runs.checkpointing import NUMERICS

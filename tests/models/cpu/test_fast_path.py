@@ -27,10 +27,10 @@ from torch import Tensor, nn
 import trivium
 from trivium import numerics
 from trivium.data.batch import Batch
+from trivium.hf.model_config import FastPath, LoraConfig, ModelConfig
 from trivium.models.cpu import CpuKernels
 from trivium.models.cpu.linear import Backend, MatmulBackend, matmul_backend
 from trivium.models.fast_path import REFERENCE, kernels_of
-from trivium.models.model_config import FastPath, LoraConfig, ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import frozen_copy
 from trivium.models.reward_model import RewardModel

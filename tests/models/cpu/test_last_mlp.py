@@ -11,10 +11,10 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from trivium.data.batch import Batch
+from trivium.hf.loading import add_adapters
+from trivium.hf.model_config import LoraConfig
 from trivium.models.attention import packed_forward, states_at
 from trivium.models.group_layout import GroupLayout
-from trivium.models.loading import add_adapters
-from trivium.models.model_config import LoraConfig
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 

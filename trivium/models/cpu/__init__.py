@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trivium.data.batch import Batch
+from trivium.hf.loading import unwrap_peft
 from trivium.models.cpu.decode import find_decoder
 from trivium.models.cpu.last_mlp import limit_last_mlp
 from trivium.models.cpu.linear import matmul_backend, multiply, outer, replace_linears
@@ -23,7 +24,6 @@ from trivium.models.cpu.prefix_attention import PrefixLayout
 from trivium.models.fast_path import Kernels
 from trivium.models.group_layout import GroupLayout
 from trivium.models.layout import Forward
-from trivium.models.loading import unwrap_peft
 from trivium.numerics import register_choice
 
 

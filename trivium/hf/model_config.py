@@ -1,4 +1,4 @@
-"""The configuration of a model: which checkpoint to load, and how (``models.loading``)."""
+"""The configuration of a model: which checkpoint to load, and how (``hf.loading``)."""
 
 from __future__ import annotations
 

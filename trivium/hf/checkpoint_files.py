@@ -2,7 +2,7 @@
 
 They find incomplete and damaged files, and files that run code when they are read. This module does
 not import torch and reads only the headers of weights, so faults are found at once. It does not
-check hub names or the values of weights (``models.loading``).
+check hub names or the values of weights (``hf.loading``).
 """
 
 from __future__ import annotations

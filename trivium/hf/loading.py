@@ -29,8 +29,8 @@ from transformers import (
 )
 
 from trivium.errors import ModelError
-from trivium.models.hf_checkpoint import local_directory, require_checkpoint, weight_faults
-from trivium.models.model_config import LoraConfig, ModelConfig
+from trivium.hf.checkpoint_files import local_directory, require_checkpoint, weight_faults
+from trivium.hf.model_config import LoraConfig, ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 

@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints: their configuration, files, weights and tokenizers."""
