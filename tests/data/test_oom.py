@@ -472,8 +472,11 @@ def test_every_method_continues_with_the_same_gradient(
     before, after = metrics_of(whole), metrics_of(halved)
     for mine, theirs in zip(after, before, strict=True):
         assert mine.pop("memory/splits") >= 1
-        for numbers in (mine, theirs):  # Which margins of 0 are positive is rounding.
+        for numbers in (mine, theirs):
+            # Rounding decides which margins of 0 are positive, and which weights an update of the
+            # size of a rounding error changes.
             numbers.pop("implicit_reward/accuracy", None)
+            numbers.pop("weights/changed_share")
         assert mine == pytest.approx(theirs, rel=1e-9, abs=1e-9)
 
 

@@ -78,7 +78,7 @@ bad("an infinite number", "dpo", "beta: .inf\n", "beta = Infinity", "dpo.yaml:1"
 bad("an unknown choice", "grpo", "kl: k4\n", 'kl = "k4"', "grpo.yaml:1",
     "must be 'k1', 'k2', 'k3' or file.py:function", "'k3'")
 bad("an unknown dtype", "sft", "model: {path: model, dtype: float16}\n", '"float16"',
-    "sft.yaml:1", "must be 'float32'", "did you mean")
+    "sft.yaml:1", "must be 'auto', 'float32'", "did you mean")
 bad("all faults at once", "grpo", "betta: 1\nepochs: 0\nclip_low: 2\n", "epochs = 0", "grpo.yaml:2",
     "found 3 faults", "did you mean `beta`?")
 
