@@ -334,7 +334,8 @@ LEARNING_METRICS = (
         "share",
         "Weights",
         "Share of the weights with a gradient that an optimizer step changed, on a sample; with "
-        "bfloat16 weights, of their float32 copies. The other updates were lost in rounding.",
+        "bfloat16 weights, of their float32 copies. The other updates were lost in rounding. Not "
+        "logged with stochastic rounding, where few weights change in each step by intent.",
     ),
     Metric(
         "weights/update_norm",

@@ -125,7 +125,11 @@ class Optimizer:
         parts = [result.observed for result in done]
         names = dict.fromkeys(name for observed in parts for name in observed)
         joined = {name: torch.cat([o[name] for o in parts if name in o]) for name in names}
-        return StepResult(total, norms[0], rate, joined, splits, sample.metrics())
+        moved = sample.metrics()
+        if isinstance(self.adamw, StochasticAdamW):
+            # Few weights change in each step, and the right number on average.
+            moved.pop("weights/changed_share", None)
+        return StepResult(total, norms[0], rate, joined, splits, moved)
 
     def zero_grad(self) -> None:
         """Drop all gradients."""
