@@ -106,7 +106,7 @@ def assert_nothing_has_moved(first: StepResult, run: Path) -> None:
     seen = first.observed
     assert len(seen["logprobs_T"]) > 10
     assert torch.equal(seen["logprobs_T"], seen["old_logprobs_T"])
-    metrics = policy_metrics(seen, clip_low=1e-6, clip_high=1e-6)
+    metrics = policy_metrics(seen)
     assert metrics["policy/ratio_min"] == metrics["policy/ratio_max"] == 1.0
     assert metrics["policy/clip_low"] == metrics["policy/clip_high"] == 0.0
     assert metrics["policy/kl_old"] == 0.0
@@ -164,6 +164,7 @@ def test_dpos_first_loss_is_the_logarithm_of_two(world: World, lora: bool) -> No
     assert line["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert line["implicit_reward/margin"] == pytest.approx(0.0, abs=1e-6)
     assert line["implicit_reward/gradient_weight"] == pytest.approx(0.5, abs=1e-6)
+    assert line["implicit_reward/accuracy"] == 0.5
 
 
 @pytest.mark.parametrize(

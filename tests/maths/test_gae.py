@@ -166,3 +166,21 @@ def test_whitening_what_cannot_vary_gives_zero() -> None:
     assert whiten(torch.full((3,), 0.5)).tolist() == [0, 0, 0]
     assert whiten(torch.tensor([1.0, 2.0]), torch.tensor([False, False])).tolist() == [0, 0]
     assert whiten(torch.ones(0)).shape == (0,)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_whitening_equal_advantages_gives_exactly_zero(dtype: torch.dtype) -> None:
+    for value, count in ((0.1, 3), (1 / 3, 7), (-1e6 / 3, 11), (0.7, 1000)):
+        x_T = torch.full((count,), value, dtype=dtype)
+        assert not whiten(x_T).any()
+        assert not whiten(torch.cat([x_T, x_T[:1] + 1]), torch.arange(count + 1) < count).any()
+    assert whiten(torch.tensor([0.3, 0.1 + 0.2], dtype=torch.float64)).tolist() == [0, 0]
+    assert whiten(torch.full((3,), torch.nan)).isnan().all()
+    assert whiten(torch.full((3,), torch.inf)).isnan().all()
+
+
+def test_whitening_adds_its_epsilon_to_the_variance() -> None:
+    x_T = torch.tensor([-1e-4, 1e-4], dtype=torch.float64)  # variance 1e-8, the default epsilon
+    half = 0.5**0.5
+    assert whiten(x_T).tolist() == pytest.approx([-half, half], abs=1e-12)
+    assert whiten(x_T, epsilon=3e-8).tolist() == pytest.approx([-0.5, 0.5], abs=1e-12)

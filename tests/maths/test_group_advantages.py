@@ -62,6 +62,10 @@ def test_group_of_equal_rewards_has_zero_advantage(scale: Scale, dtype: torch.dt
         assert advantages_N[3] > 0 > advantages_N[4]
         assert advantages_N.dtype == dtype
     assert group_advantages(rewards_N[:3], SIZES_G[:1], scale=scale).tolist() == [0, 0, 0]
+    steps = torch.ones(5, dtype=torch.long)
+    advantages_T = step_advantages(rewards_N, steps - 1, steps, steps, SIZES_G, scale=scale)
+    assert advantages_T[:3].tolist() == [0, 0, 0]
+    assert advantages_T[3] > 0 > advantages_T[4]
 
 
 def test_rewards_that_differ_by_rounding_are_equal() -> None:

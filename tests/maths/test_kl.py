@@ -125,7 +125,7 @@ def test_what_a_kl_term_in_the_reward_descends(
     )
     loss_V = clipped_surrogate(
         logprobs_V, logprobs_V.detach(), rewards_V, one_N, clip_low=0.2, clip_high=0.2
-    )
+    ).loss_T
     (gradient,) = torch.autograd.grad(weighted_sum(loss_V, POLICY_V), logits_V)
     policy_V = logits_V.softmax(0)
     objective = (policy_V * REWARD_V).sum() - BETA * divergence(policy_V)
@@ -145,7 +145,7 @@ def expected_gradient(logits_V: Tensor, *, corrected: bool) -> Tensor:
     advantages_N = group_advantages(REWARD_V[tokens_N], torch.full((16,), 2), scale="none")
     surrogate_N = clipped_surrogate(
         logprobs_N, logprobs_N.detach(), advantages_N, lengths_N, clip_low=0.2, clip_high=0.2
-    )
+    ).loss_T
     kl_N = in_loss(k3, logprobs_N, REF_V.log()[tokens_N], corrected=corrected)
     # token_weights averages over the sixteen groups; each is weighed by its probability instead.
     probability_G = logits_V.detach().softmax(0)[GROUPS].prod(1)

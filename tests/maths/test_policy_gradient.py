@@ -80,7 +80,7 @@ class World:
         lengths_N = self.lengths_N[list(members)]
         loss_T = clipped_surrogate(
             logprobs_T, logprobs_T.detach(), advantages_T, lengths_N, clip_low=0.2, clip_high=0.2
-        )
+        ).loss_T
         weights_T = token_weights(
             lengths_N,
             AGGREGATIONS[aggregation],

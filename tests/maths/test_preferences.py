@@ -132,8 +132,44 @@ def test_dpo_gradient_is_its_weight_times_the_difference_of_scores() -> None:
     (score_w,) = torch.autograd.grad(logprobs_V[chosen], logits_V, retain_graph=True)
     (score_l,) = torch.autograd.grad(logprobs_V[rejected], logits_V)
     torch.testing.assert_close(gradient, -beta * weight * (score_w - score_l), atol=1e-12, rtol=0)
-    shipped = preference_gradient_weight(margin_P, beta=beta).item()
+    shipped = preference_gradient_weight(dpo_loss, margin_P, beta=beta).item()
     assert shipped == pytest.approx(weight, abs=1e-12)
+
+
+# −dL/dh/β written out by hand, for each entry of the table and each of its variants.
+WEIGHTS: dict[str, tuple[str, dict[str, float], Callable[[float, float], float]]] = {
+    "sigmoid": ("sigmoid", {}, lambda h, beta: sigmoid(-beta * h)),
+    "cdpo": (
+        "sigmoid",
+        {"label_smoothing": 0.2},
+        lambda h, beta: 0.8 * sigmoid(-beta * h) - 0.2 * sigmoid(beta * h),
+    ),
+    "simpo": ("sigmoid", {"target_margin": 0.5}, lambda h, beta: sigmoid(0.5 - beta * h)),
+    "ipo": ("ipo", {}, lambda h, beta: 2 * (1 / (2 * beta) - h) / beta),
+    "hinge": ("hinge", {}, lambda h, beta: float(beta * h < 1)),
+    "robust": (
+        "robust",
+        {"label_smoothing": 0.2},
+        lambda h, beta: (0.8 * sigmoid(-beta * h) + 0.2 * sigmoid(beta * h)) / 0.6,
+    ),
+}
+
+
+@pytest.mark.parametrize("beta", [0.1, 2.0])
+@pytest.mark.parametrize("variant", WEIGHTS)
+def test_gradient_weight_is_that_of_the_loss_in_use(variant: str, beta: float) -> None:
+    name, options, weight = WEIGHTS[variant]
+    margins = [-30.0, -0.7, 0.0, 0.3, 11.0]
+    margins_P = torch.tensor(margins, dtype=torch.float64)
+    loss = PREFERENCE_LOSSES[name]
+    with torch.no_grad():  # as in evaluations; the weight needs autograd of its own
+        found_P = preference_gradient_weight(loss, margins_P, beta=beta, **options)
+    assert found_P.tolist() == pytest.approx([weight(h, beta) for h in margins], abs=1e-12)
+    assert not found_P.requires_grad and not margins_P.requires_grad
+
+
+def test_gradient_weights_are_written_out_for_every_preference_loss() -> None:
+    assert {name for name, _, _ in WEIGHTS.values()} == set(PREFERENCE_LOSSES)
 
 
 class Responses:

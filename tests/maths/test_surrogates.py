@@ -29,9 +29,8 @@ def losses_and_gradients(
     """A surrogate's value and its gradient to the log-probs, per token."""
     old_T = torch.linspace(-3, -0.5, len(ratios), dtype=torch.float64)
     new_T = (old_T + torch.tensor(ratios, dtype=torch.float64).log()).requires_grad_()
-    loss_T = SURROGATES[surrogate](
-        new_T, old_T, torch.tensor(advantages, dtype=torch.float64), torch.tensor(lengths), **CLIP
-    )
+    advantages_T = torch.tensor(advantages, dtype=torch.float64)
+    loss_T = SURROGATES[surrogate](new_T, old_T, advantages_T, torch.tensor(lengths), **CLIP).loss_T
     (gradient_T,) = torch.autograd.grad(loss_T.sum(), new_T)
     return loss_T.tolist(), gradient_T.tolist()
 
@@ -98,7 +97,8 @@ def test_gspo_under_sequence_mean_has_the_gradient_of_the_sequence_ratio() -> No
     new_T = torch.tensor([-0.9, -2.1, -0.4, -1.6], dtype=torch.float64, requires_grad=True)
     advantages_T = torch.tensor([2.0, 2.0, 2.0, -1.0], dtype=torch.float64)
     weights_T = token_weights(lengths_N, dtype=torch.float64)
-    loss = weighted_sum(gspo_surrogate(new_T, old_T, advantages_T, lengths_N, **CLIP), weights_T)
+    loss_T = gspo_surrogate(new_T, old_T, advantages_T, lengths_N, **CLIP).loss_T
+    loss = weighted_sum(loss_T, weights_T)
     ratio_N = torch.stack([((new_T - old_T)[:3].sum() / 3).exp(), (new_T - old_T)[3].exp()])
     expected = -(2 * ratio_N[0] - ratio_N[1]) / 2
     torch.testing.assert_close(loss, expected)
@@ -107,13 +107,57 @@ def test_gspo_under_sequence_mean_has_the_gradient_of_the_sequence_ratio() -> No
     )
 
 
+def clip_masks(
+    surrogate: str, ratios: list[float], advantages: list[float], lengths: list[int]
+) -> tuple[list[bool], list[bool]]:
+    """The tokens that a surrogate reports as clipped below and above."""
+    old_T = torch.linspace(-3, -0.5, len(ratios), dtype=torch.float64)
+    new_T = old_T + torch.tensor(ratios, dtype=torch.float64).log()
+    advantages_T = torch.tensor(advantages, dtype=torch.float64)
+    _, low_T, high_T = SURROGATES[surrogate](
+        new_T, old_T, advantages_T, torch.tensor(lengths), **CLIP
+    )
+    return low_T.tolist(), high_T.tolist()
+
+
+def test_clipped_tokens_are_those_that_lose_their_gradient() -> None:
+    advantages, ratios, _, gradients = (list(column) for column in zip(*BRANCHES, strict=True))
+    low, high = clip_masks("clipped", ratios, advantages, [3, 5])
+    lost = [g == 0 and a != 0 for g, a in zip(gradients, advantages, strict=True)]
+    assert [a or b for a, b in zip(low, high, strict=True)] == lost
+    assert low.index(True) == 3 and high.index(True) == 2
+    assert sum(low) == sum(high) == 1
+
+
+def test_gspo_clips_whole_sequences_by_their_own_ratio() -> None:
+    # Single tokens are far outside [0.8, 1.3]; the geometric means are 1.0, 1.6 and 0.5.
+    ratios, lengths = [0.5, 2.0, 3.2, 0.8, 0.25, 1.0], [2, 2, 2]
+    up, down = [2.0] * 6, [-2.0] * 6
+    none, second, third = [False] * 6, [False] * 2 + [True] * 2 + [False] * 2, [False] * 4
+    assert clip_masks("gspo", ratios, up, lengths) == (none, second)
+    assert clip_masks("gspo", ratios, down, lengths) == ([*third, True, True], none)
+
+
+def test_cispo_reports_the_tokens_whose_weight_it_bounds() -> None:
+    ratios, advantages = [0.5, 1.1, 1.5, 0.5, 1.5, 1.5], [2.0, 2.0, 2.0, -2.0, -2.0, 0.0]
+    low, high = clip_masks("cispo", ratios, advantages, [6])
+    assert low == [True, False, False, True, False, False]
+    assert high == [False, False, True, False, True, False]
+
+
+@pytest.mark.parametrize("surrogate", SURROGATES)
+def test_no_token_is_clipped_while_the_policy_has_not_moved(surrogate: str) -> None:
+    low, high = clip_masks(surrogate, [1.0] * 4, [1.0, 1.0, -1.0, -1.0], [2, 2])
+    assert not any(low + high)
+
+
 @pytest.mark.parametrize("surrogate", SURROGATES)
 def test_first_step_has_ratio_one_and_the_plain_policy_gradient(surrogate: str) -> None:
     logprobs_T = torch.tensor([-0.1, -2.3, -7.7], requires_grad=True)
     advantages_T = torch.tensor([1.5, -0.5, 0.25])
     loss_T = SURROGATES[surrogate](
         logprobs_T, logprobs_T.detach(), advantages_T, torch.tensor([2, 1]), **CLIP
-    )
+    ).loss_T
     (gradient_T,) = torch.autograd.grad(loss_T.sum(), logprobs_T)
     assert importance_ratio(logprobs_T, logprobs_T.detach()).tolist() == [1, 1, 1]
     assert gradient_T.tolist() == (-advantages_T).tolist()
@@ -137,8 +181,8 @@ def test_surrogates_refuse_what_would_broadcast_or_never_clip(surrogate: str) ->
 def test_a_nan_stays_a_nan() -> None:
     nan_T, one_T, lengths_N = torch.tensor([torch.nan]), torch.ones(1), torch.tensor([1])
     for function in (clipped_surrogate, gspo_surrogate, cispo_surrogate):
-        assert function(nan_T, one_T, one_T, lengths_N, **CLIP).isnan().all()
-        assert function(one_T, one_T, nan_T, lengths_N, **CLIP).isnan().all()
+        assert function(nan_T, one_T, one_T, lengths_N, **CLIP).loss_T.isnan().all()
+        assert function(one_T, one_T, nan_T, lengths_N, **CLIP).loss_T.isnan().all()
 
 
 def test_truncated_importance_is_a_constant_ratio_up_to_its_cap() -> None:

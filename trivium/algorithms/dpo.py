@@ -27,6 +27,7 @@ from trivium.data.prompts import load_prompts
 from trivium.errors import TrainingError
 from trivium.evaluation.evaluator import Evaluator
 from trivium.hf.loading import context_length, load_tokenizer, trained_parameters
+from trivium.maths.advantages import equal_groups
 from trivium.maths.objectives import PreferenceLoss, preference_gradient_weight
 from trivium.maths.ragged import segment_mean, segment_sum
 from trivium.models.policy import Policy
@@ -38,6 +39,7 @@ from trivium.training.optimizer import Optimizer, StepResult
 from trivium.training.options import PREFERENCE_LOSS, load_option
 from trivium.training.policy_metrics import update_metrics
 from trivium.training.reference_cache import cached_logprobs
+from trivium.training.reward_losses import pair_accuracy
 from trivium.training.run_loop import Training
 from trivium.training.setup import load_rewards, local_engine, max_prompt_length
 from trivium.training.startup import prepare_run
@@ -74,7 +76,7 @@ def train(config: DPOConfig) -> Path:
                 max_tokens = config.tokens_per_micro_batch
                 result = optimizer.step(micro_batches(objective, policy, pairs, max_tokens))
                 training.stages.lap("update")
-                metrics |= step_metrics(objective.beta, result)
+                metrics |= step_metrics(objective, result)
                 metrics["tokens/trained"] = float(pairs.lengths_N.sum())
             training.log(metrics)
         if optimizer.steps == 0:
@@ -153,14 +155,15 @@ class Online:
 def best_and_worst(rollouts: Rollouts) -> list[Group]:
     """Return the best and the worst response of each group as a pair; ties yield no pair."""
     pairs = []
-    for prompt, responses, totals in zip(
+    for prompt, responses, totals, equal in zip(
         rollouts.prompts,
         rollouts.responses,
         rollouts.totals_N.split(rollouts.sizes_G.tolist()),
+        equal_groups(rollouts.totals_N, rollouts.sizes_G).tolist(),
         strict=True,
     ):
         best, worst = int(totals.argmax()), int(totals.argmin())
-        if totals[best] > totals[worst]:
+        if not equal:
             pairs.append(Group(prompt.tokens, [responses[best].tokens, responses[worst].tokens]))
     return pairs
 
@@ -183,6 +186,15 @@ class Objective:
     target_margin: float
     length_normalized: bool
     sft_coefficient: float
+
+    @property
+    def settings(self) -> dict[str, float]:
+        """Keyword arguments of the loss."""
+        return {
+            "beta": self.beta,
+            "label_smoothing": self.label_smoothing,
+            "target_margin": self.target_margin,
+        }
 
     @classmethod
     def of(cls, config: DPOConfig) -> Objective:
@@ -218,12 +230,7 @@ def loss(objective: Objective, policy: Policy, pairs: PairData, total: int) -> L
     reduce = segment_mean if objective.length_normalized else segment_sum
     chosen_P, rejected_P = reduce(log_ratio_T, lengths_N).view(-1, 2).unbind(1)
     margins_P = chosen_P - rejected_P
-    loss_P = objective.loss(
-        margins_P,
-        beta=objective.beta,
-        label_smoothing=objective.label_smoothing,
-        target_margin=objective.target_margin,
-    )
+    loss_P = objective.loss(margins_P, **objective.settings)
     if objective.sft_coefficient:
         mean_logprobs_N = segment_mean(logprobs_T, lengths_N)
         loss_P = loss_P - objective.sft_coefficient * mean_logprobs_N[0::2]
@@ -237,15 +244,16 @@ def loss(objective: Objective, policy: Policy, pairs: PairData, total: int) -> L
     }
 
 
-def step_metrics(beta: float, result: StepResult) -> dict[str, float]:
+def step_metrics(objective: Objective, result: StepResult) -> dict[str, float]:
     """Return implicit rewards, margin, accuracy, gradient weight, and log-probs of one step."""
-    observed = result.observed
-    weight_P = preference_gradient_weight(observed["margin_P"], beta=beta)
+    observed, beta = result.observed, objective.beta
+    margin_P = observed["margin_P"]
+    weight_P = preference_gradient_weight(objective.loss, margin_P, **objective.settings)
     return update_metrics([result]) | {
         "implicit_reward/chosen": beta * float(observed["chosen_P"].mean()),
         "implicit_reward/rejected": beta * float(observed["rejected_P"].mean()),
-        "implicit_reward/margin": beta * float(observed["margin_P"].mean()),
-        "implicit_reward/accuracy": float((observed["margin_P"] > 0).float().mean()),
+        "implicit_reward/margin": beta * float(margin_P.mean()),
+        "implicit_reward/accuracy": float(pair_accuracy(margin_P).mean()),
         "implicit_reward/gradient_weight": float(weight_P.mean()),
         "logprobs/chosen": float(observed["logprobs_chosen_P"].mean()),
         "logprobs/rejected": float(observed["logprobs_rejected_P"].mean()),

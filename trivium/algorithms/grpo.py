@@ -48,6 +48,7 @@ from trivium.training.options import (
     load_option,
 )
 from trivium.training.policy_metrics import (
+    clip_masks,
     first_group,
     group_metrics,
     join_observed,
@@ -143,7 +144,7 @@ def train(config: GRPOConfig) -> Path:
                 if reward_update is not None:
                     reward_update.collect(rollouts)
                     training.stages.lap("reward_update")
-                metrics = step_metrics(objective, rollouts, experience, updates)
+                metrics = step_metrics(rollouts, experience, updates)
                 training.log(metrics, partial(first_group, learner.policy, rollouts, experience))
         training.save("final", learner.policy)
         if reward_update is not None:
@@ -266,7 +267,7 @@ def token_losses(
 ) -> LossOutput:
     """``c { −min(ρ Â, clip(ρ) Â) + β KL }``, ``[T]``, and the observations for metrics."""
     advantages_T = micro_batch.advantages_T.to(logprobs_T.device)
-    loss_T = objective.surrogate(
+    surrogate = objective.surrogate(
         logprobs_T,
         old_T,
         advantages_T,
@@ -274,10 +275,12 @@ def token_losses(
         clip_low=objective.clip_low,
         clip_high=objective.clip_high,
     )
+    loss_T = surrogate if isinstance(surrogate, Tensor) else surrogate.loss_T
     observed = {
         "logprobs_T": logprobs_T.detach(),
         "old_logprobs_T": old_T,
         "advantages_T": advantages_T,
+        **clip_masks(surrogate),
     }
     ref_T = micro_batch.ref_logprobs_T
     if ref_T is not None:
@@ -295,14 +298,10 @@ def token_losses(
 
 
 def step_metrics(
-    objective: Objective,
-    rollouts: Rollouts,
-    experience: GRPOExperience,
-    updates: Updates[Minibatch],
+    rollouts: Rollouts, experience: GRPOExperience, updates: Updates[Minibatch]
 ) -> dict[str, float]:
     """Return the metrics of one sampling step."""
-    observed = join_observed(updates.results)
     metrics = rollouts.metrics() | update_metrics(updates.results)
-    metrics |= policy_metrics(observed, clip_low=objective.clip_low, clip_high=objective.clip_high)
+    metrics |= policy_metrics(join_observed(updates.results))
     metrics |= group_metrics(rollouts, updates)
     return metrics | old_policy_metrics(experience, rollouts, updates)

@@ -48,6 +48,7 @@ from trivium.training.experience import (
 from trivium.training.micro_batch import Loss, LossOutput, MicroBatch
 from trivium.training.optimizer import Optimizer, StepResult
 from trivium.training.policy_metrics import (
+    clip_masks,
     first_group,
     join_observed,
     old_policy_metrics,
@@ -123,7 +124,7 @@ def train(config: PPOConfig) -> Path:
                 if reward_update.due(step):
                     training.event("reward_update", **reward_update.train())
                 training.stages.lap("reward_update")
-            metrics = step_metrics(objective, rollouts, experience, updates, beta.value)
+            metrics = step_metrics(rollouts, experience, updates, beta.value)
             training.log(metrics, partial(first_group, learner.policy, rollouts, experience))
             beta.adapt(metrics, len(rollouts.flat))
         training.save("final", learner.policy)
@@ -266,7 +267,7 @@ def surrogate_loss(
     """``Σ_t w_t {−c min(ρ Â, clip(ρ) Â) − c_H H}``, and the observations for metrics."""
     weights_T = micro_batch.weights(scores.logprobs_T)
     old_T = micro_batch.old_logprobs_or_current(scores.logprobs_T)
-    loss_T = clipped_surrogate(
+    surrogate = clipped_surrogate(
         scores.logprobs_T,
         old_T,
         micro_batch.advantages_T,
@@ -274,6 +275,7 @@ def surrogate_loss(
         clip_low=objective.clip_low,
         clip_high=objective.clip_high,
     )
+    loss_T = surrogate.loss_T
     if objective.importance_sampling_cap is not None:
         sampler_T = micro_batch.sampler_logprobs_T.to(old_T)
         cap = objective.importance_sampling_cap
@@ -284,6 +286,7 @@ def surrogate_loss(
         "old_logprobs_T": old_T,
         "entropy_T": scores.entropy_T.detach(),
         "advantages_T": micro_batch.advantages_T,
+        **clip_masks(surrogate),
     }
 
 
@@ -302,16 +305,12 @@ def regression_loss(
 
 
 def step_metrics(
-    objective: Objective,
-    rollouts: Rollouts,
-    experience: PPOExperience,
-    updates: Updates[Minibatch],
-    beta: float,
+    rollouts: Rollouts, experience: PPOExperience, updates: Updates[Minibatch], beta: float
 ) -> dict[str, float]:
     """Return the metrics of one step."""
     observed = join_observed(updates.results)
     metrics = rollouts.metrics() | update_metrics(updates.results) | {"kl/beta": beta}
-    metrics |= policy_metrics(observed, clip_low=objective.clip_low, clip_high=objective.clip_high)
+    metrics |= policy_metrics(observed)
     metrics |= value_metrics(experience.old_values_T, experience.targets_T)
     metrics["value/loss"] = float(observed["value_loss_T"].mean())
     if "pretraining_nll_T" in observed:

@@ -20,6 +20,7 @@ from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError
 from trivium.hf.loading import trained_parameters
+from trivium.maths.advantages import equal_groups
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.rollouts import Rollouts
 from trivium.serialization import serializable
@@ -199,10 +200,11 @@ def contrasts(labeled: Rollouts, rng: random.Random) -> list[Example]:
     """Return one random pair of a best and a worst response for each group with unequal labels."""
     pairs = []
     totals_G = labeled.totals_N.split(labeled.sizes_G.tolist())
-    for group, totals in zip(labeled.groups, totals_G, strict=True):
-        best, worst = float(totals.max()), float(totals.min())
-        if best == worst:
+    equal_G = equal_groups(labeled.totals_N, labeled.sizes_G).tolist()
+    for group, totals, equal in zip(labeled.groups, totals_G, equal_G, strict=True):
+        if equal:
             continue
+        best, worst = float(totals.max()), float(totals.min())
         chosen = rng.choice(torch.nonzero(totals == best)[:, 0].tolist())
         rejected = rng.choice(torch.nonzero(totals == worst)[:, 0].tolist())
         responses = [group.responses[chosen], group.responses[rejected]]

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     )
     from trivium.maths.kl import adapted_coefficient, k1, k2, k3, kl_shaped_rewards
     from trivium.maths.objectives import (
+        SurrogateLoss,
         bradley_terry_loss,
         cispo_surrogate,
         clipped_surrogate,
@@ -66,7 +67,7 @@ _MODULES = {
     "aggregation": "fixed_length sequence_mean token_mean token_weights weighted_sum",
     "kl": "adapted_coefficient k1 k2 k3 kl_shaped_rewards",
     "objectives": (
-        "bradley_terry_loss clipped_surrogate "
+        "SurrogateLoss bradley_terry_loss clipped_surrogate "
         "cispo_surrogate dpo_loss hinge_loss importance_ratio ipo_loss "
         "preference_gradient_weight robust_loss gspo_surrogate step_loss token_nll "
         "truncated_importance value_loss"
@@ -95,6 +96,7 @@ __all__ = [
     "KL_ESTIMATORS",
     "PREFERENCE_LOSSES",
     "SURROGATES",
+    "SurrogateLoss",
     "adapted_coefficient",
     "bradley_terry_loss",
     "cispo_surrogate",

@@ -153,15 +153,15 @@ def whiten(x_T: Tensor, selected_T: Tensor | None = None, *, epsilon: float = 1e
     """Shift and scale to mean 0 and (population) variance 1 over the selected tokens.
 
     The statistics are those of the whole rollout batch, never of a micro-batch. Tokens outside the
-    selection become 0. With fewer than two selected tokens the result is centered only.
+    selection become 0. Values that are equal within rounding become exactly 0.
     """
     require_same_shape(x_T=x_T, selected_T=selected_T)
     kept_T = torch.ones_like(x_T, dtype=torch.bool) if selected_T is None else selected_T.bool()
-    count = kept_T.sum().clamp(min=1)
+    if bool(equal_groups(x_T[kept_T], kept_T.sum()[None])):
+        return torch.where(kept_T, x_T - x_T, 0.0)  # 0, and NaN where a value is not finite
+    count = kept_T.sum()
     mean = torch.where(kept_T, x_T, 0.0).sum() / count
     centered_T = torch.where(kept_T, x_T - mean, 0.0)
-    if count < 2:
-        return centered_T
     return centered_T / (centered_T.square().sum() / count + epsilon).sqrt()
 
 

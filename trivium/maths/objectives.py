@@ -8,6 +8,7 @@ constants of the rollout batch.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,20 @@ def importance_ratio(logprobs_T: Tensor, old_logprobs_T: Tensor) -> Tensor:
     return torch.exp(logprobs_T - old_logprobs_T)
 
 
+class SurrogateLoss(NamedTuple):
+    """A policy loss, and the tokens on which its clipping takes effect, all ``[T]``.
+
+    Attributes:
+        loss_T: the loss; gradient flows through the policy's log-probs alone.
+        clipped_low_T: bool; tokens whose gradient the lower end of the clip range removes.
+        clipped_high_T: bool; the same for the upper end.
+    """
+
+    loss_T: Tensor
+    clipped_low_T: Tensor
+    clipped_high_T: Tensor
+
+
 def clipped_surrogate(
     logprobs_T: Tensor,
     old_logprobs_T: Tensor,
@@ -30,7 +45,7 @@ def clipped_surrogate(
     *,
     clip_low: float,
     clip_high: float,
-) -> Tensor:
+) -> SurrogateLoss:
     """``−min(ρ Â, clip(ρ, 1−ε_low, 1+ε_high) Â)``, ``[T]`` (Schulman et al. 2017, eq. 7).
 
     Asymmetric when ``clip_high > clip_low`` (DAPO, Yu et al. 2025, eq. 10).
@@ -38,8 +53,7 @@ def clipped_surrogate(
     require_same_shape(logprobs_T=logprobs_T, advantages_T=advantages_T)
     _require_clip(clip_low, clip_high)
     ratio_T = importance_ratio(logprobs_T, old_logprobs_T)
-    clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
+    return _pessimistic(ratio_T, advantages_T, clip_low, clip_high)
 
 
 def gspo_surrogate(
@@ -50,11 +64,12 @@ def gspo_surrogate(
     *,
     clip_low: float,
     clip_high: float,
-) -> Tensor:
+) -> SurrogateLoss:
     """GSPO: the clipped surrogate of ``s_i = (π_θ(o_i)/π_old(o_i))^{1/|o_i|}``, ``[T]``.
 
     The sequence ratio is written per token as ``s_i · π_θ(o_t)/sg[π_θ(o_t)]`` (Zheng et al. 2025,
     eq. 14). Its value is s_i, and its sum weighted by ``sequence_mean`` has the gradient of s_i.
+    A clipped sequence loses the gradient of all its tokens.
     """
     require_same_shape(
         logprobs_T=logprobs_T, old_logprobs_T=old_logprobs_T, advantages_T=advantages_T
@@ -64,8 +79,7 @@ def gspo_surrogate(
     # Its value is 1, and its gradient is that of log π_θ(o_t).
     unit_T = torch.exp(logprobs_T - logprobs_T.detach())
     ratio_T = repeat_per_segment(mean_log_ratio_N.exp(), lengths_N) * unit_T
-    clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
-    return -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
+    return _pessimistic(ratio_T, advantages_T, clip_low, clip_high)
 
 
 def cispo_surrogate(
@@ -76,19 +90,40 @@ def cispo_surrogate(
     *,
     clip_low: float,
     clip_high: float,
-) -> Tensor:
+) -> SurrogateLoss:
     """CISPO: ``−sg[clip(ρ, 1−ε_low, 1+ε_high)] Â log π_θ``, ``[T]`` (MiniMax 2025, eq. 4).
 
-    The clipped ratio is only a weight, so no token loses its gradient.
+    The clipped ratio is only a weight, so no token loses its gradient: ``clipped_low_T`` and
+    ``clipped_high_T`` are the tokens with Â ≠ 0 whose weight is clipped.
     """
     require_same_shape(logprobs_T=logprobs_T, advantages_T=advantages_T)
     _require_clip(clip_low, clip_high)
     ratio_T = importance_ratio(logprobs_T, old_logprobs_T).detach()
-    return -ratio_T.clamp(1 - clip_low, 1 + clip_high) * advantages_T * logprobs_T
+    loss_T = -ratio_T.clamp(1 - clip_low, 1 + clip_high) * advantages_T * logprobs_T
+    has_gradient_T = advantages_T != 0
+    return SurrogateLoss(
+        loss_T,
+        has_gradient_T & (ratio_T < 1 - clip_low),
+        has_gradient_T & (ratio_T > 1 + clip_high),
+    )
 
 
-Surrogate = Callable[..., Tensor]
-"""A policy loss per token, with the arguments of ``clipped_surrogate``."""
+def _pessimistic(
+    ratio_T: Tensor, advantages_T: Tensor, clip_low: float, clip_high: float
+) -> SurrogateLoss:
+    """``−min(ρ Â, clip(ρ) Â)``: below the range Â < 0 loses its gradient, above it Â > 0."""
+    clipped_T = ratio_T.clamp(1 - clip_low, 1 + clip_high)
+    loss_T = -torch.minimum(ratio_T * advantages_T, clipped_T * advantages_T)
+    low_T = (ratio_T < 1 - clip_low) & (advantages_T < 0)
+    high_T = (ratio_T > 1 + clip_high) & (advantages_T > 0)
+    return SurrogateLoss(loss_T, low_T, high_T)
+
+
+Surrogate = Callable[..., SurrogateLoss | Tensor]
+"""A policy loss per token, with the arguments of ``clipped_surrogate``.
+
+A user's own may return the loss alone; then no clip metrics are logged.
+"""
 
 
 def truncated_importance(logprobs_T: Tensor, sampler_logprobs_T: Tensor, *, cap: float) -> Tensor:
@@ -203,13 +238,27 @@ PreferenceLoss = Callable[..., Tensor]
 """A loss per pair, with the arguments of ``dpo_loss``."""
 
 
-def preference_gradient_weight(margins_P: Tensor, *, beta: float) -> Tensor:
-    """``σ(r̂_l − r̂_w) = σ(−β h)``, ``[P]``: the weight of a pair in DPO's gradient.
+def preference_gradient_weight(
+    loss: PreferenceLoss,
+    margins_P: Tensor,
+    *,
+    beta: float,
+    label_smoothing: float = 0.0,
+    target_margin: float = 0.0,
+) -> Tensor:
+    """``−∂L/∂h / β``, ``[P]``, detached: the weight of a pair in the gradient of its loss.
 
-    The gradient of the loss is ``−β σ(−β h) (∇log π(y_w) − ∇log π(y_l))``
-    (Rafailov et al. 2023).
+    The gradient is ``−β w (∇log π(y_w) − ∇log π(y_l))``. For the sigmoid loss
+    ``w = σ(−β h) = σ(r̂_l − r̂_w)`` (Rafailov et al. 2023). A weight below 0 pulls a pair's margin
+    down, as IPO does beyond 1/(2β).
     """
-    return torch.sigmoid(-beta * margins_P)
+    with torch.enable_grad():
+        margins_P = margins_P.detach().requires_grad_()
+        loss_P = loss(
+            margins_P, beta=beta, label_smoothing=label_smoothing, target_margin=target_margin
+        )
+        (gradient_P,) = torch.autograd.grad(loss_P.sum(), margins_P)
+    return -gradient_P / beta
 
 
 def _require_clip(clip_low: float, clip_high: float) -> None:

@@ -21,7 +21,8 @@ SURROGATES = {
     "cispo": "trivium.maths.objectives:cispo_surrogate",
 }
 """Policy losses per token,
-``f(logprobs_T, old_logprobs_T, advantages_T, lengths_N, *, clip_low, clip_high) -> [T]``."""
+``f(logprobs_T, old_logprobs_T, advantages_T, lengths_N, *, clip_low, clip_high)
+-> SurrogateLoss``."""
 
 KL_ESTIMATORS = {
     "k1": "trivium.maths.kl:k1",

@@ -182,7 +182,9 @@ LEARNING_METRICS = (
         "clipped below 1 − ε",
         "share",
         "Update",
-        "Share of tokens with ρ < 1 − ε and Â < 0. Clipping removes their gradient.",
+        "Share of tokens whose gradient the surrogate's lower clip removes: ρ < 1 − ε and Â < 0. ρ "
+        "is the token's ratio, with gspo its sequence's. With cispo, share of tokens whose weight "
+        "is raised to 1 − ε.",
         f"{_37}, detail 8",
     ),
     Metric(
@@ -190,7 +192,9 @@ LEARNING_METRICS = (
         "clipped above 1 + ε",
         "share",
         "Update",
-        "Share of tokens with ρ > 1 + ε and Â > 0. Clipping removes their gradient.",
+        "Share of tokens whose gradient the surrogate's upper clip removes: ρ > 1 + ε and Â > 0. ρ "
+        "is the token's ratio, with gspo its sequence's. With cispo, share of tokens whose weight "
+        "is lowered to 1 + ε.",
         f"{_37}, detail 8",
     ),
     Metric(
@@ -267,16 +271,17 @@ LEARNING_METRICS = (
         "preference accuracy",
         "share",
         "Preference",
-        "Share of the step's pairs with a positive margin, measured before the update.",
+        "Share of the step's pairs with a positive margin, measured before the update. A margin of "
+        "0 counts one half: the policy starts as its reference, at 0.5.",
         f"{_DPO}, eq. 7",
     ),
     Metric(
         "implicit_reward/gradient_weight",
         "gradient weight",
-        "share",
+        "",
         "Preference",
-        "Mean of σ(r̂_l − r̂_w), the weight of each pair's gradient. It falls to 0 as the pairs "
-        "are learned.",
+        "Mean of −∂L/∂h / β, the weight of each pair in the gradient of the loss in use: σ(−βh) "
+        "with sigmoid. It falls to 0 as the pairs are learned.",
         f"{_DPO}, section 4",
     ),
     Metric(

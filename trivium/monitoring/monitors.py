@@ -164,8 +164,9 @@ MONITORS = {
         rules.critic,
     ),
     "clip_fraction": Monitor(
-        "share of tokens whose gradient clipping removes",
-        "Most of the batch has no gradient, and the rest is far from the policy that sampled it.",
+        "share of tokens whose gradient clipping removes (cispo: whose weight it bounds)",
+        "Clipped tokens have no gradient or a bounded one, and the rest of the batch is far from "
+        "the policy that sampled it.",
         "Lower optimizer.learning_rate, epochs or minibatches, or widen clip_low and clip_high.",
         rules.clip_fraction,
     ),

@@ -211,7 +211,7 @@ def clip_fraction(config: ClipFractionConfig, history: MetricHistory) -> Finding
     value = low.mean + high.mean
     metric = "policy/clip_high" if high.mean >= low.mean else "policy/clip_low"
     seen = (
-        f"clipping removed the gradient of {value:.1%} of tokens ({low.mean:.1%} below, "
+        f"clipping took effect on {value:.1%} of tokens ({low.mean:.1%} below, "
         f"{high.mean:.1%} above; {low.steps})"
     )
     return Finding(value >= config.share, metric, value, config.share, seen)

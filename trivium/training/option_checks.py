@@ -15,6 +15,7 @@ from torch import Tensor
 from trivium.config.functions import error_with_location
 from trivium.config.option import Option
 from trivium.errors import ConfigurationError
+from trivium.maths.objectives import SurrogateLoss
 
 
 def check(option: Option, choice: str, function: Callable[..., Any]) -> None:
@@ -29,6 +30,9 @@ def check(option: Option, choice: str, function: Callable[..., Any]) -> None:
             f"{choice} failed on a tiny batch: {reason}. It is called as '{option.signature}'"
         ) from error
     expected = arguments[0].shape
+    if isinstance(result, SurrogateLoss) and option.name == "surrogate":
+        _require_masks(choice, result, expected)
+        result = result.loss_T
     if not isinstance(result, Tensor) or result.shape != expected:
         shown = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
         raise ConfigurationError(
@@ -42,6 +46,17 @@ def check(option: Option, choice: str, function: Callable[..., Any]) -> None:
         )
     if differentiated is not None:
         _require_gradient(choice, result, differentiated)
+
+
+def _require_masks(choice: str, result: SurrogateLoss, expected: torch.Size) -> None:
+    for name, mask_T in result._asdict().items():
+        if name != "loss_T" and not (
+            isinstance(mask_T, Tensor) and mask_T.shape == expected and mask_T.dtype == torch.bool
+        ):
+            raise ConfigurationError(
+                f"{choice} returned a SurrogateLoss whose {name} is not a mask of "
+                f"{tuple(expected)} booleans: mark every token, or return the loss alone"
+            )
 
 
 def _require_gradient(choice: str, result: Tensor, differentiated: Tensor) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from trivium.evaluation.samples import Rows, training_rows
 from trivium.maths.advantages import equal_groups
 from trivium.maths.kl import k1, k3
+from trivium.maths.objectives import SurrogateLoss
 from trivium.maths.ragged import segment_ids
 from trivium.models.policy import Policy
 from trivium.rollout.rollouts import Rollouts
@@ -44,26 +45,35 @@ def update_metrics(results: list[StepResult]) -> dict[str, float]:
     }
 
 
-def policy_metrics(
-    observed: dict[str, Tensor], *, clip_low: float, clip_high: float
-) -> dict[str, float]:
+def clip_masks(surrogate: SurrogateLoss | Tensor) -> dict[str, Tensor]:
+    """Return the observations of a surrogate's clipping; none if it returned the loss alone."""
+    if isinstance(surrogate, Tensor):
+        return {}
+    return {
+        "clipped_low_T": surrogate.clipped_low_T.detach(),
+        "clipped_high_T": surrogate.clipped_high_T.detach(),
+    }
+
+
+def policy_metrics(observed: dict[str, Tensor]) -> dict[str, float]:
     """Return entropy, ratio, clipping and distance from π_old, averaged over response tokens.
 
-    ``observed`` holds ``logprobs_T``, ``old_logprobs_T``, ``entropy_T`` and ``advantages_T``. A
-    token counts as clipped if clipping removes its gradient: below with Â < 0, above with Â > 0.
+    ``observed`` holds ``logprobs_T``, ``old_logprobs_T``, ``entropy_T`` and ``advantages_T``, and
+    the surrogate's ``clip_masks`` if it has any.
     """
     logprobs_T, old_T = observed["logprobs_T"], observed["old_logprobs_T"]
     advantages_T = observed["advantages_T"]
     ratio_T = (logprobs_T - old_T).exp()
-    low_T = (ratio_T < 1 - clip_low) & (advantages_T < 0)
-    high_T = (ratio_T > 1 + clip_high) & (advantages_T > 0)
     return {
         "policy/entropy": float(observed["entropy_T"].mean()),
         "policy/ratio_mean": float(ratio_T.mean()),
         "policy/ratio_min": float(ratio_T.min()),
         "policy/ratio_max": float(ratio_T.max()),
-        "policy/clip_low": float(low_T.float().mean()),
-        "policy/clip_high": float(high_T.float().mean()),
+        **{
+            f"policy/clip_{end}": float(observed[f"clipped_{end}_T"].float().mean())
+            for end in ("low", "high")
+            if f"clipped_{end}_T" in observed
+        },
         "policy/kl_old": float(k3(old_T, logprobs_T).mean()),
         "policy/kl_old_k1": float(k1(old_T, logprobs_T).mean()),
         "tokens/trained": float(len(logprobs_T)),
@@ -119,12 +129,14 @@ def value_metrics(values_T: Tensor, targets_T: Tensor) -> dict[str, float]:
     """Return how well the critic predicted the return targets before the update.
 
     Explained variance is ``1 − Var(Target − V_old)/Var(Target)``: 1 is perfect, 0 no better than a
-    constant. It is 0 if the targets do not vary.
+    constant. It is 0 if the targets are equal within rounding.
     """
+    one_group = torch.tensor([len(targets_T)], device=targets_T.device)
+    constant = bool(equal_groups(targets_T, one_group))
     variance = float(targets_T.var(correction=0))
     unexplained = float((targets_T - values_T).var(correction=0))
     return {
         "value/mean": float(values_T.mean()),
         "value/target_mean": float(targets_T.mean()),
-        "value/explained_variance": 1 - unexplained / variance if variance > 0 else 0.0,
+        "value/explained_variance": 0.0 if constant else 1 - unexplained / variance,
     }
