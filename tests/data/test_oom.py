@@ -420,7 +420,6 @@ def run_grpo(world: World) -> Path:
     return grpo.train(
         grpo.GRPOConfig(
             **given, steps_per_iteration=1, supervision="process", surrogate="gspo",
-            aggregation="token_mean",
         )
     )  # fmt: skip
 

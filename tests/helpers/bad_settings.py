@@ -202,6 +202,9 @@ bad("a KL correction without a KL term", "grpo", "kl_correction: true\nbeta: 0\n
     "kl_correction = true", "grpo.yaml:1", "needs a KL term", "set beta above 0")
 bad("a KL estimator without a gradient to the reference", "grpo", "kl: k1\n", 'kl = "k1"',
     "grpo.yaml:1", "does not pull towards the reference", "use k3")
+bad("GSPO without its mean over sequences", "grpo", "surrogate: gspo\naggregation: token_mean\n",
+    'aggregation = "token_mean"', "grpo.yaml:2", "gspo's loss is a mean over sequences",
+    "use sequence_mean")
 bad("process supervision with outcome rewards", "grpo",
     "supervision: process\nrewards: [{function: gsm8k}]\n", 'supervision = "process"',
     "grpo.yaml:1", "scores whole responses", "name one that scores steps")

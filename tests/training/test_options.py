@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_models import World
+from helpers.tiny_models import World, metrics_of
 
 from trivium.algorithms import grpo
 from trivium.algorithms.dpo_config import DPOConfig
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.supervision import Supervision
-from trivium.config.base import load_configuration
+from trivium.config.base import dump, load_configuration
 from trivium.config.field_reference import describe
 from trivium.config.option import Option
 from trivium.errors import ConfigurationError
@@ -120,6 +120,68 @@ def test_a_file_without_the_function_is_refused_before_anything_is_loaded(
     mine.write_text(text)
     with pytest.raises(ValueError, match=reason):
         grpo_config(world, advantage=f"{mine}:median_baseline")
+
+
+SURROGATES = """
+from trivium.maths import SurrogateLoss, clipped_surrogate
+
+def alone(logprobs_T, old_logprobs_T, advantages_T, lengths_N, *, clip_low, clip_high):
+    return -advantages_T * logprobs_T
+
+def whole(logprobs_T, old_logprobs_T, advantages_T, lengths_N, *, clip_low, clip_high):
+    every_T = advantages_T == advantages_T
+    return SurrogateLoss(-advantages_T * logprobs_T, every_T, ~every_T)
+
+def halved(logprobs_T, old_logprobs_T, advantages_T, lengths_N, *, clip_low, clip_high):
+    every_T = advantages_T == advantages_T
+    return SurrogateLoss(-advantages_T * logprobs_T, every_T, 0.5 * every_T)
+"""
+
+
+def test_a_users_own_surrogate_may_return_the_loss_alone_and_logs_no_clip_metrics(
+    world: World, mine: Path
+) -> None:
+    mine.write_text(SURROGATES)
+    (line,) = metrics_of(grpo.train(grpo_config(world, surrogate=f"{mine}:alone")))
+    assert not {"policy/clip_low", "policy/clip_high"} & line.keys()
+    assert {"policy/ratio_max", "loss"} <= line.keys()
+    (line,) = metrics_of(grpo.train(grpo_config(world, surrogate=f"{mine}:whole")))
+    assert (line["policy/clip_low"], line["policy/clip_high"]) == (1.0, 0.0)
+
+
+def test_masks_of_a_users_own_surrogate_must_be_booleans(mine: Path) -> None:
+    mine.write_text(SURROGATES)
+    with pytest.raises(
+        ConfigurationError, match=r"clipped_high_T is not a mask of \(5,\) booleans"
+    ):
+        load_option(SURROGATE, f"{mine}:halved")
+
+
+def test_clip_range_defaults_to_the_paper_of_the_surrogate_and_a_given_one_stays(
+    world: World,
+) -> None:
+    def clip_of(**settings: Any) -> tuple[float, float]:
+        config = grpo_config(world, **settings)
+        return config.clip_low, config.clip_high
+
+    assert clip_of() == clip_of(surrogate="clipped") == (0.2, 0.2)
+    assert clip_of(surrogate="gspo") == (3e-4, 4e-4)
+    assert clip_of(surrogate="gspo", clip_low=0.2) == (0.2, 4e-4)
+    assert clip_of(surrogate="gspo", clip_low=0.2, clip_high=0.2) == (0.2, 0.2)
+    assert clip_of(surrogate="cispo") == (1.0, 0.2)
+    with pytest.raises(ValueError, match="surrogate"):
+        clip_of(surrogate="gspoo")
+
+
+def test_saved_configuration_keeps_the_clip_range_that_it_ran_with(
+    world: World, tmp_path: Path
+) -> None:
+    config = grpo_config(world, surrogate="gspo")
+    path = tmp_path / "saved.yaml"
+    path.write_text(dump(config))
+    saved = load_configuration(GRPOConfig, path)
+    assert (saved.clip_low, saved.clip_high) == (3e-4, 4e-4)
+    assert load_configuration(GRPOConfig, path, ["surrogate=clipped"]).clip_low == 3e-4
 
 
 @pytest.mark.parametrize(

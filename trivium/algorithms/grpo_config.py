@@ -10,6 +10,7 @@ from pydantic import Field
 from trivium.algorithms.asynchronous import async_conflicts
 from trivium.algorithms.reward_update_config import RewardUpdateConfig, learned_reward_conflicts
 from trivium.config.base import Configuration, Conflict
+from trivium.config.option import DefaultByChoice
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.hf.model_config import ModelConfig
@@ -24,6 +25,10 @@ from trivium.training.options import (
     KLEstimatorName,
     SurrogateName,
 )
+
+# Zheng et al. 2025, section 5.1, and MiniMax 2025, section 3.1, which sets no lower bound.
+_CLIP_LOW = DefaultByChoice("surrogate", {"gspo": 3e-4, "cispo": 1.0}, 0.2)
+_CLIP_HIGH = DefaultByChoice("surrogate", {"gspo": 4e-4}, 0.2)
 
 
 class GRPOConfig(Configuration):
@@ -75,10 +80,10 @@ class GRPOConfig(Configuration):
     surrogate: SurrogateName = "clipped"
     """Policy loss: clip each token's ratio, the sequence's ratio (GSPO), or only the token's weight
     (CISPO); or your own."""
-    clip_low: float = Field(default=0.2, gt=0, le=1)
-    """ε below 1."""
-    clip_high: float = Field(default=0.2, gt=0)
-    """ε above 1 (DAPO: 0.28)."""
+    clip_low: float = Field(default_factory=_CLIP_LOW, gt=0, le=1)
+    """ε below 1. The default for gspo is 3e-4, and for cispo 1: no lower bound."""
+    clip_high: float = Field(default_factory=_CLIP_HIGH, gt=0)
+    """ε above 1 (DAPO: 0.28). The default for gspo is 4e-4."""
     aggregation: AggregationName = "sequence_mean"
     """How tokens are averaged: per response, over all tokens (DAPO), by fixed length (Dr. GRPO)."""
     advantage: AdvantageName = "group_mean"
@@ -120,6 +125,11 @@ class GRPOConfig(Configuration):
                 "kl",
                 f"with kl_correction: {str(self.kl_correction).lower()} it does not pull towards "
                 "the reference (docs/kl.md): use k3, k2 without the correction or k1 with it",
+            )
+        if self.surrogate == "gspo" and self.aggregation != "sequence_mean":
+            yield (
+                "aggregation",
+                "gspo's loss is a mean over sequences: use sequence_mean, or surrogate: clipped",
             )
         if self.supervision == "process":
             yield from self._process_reward_conflicts()

@@ -23,7 +23,7 @@ from pydantic_core import (
     to_jsonable_python,
 )
 
-from trivium.config.option import Option
+from trivium.config.option import DefaultByChoice, Option
 from trivium.config.renamed import RENAMED_KEYS
 from trivium.config.value_errors import EXPECTED, SHOW_DEFAULT, reason_of, suggestion
 from trivium.config.yaml_source import Keys, YamlSource, dotted, dump_yaml, format_value
@@ -166,6 +166,8 @@ def sections_in(annotation: Any) -> list[type[Configuration]]:
 
 
 def _default_value(field: FieldInfo) -> Any:
+    if isinstance(field.default_factory, DefaultByChoice):
+        return field.default_factory.otherwise
     if field.default_factory_takes_validated_data:
         return None
     return field.get_default(call_default_factory=True)
@@ -235,6 +237,8 @@ def validation_messages(
     """
     places: dict[Keys, list[ErrorDetails]] = {}
     for detail in error.errors(include_url=False):
+        if detail["type"] == "default_factory_not_called":
+            continue  # a default that depends on another field follows from that field's fault
         keys = _input_keys(detail["loc"], values)
         if detail["type"] == "missing":
             keys = (*keys, detail["loc"][-1])

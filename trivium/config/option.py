@@ -85,3 +85,21 @@ class Option:
         if faults:
             raise PydanticCustomError("function", "{error}", {"error": faults[0]})
         return choice
+
+
+@dataclass(frozen=True)
+class DefaultByChoice:
+    """Default that depends on an earlier field, for ``Field(default_factory=…)``.
+
+    Attributes:
+        field: the earlier field.
+        by_choice: the default for some of its values.
+        otherwise: the default for all others, which the reference of fields prints.
+    """
+
+    field: str
+    by_choice: Mapping[str, Any]
+    otherwise: Any
+
+    def __call__(self, validated: dict[str, Any]) -> Any:
+        return self.by_choice.get(validated.get(self.field, ""), self.otherwise)
