@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from helpers.tiny_models import World, metrics_of, perturb, plain_logprobs
+from helpers.tiny_models import (
+    World,
+    assert_same_parameter_gradients,
+    differentiable_logprobs,
+    metrics_of,
+    perturb,
+    plain_logprobs,
+)
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -67,7 +74,7 @@ def sigmoid(x: float) -> float:
     return 1 / (1 + math.exp(-x))
 
 
-def by_hand(options: dict[str, Any], new: list[Tensor], ref: list[Tensor]) -> float:
+def by_hand(options: dict[str, Any], new: list[Tensor], ref: list[Tensor]) -> Tensor:
     """The mean loss of pairs, from the log-probs of each response's tokens."""
     losses = []
     beta, smoothing = options.get("beta", 0.1), options.get("label_smoothing", 0.0)
@@ -75,21 +82,21 @@ def by_hand(options: dict[str, Any], new: list[Tensor], ref: list[Tensor]) -> fl
         ratios = []
         for mine, theirs in zip(new[at : at + 2], ref[at : at + 2], strict=True):
             row = mine if options.get("reference_free") else mine - theirs
-            ratios.append(float(row.mean() if options.get("length_normalized") else row.sum()))
+            ratios.append(row.mean() if options.get("length_normalized") else row.sum())
         h = ratios[0] - ratios[1]
-        right, wrong = -math.log(sigmoid(beta * h)), -math.log(sigmoid(-beta * h))
+        right, wrong = (1 + (-beta * h).exp()).log(), (1 + (beta * h).exp()).log()
         loss = (1 - smoothing) * right + smoothing * wrong
         match options.get("loss", "sigmoid"):
             case "ipo":
                 loss = (h - 1 / (2 * beta)) ** 2
             case "hinge":
-                loss = max(0.0, 1 - beta * h)
+                loss = 1 - beta * h if beta * h < 1 else 0 * h
             case "robust":
                 loss = ((1 - smoothing) * right - smoothing * wrong) / (1 - 2 * smoothing)
         if "target_margin" in options:
-            loss = -math.log(sigmoid(beta * h - options["target_margin"]))
-        losses.append(loss - options.get("sft_coefficient", 0.0) * float(new[at].mean()))
-    return sum(losses) / len(losses)
+            loss = (1 + (options["target_margin"] - beta * h).exp()).log()
+        losses.append(loss - options.get("sft_coefficient", 0.0) * new[at].mean())
+    return torch.stack(losses).mean()
 
 
 @pytest.mark.parametrize(
@@ -107,26 +114,33 @@ def by_hand(options: dict[str, Any], new: list[Tensor], ref: list[Tensor]) -> fl
     ],
     ids=str,
 )
-def test_loss_is_the_one_written_out_by_hand(world: World, options: dict[str, Any]) -> None:
+def test_loss_and_gradient_are_those_written_out_by_hand(
+    world: World, options: dict[str, Any]
+) -> None:
     config = config_of(world, **options)
     policy = Policy.load(ModelConfig(path=world.path))
     reference = Reference(policy)
     perturb(policy.model, seed=3, spread=0.05)
     pairs = with_reference(config, PairData(GROUPS), partial(score_logprobs, reference))
     assert (pairs.ref_logprobs_T is None) == config.reference_free
-    total = sum(
-        float(part()[0].detach())
-        for part in dpo.micro_batches(dpo.Objective.of(config), policy, pairs, max_tokens=12)
-    )
+    total = 0.0
+    for part in dpo.micro_batches(dpo.Objective.of(config), policy, pairs, max_tokens=12):
+        loss, _ = part()
+        loss.backward()
+        total += float(loss.detach())
     lengths = pairs.lengths_N.tolist()
     plain = AutoModelForCausalLM.from_pretrained(world.path)
     ref = plain_logprobs(plain, GROUPS).split(lengths)
     perturb(plain, seed=3, spread=0.05)
-    new = plain_logprobs(plain, GROUPS).split(lengths)
-    assert total == pytest.approx(by_hand(options, list(new), list(ref)), rel=1e-4, abs=1e-5)
+    new = differentiable_logprobs(plain, GROUPS).split(lengths)
+    expected = by_hand(options, list(new), list(ref))
+    expected.backward()
+    assert total == pytest.approx(float(expected.detach()), rel=1e-4, abs=1e-5)
+    assert_same_parameter_gradients(policy.model, plain, atol=2e-5)
 
 
-def test_metrics_are_implicit_rewards_and_the_gradient_weight(world: World) -> None:
+@pytest.mark.parametrize("name", ["sigmoid", "ipo"])
+def test_metrics_are_implicit_rewards_and_the_gradient_weight(world: World, name: str) -> None:
     seen = {
         "margin_P": torch.tensor([2.0, -1.0]),
         "chosen_P": torch.tensor([1.0, 0.0]),
@@ -134,13 +148,15 @@ def test_metrics_are_implicit_rewards_and_the_gradient_weight(world: World) -> N
         "logprobs_chosen_P": torch.tensor([-3.0, -5.0]),
         "logprobs_rejected_P": torch.tensor([-4.0, -8.0]),
     }
-    found = dpo.step_metrics(0.5, StepResult(0.7, 1.0, 0.1, seen))
+    objective = dpo.Objective.of(config_of(world, loss=name, beta=0.5))
+    found = dpo.step_metrics(objective, StepResult(0.7, 1.0, 0.1, seen))
+    weights = {"sigmoid": (sigmoid(-1.0) + sigmoid(0.5)) / 2, "ipo": (-4.0 + 8.0) / 2}
     expected = {
         "implicit_reward/chosen": 0.25,
         "implicit_reward/rejected": 0.0,
         "implicit_reward/margin": 0.25,
         "implicit_reward/accuracy": 0.5,
-        "implicit_reward/gradient_weight": (sigmoid(-1.0) + sigmoid(0.5)) / 2,
+        "implicit_reward/gradient_weight": weights[name],
         "logprobs/chosen": -4.0,
         "logprobs/rejected": -6.0,
     }
@@ -213,6 +229,10 @@ def rollouts_of(outcomes: list[list[float]]) -> Rollouts:
 def test_pair_is_the_best_and_the_worst_of_a_group_and_ties_make_none() -> None:
     pairs = best_and_worst(rollouts_of([[0.0, 3.0, -1.0], [2.0, 2.0, 2.0], [5.0, 4.0, 4.5]]))
     assert pairs == [Group([1], [[2, 0], [3, 0]]), Group([3], [[1, 0], [2, 0]])]
+
+
+def test_rewards_that_differ_by_rounding_make_no_pair() -> None:
+    assert best_and_worst(rollouts_of([[0.1, 0.1 + 1e-8, 0.1], [1.0, 1.0 + 1.2e-7]])) == []
 
 
 def test_online_pairs_come_from_the_policy_as_it_is_and_the_reference_as_it_was(

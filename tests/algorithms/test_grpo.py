@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable
 from dataclasses import replace
@@ -15,7 +16,15 @@ import pytest
 import torch
 from helpers.equations import AGGREGATIONS
 from helpers.loops import grpo_learner, rollout_batches
-from helpers.tiny_models import STILL, World, metrics_of, perturb, plain_logprobs
+from helpers.tiny_models import (
+    STILL,
+    World,
+    assert_same_parameter_gradients,
+    differentiable_logprobs,
+    metrics_of,
+    perturb,
+    plain_logprobs,
+)
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
@@ -124,6 +133,20 @@ def test_process_advantages_are_suffix_sums_of_the_groups_normalized_steps(world
     assert found == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("scale", "deviation"), [("population_std", pstdev), ("none", lambda pool: 1.0)]
+)
+def test_scale_divides_the_steps_of_process_supervision_too(
+    world: World, scale: str, deviation: Callable[[list[float]], float]
+) -> None:
+    options = {"supervision": "process", "responses_per_prompt": 2, "scale": scale}
+    bench = Fixture(world, "pairs", **options)
+    rollouts = rollouts_of([["ab", "bb"]], [0.0] * 2, [[(2, 2.0)], [(2, -1.0)]])
+    found = Supervision.of(bench.config).advantages(rollouts, bench.parts.policy.tokenizer).tolist()
+    up, down = 1.5 / deviation([2.0, -1.0]), -1.5 / deviation([2.0, -1.0])
+    assert found == pytest.approx([up, up, down, down], abs=1e-6)
+
+
 def test_outcome_reward_beside_process_rewards_falls_on_the_last_step(world: World) -> None:
     bench = Fixture(world, "pairs", supervision="process", responses_per_prompt=2)
     # The second response has no steps: it counts as one, at its last token.
@@ -162,30 +185,36 @@ def surrogate(ratio: Tensor, a: Tensor, low: float, high: float) -> Tensor:
         {"surrogate": "cispo"},
     ],
 )
-def test_loss_is_the_one_written_out_by_hand(world: World, options: dict[str, Any]) -> None:
+def test_loss_and_gradient_are_those_written_out_by_hand(
+    world: World, options: dict[str, Any]
+) -> None:
     given = {"beta": 0.3, "epochs": 2, "clip_low": 0.03, "clip_high": 0.06, **options}
     bench = Fixture(world, **given)
     experience = bench.prepare()
     lengths = bench.rollouts.lengths_N.tolist()
-    ref_T = plain_logprobs(AutoModelForCausalLM.from_pretrained(world.path), bench.rollouts.groups)
+    plain = AutoModelForCausalLM.from_pretrained(world.path)
+    ref_T = plain_logprobs(plain, bench.rollouts.groups)
+    perturb(plain, seed=21, spread=0.05)
     sampler_T = bench.rollouts.sampler_logprobs_T
     old_T = torch.tensor([x for r in bench.rollouts.flat for x in r.logprobs])
     perturb(bench.parts.policy.model, seed=5, spread=0.02)
     (part,) = experience.split_with_token_weights(
         [list(range(12))], AGGREGATIONS[bench.config.aggregation], 8
     )
-    total, seen = grpo_learner(bench.config, bench.parts).loss(part)
-    new_T = seen["logprobs_T"]
+    total, _ = grpo_learner(bench.config, bench.parts).loss(part)
+    total.backward()
+    perturb(plain, seed=5, spread=0.02)
+    new_T = differentiable_logprobs(plain, bench.rollouts.groups)
 
     ratio, a = (new_T - old_T).exp(), experience.advantages_T
-    assert float((ratio - 1).abs().max()) > 0.06
+    assert float((ratio - 1).abs().max().detach()) > 0.06
     per_token = -surrogate(ratio, a, 0.03, 0.06)
     if options.get("surrogate") == "gspo":
         means = [row.mean() for row in (new_T - old_T).split(lengths)]
         ratio_N = torch.stack(means).exp().repeat_interleave(torch.tensor(lengths))
         per_token = -surrogate(ratio_N, a, 0.03, 0.06)
     if options.get("surrogate") == "cispo":
-        per_token = -ratio.clamp(0.97, 1.06) * a * new_T
+        per_token = -ratio.detach().clamp(0.97, 1.06) * a * new_T
     log_ratio = new_T - ref_T
     kl = {"k1": log_ratio, "k2": log_ratio**2 / 2}.get(
         options.get("kl", ""), (-log_ratio).exp() - 1 + log_ratio
@@ -200,7 +229,9 @@ def test_loss_is_the_one_written_out_by_hand(world: World, options: dict[str, An
         "token_mean": per_token.mean(),
         "fixed_length": torch.stack([row.sum() / 8 for row in rows]).mean(),
     }.get(options.get("aggregation", ""), torch.stack([row.mean() for row in rows]).mean())
-    assert float(total.detach()) == pytest.approx(float(expected), abs=2e-5)
+    assert float(total.detach()) == pytest.approx(float(expected.detach()), abs=2e-5)
+    expected.backward()
+    assert_same_parameter_gradients(bench.parts.policy.model, plain, atol=5e-5)
 
 
 def test_on_policy_update_makes_no_extra_forward_pass(
@@ -233,16 +264,52 @@ def test_on_policy_update_makes_no_extra_forward_pass(
 
 def test_importance_weights_correct_a_sampler_that_differs(world: World) -> None:
     bench = Fixture(world, importance_sampling_cap=1.2, beta=0.0)
-    experience = bench.prepare()
-    (part,) = experience.split_with_token_weights([list(range(12))], sequence_mean)
-    assert part.sampler_logprobs_T is not None
-    (plain, _) = grpo_learner(bench.config, bench.parts).loss(part)
-    shifted = replace(part, sampler_logprobs_T=part.sampler_logprobs_T - 0.1)
-    (weighted, _) = grpo_learner(bench.config, bench.parts).loss(shifted)
-    torch.testing.assert_close(weighted, plain * 2.718281828**0.1, rtol=1e-4, atol=1e-6)
-    far = replace(part, sampler_logprobs_T=part.sampler_logprobs_T - 1.0)
-    (limited, _) = grpo_learner(bench.config, bench.parts).loss(far)
-    torch.testing.assert_close(limited, plain * 1.2, rtol=1e-4, atol=1e-6)
+    learner = grpo_learner(bench.config, bench.parts)
+    (part,) = bench.prepare().split_with_token_weights([list(range(12))], sequence_mean)
+    parameters = list(bench.parts.policy.model.parameters())
+
+    def gradients(log_ratio: float) -> list[Tensor]:
+        sampler_T = part.sampler_logprobs_T - log_ratio
+        total, _ = learner.loss(replace(part, sampler_logprobs_T=sampler_T))
+        return list(torch.autograd.grad(total, parameters))
+
+    # Advantages are centered, so at ratio 1 the loss itself is 0 and only gradients can tell.
+    plain = gradients(0.0)
+    assert sum(float(g.norm()) for g in plain) > 0.1
+    for log_ratio, weight in ((0.1, math.exp(0.1)), (-0.5, math.exp(-0.5)), (1.0, 1.2)):
+        for mine, theirs in zip(gradients(log_ratio), plain, strict=True):
+            torch.testing.assert_close(mine, weight * theirs, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kl", [{}, {"kl": "k2"}, {"kl": "k1", "kl_correction": True}], ids=str)
+def test_importance_weights_make_samples_of_another_policy_serve_both_terms(
+    world: World, kl: dict[str, Any]
+) -> None:
+    """Enumerate a vocabulary: E_μ[c ∇loss] = E_π_old[∇loss], surrogate and KL term alike."""
+    config = config_of(world, beta=0.7, importance_sampling_cap=100.0, **kl)
+    objective = grpo.Objective.of(config)
+    logits_V = torch.tensor([0.3, -0.2, 0.9, 0.1], dtype=torch.float64, requires_grad=True)
+    mu_V, ref_V = torch.tensor([[0.4, 0.3, 0.2, 0.1], [0.1, 0.5, 0.2, 0.2]], dtype=torch.float64)
+    logprobs_V = logits_V.log_softmax(0)
+    sampled = GRPOExperience(
+        groups=[Group([1], [[v] for v in range(4)])],
+        loss_mask_T=torch.ones(4, dtype=torch.bool),
+        advantages_T=torch.tensor([1.0, -0.5, 0.25, 2.0], dtype=torch.float64),
+        sampler_logprobs_T=mu_V.log(),
+        ref_logprobs_T=ref_V.log(),
+    )
+    on_policy = replace(sampled, sampler_logprobs_T=logprobs_V.detach())
+
+    def expected_gradient(probability_V: Tensor, data: GRPOExperience) -> Tensor:
+        loss_V, _ = grpo.token_losses(objective, logprobs_V, logprobs_V.detach(), data)
+        total = (probability_V * loss_V).sum()
+        return torch.autograd.grad(total, logits_V, retain_graph=True)[0]
+
+    found = expected_gradient(mu_V, sampled)
+    right = expected_gradient(logprobs_V.detach().exp(), on_policy)
+    torch.testing.assert_close(found, right, atol=1e-12, rtol=0)
+    without_kl = replace(sampled, ref_logprobs_T=None)
+    assert float((found - expected_gradient(mu_V, without_kl)).abs().max()) > 0.01
 
 
 # --- what is learned from -----------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from helpers.tiny_models import (
     STILL,
     Captured,
     World,
+    assert_same_parameter_gradients,
     letters_tokenizer,
     metrics_of,
     perturb,
@@ -24,8 +26,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from trivium.algorithms import ppo
+from trivium.algorithms.kl_coefficient import KLCoefficient
 from trivium.algorithms.ppo import PPOExperience
-from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.ppo_config import AdaptiveKLConfig, PPOConfig
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError, TrainingError
@@ -201,7 +204,7 @@ def test_experience_carries_no_gradient(world: World) -> None:
 
 
 @pytest.mark.parametrize("clip", [None, 0.05])
-def test_loss_is_the_one_written_out_by_hand(world: World, clip: float | None) -> None:
+def test_loss_and_gradient_are_those_written_out_by_hand(world: World, clip: float | None) -> None:
     critic = {"model": {"path": world.reward_model()}, "coefficient": 0.7, "clip": clip}
     bench = Fixture(
         world, critic=critic, entropy_coef=0.2, clip_low=0.03, clip_high=0.05,
@@ -211,11 +214,17 @@ def test_loss_is_the_one_written_out_by_hand(world: World, clip: float | None) -
     perturb(bench.parts.policy.model, seed=5, spread=0.01)
     perturb(bench.critic.model.model, seed=6, spread=0.01)  # type: ignore[attr-defined]
     (part,) = experience.split_with_token_weights([list(range(12))], sequence_mean)
-    total, seen = ppo_learner(bench.config, bench.parts, bench.critic).joint_loss(part, True)
+    total, _ = ppo_learner(bench.config, bench.parts, bench.critic).joint_loss(part, True)
+    total.backward()
 
-    values = torch.tensor([v for row in new_values(bench) for v in row])
-    ratio = (seen["logprobs_T"] - experience.old_logprobs_T).exp()
-    assert float((ratio - 1).abs().max()) > 0.05
+    actor = AutoModelForCausalLM.from_pretrained(world.path)
+    perturb(actor, seed=21, spread=0.05)
+    perturb(actor, seed=5, spread=0.01)
+    critic_model = AutoModelForSequenceClassification.from_pretrained(world.reward_model())
+    perturb(critic_model, seed=6, spread=0.01)
+    logprobs, entropy, values = scores_by_hand(actor, critic_model, bench.rollouts.groups)
+    ratio = (logprobs - experience.old_logprobs_T).exp()
+    assert float((ratio - 1).abs().max().detach()) > 0.05
     a = experience.advantages_T
     surrogate = torch.minimum(ratio * a, ratio.clamp(0.97, 1.05) * a)
     error = (values - experience.targets_T) ** 2
@@ -223,9 +232,28 @@ def test_loss_is_the_one_written_out_by_hand(world: World, clip: float | None) -
         old = experience.old_values_T
         near = torch.minimum(torch.maximum(values, old - clip), old + clip)
         error = torch.maximum(error, (near - experience.targets_T) ** 2)
-    per_token = -surrogate - 0.2 * seen["entropy_T"] + 0.7 * error
+    per_token = -surrogate - 0.2 * entropy + 0.7 * error
     means = [row.mean() for row in per_token.split(bench.rollouts.lengths_N.tolist())]
-    assert float(total.detach()) == pytest.approx(float(torch.stack(means).mean()), abs=1e-4)
+    expected = torch.stack(means).mean()
+    expected.backward()
+    assert float(total.detach()) == pytest.approx(float(expected.detach()), abs=1e-4)
+    assert_same_parameter_gradients(bench.parts.policy.model, actor, atol=5e-5)
+    assert_same_parameter_gradients(bench.critic.model.model, critic_model, atol=5e-5)  # type: ignore[attr-defined]
+
+
+def scores_by_hand(
+    actor: Any, critic: Any, groups: Sequence[Group]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Log-prob, entropy and value at each response token, one sequence at a time."""
+    logprobs, entropies, values = [], [], []
+    for group in groups:
+        for response in group.responses:
+            ids, at = torch.tensor([group.prompt + response]), len(group.prompt) - 1
+            log_p = actor(input_ids=ids).logits[0, at:-1].log_softmax(-1)
+            logprobs.append(log_p.gather(1, torch.tensor(response)[:, None])[:, 0])
+            entropies.append(-(log_p.exp() * log_p).sum(-1))
+            values.append(critic.score(critic.model(ids).last_hidden_state)[0, at:-1, 0])
+    return torch.cat(logprobs), torch.cat(entropies), torch.cat(values)
 
 
 @pytest.mark.parametrize("kind", ["separate", "shared"])
@@ -268,32 +296,6 @@ def test_while_the_actor_waits_its_loss_is_not_learned(world: World) -> None:
     assert {"logprobs_T", "entropy_T", "value_loss_T"} <= seen.keys()
     assert all(p.grad is not None for p in bench.critic.parameters())
     assert all(p.grad is None for p in bench.parts.policy.model.parameters())
-
-
-def new_values(bench: Fixture) -> list[list[float]]:
-    model = bench.critic.model  # type: ignore[attr-defined]
-    found = []
-    for group in bench.rollouts.groups:
-        for response in group.responses:
-            states = [
-                Group(group.prompt[:1], [[*group.prompt[1:], *response[:t]]])
-                for t in range(len(response))
-                if len(group.prompt) + t > 1
-            ]
-            values = [float(model.scores(_batch([s]))[0].detach()) for s in states]
-            if len(group.prompt) == 1:
-                first = model.scores_at(
-                    _batch([Group(group.prompt, [response])]), torch.tensor([0])
-                )
-                values = [float(first.detach()[0]), *values]
-            found.append(values)
-    return found
-
-
-def _batch(groups: list[Group]) -> Any:
-    from trivium.data.batch import Batch
-
-    return Batch.of(groups)
 
 
 # --- through the loop ---------------------------------------------------------------------------
@@ -359,6 +361,16 @@ def test_critic_warm_up_leaves_the_actor_bit_identical(world: World) -> None:
     assert not same(weights(run, "critic"), critic_start)
     run = ppo.train(config_of(world, critic=critic, optimizer=optimizer, steps=3))
     assert not same(weights(run), start)
+
+
+def test_adaptive_coefficient_reads_the_kl_per_response() -> None:
+    beta = KLCoefficient(0.2, AdaptiveKLConfig(target=2.0, horizon=100))
+    # The target is one of whole responses. Per token the KL is far below it, and would lower β.
+    beta.adapt({"kl/k1": 0.01, "kl/k3": 0.02, "kl/response": 2.2, "policy/kl_old": 5.0}, 50)
+    assert beta.value == pytest.approx(0.2 * (1 + 0.1 * 50 / 100), rel=1e-12)
+    fixed = KLCoefficient(0.2, None)
+    fixed.adapt({"kl/response": 100.0}, 50)
+    assert fixed.value == 0.2
 
 
 def test_adaptive_coefficient_is_fed_each_batchs_kl_and_used_by_the_next(

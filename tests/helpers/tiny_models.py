@@ -213,6 +213,13 @@ RAGGED = ([9, 2, 12, 1, 1], [[3, 7, 1], [5], [2, 2], [1], [1, 6, 4, 1]])
 def plain_logprobs(
     model: PreTrainedModel, groups: Sequence[Group], temperature: float = 1.0
 ) -> Tensor:
+    """Return what ``differentiable_logprobs`` does, without a gradient."""
+    return differentiable_logprobs(model, groups, temperature)
+
+
+def differentiable_logprobs(
+    model: PreTrainedModel, groups: Sequence[Group], temperature: float = 1.0
+) -> Tensor:
     """Return response tokens' log-probs, flat, one sequence at a time by the model itself."""
     found = []
     for group in groups:
@@ -221,6 +228,19 @@ def plain_logprobs(
             log_p = (logits.float() / temperature).log_softmax(-1)[len(group.prompt) - 1 : -1]
             found.append(log_p.gather(1, torch.tensor(response)[:, None])[:, 0])
     return torch.cat(found)
+
+
+def assert_same_parameter_gradients(
+    mine: torch.nn.Module, plain: torch.nn.Module, *, atol: float = 1e-5, rtol: float = 1e-3
+) -> None:
+    """Assert that two copies of a model hold the same gradient, and that it is not nothing."""
+    norm = 0.0
+    for one, other in zip(mine.parameters(), plain.parameters(), strict=True):
+        assert (one.grad is None) == (other.grad is None)
+        if one.grad is not None and other.grad is not None:
+            torch.testing.assert_close(one.grad, other.grad, atol=atol, rtol=rtol)
+            norm += float(other.grad.norm())
+    assert norm > 100 * atol
 
 
 PROMPTS = ("a", "bcd", "ef.gh", "ij")
