@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import runpy
-import time
+import signal
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,8 +15,8 @@ from trivium.data.prompts import Prompt
 from trivium.data.response import Response
 from trivium.errors import RewardError
 from trivium.rewards import math as module
+from trivium.rewards.answers import boxed_answer, readable_response
 from trivium.rewards.math import final_number, gsm8k, math, read_number
-from trivium.rewards.math_worker import to_boxed
 from trivium.rewards.reward import RewardConfig, Rewards
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gsm8k_verifier.py"
@@ -45,6 +45,20 @@ SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gsm8k_verifier.py
         ("18 eggs, not 19", 18),
         ("18-year-old", 18),
         ("9" * 60, int("9" * 60)),
+        (" **18** eggs", 18),
+        ("**$18**", 18),
+        ("__18__", 18),
+        ("**18** (not 19)", 18),
+        ("₹1,200", 1200),
+        ("18 €", 18),
+        ("90°", 90),
+        ("−１８", -18),
+        ("–5", -5),
+        ("٣", 3),
+        ("٣٫٥", Fraction(7, 2)),
+        ("1e3", 1000),
+        ("-1.5E-3", Fraction(-3, 2000)),
+        ("2eggs", 2),
     ],
 )
 def test_number_is_parsed_exactly_with_surrounding_text(text, value):
@@ -71,7 +85,7 @@ def test_number_is_parsed_exactly_with_surrounding_text(text, value):
         "--5",
         "-$-5",
         "$",
-        "٣",
+        "2**10",
         "9" * 300,
         "." * 5,
     ],
@@ -87,12 +101,11 @@ def test_every_notation_of_a_number_parses_to_that_number(number, commas, curren
     assert read_number(text) == Fraction(number)
 
 
-def test_long_runs_of_white_space_are_fast():
-    started = time.monotonic()
+def test_long_runs_of_white_space_are_read_without_backtracking():
+    # Backtracking over so long a text would not end.
     assert final_number("A:" + " " * 200_000 + "x") is None
     assert final_number("A: $" + " " * 200_000 + "5") is None
     assert final_number("A: -\t" * 50_000) is None
-    assert time.monotonic() - started < 1
 
 
 def test_last_marker_counts_with_the_number_on_its_line():
@@ -104,6 +117,9 @@ def test_last_marker_counts_with_the_number_on_its_line():
     assert final_number("DNA: 5, 46####46") is None
     assert final_number("the answer is 18") is None
     assert final_number("Answer: 4", ["Answer:"]) == 4
+    assert final_number("**A:** 18") == final_number("**A: 18**") == 18
+    assert final_number("x*A: 18") == 18
+    assert final_number("#### **18**") == final_number("####**18**") == 18
 
 
 def test_gsm8k_compares_numbers_not_texts():
@@ -154,7 +170,36 @@ def test_verifiers_agree_with_the_labels_of_real_solutions(shared_dir, reward, c
         ("$x^2+1$", "thus $1+x^2$", "thus $x^2$"),
         ("10,000", "It makes 10,000.", "It makes 10."),
         ("so #### 18", "\\boxed{18}", "\\boxed{-18}"),
-        ("then \\boxed{1} and \\boxed{3}", "3", "1"),
+        ("then \\boxed{1} and \\boxed{3}", "\\boxed{3}, \\boxed{1}", "\\boxed{3}"),
+        ("then \\boxed{1} and \\boxed{3}", "$1$ and $3$", "\\boxed{1} and \\boxed{4}"),
+        ("\\boxed{2}, that is \\boxed{2}", "\\boxed{2}", "\\boxed{3}"),
+        ("1, 3", "\\boxed{3} or \\boxed{1}", "\\boxed{13}"),
+        ("pi", "\\boxed{\\pi}", "\\boxed{ip}"),
+        ("2*pi", "The answer is 2*pi.", "The answer is not 2*pi"),
+        ("pi/2", "$\\frac{\\pi}{2}$", "$\\pi$"),
+        ("x**2+1", "\\boxed{x^2+1}", "\\boxed{2x+1}"),
+        ("x^2+1", "The answer is x^2+1", "The answer is x^2-1"),
+        ("2^(n+1)", "$2^{n+1}$", "$2^n+1$"),
+        ("(1+sqrt(5))/2", "\\boxed{\\frac{1+\\sqrt5}{2}}", "\\boxed{\\frac{1+5}{2}}"),
+        ("ln(2)", "\\boxed{\\ln 2}", "\\boxed{2}"),
+        ("infinity", "\\boxed{\\infty}", "\\boxed{1}"),
+        ("1e3", "\\boxed{1000}", "\\boxed{3e}"),
+        ("1.5e-3", "\\boxed{1.5\\times 10^{-3}}", "\\boxed{1.5}"),
+        ("1000", "The answer is 1e3", "The answer is 1e2"),
+        ("-5", "The final answer is −5", "The final answer is 5"),
+        ("−5", "\\boxed{-5}", "\\boxed{5}"),
+        ("90", "\\boxed{90°}", "\\boxed{9°}"),
+        ("90°", "It is 90°.", "It is 9°."),
+        ("25", "It is 25 °C outside.", "It is 26 °C outside."),
+        ("€5", "It costs 5 €.", "It costs 6 €."),
+        ("5", "\\boxed{€5}", "\\boxed{€6}"),
+        ("18", "\\boxed{１８}", "\\boxed{８}"),
+        ("\\sqrt{3}", "\\boxed{√3}", "\\boxed{3}"),
+        ("x²+1", "$x²+1$", "$x+1$"),
+        ("Paris", "\\boxed{Paris}", "\\boxed{Pairs}"),
+        ("B", "The answer is B.", "The answer is C."),
+        ("10 apples", "\\boxed{10}", "\\boxed{1}"),
+        ("#### **18**", "The answer is **18**.", "The answer is **81**."),
         ("50%", "\\boxed{50\\%}", "\\boxed{51}"),
         ("\\(\\sqrt{8}\\)", "$2\\sqrt{2}$", "$4\\sqrt{2}$"),
         ("(1,2)", "$(1,2)$", "$(2,1)$"),
@@ -178,27 +223,83 @@ def test_math_refuses_an_answer_that_it_cannot_parse():
 
 
 def test_answers_are_normalized_to_boxed():
-    for text in ("18", " $18$ ", "\\(18\\)", "\\[18\\]", "$$18$$", "x = 1\n#### 18"):
-        assert to_boxed(text) == "\\boxed{18}"
-    assert to_boxed("a \\boxed{1} b \\boxed{2}") == "\\boxed{2}"
-    assert to_boxed("5%") == "\\boxed{5\\%}"
-    assert to_boxed("\\$5") == "\\boxed{\\$5}"
+    for text in ("18", " $18$ ", "\\(18\\)", "\\[18\\]", "$$18$$", "x = 1\n#### 18", "**18**"):
+        assert boxed_answer(text) == "\\boxed{18}"
+    assert boxed_answer("a \\boxed{1} b \\boxed{2}") == "\\boxed{1, 2}"
+    assert boxed_answer("\\boxed{\\boxed{1}} \\boxed{{2}") == "\\boxed{\\boxed{1}}"
+    assert boxed_answer("5%") == "\\boxed{5\\%}"
+    assert boxed_answer("\\$5") == "\\boxed{\\$5}"
+    assert boxed_answer("") == boxed_answer("$$") == boxed_answer("\\boxed{}") == ""
+
+
+@pytest.mark.parametrize("boxed", [False, True])
+@pytest.mark.parametrize(
+    "response",
+    [
+        "So we get \\boxed{17}. Wait, I forgot the last term. \\boxed{19}",
+        "\\boxed{17}\n\n\\boxed{19}",
+        "\\boxed{17} is wrong. The answer is \\boxed{19}.",
+        "$\\boxed{17}$ and $\\boxed{19}$",
+        "\\boxed{17}, \\boxed{18}, \\boxed{19}",
+    ],
+)
+def test_last_box_is_the_answer_to_a_question_with_one(response, boxed):
+    assert math([response] * 3, ["19", "17", "17, 19"], boxed=boxed)[:2] == [1.0, 0.0]
+
+
+def test_response_with_more_boxes_than_answers_is_its_last_ones():
+    response = "Not \\boxed{4}, but \\boxed{3} and \\boxed{1}"
+    assert math([response] * 3, ["1, 3", "3, 4", "1, 3, 4"]) == [1.0, 0.0, 1.0]
+    assert math(["\\boxed{1, 3}", "\\boxed{3}"], ["1, 3"] * 2) == [1.0, 0.0]
+
+
+def test_only_a_plain_expression_after_answer_is_becomes_latex():
+    for response in (
+        "no answer is known",
+        "The answer is 18",
+        "The answer is $2\\pi$",
+        "The answer is the sum of x and y",
+        "The answer is x; y",
+    ):
+        assert readable_response(response, "\\boxed{18}") == response
+    assert readable_response("answer: x, so the answer is **2*pi**.", "") == (
+        "answer: x, so the answer is **$2\\cdot \\pi$**."
+    )
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\boxed{" * 50_000,
+        "\\boxed{1}" * 50_000,
+        "{" * 200_000 + "}" * 200_000,
+        "\\boxed " * 50_000,
+        "answer is " * 50_000,
+        "$" * 200_001 + "−",
+        "−" + " " * 200_000 + "°",
+        "1" + " €" * 100_000,
+        "answer is " + "(" * 200_000,
+    ],
+    ids=lambda text: text[:8],
+)
+def test_long_responses_are_read_without_backtracking(text):
+    # Backtracking over so long a text would not end.
+    assert len(readable_response(text, "\\boxed{1, 2}")) <= len(text) + 100
+    assert final_number(f"A: {text}") in (None, 1)
 
 
 def test_slow_response_scores_zero_and_the_next_one_is_verified(caplog):
-    started = time.monotonic()
+    # Without a limit the first response would not end.
     assert math(["9^9^9^9", "The answer is 5"], ["5", "5"], seconds=1) == [0.0, 1.0]
-    assert time.monotonic() - started < 8
     assert "9^9^9^9" in caplog.text
     assert len(caplog.records) == 1
 
 
 def test_worker_that_cannot_be_interrupted_is_killed_and_replaced(monkeypatch):
     worker = module._Worker()
-    slow = {"answer": "5", "response": "9^9^9^9", "boxed": False, "seconds": 60}
-    started = time.monotonic()
+    slow = {"answer": "\\boxed{5}", "response": "9^9^9^9", "boxed": False, "seconds": 3600}
     assert worker.request(slow, 0.3) is None
-    assert time.monotonic() - started < 3
+    assert worker._process.wait() == -signal.SIGKILL
     assert worker.request(slow, 0.3) is None
     monkeypatch.setattr(module, "_idle", [worker])
     assert math(["5", "5"], ["5", "5"]) == [0.0, 1.0]

@@ -19,14 +19,17 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from trivium.rewards.answers import CURRENCIES, ascii_numbers, boxed_answer, readable_response
+
 logger = logging.getLogger(__name__)
 
 GSM8K_MARKERS = ("####", "A:")
-_CURRENCY = r"\\?[$€£¥]"
+_CURRENCY = rf"\\?[${CURRENCIES}]"
 _NUMBER = re.compile(
-    rf"(?:\*\*)?\s*(?P<sign>[-−+]?)\s*(?:{_CURRENCY}\s*)?(?P<inner>[-−]?)"
+    rf"\s*(?:(?:\*\*|__)\s*)*(?:(?P<sign>[-+])\s*)?(?:{_CURRENCY}\s*)?(?P<inner>-?)"
     r"(?P<digits>(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]*)?|\.[0-9]+)"
-    r"(?![.,:]?[0-9])(?!\s*[+^=×÷])(?!\s*[-−*/x]\s*[0-9(])"
+    r"(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z]))?"
+    r"(?![.,:]?[0-9])(?!\s*[+^=×÷])(?!\s*[-*/x]\s*[0-9(])(?!\*\*[0-9])"
 )
 _MAX_NUMBER_CHARS = 200
 
@@ -34,28 +37,29 @@ _MAX_NUMBER_CHARS = 200
 def read_number(text: str) -> Fraction | None:
     """Return the exact number at the start of a text, or None without an unambiguous number.
 
-    Signs, currency signs, thousands commas and decimals are parsed. Units, words and ``%`` after
-    the number are ignored: ``50%`` is 50. A number that is part of a longer expression is rejected:
-    ``1,23``, ``18 + 2``, ``1/5``, ``10:30``.
+    Signs, currency signs, thousands commas, decimals and exponents are parsed, in digits of every
+    script, and ``**`` around them is ignored. So are units, words and ``%`` after the number:
+    ``50%`` is 50. A number that is part of a longer expression is rejected: ``1,23``, ``18 + 2``,
+    ``1/5``, ``10:30``.
     """
-    beginning = text[:_MAX_NUMBER_CHARS]
+    beginning = ascii_numbers(text[:_MAX_NUMBER_CHARS])
     match = _NUMBER.match(beginning)
     if not match or match.end() == len(beginning) < len(text):
         return None
-    signs = match["sign"] + match["inner"]
+    signs = (match["sign"] or "") + match["inner"]
     if len(signs) > 1:
         return None
-    magnitude = Fraction(match["digits"].replace(",", ""))
-    return -magnitude if signs in ("-", "−") else magnitude
+    magnitude = Fraction(match["digits"].replace(",", "") + (match["exponent"] or ""))
+    return -magnitude if signs == "-" else magnitude
 
 
 def final_number(text: str, markers: Sequence[str] = GSM8K_MARKERS) -> Fraction | None:
     """Return the number after the last marker, on the same line, or None.
 
-    A marker must be at the start of the text or follow white space.
+    A marker must be at the start of the text or follow white space or ``*``.
     """
     any_marker = "|".join(re.escape(marker) for marker in markers)
-    ends = [match.end() for match in re.finditer(rf"(?<!\S)(?:{any_marker})", text)]
+    ends = [match.end() for match in re.finditer(rf"(?<![^\s*])(?:{any_marker})", text)]
     return read_number(text[ends[-1] :].split("\n", 1)[0]) if ends else None
 
 
@@ -157,9 +161,9 @@ def math(
     r"""Return 1 for each response whose final answer equals `answer` mathematically, else 0.
 
     `math-verify` compares the answers. `answer` is an expression (LaTeX or plain), a number, or a
-    solution that ends in ``#### …`` or ``\boxed{…}``. With `boxed`, only an answer in ``\boxed{…}``
-    counts. Parsing and comparing may each take `seconds`; a response that takes longer gets 0 and a
-    logged warning.
+    solution that ends in ``#### …`` or ``\boxed{…}``; the contents of several boxes are one set.
+    With `boxed`, only an answer in ``\boxed{…}`` counts. Parsing and comparing may each take
+    `seconds`; a response that takes longer gets 0 and a logged warning.
     """
     if not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 1:
         raise ValueError(f"seconds must be a whole number of at least 1, not {seconds!r}")
@@ -170,8 +174,10 @@ def math(
     try:
         for response, gold in zip(responses, answer, strict=True):
             worker = worker or (_idle.pop() if _idle else _Worker())
-            request = {"answer": _gold_text(gold), "response": response}
-            reply = worker.request({**request, "boxed": boxed, "seconds": seconds}, 2 * seconds + 1)
+            expected = boxed_answer(_gold_text(gold))
+            read = readable_response(response, expected)
+            request = {"answer": expected, "response": read, "boxed": boxed, "seconds": seconds}
+            reply = worker.request(request, 2 * seconds + 1)
             if reply is None:
                 worker.close()
                 worker = None

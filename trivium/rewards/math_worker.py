@@ -12,29 +12,12 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import sys
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, TextIO
 
 MEMORY_LIMIT = 4 << 30
-_DELIMITED = re.compile(r"\s*(?:\$\$?(.*?)\$\$?|\\\((.*)\\\)|\\\[(.*)\\\])\s*", re.DOTALL)
-
-
-def to_boxed(answer: str) -> str:
-    r"""Return a data row's answer as ``\boxed{…}``, the form that `math-verify` parses best.
-
-    `answer` is an expression, an expression between ``$``, or a solution that ends in ``#### …`` or
-    contains ``\boxed{…}``; the last box counts.
-    """
-    if "\\boxed" in answer:
-        return answer[answer.rindex("\\boxed") :]
-    final = answer.rpartition("####")[2].strip()
-    delimited = _DELIMITED.fullmatch(final)
-    content = next((g for g in delimited.groups() if g is not None), "") if delimited else final
-    content = re.sub(r"(?<!\\)[%$]", r"\\\g<0>", content.strip())
-    return f"\\boxed{{{content}}}" if content else ""
 
 
 class Verifier:
@@ -55,8 +38,11 @@ class Verifier:
         return self._library.parse(text, self._configs, parsing_timeout=seconds)
 
     def verdict(self, answer: str, response: str, seconds: int) -> bool | None:
-        """Return whether the response's answer equals `answer`; None if `answer` is unreadable."""
-        gold = self._answer(to_boxed(answer), seconds)
+        """Return whether the response's answer equals `answer`; None if `answer` is unreadable.
+
+        `answer` is LaTeX in one ``\\boxed{…}``, the form that `math-verify` parses best.
+        """
+        gold = self._answer(answer, seconds)
         if not gold:
             return None
         if self._boxed and "\\boxed" not in response:
