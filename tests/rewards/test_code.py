@@ -6,11 +6,11 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from helpers.forged_verdicts import EXPECTED, FORGED_PROGRAMS, TEST_STYLES
+from helpers.waiting import eventually
 
 from trivium.data.prompts import Prompt
 from trivium.data.response import Response
@@ -139,24 +139,19 @@ def test_scores_keep_the_order_of_responses_with_any_number_of_workers():
 
 def test_all_tests_of_a_response_share_its_time():
     loops = "n = int(input())\nif n == 1:\n    while True: pass\nprint(n * 2)"
-    started = time.monotonic()
-    assert score(loops, DOUBLE, seconds=0.3) == 0.25
-    assert time.monotonic() - started < 5
+    assert score(loops, DOUBLE, seconds=2) == 0.25  # with a limit each, it would be 0.75
 
 
 def test_timeout_of_the_call_is_an_error_and_not_a_score():
     config = RewardConfig(
-        function="code", timeout=0.7, arguments={"seconds": 30, "extract": "response"}
+        function="code", timeout=0.7, arguments={"seconds": 3000, "extract": "response"}
     )
     prompt = Prompt(tokens=[1], text="p", columns={"tests": ["assert f(1) == 1"]}, index=0)
     texts = ["def f(x): return x", "while True: pass"]
     responses = [Response(tokens=[1], logprobs=[0.0], finish_reason="eos", text=t) for t in texts]
     with pytest.raises(RewardError, match=r"exceeded its timeout of 0.7 s"):
         Rewards([config]).score([prompt] * 2, responses)
-    deadline = time.monotonic() + 5  # the programs themselves would run for 30 s
-    while _supervisors() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert _supervisors() == []
+    assert eventually(lambda: not _supervisors())  # the program itself would run for 3000 s
 
 
 def _supervisors() -> list[Path]:
@@ -354,7 +349,7 @@ def test_many_forgeries_fool_a_checker_in_the_same_process():
 def _passes_naive_checker(program: str) -> bool:
     script = f"names = {{}}\nexec({program!r}, names)\nexec({TEST_STYLES['assert']!r}, names)"
     try:
-        done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, timeout=1)
+        done = subprocess.run([sys.executable, "-I", "-c", script], capture_output=True, timeout=5)
     except subprocess.TimeoutExpired:
         return False
     return done.returncode == 0

@@ -67,7 +67,8 @@ def _set_limits(limits: dict[str, Any]) -> None:
     for kind, value in (
         (resource.RLIMIT_AS, memory),
         (resource.RLIMIT_FSIZE, output),
-        (resource.RLIMIT_CPU, int(limits["seconds"]) + 1),
+        # The supervisor enforces the limit; the kernel's, which may come a tick early, is a spare.
+        (resource.RLIMIT_CPU, int(limits["seconds"]) + 2),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
         (resource.RLIMIT_MEMLOCK, 0),
