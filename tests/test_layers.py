@@ -17,7 +17,8 @@ from trivium.algorithms import grpo
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.config.base import Configuration
 
-PACKAGE = Path(__file__).resolve().parents[1] / "trivium"
+TESTS = Path(__file__).resolve().parent
+PACKAGE = TESTS.parent / "trivium"
 LAYERS = [
     ["errors"],
     ["config", "serialization", "numerics", "maths"],
@@ -184,3 +185,18 @@ def test_the_whole_configuration_of_grpo_enters_few_files(tmp_path: Path) -> Non
     assert "/algorithms/grpo.py" in whole, "the trace saw nothing"
     assert len(whole) <= 10, dict(whole)
     assert len(whole | sections) <= 30, dict(whole | sections)
+
+
+def test_no_test_measures_time() -> None:
+    """A busy machine must not fail a test: they wait with ``helpers.waiting`` and count calls."""
+    clocks = {"monotonic", "perf_counter", "process_time", "thread_time"}
+    readers = [
+        f"{path.relative_to(TESTS)}:{node.lineno}"
+        for path in sorted(TESTS.rglob("test_*.py"))
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "time"
+        and node.attr in clocks
+    ]
+    assert readers == []

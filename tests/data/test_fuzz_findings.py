@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import time
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -229,11 +228,10 @@ def config_error(path: Path, text: str, *arguments: str) -> str:
     return str(caught.value)
 
 
-def test_deeply_nested_brackets_are_refused_quickly(tmp_path: Path) -> None:
-    start = time.process_time()
-    message = config_error(tmp_path / "a.yaml", "function: " + "[" * 20_000)
+def test_deeply_nested_brackets_are_refused_before_they_are_parsed(tmp_path: Path) -> None:
+    # The parser's time grows with the square of the depth: it would not end here.
+    message = config_error(tmp_path / "a.yaml", "function: " + "[" * 120_000)
     assert "a.yaml:1: not valid YAML: brackets nest more than 50 deep" in message
-    assert time.process_time() - start < 1
     path = tmp_path / "b.yaml"
     path.write_text("a: " + "[" * 49 + "]" * 49)
     value = YamlSource(path).values["a"]

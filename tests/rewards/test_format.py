@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from trivium.data.prompts import Prompt
@@ -27,15 +25,14 @@ def test_dot_matches_line_breaks_and_anchors_match_the_ends():
 
 
 def test_catastrophic_backtracking_stops_and_names_the_response():
-    slow = {"pattern": "(a|aa)+", "seconds": 0.2}
+    # Without its limit, the match of 200 letters would not end.
+    slow = {"pattern": "(a|aa)+", "seconds": 0.5}
     config = RewardConfig(function="format", arguments=slow)
     prompts = [Prompt(tokens=[1], text="p", columns={}, index=i) for i in range(2)]
     texts = ("aa", "a" * 200 + "b")
     responses = [Response(tokens=[1], logprobs=[0.0], finish_reason="eos", text=t) for t in texts]
-    started = time.monotonic()
-    with pytest.raises(RewardError, match=r"response 1 of 2.*takes more than 0.2 s"):
+    with pytest.raises(RewardError, match=r"response 1 of 2.*takes more than 0.5 s"):
         Rewards([config]).score(prompts, responses)
-    assert time.monotonic() - started < 2
 
 
 def test_soft_overlong_punishment_falls_linearly_over_its_buffer():

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -20,6 +19,7 @@ from helpers.external import (
     run_without_sandbox,
 )
 from helpers.sandbox_escapes import ESCAPES
+from helpers.waiting import eventually
 
 from trivium.rewards.sandbox import host
 from trivium.rewards.sandbox.host import Limits, Sandbox
@@ -165,7 +165,7 @@ def test_close_removes_the_folder_and_ends_running_programs():
     sandbox = Sandbox()
     folder, pid = Path(sandbox._folder.name), sandbox._process.pid
     sandbox.start({"mode": "run", "source": "while True: pass"}, Limits(seconds=60, wall=60))
-    time.sleep(0.1)
+    assert eventually(lambda: len(_running(pid)) == 2)
     sandbox.close()
     assert not folder.exists() and not Path(f"/proc/{pid}").exists()
 
@@ -183,9 +183,7 @@ def test_programs_end_when_their_caller_is_killed(tmp_path):
         supervisor, folder = caller.stdout.readline().split()
         caller.send_signal(signal.SIGKILL)
         caller.wait()
-    deadline = time.monotonic() + 5
-    while Path(f"/proc/{supervisor}").exists() and time.monotonic() < deadline:
-        time.sleep(0.02)
+    assert eventually(lambda: not Path(f"/proc/{supervisor}").exists())
     assert _running(int(supervisor)) == []
     assert not Path(folder).exists()
 
@@ -207,20 +205,14 @@ def test_killed_supervisor_raises_an_error():
         run = sandbox.start(
             {"mode": "run", "source": "while True: pass"}, Limits(seconds=60, wall=60)
         )
-        deadline = time.monotonic() + 5
-        while len(_running(sandbox._process.pid)) < 2 and time.monotonic() < deadline:
-            time.sleep(0.01)
-        assert len(_running(sandbox._process.pid)) == 2
+        assert eventually(lambda: len(_running(sandbox._process.pid)) == 2)
         sandbox._process.kill()
         with pytest.raises(RuntimeError, match="supervisor process has ended"):
             run.wait()
         with pytest.raises(RuntimeError, match="supervisor process has ended"):
             sandbox.run("print(1)")
         sandbox._process.wait()
-        deadline = time.monotonic() + 5
-        while _running(sandbox._process.pid) and time.monotonic() < deadline:
-            time.sleep(0.02)
-        assert _running(sandbox._process.pid) == []
+        assert eventually(lambda: _running(sandbox._process.pid) == [])
 
 
 def test_sandbox_that_cannot_start_reports_the_reason(monkeypatch):

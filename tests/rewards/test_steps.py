@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import re
-import time
 from fractions import Fraction
 from itertools import islice
 
@@ -114,10 +113,9 @@ def test_no_text_raises_an_error(text):
 @pytest.mark.parametrize(
     "piece", ["(", "9*", "1+1=", " 9", "=", "x", "<<", "9,999", "1/", "%9", "\\"]
 )
-def test_long_hostile_text_is_fast(piece):
-    started = time.monotonic()
-    equations_hold(piece * (40_000 // len(piece)))
-    assert time.monotonic() - started < 2
+def test_long_hostile_text_is_read_without_backtracking(piece):
+    # Backtracking over so long a text would not end.
+    assert equations_hold(piece * (200_000 // len(piece))) in (True, False, None)
 
 
 # --- Steps ---------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import pickle
-import time
 from pathlib import Path
 from typing import Any
 
@@ -302,7 +301,7 @@ def test_least_recently_used_files_are_evicted(
     second = path.with_name(names[1])
     os.utime(second, (2, 2))
     cached_logprobs(policy, data, cuts[0])
-    assert path.stat().st_mtime > time.time() - 60, "reading is using"
+    assert path.stat().st_mtime > 2, "reading is using"
     cached_logprobs(policy, data, cuts[2])
     assert sorted(p.name for p in files()) == sorted([names[0], names[2]])
     assert not left_over.exists()
