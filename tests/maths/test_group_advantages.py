@@ -47,7 +47,7 @@ def test_outcome_advantages_by_hand(scale: Scale, deviations: tuple[float, float
 
 def test_leave_one_out_compares_with_the_mean_of_the_others() -> None:
     close(
-        leave_one_out_advantages(TWO_GROUPS, SIZES_G, scale="none"),
+        leave_one_out_advantages(TWO_GROUPS, SIZES_G),
         [1 - (2 + 6) / 2, 2 - (1 + 6) / 2, 6 - (1 + 2) / 2, 0 - 4, 4 - 0],
     )
 

@@ -51,6 +51,23 @@ def test_estimators_by_hand() -> None:
     assert k3(logprobs_T, ref_logprobs_T).tolist() == pytest.approx([0.5 - 1 + log2, 2 - 1 - log2])
 
 
+@pytest.mark.parametrize(
+    ("estimator", "derivative"),
+    [(k1, torch.ones_like), (k2, lambda l_T: l_T), (k3, lambda l_T: -torch.expm1(-l_T))],
+)
+def test_gradient_of_every_sample_is_the_estimators_derivative(
+    estimator: Estimator, derivative: Callable[[Tensor], Tensor]
+) -> None:
+    logprobs_T = torch.tensor([-0.5, -3.0, -1.0], dtype=torch.float64, requires_grad=True)
+    ref_T = torch.tensor([-2.0, -1.0, -1.0], dtype=torch.float64, requires_grad=True)
+    of_policy_T, of_reference_T = torch.autograd.grad(
+        estimator(logprobs_T, ref_T).sum(), [logprobs_T, ref_T]
+    )
+    expected_T = derivative((logprobs_T - ref_T).detach())
+    torch.testing.assert_close(of_policy_T, expected_T, atol=1e-14, rtol=0)
+    torch.testing.assert_close(of_reference_T, -expected_T, atol=1e-14, rtol=0)
+
+
 @pytest.mark.parametrize("estimator", [k1, k3])
 def test_k1_and_k3_are_unbiased(estimator: Estimator) -> None:
     mean = (POLICY_V * estimator(POLICY_V.log(), REF_V.log())).sum()

@@ -144,6 +144,11 @@ WEIGHTS: dict[str, tuple[str, dict[str, float], Callable[[float, float], float]]
         {"label_smoothing": 0.2},
         lambda h, beta: 0.8 * sigmoid(-beta * h) - 0.2 * sigmoid(beta * h),
     ),
+    "cdpo with a target margin": (
+        "sigmoid",
+        {"label_smoothing": 0.2, "target_margin": 0.5},
+        lambda h, beta: 0.8 * sigmoid(0.5 - beta * h) - 0.2 * sigmoid(beta * h - 0.5),
+    ),
     "simpo": ("sigmoid", {"target_margin": 0.5}, lambda h, beta: sigmoid(0.5 - beta * h)),
     "ipo": ("ipo", {}, lambda h, beta: 2 * (1 / (2 * beta) - h) / beta),
     "hinge": ("hinge", {}, lambda h, beta: float(beta * h < 1)),

@@ -44,6 +44,7 @@ BRANCHES = [
     (-2.0, 1.1, 2.2, 2.2),  # inside
     (-2.0, 1.5, 3.0, 3.0),  # above, wanted down: no clip, pushed back down
     (0.0, 1.5, 0.0, 0.0),
+    (0.0, 0.5, 0.0, 0.0),
     (3.0, 1.0, -3.0, -3.0),  # on-policy
 ]
 
@@ -63,7 +64,7 @@ def test_clipped_surrogate_is_written_per_token() -> None:
     advantages, ratios, expected, gradients = (
         list(column) for column in zip(*BRANCHES, strict=True)
     )
-    actual = losses_and_gradients("clipped", ratios, advantages, [3, 5])
+    actual = losses_and_gradients("clipped", ratios, advantages, [3, 6])
     assert actual[0] == pytest.approx(expected, abs=1e-14)
     assert actual[1] == pytest.approx(gradients, abs=1e-14)
 
@@ -122,7 +123,7 @@ def clip_masks(
 
 def test_clipped_tokens_are_those_that_lose_their_gradient() -> None:
     advantages, ratios, _, gradients = (list(column) for column in zip(*BRANCHES, strict=True))
-    low, high = clip_masks("clipped", ratios, advantages, [3, 5])
+    low, high = clip_masks("clipped", ratios, advantages, [3, 6])
     lost = [g == 0 and a != 0 for g, a in zip(gradients, advantages, strict=True)]
     assert [a or b for a, b in zip(low, high, strict=True)] == lost
     assert low.index(True) == 3 and high.index(True) == 2
