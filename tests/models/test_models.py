@@ -34,6 +34,7 @@ from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.errors import ModelError
 from trivium.hf import loading
+from trivium.hf.checkpoint_files import context_of
 from trivium.hf.loading import dtype_of, load_tokenizer, trained_parameters, unwrap_peft
 from trivium.hf.model_config import LoraConfig, ModelConfig
 from trivium.models.critic import VALUE_HEAD_FILE, SeparateCritic, SharedCritic
@@ -167,6 +168,39 @@ def test_float64_policy_agrees_with_plain_transformers_to_twelve_digits(llama: s
 
 def test_context_length_is_the_models(llama: str) -> None:
     assert policy_at(llama).context_length == 64
+
+
+@pytest.mark.parametrize(
+    ("rope", "context"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}, 64),
+        ({"rope_type": "dynamic", "factor": 2.5}, 160),
+        ({"rope_type": "linear", "factor": 4.0}, 64),
+        (
+            {"rope_type": "llama3", "factor": 32.0, "original_max_position_embeddings": 32}
+            | {"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+            64,
+        ),
+    ],
+    ids=lambda value: value["rope_type"] if isinstance(value, dict) else str(value),
+)
+def test_context_is_the_one_that_the_rotary_embeddings_are_scaled_to(
+    tmp_path: Path, rope: dict[str, object], context: int
+) -> None:
+    path = checkpoint(tmp_path, rope_parameters={"rope_theta": 1e4, **rope})
+    assert policy_at(path).context_length == context
+    assert loading.context_length(ModelConfig(path=path)) == context
+    assert context_of(path) == context
+
+
+def test_context_of_an_older_configuration_is_scaled_too(tmp_path: Path) -> None:
+    path = Path(checkpoint(tmp_path))
+    config = json.loads((path / "config.json").read_text())
+    del config["rope_parameters"]
+    old = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+    (path / "config.json").write_text(json.dumps(config | {"rope_scaling": old}))
+    assert context_of(str(path)) == loading.context_length(ModelConfig(path=str(path))) == 128
 
 
 # --- adapters and references ----------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +74,38 @@ def context_of(path: str) -> int | None:
     directory = local_directory(path)
     if directory is None:
         return None
-    config = read_config(directory)
+    return longest_context(read_config(directory))
+
+
+def longest_context(config: Mapping[str, Any]) -> int | None:
+    """Return the longest context in tokens that a configuration names, scaled by its rotary kind.
+
+    YaRN multiplies ``original_max_position_embeddings`` by its factor, dynamic NTK
+    ``max_position_embeddings``, which it needs to be the original one. For other kinds
+    ``max_position_embeddings`` is the whole context.
+    """
     text = config.get("text_config")
-    for source in (text if isinstance(text, dict) else {}, config):
+    sources = [source for source in (text, config) if isinstance(source, Mapping)]
+    for source in sources:
         for name in _CONTEXTS:
-            if isinstance(source.get(name), int):
-                return source[name]
+            if type(longest := source.get(name)) is int:
+                return max(longest, *(_scaled(rope, longest) for rope in _ropes(source)))
     return None
+
+
+def _ropes(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Return the settings of rotary embeddings, of which there may be one per type of layer."""
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    found = rope.values() if all(isinstance(x, Mapping) for x in rope.values()) else [rope]
+    return [*found, {}]
+
+
+def _scaled(rope: Mapping[str, Any], longest: int) -> int:
+    kind, factor = rope.get("rope_type", rope.get("type")), rope.get("factor")
+    original = rope.get("original_max_position_embeddings")
+    if isinstance(factor, int | float) and kind in ("yarn", "dynamic"):
+        return int(factor * (original if kind == "yarn" and original else longest))
+    return 0
 
 
 def weight_faults(directory: Path) -> Iterator[str]:

@@ -29,7 +29,12 @@ from transformers import (
 )
 
 from trivium.errors import ModelError
-from trivium.hf.checkpoint_files import local_directory, require_checkpoint, weight_faults
+from trivium.hf.checkpoint_files import (
+    local_directory,
+    longest_context,
+    require_checkpoint,
+    weight_faults,
+)
 from trivium.hf.model_config import LoraConfig, ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
@@ -112,8 +117,7 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
 
 def context_length(config: ModelConfig) -> int | None:
     """Return the checkpoint's longest context in tokens, if its configuration names one."""
-    hf_config = _read_config(config).get_text_config()
-    return getattr(hf_config, "max_position_embeddings", None)
+    return longest_context(_read_config(config).to_dict())
 
 
 def _read_config(config: ModelConfig) -> PreTrainedConfig:

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
 from trivium.errors import ModelError
+from trivium.hf.checkpoint_files import longest_context
 from trivium.hf.loading import (
     load_causal_lm,
     load_tokenizer,
@@ -91,8 +92,7 @@ class Policy(GroupModel):
     @property
     def context_length(self) -> int:
         """The most tokens that a prompt and its response may have together."""
-        config = self.base.config.get_text_config()
-        return int(getattr(config, "max_position_embeddings", None) or 1 << 30)
+        return longest_context(self.base.config.to_dict()) or 1 << 30
 
     def score(self, batch: Batch) -> TokenScores:
         """Return log-probs and entropies of the batch's response tokens; gradient flows."""
