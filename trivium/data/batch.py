@@ -97,6 +97,27 @@ class Batch:
         """Index of each response's last token in the packed sequence, ``[N]``."""
         return self.starts_N + self.lengths_N - 1
 
+    @property
+    def row_lengths_N(self) -> Tensor:
+        """Number of tokens of each response with its prompt, ``[N]``."""
+        return repeat_per_segment(self.prompt_lengths_G, self.sizes_G) + self.lengths_N
+
+    def rows(self) -> list[Group]:
+        """Return each response with its own copy of the prompt."""
+        prompt_starts_N = repeat_per_segment(self.prompt_starts_G, self.sizes_G).tolist()
+        prompt_lengths_N = repeat_per_segment(self.prompt_lengths_G, self.sizes_G).tolist()
+        tokens = self.tokens_L.tolist()
+        return [
+            Group(tokens[p : p + m], [tokens[r : r + n]])
+            for p, m, r, n in zip(
+                prompt_starts_N,
+                prompt_lengths_N,
+                self.starts_N.tolist(),
+                self.lengths_N.tolist(),
+                strict=True,
+            )
+        ]
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch with its tensors on ``device``."""
         moved = {f.name: getattr(self, f.name).to(device) for f in fields(self)}

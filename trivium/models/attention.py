@@ -20,6 +20,7 @@ from trivium.data.batch import Batch
 from trivium.maths.ragged import repeat_per_segment
 from trivium.models.fast_path import kernels_of
 from trivium.models.layout import AttentionSpec, Layout
+from trivium.models.rotary import FrequencyKey
 
 RAGGED = "trivium_ragged"
 UNSUPPORTED = ("s_aux", "position_bias", "sinks")
@@ -66,6 +67,33 @@ def states_at(
     layout = kernels_of(backbone).layout(batch, torch.unique(index))
     states_LD = packed_forward(backbone, batch.tokens_L, batch.positions_L, layout)
     return states_LD.index_select(0, index)
+
+
+def states_by_frequency(
+    backbone: PreTrainedModel, batch: Batch, index: Tensor, key: FrequencyKey, *, shared: bool
+) -> Tensor:
+    """Return ``states_at`` with every response computed by the frequencies of its own length.
+
+    The states of a prompt that several responses share are those of the first.
+    """
+    keys_N = [key(length) for length in batch.row_lengths_N.tolist()]
+    if len(set(keys_N)) == 1:
+        return states_at(backbone, batch, index, shared=shared)
+    begins_N, rows = batch.starts_N.clone(), batch.rows()
+    begins_N[torch.cumsum(batch.sizes_G, 0) - batch.sizes_G] = batch.prompt_starts_G
+    row_of_index = torch.searchsorted(begins_N, index, right=True) - 1
+    parts, order = [], []
+    for value in dict.fromkeys(keys_N):
+        members = [n for n, found in enumerate(keys_N) if found == value]
+        part = Batch.of([rows[n] for n in members]).to(index.device)
+        start_N = torch.full_like(batch.starts_N, -1)
+        start_N[members] = part.prompt_starts_G
+        mine = (start_N[row_of_index] >= 0).nonzero()[:, 0]
+        if len(mine):
+            position = start_N[row_of_index[mine]] + batch.positions_L[index[mine]]
+            parts.append(states_at(backbone, part, position, shared=shared))
+            order.append(mine)
+    return torch.cat(parts).index_select(0, torch.cat(order).argsort())
 
 
 def packed_forward(

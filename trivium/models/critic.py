@@ -54,6 +54,7 @@ class SeparateCritic:
 
     def values(self, batch: Batch) -> Tensor:
         """Return V(s_t) at the position that predicts token t, ``[T]``."""
+        batch = self.model.arranged(batch)
         return self.model.scores_at(batch, batch.logit_positions_T)
 
     def score(self, policy: Policy, batch: Batch) -> ActorCriticScores:

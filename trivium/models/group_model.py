@@ -13,9 +13,10 @@ from trivium.data.batch import Batch
 from trivium.hf.loading import restore_trained, save_checkpoint, trained_state, unwrap_peft
 from trivium.hf.model_config import FastPath
 from trivium.models import flops
-from trivium.models.attention import states_at
+from trivium.models.attention import states_at, states_by_frequency
 from trivium.models.equivalence import use_ragged_attention
 from trivium.models.fast_path import install_fast_path
+from trivium.models.rotary import frequency_key
 
 
 class GroupModel:
@@ -28,6 +29,7 @@ class GroupModel:
 
     Attributes:
         shared: whether prompts are shared; otherwise each response is a row of its own.
+        frequency_key: see ``models.rotary``.
     """
 
     def __init__(
@@ -36,6 +38,7 @@ class GroupModel:
         self.model, self.tokenizer = model, tokenizer
         self.fast_path: FastPath = fast_path
         self.shared = use_ragged_attention(self.base)
+        self.frequency_key = frequency_key(self.backbone)
         install_fast_path(model, fast_path)
         flops.watch(self.backbone)
 
@@ -56,7 +59,22 @@ class GroupModel:
     def hidden_at(self, batch: Batch, index: Tensor) -> Tensor:
         """Return final hidden states at positions of the packed sequence, one per index."""
         batch, index = batch.to(self.device), index.to(self.device)
-        return states_at(self.backbone, batch, index, shared=self.shared)
+        if self.frequency_key is None:
+            return states_at(self.backbone, batch, index, shared=self.shared)
+        return states_by_frequency(
+            self.backbone, batch, index, self.frequency_key, shared=self.shared
+        )
+
+    def arranged(self, batch: Batch) -> Batch:
+        """Return the batch, with a prompt for each response where their frequencies differ.
+
+        The state of a prompt's last token, which predicts a response's first token, then belongs
+        to one response.
+        """
+        key = self.frequency_key
+        if key is None or len({key(length) for length in batch.row_lengths_N.tolist()}) == 1:
+            return batch
+        return Batch.of(batch.rows()).to(batch.tokens_L.device)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what training changes: the weights, or the adapters."""

@@ -104,6 +104,7 @@ class Policy(GroupModel):
 
     def hidden(self, batch: Batch) -> Tensor:
         """Return final hidden states at the positions that predict response tokens, ``[T, D]``."""
+        batch = self.arranged(batch)
         return self.hidden_at(batch, batch.logit_positions_T)
 
     def score_hidden(self, hidden_TD: Tensor, batch: Batch) -> TokenScores:

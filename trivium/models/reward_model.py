@@ -66,7 +66,7 @@ class RewardModel(GroupModel):
         If the last token is the padding token (a checkpoint that pads with its EOS), the score is
         read one token earlier, where ``transformers`` reads it.
         """
-        padding = self.base.config.pad_token_id
+        batch, padding = self.arranged(batch), self.base.config.pad_token_id
         if padding is None:
             return self.scores_at(batch, batch.last_tokens_N)
         last_T = torch.cumsum(batch.lengths_N, 0) - 1

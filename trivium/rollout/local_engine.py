@@ -23,10 +23,12 @@ from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
 from trivium.rollout.cuda_graphs import CudaGraphs, GraphedCache, graphs_work
 from trivium.rollout.engine import Finished, draw, row_key, uniforms
+from trivium.rollout.frequency_cache import FrequencyCache
 from trivium.rollout.kv_cache import KVCache
 from trivium.rollout.padded_cache import PaddedCache
 from trivium.rollout.sampling import Sampling
 
+Cache = KVCache | PaddedCache | FrequencyCache
 UNIFORMS_PER_CALL = 64
 """Number of tokens of a row whose random numbers are computed in one call."""
 
@@ -103,7 +105,11 @@ class LocalEngine:
                 self._sample_tokens(active, head, cache.advance(tokens_R), sampling)
         return responses
 
-    def _cache(self) -> KVCache | PaddedCache:
+    def _cache(self) -> Cache:
+        key = self.policy.frequency_key
+        return self._plain_cache() if key is None else FrequencyCache(key, self._plain_cache)
+
+    def _plain_cache(self) -> KVCache | PaddedCache:
         if not self.policy.shared:
             return PaddedCache(self.policy)
         if self._use_cuda_graphs:
@@ -153,7 +159,7 @@ class LocalEngine:
         tail = decode_response(self.policy.tokenizer, recent_tokens)
         return any(text in tail for text in sampling.stop)
 
-    def _evict_finished(self, active: list[Row], cache: KVCache | PaddedCache) -> list[Row]:
+    def _evict_finished(self, active: list[Row], cache: Cache) -> list[Row]:
         """Remove finished rows from the cache and return the others."""
         unfinished = [i for i, row in enumerate(active) if row.finish_reason is None]
         if len(unfinished) < len(active):

@@ -22,6 +22,7 @@ from trivium.models import flops
 from trivium.models.equivalence import probe_hidden_states, rounding_of, states_match
 from trivium.models.group_layout import GroupLayout
 from trivium.models.layout import AttentionSpec, Forward, Layout
+from trivium.models.rotary import FIXED
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +30,6 @@ DISABLED = "the decode fast path is disabled, and sampling is slower: %s"
 KNOWN = {"LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention"}
 """Attention classes of ``transformers`` whose code was read. Others look like these on a few tokens
 and rotate, clip or scale differently at far positions or for large numbers."""
-FIXED = {"default", "linear", "llama3", "yarn"}
-"""Kinds of rotary embeddings that rotate a position by the same angle in every forward pass."""
 TABLE_MARGIN = 256
 """Positions beyond the last one for which a table is computed in advance."""
 BACKBONE = {"embed_tokens", "layers", "norm", "rotary_emb"}
