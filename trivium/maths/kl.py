@@ -13,6 +13,14 @@ from torch import Tensor
 
 from trivium.maths.ragged import require_lengths, require_same_shape, segment_starts
 
+MAX_LOG_RATIO = 20.0
+"""Bound of a log-ratio before it is exponentiated: exp(20) is 4.9e8."""
+
+
+def bounded_exp(log_ratio_T: Tensor) -> Tensor:
+    """``exp(min(x, MAX_LOG_RATIO))``: finite in float32, with gradient 0 beyond the bound."""
+    return torch.exp(log_ratio_T.clamp(max=MAX_LOG_RATIO))
+
 
 def k1(logprobs_T: Tensor, ref_logprobs_T: Tensor) -> Tensor:
     """``l``, ``[T]``: unbiased for KL(π‖π_ref), may be negative.
@@ -37,9 +45,10 @@ def k3(logprobs_T: Tensor, ref_logprobs_T: Tensor) -> Tensor:
 
     The *value* estimates KL(π‖π_ref). The *gradient*, with samples held fixed as in a loss, is
     ``(1 − exp(−l)) ∇log π``. Its expectation under π is ∇KL(π_ref‖π); multiplied by the ratio ρ it
-    is ∇KL(π‖π_ref). Both hold the prefix fixed: see ``docs/kl.md``.
+    is ∇KL(π‖π_ref). Both hold the prefix fixed: see ``docs/kl.md``. ``−l`` is at most
+    ``MAX_LOG_RATIO``; beyond it the value is constant.
     """
-    log_ratio_T = k1(logprobs_T, ref_logprobs_T)
+    log_ratio_T = k1(logprobs_T, ref_logprobs_T).clamp(min=-MAX_LOG_RATIO)
     return torch.expm1(-log_ratio_T) + log_ratio_T
 
 

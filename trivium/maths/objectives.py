@@ -2,7 +2,9 @@
 
 The caller multiplies by the weights of ``maths.aggregation`` and sums. In every policy loss,
 gradient flows through ``logprobs_T`` alone; advantages, old log-probs and return targets are
-constants of the rollout batch.
+constants of the rollout batch. Every ratio is ``exp(min(log ρ, 20))`` (``MAX_LOG_RATIO``): in
+float32 an exponential overflows at 88.7, and one token would make the whole step infinite. A token
+beyond the bound has a finite loss and no gradient through its ratio.
 """
 
 from __future__ import annotations
@@ -14,13 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from trivium.maths.kl import bounded_exp
 from trivium.maths.ragged import repeat_per_segment, require_same_shape, segment_mean
 
 
 def importance_ratio(logprobs_T: Tensor, old_logprobs_T: Tensor) -> Tensor:
-    """``ρ_t = π_θ(o_t) / π_old(o_t)``, ``[T]``."""
+    """``ρ_t = π_θ(o_t) / π_old(o_t)``, ``[T]``, at most ``exp(MAX_LOG_RATIO)``."""
     require_same_shape(logprobs_T=logprobs_T, old_logprobs_T=old_logprobs_T)
-    return torch.exp(logprobs_T - old_logprobs_T)
+    return bounded_exp(logprobs_T - old_logprobs_T)
 
 
 class SurrogateLoss(NamedTuple):
@@ -76,9 +79,9 @@ def gspo_surrogate(
     )
     _require_clip(clip_low, clip_high)
     mean_log_ratio_N = segment_mean((logprobs_T - old_logprobs_T).detach(), lengths_N)
-    # Its value is 1, and its gradient is that of log π_θ(o_t).
-    unit_T = torch.exp(logprobs_T - logprobs_T.detach())
-    ratio_T = repeat_per_segment(mean_log_ratio_N.exp(), lengths_N) * unit_T
+    # Its value is 0, and its gradient is that of log π_θ(o_t).
+    zero_T = logprobs_T - logprobs_T.detach()
+    ratio_T = bounded_exp(repeat_per_segment(mean_log_ratio_N, lengths_N) + zero_T)
     return _pessimistic(ratio_T, advantages_T, clip_low, clip_high)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from trivium.evaluation.samples import Rows, training_rows
 from trivium.maths.advantages import equal_groups
 from trivium.maths.kl import k1, k3
-from trivium.maths.objectives import SurrogateLoss
+from trivium.maths.objectives import SurrogateLoss, importance_ratio
 from trivium.maths.ragged import segment_ids
 from trivium.models.policy import Policy
 from trivium.rollout.rollouts import Rollouts
@@ -63,7 +63,7 @@ def policy_metrics(observed: dict[str, Tensor]) -> dict[str, float]:
     """
     logprobs_T, old_T = observed["logprobs_T"], observed["old_logprobs_T"]
     advantages_T = observed["advantages_T"]
-    ratio_T = (logprobs_T - old_T).exp()
+    ratio_T = importance_ratio(logprobs_T, old_T)
     return {
         "policy/entropy": float(observed["entropy_T"].mean()),
         "policy/ratio_mean": float(ratio_T.mean()),
