@@ -255,7 +255,7 @@ def bad_model(name: str, change: object, *texts: str, early: bool = True) -> Non
 bad("missing checkpoint", "sft", "model: {path: ./modle}\n", "./modle", "model.path",
     "there is no checkpoint directory", "name a directory with config.json")
 bad("checkpoint that is a file", "sft", "model: {path: demos.jsonl}\n", "demos.jsonl", "model.path",
-    "there is no checkpoint directory", "name a directory with config.json")
+    "is a file", "name a directory with config.json")
 bad_model("directory without a checkpoint", lambda d: _delete(d, "model/config.json"), "model",
     "model.path", "without config.json", "name one, such as a run's `final`")
 bad_model("adapters without a base", _adapters_only, "only adapters", "model.path",

@@ -302,7 +302,7 @@ class World:
         """Write a reward model with random weights; return its path."""
         path = self.directory / "reward-model"
         if not path.exists():
-            model = RewardModel.load(ModelConfig(path=self.path))
+            model = RewardModel.load(ModelConfig(path=self.path), new_head=True)
             perturb(model.model, seed=11, spread=0.1)
             model.save(path)
         return str(path)

@@ -95,7 +95,7 @@ def test_shape_equals_that_of_the_loaded_model_and_its_optimizer(
     llama: str, tied: str, options: dict[str, Any], tie: bool, scorer: bool
 ) -> None:
     config = ModelConfig.model_validate({"path": tied if tie else llama, **options})
-    model = (load_scorer if scorer else load_causal_lm)(config)
+    model = load_scorer(config, new_head=True) if scorer else load_causal_lm(config)
     trained = trained_parameters(model)
     for parameter in trained:
         parameter.grad = torch.ones_like(parameter)

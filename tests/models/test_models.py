@@ -376,7 +376,7 @@ def test_device_that_does_not_exist_is_a_clear_error(llama: str) -> None:
 
 
 def reward_model_at(path: str | Path, **options: object) -> RewardModel:
-    return RewardModel.load(ModelConfig(path=str(path), **options))
+    return RewardModel.load(ModelConfig(path=str(path), **options), new_head=True)
 
 
 def plain_scores(model: PreTrainedModel, groups: list[Group]) -> Tensor:

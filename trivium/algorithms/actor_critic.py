@@ -33,7 +33,7 @@ def make_critic(config: CriticConfig, actor: ModelConfig, policy: Policy) -> Cri
     """Return a separate critic from its checkpoint (by default the actor's), or a shared head."""
     if config.kind == "shared":
         return SharedCritic(policy)
-    model = RewardModel.load(config.model or actor)
+    model = RewardModel.load(config.model or actor, new_head=True)
     if model.tokenizer.get_vocab() != policy.tokenizer.get_vocab():
         raise ConfigurationError(
             f"critic.model.path is {model.model.name_or_path}, whose vocabulary is not that of the "

@@ -48,7 +48,7 @@ def train(config: RewardModelConfig) -> Path:
     """Train a reward model; return the run's directory, with the model in ``final``."""
     prepared = prepare_run("reward-model", config)
     data, held_out = load_data(config)
-    model = RewardModel.load(config.model)
+    model = RewardModel.load(config.model, new_head=True)
     examples = len(data.groups)
     steps = num_steps(config.epochs, examples, config.examples_per_step)
     trained = [(config.optimizer, trained_parameters(model.model))]

@@ -119,9 +119,28 @@ def step_ends(
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Return the text's tokens, without special tokens before or after them."""
+    """Return the text's tokens, without special tokens before or after them.
+
+    Raises DataError for a text with a special token that the model has no embedding for.
+    """
     checked_text(text, "the text to be tokenized")
-    return tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    tokens = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+    known = _EMBEDDED.get(tokenizer)
+    if known is not None and tokens and max(tokens) >= known:
+        name = tokenizer.convert_ids_to_tokens(max(tokens))
+        raise DataError(
+            f"the text holds {name}, token {max(tokens)} of the tokenizer, and the model has "
+            f"embeddings for {known}: take it out of the text, or resize the model's embeddings"
+        )
+    return tokens
+
+
+_EMBEDDED: WeakKeyDictionary[PreTrainedTokenizerBase, int] = WeakKeyDictionary()
+
+
+def limit_tokens(tokenizer: PreTrainedTokenizerBase, known: int) -> None:
+    """Make ``encode`` refuse tokens from ``known`` on, for which the model has no embeddings."""
+    _EMBEDDED[tokenizer] = known
 
 
 def leading_tokens(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -28,12 +28,29 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from trivium.data.chat import limit_tokens
 from trivium.errors import ModelError
 from trivium.hf.checkpoint_files import (
     local_directory,
     longest_context,
     require_checkpoint,
     weight_faults,
+)
+from trivium.hf.fit import (
+    require_causal,
+    require_embeddings,
+    require_finite,
+    require_trained_head,
+    require_weights,
+)
+from trivium.hf.kinds import (
+    POLICY,
+    SCORER,
+    architecture_of,
+    is_classifier,
+    is_recurrent,
+    kind_fault,
+    role_fault,
 )
 from trivium.hf.model_config import LoraConfig, ModelConfig
 
@@ -74,30 +91,25 @@ def dtype_of(config: ModelConfig) -> torch.dtype:
 
 def load_causal_lm(config: ModelConfig) -> PreTrainedModel:
     """Load a causal language model without dropout, with adapters if configured."""
-    return _prepare(_from_pretrained(AutoModelForCausalLM, config), config, task="CAUSAL_LM")
+    model = _from_pretrained(AutoModelForCausalLM, config, scorer=False)
+    return _prepare(model, config, task="CAUSAL_LM")
 
 
-def load_scorer(config: ModelConfig) -> PreTrainedModel:
-    """Load a one-label sequence classifier; a language model gets a new head of zeros."""
-    _require_one_label(config)
-    model = _from_pretrained(AutoModelForSequenceClassification, config, "score.", num_labels=1)
+def load_scorer(config: ModelConfig, *, new_head: bool = False) -> PreTrainedModel:
+    """Load a one-label sequence classifier.
+
+    With ``new_head``, a language model gets a new head of zeros, to be trained; otherwise the
+    checkpoint must have a trained one.
+    """
+    model = _from_pretrained(
+        AutoModelForSequenceClassification, config, scorer=True, new_head=new_head
+    )
     return _prepare(model, config, task="SEQ_CLS")
 
 
-def _require_one_label(config: ModelConfig) -> None:
-    """Raise if the checkpoint is a classifier with several labels."""
-    hf_config = _read_config(config)
-    kind = next(iter(hf_config.architectures or ()), "")
-    if kind.endswith("ForSequenceClassification") and hf_config.num_labels != 1:
-        raise ModelError(
-            f"{config.path} is a {kind} with {hf_config.num_labels} labels: a reward model or "
-            "critic is a sequence classifier with one label, or a language model to start one from"
-        )
-
-
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
-    """Load the checkpoint's tokenizer."""
-    require_checkpoint(config.path)
+    """Load the checkpoint's tokenizer, and check it against the embeddings of config.json."""
+    hf_config = read_hf_config(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -112,22 +124,52 @@ def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
             f"the tokenizer of {config.path} has no EOS token, so no response could ever end: "
             "set eos_token in its tokenizer_config.json"
         )
+    known = getattr(hf_config.get_text_config(), "vocab_size", None)
+    if isinstance(known, int):
+        require_embeddings(tokenizer, config.path, known)
+        limit_tokens(tokenizer, known)
     return tokenizer
 
 
 def context_length(config: ModelConfig) -> int | None:
     """Return the checkpoint's longest context in tokens, if its configuration names one."""
-    return longest_context(_read_config(config).to_dict())
+    return longest_context(read_hf_config(config).to_dict())
 
 
-def _read_config(config: ModelConfig) -> PreTrainedConfig:
+def read_hf_config(config: ModelConfig) -> PreTrainedConfig:
+    """Return the configuration of a checkpoint; raise if no model of its kind is trained here."""
     require_checkpoint(config.path)
     try:
-        return AutoConfig.from_pretrained(
-            config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
+        with _quiet_transformers():
+            found = AutoConfig.from_pretrained(
+                config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
+            )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ModelError(f"cannot load {config.path}: {_first_line(error)}") from None
+    if fault := kind_fault(found.to_dict()):
+        raise ModelError(f"{config.path} {fault}")
+    return found
+
+
+def require_role(hf_config: PreTrainedConfig, path: str, *, scorer: bool) -> None:
+    """Raise if a checkpoint is no policy, or no reward model or critic, before it is loaded."""
+    if fault := role_fault(hf_config.to_dict(), scorer=scorer):
+        raise ModelError(f"{path} {fault}")
+    auto = AutoModelForSequenceClassification if scorer else AutoModelForCausalLM
+    if type(hf_config) in auto._model_mapping:
+        kind = auto._model_mapping[type(hf_config)]
+        if is_recurrent(hf_config.to_dict(), getattr(kind, "_is_stateful", False)):
+            raise ModelError(
+                f"{path} is a {architecture_of(hf_config.to_dict())}, whose layers keep a state "
+                "(state space, recurrent or convolution): packed and padded sequences would "
+                "share it, so it is not trained here; name a model with attention in every layer"
+            )
+    elif not hasattr(hf_config, "auto_map"):
+        role = "sequence classifier" if scorer else "causal language model"
+        raise ModelError(
+            f"{path} is a {architecture_of(hf_config.to_dict())}, of which transformers has no "
+            f"{role}: {SCORER if scorer else POLICY}"
+        )
 
 
 def save_checkpoint(
@@ -148,20 +190,10 @@ def save_checkpoint(
 
 
 def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Raise if the tokenizer produces tokens that the model has no embedding for.
-
-    Special tokens beyond the embeddings are accepted: some tokenizers have such a padding token,
-    and padding is never embedded here.
-    """
+    """Raise if the tokenizer writes tokens that the model has no embedding for."""
     embeddings = unwrap_peft(model).get_input_embeddings()
     known = int(embeddings.weight.shape[0])  # type: ignore[arg-type,index,union-attr]
-    special = set(tokenizer.all_special_ids)
-    needed = max((n for n in tokenizer.get_vocab().values() if n not in special), default=0) + 1
-    if needed > known:
-        raise ModelError(
-            f"the tokenizer of {model.name_or_path} has {needed} tokens, and the model has "
-            f"embeddings for {known}: take the tokenizer that belongs to the checkpoint"
-        )
+    require_embeddings(tokenizer, str(model.name_or_path), known)
 
 
 def has_lora(model: nn.Module) -> bool:
@@ -193,34 +225,35 @@ def restore_trained(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def _from_pretrained(
-    kind: Any, config: ModelConfig, new_head: str | None = None, **options: Any
+    auto: Any, config: ModelConfig, *, scorer: bool, new_head: bool = False
 ) -> PreTrainedModel:
-    """Load weights; those whose names begin with ``new_head`` may be missing."""
-    require_checkpoint(config.path)
+    """Load weights, and check that they are those of the configuration, all of them and no more."""
+    hf_config = read_hf_config(config)
+    require_role(hf_config, config.path, scorer=scorer)
     directory = local_directory(config.path)
     if directory is not None and (faults := [*weight_faults(directory)]):
         raise ModelError("\n".join(faults))
     try:
         with _quiet_transformers():
-            model, report = kind.from_pretrained(
+            model, report = auto.from_pretrained(
                 config.path,
                 revision=config.revision,
                 dtype=dtype_of(config),
                 trust_remote_code=config.trust_remote_code,
                 use_safetensors=True,
                 output_loading_info=True,
-                **options,
+                ignore_mismatched_sizes=True,  # Reported below, with the shapes.
+                **({"num_labels": 1} if scorer else {}),
             )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"cannot load {config.path}: {_first_line(error)}") from None
-    new = {k for k in report["missing_keys"] if new_head is not None and k.startswith(new_head)}
-    if missing := sorted(set(report["missing_keys"]) - new):
-        raise ModelError(
-            f"{config.path} lacks {len(missing)} weights of {type(model).__name__} "
-            f"({', '.join(missing[:3])} …): they would be random, so it is not loaded"
-        )
-    if new:
+    may_lack_head = new_head and not is_classifier(hf_config.to_dict())
+    require_weights(model, report, config.path, scorer=scorer, new_head=may_lack_head)
+    if any(name.startswith("score.") for name in report["missing_keys"]):
         nn.init.zeros_(model.score.weight)
+    elif scorer and not new_head:
+        require_trained_head(model, config.path)
+    require_finite(model, config.path)
     return model
 
 
@@ -228,6 +261,7 @@ def _prepare(model: PreTrainedModel, config: ModelConfig, *, task: str) -> PreTr
     model.to(device_of(config))  # type: ignore[arg-type]
     _copy_from_file(model)
     disable_dropout(model)
+    require_causal(model, config.path)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model, config)
     model.train()

@@ -20,12 +20,13 @@ from transformers import (
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.errors import ModelError
-from trivium.hf.checkpoint_files import require_checkpoint
 from trivium.hf.loading import (
     add_adapters,
     disable_dropout,
     dtype_of,
     enable_gradient_checkpointing,
+    read_hf_config,
+    require_role,
     resolve_device,
     unwrap_peft,
 )
@@ -84,7 +85,7 @@ def weightless(run: DryRun, config: ModelConfig, *, scorer: bool = False) -> Pre
     Raises:
         ModelError: there is no such checkpoint, or ``transformers`` does not support it.
     """
-    require_checkpoint(config.path)
+    require_role(read_hf_config(config), config.path, scorer=scorer)
     options = {"num_labels": 1} if scorer else {}
     kind = AutoModelForSequenceClassification if scorer else AutoModelForCausalLM
     trust = config.trust_remote_code

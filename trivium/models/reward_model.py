@@ -33,7 +33,8 @@ class RewardModel(GroupModel):
         base = unwrap_peft(model)
         if base.config.num_labels != 1 or not hasattr(base, "score"):
             raise ModelError(
-                f"{type(base).__name__} has {base.config.num_labels} labels: a reward model is a "
+                f"{type(base).__name__} has {base.config.num_labels} labels, and its head is "
+                f"{'' if hasattr(base, 'score') else 'not '}named score: a reward model is a "
                 "sequence classifier with one label and a head named score"
             )
         if base.config.pad_token_id is None:
@@ -41,9 +42,12 @@ class RewardModel(GroupModel):
         super().__init__(model, tokenizer, fast_path)
 
     @classmethod
-    def load(cls, config: ModelConfig) -> RewardModel:
-        """Load a checkpoint's reward model; a language model gets a new head that scores 0."""
-        model, tokenizer = load_scorer(config), load_tokenizer(config)
+    def load(cls, config: ModelConfig, *, new_head: bool = False) -> RewardModel:
+        """Load a checkpoint's reward model, whose head must be trained.
+
+        With ``new_head``, where training starts, a language model gets a head that scores 0.
+        """
+        tokenizer, model = load_tokenizer(config), load_scorer(config, new_head=new_head)
         require_vocabulary(model, tokenizer)
         return cls(model, tokenizer, fast_path=config.fast_path)
 

@@ -122,7 +122,7 @@ def test_off_leaves_every_module_as_transformers_made_it(
     tmp_path: Path, scorer: bool, lora: LoraConfig | None
 ) -> None:
     config = ModelConfig(path=checkpoint(tmp_path), lora=lora, fast_path="off")
-    model = (RewardModel if scorer else Policy).load(config)
+    model = RewardModel.load(config, new_head=True) if scorer else Policy.load(config)
     copies = [model.model] if scorer else [model.model, frozen_copy(model).model]
     for module in (module for copied in copies for module in copied.modules()):
         assert not owners(module).startswith("trivium.models.cpu")
