@@ -135,7 +135,7 @@ def _data_faults(sections: Sections, columns: Columns) -> Iterator[str]:
 
 
 def _candidate_reader(config: PairsConfig) -> Any:
-    return lambda row, _: candidates_of(row, config)
+    return lambda row, notes: candidates_of(row, config, notes)
 
 
 def _column_faults(sections: Sections, columns: Columns) -> Iterator[str]:

@@ -12,16 +12,10 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from trivium.data.chat import (
-    Encoder,
-    checked_messages,
-    decode_response,
-    encode,
-    end_tokens,
-    leading_tokens,
-    render,
-    step_ends,
-)
+from trivium.data.chat import decode_response, encode, end_tokens, leading_tokens, step_ends
+from trivium.data.chat_columns import checked_messages
+from trivium.data.encoder import Encoder
+from trivium.data.template import render
 from trivium.errors import DataError, ModelError
 
 CHAT: list[dict[str, Any]] = [
@@ -31,6 +25,8 @@ CHAT: list[dict[str, Any]] = [
     {"role": "assistant", "content": "46 eggs"},
 ]
 BYTES: Any = chatml_tokenizer()
+THINKING = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
+"""Opens an assistant turn with <think>, and does not write it in a finished turn."""
 
 
 @pytest.fixture(scope="module")
@@ -208,9 +204,22 @@ def test_second_end_token_after_a_turn_is_left_out():
 
 
 def test_template_that_changes_the_prompt_is_an_error_with_both_texts():
-    thinking = CHATML.replace("assistant\n' }}{% endif", "assistant\n<think>' }}{% endif")
-    with pytest.raises(DataError, match=r"(?s)does not render a prompt.*message 2.*<think>"):
-        Encoder(chatml_tokenizer(thinking)).dialogue(CHAT, 1)
+    counting = "{{ messages | length }} messages\n" + CHATML
+    with pytest.raises(DataError, match=r"(?s)before message 2 .*1 messages.*4 messages"):
+        Encoder(chatml_tokenizer(counting)).dialogue(CHAT, 1)
+
+
+def test_template_that_does_not_write_what_it_opens_a_turn_with_names_a_completion_in_plain_text():
+    with pytest.raises(DataError, match=r"'<think>', which .* message 2.* `completion` in plain"):
+        Encoder(chatml_tokenizer(THINKING)).dialogue(CHAT, 1)
+
+
+@pytest.mark.parametrize("text", ["<think>hm</think>31", "hm</think>31"])
+def test_text_follows_the_turn_that_the_template_opens(text):
+    exchange = Encoder(chatml_tokenizer(THINKING)).exchange(CHAT[:1], text)
+    assert BYTES.decode(exchange.prompt) == render(chatml_tokenizer(THINKING), CHAT[:1], True)
+    assert BYTES.decode(exchange.response) == "hm</think>31<|im_end|>"
+    assert exchange.loss_mask == [True] * len(exchange.response)
 
 
 def test_response_that_begins_with_a_line_break_keeps_the_prompt_tokens():

@@ -17,8 +17,9 @@ from helpers.data_tokenizers import CHATML, chatml_tokenizer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trivium.data.chat import Encoder, decode_response, render
+from trivium.data.chat import decode_response
 from trivium.data.demonstrations import DemonstrationsConfig, read_demonstrations
+from trivium.data.encoder import Encoder
 from trivium.data.preferences import (
     PreferencesConfig,
     StepLabelsConfig,
@@ -27,6 +28,7 @@ from trivium.data.preferences import (
 )
 from trivium.data.prompts import PromptsConfig, read_prompts
 from trivium.data.rows import RowsConfig, collect, read_rows
+from trivium.data.template import render
 from trivium.errors import DataError
 
 EACH = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -11,7 +11,8 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from trivium.data.chat import encode
-from trivium.data.prompts import PromptsConfig, fill_template, load_prompts, read_prompts
+from trivium.data.prompt_forms import fill_template
+from trivium.data.prompts import PromptsConfig, load_prompts, read_prompts
 from trivium.data.rows import Row
 from trivium.errors import DataError
 

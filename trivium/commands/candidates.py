@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from trivium.commands.pairs_config import CandidateConfig, PairsConfig
-from trivium.data.chat import Messages
-from trivium.data.messages import nearest, shortened
-from trivium.data.prompts import explicit_prompt
-from trivium.data.rows import Row, checked_text
+from trivium.data.messages import checked_text, nearest, shortened
+from trivium.data.prompt_forms import explicit_prompt, tools_of
+from trivium.data.rows import Notes, Row
+from trivium.data.template import Messages, Tools
 from trivium.errors import DataError
 
 
@@ -23,9 +23,10 @@ class Candidates:
     index: int
     responses: list[str]
     scores: list[float]
+    tools: Tools | None = None
 
 
-def candidates_of(row: Row, config: PairsConfig) -> Candidates:
+def candidates_of(row: Row, config: PairsConfig, notes: Notes) -> Candidates:
     """Return the responses and scores of the row's columns that the configuration names."""
     responses: list[str] = []
     scores: list[float] = []
@@ -33,7 +34,9 @@ def candidates_of(row: Row, config: PairsConfig) -> Candidates:
         texts, numbers = _texts_and_scores(row, candidate)
         responses += texts
         scores += numbers
-    return Candidates(explicit_prompt(row, config.data), row.index, responses, scores)
+    prompt = explicit_prompt(row, config.data)
+    tools = tools_of(row, prompt, config.data, notes)
+    return Candidates(prompt, row.index, responses, scores, tools)
 
 
 def _texts_and_scores(row: Row, candidate: CandidateConfig) -> tuple[list[str], list[float]]:

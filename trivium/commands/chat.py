@@ -17,8 +17,10 @@ from contextlib import suppress
 from torch import Tensor
 
 from trivium.commands.chat_config import LINE, ChatConfig
-from trivium.data.chat import Encoder, Messages, decode_response
+from trivium.data.chat import decode_response
+from trivium.data.encoder import Encoder
 from trivium.data.prompts import Prompt
+from trivium.data.template import Messages
 from trivium.errors import ConfigurationError
 from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
@@ -87,7 +89,7 @@ class Conversation:
     def __init__(self, config: ChatConfig, policy: Policy, write: Callable[[str], None]) -> None:
         self.config, self.policy = config, policy
         self.write = write
-        self.encoder = Encoder(policy.tokenizer)
+        self.encoder = Encoder(policy.tokenizer, config.template_arguments)
         self.has_chat_template = policy.tokenizer.chat_template is not None
         self.engine = StreamingEngine(policy, set(local_engine(policy).end_tokens), self._show)
         self.turns = self.shown_chars = 0

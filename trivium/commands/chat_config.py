@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import Field, field_validator
 
 from trivium.config.base import Configuration
@@ -21,6 +23,8 @@ class ChatConfig(Configuration):
     """How responses are sampled."""
     system: str | None = None
     """The system message of the conversation."""
+    template_arguments: dict[str, Any] | None = None
+    """Variables for the chat template, as in {enable_thinking: false}."""
     template: str | None = None
     """Prompt made from each input line, for models without a chat template, as in
     "Question: {line}\\nAnswer:"."""

@@ -86,6 +86,7 @@ def contrasts(candidates: Candidates, config: PairsConfig) -> list[dict[str, Any
             "chosen_reward": scores[better],
             "rejected_reward": scores[worse],
         }
+        row |= {"tools": candidates.tools} if candidates.tools else {}
         rows.setdefault((texts[better], texts[worse]), row)
     return list(rows.values())[: config.pairs_per_prompt]
 
@@ -136,11 +137,12 @@ def _scored(rollouts: Rollouts, keep_truncated: bool) -> Iterator[Candidates]:
             (r.text, total) for r, total in scored if keep_truncated or r.finish_reason != "length"
         ]
         texts, scores = [text for text, _ in used], [total for _, total in used]
-        yield Candidates(prompt.text, prompt.index, texts, scores)
+        tools = None if isinstance(prompt.text, str) else prompt.columns.get("tools")
+        yield Candidates(prompt.text, prompt.index, texts, scores, tools)
 
 
 # --- From rows ------------------------------------------------------------------------------------
 
 
 def _from_rows(config: PairsConfig) -> Iterator[Candidates]:
-    return iter(collect(config.data, lambda row, _: candidates_of(row, config))[0])
+    return iter(collect(config.data, lambda row, notes: candidates_of(row, config, notes))[0])

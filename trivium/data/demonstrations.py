@@ -8,22 +8,29 @@ chat templates.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from trivium.config.base import Conflict
-from trivium.data.chat import Encoder, Exchange, Messages, Reply, checked_messages, reply_text
+from trivium.data.chat_columns import checked_messages
+from trivium.data.encoder import Encoder, Exchange, Reply, reply_text
 from trivium.data.group import Group
-from trivium.data.prompts import (
+from trivium.data.messages import checked_text
+from trivium.data.prompt_forms import (
+    CONTEXT_COLUMNS,
     TextConfig,
-    check_prompt,
+    alpaca_prompt,
     explicit_prompt,
+    is_alpaca,
     prompt_form,
+    tools_of,
     with_system,
 )
-from trivium.data.rows import DropRow, LoadReport, Notes, Row, checked_text, collect
+from trivium.data.prompts import check_prompt
+from trivium.data.rows import DropRow, LoadReport, Notes, Row, collect
+from trivium.data.template import Messages, Tools
 from trivium.errors import DataError
 
 if TYPE_CHECKING:
@@ -52,7 +59,10 @@ class ResponsesConfig(TextConfig):
 class DemonstrationsConfig(ResponsesConfig):
     """Demonstrations for supervised fine-tuning."""
 
-    known_columns: ClassVar = frozenset({"prompt", "completion", "messages", "text"})
+    known_columns: ClassVar = CONTEXT_COLUMNS | {
+        *("prompt", "completion", "messages", "text", "conversations"),
+        *("instruction", "input", "output", "label"),
+    }
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,7 @@ class ParsedDemonstration:
 
     prompt: str | Messages | None
     reply: Reply
+    tools: Tools | None = None
 
 
 def load_demonstrations(
@@ -88,17 +99,19 @@ def read_demonstrations(
     """Return the demonstrations and the report of rows kept and dropped.
 
     A row has a prompt (`prompt` or `template`) with a `completion`, or a chat in `messages`, or a
-    `text` without a prompt; the first of these that is present is used. Raises DataError for a row
-    without any of them, or one that exceeds the model's context.
+    `text` without a prompt; the first of these that is present is used. A row that KTO labels
+    false is dropped. Raises DataError for a row without any of them, or one that exceeds the
+    model's context.
     """
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, config.template_arguments)
 
     def convert(row: Row, notes: Notes) -> Demonstration:
         parsed = parse_demonstration(row, config, notes)
         if parsed.prompt is None:
             exchange = encoder.document(reply_text(parsed.reply))
         else:
-            exchange = encode_exchange(encoder, parsed.prompt, parsed.reply, notes)
+            exchange = encode_exchange(encoder, parsed.prompt, parsed.reply, notes, parsed.tools)
+            encoder.tell_of_chat(parsed.prompt)
         check_prompt(exchange.prompt, config)
         response = limit_response(exchange.response, config, notes)
         check_context(len(exchange.prompt) + len(response), context_length)
@@ -115,10 +128,21 @@ def parse_demonstration(
 ) -> ParsedDemonstration:
     """Return the row's prompt and reply, with every check that needs no tokenizer."""
     parsed = _parse(row, config, notes)
+    _drop_if_rejected(row, config)
     drop_if_empty(parsed.reply)
+    tools = tools_of(row, parsed.prompt, config, notes)
     form = "text without a prompt" if parsed.prompt is None else prompt_form(parsed.prompt)
     notes.forms[form] += 1
-    return parsed
+    return replace(parsed, tools=tools)
+
+
+def _drop_if_rejected(row: Row, config: DemonstrationsConfig) -> None:
+    """Raise DropRow for a row of KTO's whose label says that its response is not desired."""
+    label = row.columns.get("label")
+    if not row.has("completion") or "label" in config.template_columns:
+        return
+    if label is False or (isinstance(label, str) and label.strip().lower() == "false"):
+        raise DropRow("labeled false, as in KTO's data: its response is not a demonstration")
 
 
 def _parse(row: Row, config: DemonstrationsConfig, notes: Notes) -> ParsedDemonstration:
@@ -133,15 +157,25 @@ def _parse(row: Row, config: DemonstrationsConfig, notes: Notes) -> ParsedDemons
         return ParsedDemonstration(prompt, reply)
     if row.has("messages"):
         return _parse_chat(row, config, notes)
+    if is_alpaca(row):
+        return ParsedDemonstration(alpaca_prompt(row, config), row.text("output"))
     if row.has("text"):
         if config.chat or config.system is not None:
             raise DataError("column `text` is not a chat; remove `chat` and `system`")
         return ParsedDemonstration(None, row.text("text"))
     raise DataError(
         f"no demonstration: the columns are {row.names()}, and a demonstration needs `prompt` and "
-        "`completion`, or `messages`, or `text`; name them, as in `columns: {prompt: question, "
-        "completion: answer}`"
+        f"`completion`, or `messages`, or `text`; name them, as in `columns: {_mapping(row)}`"
     )
+
+
+def _mapping(row: Row) -> str:
+    """Return an example of names of columns; of a pair, its chosen response is learned."""
+    if not row.has("chosen"):
+        return "{prompt: question, completion: answer}"
+    if row.has("prompt"):
+        return "{completion: chosen}"
+    return f"{{{'text' if isinstance(row.columns['chosen'], str) else 'messages'}: chosen}}"
 
 
 def _parse_chat(row: Row, config: DemonstrationsConfig, notes: Notes) -> ParsedDemonstration:
@@ -153,7 +187,7 @@ def _parse_chat(row: Row, config: DemonstrationsConfig, notes: Notes) -> ParsedD
         )
     if turns[-1] + 1 < len(messages):
         notes["turns after the last assistant turn are left out"] += 1
-    messages = with_system(messages[: turns[-1] + 1], config)
+    messages = with_system(messages[: turns[-1] + 1], config, row)
     first = next(i for i, message in enumerate(messages) if message["role"] == "assistant")
     return ParsedDemonstration(messages[:first], messages[first:])
 
@@ -179,11 +213,17 @@ def parse_reply(value: Any, label: str) -> Reply:
 
 
 def encode_exchange(
-    encoder: Encoder, prompt: str | Messages, reply: Reply, notes: Notes
+    encoder: Encoder,
+    prompt: str | Messages,
+    reply: Reply,
+    notes: Notes,
+    tools: Tools | None = None,
 ) -> Exchange:
-    """Return the tokens of prompt and response; note if they were encoded separately."""
-    exchange = encoder.exchange(prompt, reply)
+    """Return the tokens of prompt and response; note how they differ from the row."""
+    exchange = encoder.exchange(prompt, reply, tools)
     notes.update([_ENCODED_SEPARATELY] if exchange.encoded_separately else [])
+    for remark in exchange.remarks:
+        notes.remark(remark)
     return exchange
 
 

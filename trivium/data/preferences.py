@@ -13,15 +13,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from trivium.data.chat import (
-    Encoder,
-    Messages,
-    Reply,
-    checked_messages,
-    decode_response,
-    reply_text,
-    step_ends,
-)
+from trivium.data.chat import decode_response, step_ends
+from trivium.data.chat_columns import checked_messages
 from trivium.data.demonstrations import (
     ResponsesConfig,
     check_context,
@@ -31,17 +24,19 @@ from trivium.data.demonstrations import (
     limit_response,
     parse_reply,
 )
+from trivium.data.encoder import Encoder, Reply, reply_text
 from trivium.data.group import Group
-from trivium.data.messages import shortened
-from trivium.data.prompts import (
-    ASSISTANT_MARK,
+from trivium.data.messages import checked_text, shortened
+from trivium.data.prompt_forms import (
+    CONTEXT_COLUMNS,
     as_prompt,
-    check_prompt,
     explicit_prompt,
     prompt_form,
-    split_dialogues,
+    tools_of,
 )
-from trivium.data.rows import DropRow, LoadReport, Notes, Row, checked_text, collect
+from trivium.data.prompts import ASSISTANT_MARK, check_prompt, split_dialogues
+from trivium.data.rows import DropRow, LoadReport, Notes, Row, collect
+from trivium.data.template import Messages
 from trivium.errors import DataError
 
 if TYPE_CHECKING:
@@ -58,7 +53,7 @@ class PreferencesConfig(ResponsesConfig):
     assistant_mark: str = Field(default=ASSISTANT_MARK, min_length=1)
     """Text before an assistant turn in plain-text dialogues that contain prompt and response."""
 
-    known_columns: ClassVar = frozenset({"prompt", "chosen", "rejected"})
+    known_columns: ClassVar = CONTEXT_COLUMNS | {"prompt", "chosen", "rejected", "conversations"}
 
 
 class StepLabelsConfig(ResponsesConfig):
@@ -67,7 +62,7 @@ class StepLabelsConfig(ResponsesConfig):
     separator: str = "\n"
     """Text between two steps of the response."""
 
-    known_columns: ClassVar = frozenset({"prompt", "completions", "labels"})
+    known_columns: ClassVar = CONTEXT_COLUMNS | {"prompt", "completions", "labels"}
 
 
 @dataclass(frozen=True)
@@ -106,11 +101,14 @@ def read_preferences(
     dialogues. Pairs with equal responses or an empty response are dropped and counted. Raises
     DataError for a row that is not a pair, or one that exceeds the model's context.
     """
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, config.template_arguments)
 
     def convert(row: Row, notes: Notes) -> Preference:
         prompt, *replies = parse_pair(row, config, notes, encoder)
-        exchanges = [encode_exchange(encoder, prompt, reply, notes) for reply in replies]
+        tools = tools_of(row, prompt, config, notes)
+        exchanges = [encode_exchange(encoder, prompt, reply, notes, tools) for reply in replies]
+        if row.has("prompt") or config.template is not None:
+            encoder.tell_of_chat(prompt)
         tokens = exchanges[0].prompt
         check_prompt(tokens, config)
         responses = [limit_response(exchange.response, config, notes) for exchange in exchanges]
@@ -142,6 +140,7 @@ def parse_pair(
 def _split_pair(
     row: Row, config: PreferencesConfig, notes: Notes, encoder: Encoder | None
 ) -> tuple[str | Messages, Reply, Reply]:
+    _require_pair(row)
     chosen, rejected = row.column("chosen"), row.column("rejected")
     are_dialogues = _is_dialogue(chosen) and _is_dialogue(rejected)
     if are_dialogues and config.template is not None:
@@ -156,8 +155,26 @@ def _split_pair(
     if isinstance(prompt, str) and all(reply_text(reply).startswith(prompt) for reply in replies):
         notes[_REPEATED_PROMPT] += 1
     if isinstance(prompt, str) and not all(isinstance(reply, str) for reply in replies):
-        prompt = as_prompt([{"role": "user", "content": prompt}], config, "the prompt")
+        prompt = as_prompt([{"role": "user", "content": prompt}], config, "the prompt", row)
     return prompt, *replies
+
+
+def _require_pair(row: Row) -> None:
+    """Raise DataError, with what to write, for a row without `chosen` and `rejected`."""
+    if {"chosen", "rejected"} & row.columns.keys():
+        return
+    if {"completion", "label"} <= row.columns.keys():
+        raise DataError(
+            "has `completion` and `label`, as in KTO's data: one response with a label, and a "
+            "pair needs two; write rows of `prompt`, `chosen` (a completion labeled true) and "
+            "`rejected` (one labeled false for the same prompt), or train by SFT, which reads the "
+            "rows labeled true"
+        )
+    raise DataError(
+        f"no pair: the columns are {row.names()}, and a pair needs `chosen` and `rejected`, which "
+        "are two responses to a `prompt` or two whole dialogues; name them, as in `columns: "
+        "{chosen: better, rejected: worse}` (rows with one response are for SFT)"
+    )
 
 
 def _is_dialogue(value: Any) -> bool:
@@ -184,12 +201,13 @@ def read_step_labels(
     character that is not whitespace. Raises DataError for any other row, or one that exceeds the
     model's context.
     """
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, config.template_arguments)
 
     def convert(row: Row, notes: Notes) -> StepLabels:
         prompt, steps, labels = parse_step_labels(row, config, notes)
         text = config.separator.join(steps)
-        exchange = encode_exchange(encoder, prompt, text, notes)
+        tools = tools_of(row, prompt, config, notes)
+        exchange = encode_exchange(encoder, prompt, text, notes, tools)
         check_prompt(exchange.prompt, config)
         ends = _token_ends(steps, text, config.separator, exchange.response, encoder)
         response = limit_response(exchange.response, config, notes)

@@ -1,23 +1,32 @@
 """Prompts for rollouts, and functions for prompts shared by the loaders.
 
-A prompt is plain text, used verbatim, or a chat that the tokenizer's template renders up to the
-assistant turn. It is read from a column, written by a template from several columns, or is the
-common part of a chosen and a rejected dialogue. Responses are in the other modules of this package.
+A prompt is read from a column, written by a template from several columns (``prompt_forms``), or
+is the common part of a chosen and a rejected dialogue. Responses are in the other modules of this
+package.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from trivium.config.base import Conflict
-from trivium.data.chat import Encoder, Messages, Reply, checked_messages, common_prefix_length
-from trivium.data.messages import nearest, shortened
-from trivium.data.rows import DropRow, LoadReport, Notes, Row, RowsConfig, checked_text, collect
+from trivium.data.chat import common_prefix_length
+from trivium.data.chat_columns import checked_messages
+from trivium.data.encoder import Encoder, Reply
+from trivium.data.prompt_forms import (
+    TextConfig,
+    alpaca_prompt,
+    as_prompt,
+    explicit_prompt,
+    is_alpaca,
+    prompt_form,
+    tools_of,
+)
+from trivium.data.rows import DropRow, LoadReport, Notes, Row, collect
+from trivium.data.template import Messages
 from trivium.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,44 +34,7 @@ if TYPE_CHECKING:
 
 ASSISTANT_MARK = "\n\nAssistant:"
 
-_FIELD = re.compile(r"\{\{|\}\}|\{([^{}]*)\}|[{}]")
-
-
-class TextConfig(RowsConfig):
-    """Form and limits of the prompts in the data."""
-
-    template: str | None = None
-    """The prompt written from columns, as in "Question: {question}\\nAnswer:"; {{ is a brace."""
-    chat: bool = False
-    """Whether a plain-text prompt becomes the user message of a chat."""
-    system: str | None = None
-    """System message of chats that do not begin with a system message."""
-    max_prompt_tokens: int | None = Field(default=None, ge=1)
-    """Maximum number of tokens of a prompt."""
-    long_prompts: Literal["error", "drop"] = "error"
-    """Treatment of a row with a longer prompt: raise an error, or drop and count the row."""
-
-    @field_validator("template")
-    @classmethod
-    def _check_template(cls, template: str | None) -> str | None:
-        for match in _FIELD.finditer(template or ""):
-            if match[0] in "{}" or match[1] == "":
-                raise ValueError(
-                    f"`{match[0]}` at character {match.start()} names no column; write {{name}} "
-                    "for a column, {{ or }} for a brace"
-                )
-        return template
-
-    def uses_column(self, column: str) -> bool:
-        in_template = [match[1] for match in _FIELD.finditer(self.template or "")]
-        return column in in_template or super().uses_column(column)
-
-    def conflicts(self) -> Iterator[Conflict]:
-        yield from super().conflicts()
-        if self.template is not None and "prompt" in self.columns:
-            yield "template", "`template` and `columns.prompt` both give the prompt; keep one"
-        if self.long_prompts != "error" and self.max_prompt_tokens is None:
-            yield "long_prompts", "`long_prompts` needs a limit; set `max_prompt_tokens`"
+_PROMPT_NAMES = ("instruction", "question", "query", "problem", "input", "user")
 
 
 class PromptsConfig(TextConfig):
@@ -99,11 +71,16 @@ def read_prompts(
     that the response leaves of the model's context. Raises DataError for a row without a prompt,
     or with a longer one.
     """
-    encoder = Encoder(tokenizer)
+    encoder = Encoder(tokenizer, config.template_arguments)
 
     def convert(row: Row, notes: Notes) -> Prompt:
         text = parse_prompt(row, config, notes, encoder)
-        tokens = encoder.prompt(text)
+        tools = tools_of(row, text, config, notes)
+        tokens, remarks = encoder.prompt_and_remarks(text, tools)
+        for remark in remarks:
+            notes.remark(remark)
+        if row.has("prompt") or config.template is not None:
+            encoder.tell_of_chat(text)
         check_prompt(tokens, config)
         if max_prompt_length is not None and len(tokens) > max_prompt_length:
             raise DataError(
@@ -112,6 +89,8 @@ def read_prompts(
                 "`max_tokens`, or set `max_prompt_tokens` and `long_prompts: drop`"
             )
         columns = {name: value for name, value in row.columns.items() if name != "prompt"}
+        if "tools" in columns and not isinstance(text, str):
+            columns["tools"] = tools
         return Prompt(tokens, text, columns, row.index)
 
     return collect(config, convert, dedup_key=lambda prompt: tuple(prompt.tokens))
@@ -129,11 +108,6 @@ def parse_prompt(
     return text
 
 
-def prompt_form(prompt: str | Messages) -> str:
-    """Return a name of the prompt's form; the load report notes files with several forms."""
-    return "plain text" if isinstance(prompt, str) else "a chat"
-
-
 def _find_prompt(
     row: Row, config: PromptsConfig, notes: Notes, encoder: Encoder | None
 ) -> str | Messages:
@@ -142,76 +116,12 @@ def _find_prompt(
             messages = checked_messages(row.column("messages"), "column `messages`")
             while messages and messages[-1]["role"] == "assistant":
                 messages.pop()
-            return as_prompt(messages, config, "column `messages`")
+            return as_prompt(messages, config, "column `messages`", row)
         if row.has("chosen") and row.has("rejected"):
             return split_dialogues(row, config, config.assistant_mark, notes, encoder)[0]
+        if is_alpaca(row):
+            return alpaca_prompt(row, config)
     return explicit_prompt(row, config)
-
-
-def explicit_prompt(row: Row, config: TextConfig) -> str | Messages:
-    """Return the prompt from the template or the column `prompt`."""
-    if config.template is not None:
-        return as_prompt(fill_template(config.template, row), config, "`template`")
-    return as_prompt(row.column("prompt"), config, "column `prompt`")
-
-
-def as_prompt(value: Any, config: TextConfig, label: str) -> str | Messages:
-    """Return text or messages as a prompt, with `chat` and `system` applied.
-
-    Raises DataError, which calls the value `label`, if it cannot be a prompt.
-    """
-    if isinstance(value, str):
-        text = checked_text(value, label)
-        if config.chat:
-            return with_system([{"role": "user", "content": text}], config)
-        if config.system is not None:
-            raise DataError(
-                f"{label} is plain text, which cannot have a `system` message; set `chat: true` to "
-                "make it a user message, or write the system text into `template`"
-            )
-        return text
-    messages = checked_messages(value, label)
-    if messages[-1]["role"] == "assistant":
-        raise DataError(
-            f"{label} ends with an assistant turn, which belongs to the response; end it with "
-            "another turn, or give plain text to be continued"
-        )
-    return with_system(messages, config)
-
-
-def with_system(messages: Messages, config: TextConfig) -> Messages:
-    """Return the chat after the configured system message, unless it begins with its own."""
-    if config.system is None or messages[0]["role"] == "system":
-        return messages
-    return [{"role": "system", "content": config.system}, *messages]
-
-
-def fill_template(template: str, row: Row) -> str:
-    """Return the template with each {column} replaced by that column's text or number.
-
-    Nothing else is evaluated: a name is a whole column name, and braces in a column's value are
-    kept. Raises DataError, with the names of all columns, for an unknown column.
-    """
-
-    def value(match: re.Match[str]) -> str:
-        name = match[1]
-        if name is None:
-            return match[0][0]
-        if name not in row.columns:
-            near = nearest(name, row.columns)
-            guess = f"; did you mean {{{near}}}?" if near else ""
-            raise DataError(
-                f"`template` names {{{name}}}, and the columns are {row.names()}{guess}"
-            )
-        content = row.columns[name]
-        if isinstance(content, bool) or not isinstance(content, str | int | float):
-            raise DataError(
-                f"`template` names {{{name}}}, which is {shortened(content)}; a template takes "
-                "text or numbers"
-            )
-        return str(content)
-
-    return checked_text(_FIELD.sub(value, template), "`template`")
 
 
 def check_prompt(tokens: list[int], config: TextConfig) -> None:
@@ -265,9 +175,20 @@ def split_dialogues(
     if start >= 0:
         end = start + len(mark)
     else:
+        _require_no_prompt_column(row)
         end = _prompt_end(chosen, rejected, length, encoder)
         notes[f"prompt is the longest common prefix (it does not contain {mark!r})"] += 1
     return chosen[:end], chosen[end:], rejected[end:]
+
+
+def _require_no_prompt_column(row: Row) -> None:
+    """Raise DataError if another column looks like the prompt of `chosen` and `rejected`."""
+    name = next((n for n in _PROMPT_NAMES if isinstance(row.columns.get(n), str)), None)
+    if name is not None:
+        raise DataError(
+            f"there is no `prompt`, and column `{name}` looks like it; set `columns: {{prompt: "
+            f"{name}}}`, or rename `{name}` if `chosen` and `rejected` contain the prompt"
+        )
 
 
 def _prompt_end(chosen: str, rejected: str, length: int, encoder: Encoder | None) -> int:
@@ -312,4 +233,4 @@ def _split_chats(row: Row, config: TextConfig) -> tuple[str | Messages, Messages
     if any([message["role"] for message in reply] != ["assistant"] for reply in replies):
         raise DropRow("the dialogues differ before their last turn")
     label = "the common part of `chosen` and `rejected`"
-    return as_prompt(chosen[:common], config, label), *replies
+    return as_prompt(chosen[:common], config, label, row), *replies

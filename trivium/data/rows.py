@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
@@ -19,8 +19,9 @@ from pydantic import Field
 
 from trivium.config.base import Configuration, Conflict
 from trivium.config.paths import looked_up
+from trivium.data.chat_columns import read_chats
 from trivium.data.files import open_records
-from trivium.data.messages import nearest, shortened
+from trivium.data.messages import checked_text, nearest, shortened
 from trivium.errors import DataError, one_line
 
 logger = logging.getLogger("trivium")
@@ -28,6 +29,7 @@ logger = logging.getLogger("trivium")
 T = TypeVar("T")
 
 _MAX_FAULTS = 10
+_MAX_NAMED_ROWS = 3
 _MAX_NESTING = 100
 
 
@@ -115,11 +117,32 @@ class DropRow(Exception):
 
 
 class Notes(Counter[str]):
-    """Number of rows per remark, and in `forms` the number of rows per form of the data."""
+    """Number of rows per remark, and in `forms` the number of rows per form of the data.
+
+    Attributes:
+        where: file and line of the current row.
+        rows: file and line of the first rows with a remark of `remark`.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.forms: Counter[str] = Counter()
+        self.where = ""
+        self.rows: dict[str, list[str]] = {}
+        self._remarked: set[str] = set()
+
+    def begin(self, where: str) -> None:
+        """Begin a row."""
+        self.where = where
+        self._remarked.clear()
+
+    def remark(self, text: str) -> None:
+        """Count the current row for a remark, once."""
+        if text not in self._remarked:
+            self._remarked.add(text)
+            self[text] += 1
+            rows = self.rows.setdefault(text, [])
+            rows += [self.where] if len(rows) < _MAX_NAMED_ROWS else []
 
 
 @dataclass(frozen=True)
@@ -132,14 +155,23 @@ class LoadReport:
     dropped: Mapping[str, int]
     notes: Mapping[str, int]
     unused_columns: tuple[str, ...] = ()
+    noted_rows: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [f"{self.source}: {self.rows:,} rows read, {self.kept:,} kept"]
         parts += [f"{count:,} dropped: {reason}" for reason, count in self.dropped.items()]
-        parts += [f"{count:,} noted: {note}" for note, count in self.notes.items()]
+        parts += [
+            f"{count:,} noted: {note}{self._named_rows(note)}" for note, count in self.notes.items()
+        ]
         if self.unused_columns:
             parts.append(f"unused columns: {', '.join(self.unused_columns)}")
         return one_line("; ".join(parts))
+
+    def _named_rows(self, note: str) -> str:
+        rows = self.noted_rows.get(note)
+        if not rows:
+            return ""
+        return f" ({'; '.join(rows)}{'; …' if self.notes[note] > len(rows) else ''})"
 
 
 @dataclass
@@ -164,8 +196,11 @@ class RowReader:
                 self.faults.append(one_line(str(row)))
             else:
                 self.columns.update(row.columns.keys())
+                self.notes.begin(row.where)
                 try:
-                    yield convert(row, self.notes)
+                    yield convert(
+                        replace(row, columns=read_chats(row.columns, self.notes.remark)), self.notes
+                    )
                 except DropRow as reason:
                     self.dropped[str(reason)] += 1
                 except DataError as error:
@@ -190,7 +225,7 @@ class RowReader:
             forms = ", ".join(f"{n:,} as {form}" for form, n in self.notes.forms.items())
             notes[f"rows differ in form ({forms})"] = min(self.notes.forms.values())
         unused = tuple(name for name in self.columns if not config.uses_column(name))
-        report = LoadReport(source, self.rows, kept, self.dropped, notes, unused)
+        report = LoadReport(source, self.rows, kept, self.dropped, notes, unused, self.notes.rows)
         if kept:
             return report
         raise DataError(
@@ -269,20 +304,3 @@ def _missing_sources(config: RowsConfig, row: dict[str, Any]) -> str:
             guess = f" (did you mean `{near}`?)" if near else ""
             parts.append(f"no column `{source}`, which `columns` gives for {name}{guess}")
     return f"{'; '.join(parts)}; the columns are {', '.join(map(str, row)) or '(none)'}"
-
-
-def checked_text(value: Any, label: str) -> str:
-    """Return `value`; raise DataError, which calls it `label`, if it is not valid Unicode text."""
-    if not isinstance(value, str):
-        raise DataError(
-            f"{label} is {shortened(value)} ({type(value).__name__}), not text; put it in quotes "
-            "or name another column"
-        )
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(
-            f"{label} contains half of a surrogate pair at character {error.start}, which is not "
-            "text; repair the escape (\\ud8.. to \\udf..) in the file"
-        ) from None
-    return value

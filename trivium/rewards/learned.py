@@ -23,7 +23,8 @@ from transformers import PreTrainedTokenizerBase
 
 from trivium.config.functions import Function
 from trivium.data.batch import Batch, Grouped
-from trivium.data.chat import Encoder, step_ends
+from trivium.data.chat import step_ends
+from trivium.data.encoder import Encoder
 from trivium.data.group import Group
 from trivium.data.oom import run_with_oom_split
 from trivium.hf.model_config import ModelConfig
