@@ -258,3 +258,18 @@ def test_binary_rewards_get_a_wilson_interval(world: World, here: Path) -> None:
     measured = evaluate(evaluation(world, rewards=[{"function": "first.py:one"}]))
     assert measured.evaluation.greedy_reward == wilson(1, 4)
     assert isinstance(measured, Measured)
+
+
+def test_intervals_are_over_the_prompts_that_a_reward_applies_to(world: World, here: Path) -> None:
+    (here / "some.py").write_text(
+        "def short(prompts, responses): return [len(p) if len(p) < 3 else None for p in prompts]\n"
+        "def once(prompts, responses): return [1 if len(responses) == 4 else None] * len(responses)"
+    )
+    rewards = [{"function": f"some.py:{name}"} for name in ("short", "once")]
+    rewards = [*world.reward("letters"), *rewards]
+    measured = evaluate(evaluation(world, rewards=rewards, samples=2))
+    assert measured.sampled_rewards["short"] == mean_interval([1.0, 2.0])
+    once = measured.record()["rewards"]["once"]
+    assert (once["greedy"]["mean"], once["sampled"]) == (1.0, None)
+    titles = [str(cell) for cell in measured.__rich__().columns[0].cells]
+    assert "once, greedy" in titles and "once, sampled" not in titles

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
+from helpers.data_tokenizers import chatml_tokenizer
 from helpers.rewards import (
     PROMPTS,
     RESPONSES,
@@ -16,8 +18,12 @@ from helpers.rewards import (
     score,
 )
 
+from trivium.data.chat import decode_response, encode
+from trivium.data.response import FinishReason, Response
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards.reward import RewardConfig, Rewards
+
+TOKENIZER: Any = chatml_tokenizer()
 
 # --- Sums ----------------------------------------------------------------------------------------
 
@@ -41,6 +47,101 @@ def test_outcomes_are_the_weighted_sum_and_components_stay_unweighted():
     assert scores.components["c"] == [9.0] * 4
     assert scores.steps is None
     assert scores.fallbacks == {"a": 0, "b": 0, "c": 0}
+
+
+def test_reward_that_returns_none_counts_as_absent_for_that_response():
+    combined = Rewards(
+        [
+            RewardConfig(function="a", weight=2.0, fallback=7.0),
+            RewardConfig(function="b", weight=0.5),
+            RewardConfig(function="steps", weight=3.0),
+        ],
+        functions={
+            "a": returning([1.0, None, None, 4.0]),
+            "b": returning([None, 2.0, None, 8.0]),
+            "steps": returning([None, None, [((0, 2), 1.0)], []]),
+        },
+    )
+    scores = combined.score(PROMPTS, RESPONSES)
+    assert scores.outcomes == [2.0, 1.0, 0.0, 12.0]
+    assert scores.steps == [[], [], [(2, 3.0)], []]
+    assert scores.components["a"] == [1.0, None, None, 4.0]
+    assert scores.components["steps"] == [None, None, 1.0, 0.0]
+    assert scores.fallbacks == {"a": 0, "b": 0, "steps": 0}
+
+
+def test_response_that_no_weighted_reward_applies_to_is_an_error_with_its_row():
+    combined = Rewards(
+        [RewardConfig(function="a"), RewardConfig(function="b", weight=0)],
+        functions={"a": returning([1.0, None, 1.0, 1.0]), "b": returning([1.0] * 4)},
+    )
+    with pytest.raises(RewardError, match=r"response 1 of 4 \(prompt row 11\).*returned None"):
+        combined.score(PROMPTS, RESPONSES)
+
+
+# --- Special tokens ------------------------------------------------------------------------------
+
+
+def special_response(text: str, finish_reason: FinishReason = "eos") -> Response:
+    tokens = encode(TOKENIZER, text)
+    return Response(tokens, [0.0] * len(tokens), finish_reason, decode_response(TOKENIZER, tokens))
+
+
+def test_reward_that_asks_gets_special_tokens_ids_and_the_tokenizer():
+    seen: dict[str, Any] = {}
+
+    def reward(responses, raw_responses, response_ids, tokenizer):
+        seen.update(texts=responses, raw=raw_responses, ids=response_ids, tokenizer=tokenizer)
+        return [1.0] * len(responses)
+
+    scorer = Rewards([RewardConfig(function="f")], functions={"f": reward}, tokenizer=TOKENIZER)
+    ended = special_response("<|im_start|>4 eggs<|im_end|>")
+    cut = special_response(" 4<|im_end|>", "length")
+    scorer.score(PROMPTS[:2], [ended, cut])
+    assert seen["texts"] == ["4 eggs", " 4"]
+    assert seen["raw"] == ["<|im_start|>4 eggs", " 4<|im_end|>"]
+    assert seen["ids"] == [ended.tokens, cut.tokens]
+    assert seen["tokenizer"] is TOKENIZER
+
+
+@pytest.mark.parametrize("name", ["raw_responses", "tokenizer"])
+def test_reward_that_needs_a_tokenizer_is_an_error_without_one(name):
+    reward = eval(f"lambda responses, {name}: [1.0]")
+    scorer = Rewards([RewardConfig(function="f")], functions={"f": reward})
+    with pytest.raises(ConfigurationError, match=f"{name!r} needs the policy's tokenizer"):
+        scorer.score(PROMPTS, RESPONSES)
+
+
+def test_format_reads_special_tokens_if_its_argument_says_so():
+    thought = special_response("<|im_start|>4 eggs<|im_end|>")
+    for special, value in ((False, 0.0), (True, 1.0)):
+        arguments = {"pattern": r"<\|im_start\|>4.*", "special_tokens": special}
+        config = RewardConfig(function="format", arguments=arguments)
+        assert Rewards([config], tokenizer=TOKENIZER).score(PROMPTS[:1], [thought]).outcomes == [
+            value
+        ]
+
+
+@pytest.mark.parametrize(
+    ("text", "finish_reason", "parameters", "warnings"),
+    [
+        ("<|im_start|>4<|im_end|>", "eos", "responses", 1),
+        ("4<|im_end|>", "eos", "responses", 0),
+        ("4<|im_end|>", "length", "responses", 1),
+        ("<|im_start|>4<|im_end|>", "eos", "responses, raw_responses", 0),
+        ("<|im_start|>4<|im_end|>", "eos", "response_tokens", 0),
+    ],
+)
+def test_special_tokens_that_a_reward_does_not_see_are_a_warning_once(
+    caplog, text, finish_reason, parameters, warnings
+):
+    function = eval(f"lambda {parameters}: [1.0]")
+    scorer = Rewards([RewardConfig(function="f")], functions={"f": function}, tokenizer=TOKENIZER)
+    for _ in range(2):
+        scorer.score(PROMPTS[:1], [special_response(text, finish_reason)])
+    told = [r.getMessage() for r in caplog.records if "special tokens" in r.getMessage()]
+    assert len(told) == warnings
+    assert all("(f)" in message and repr("4") in message for message in told)
 
 
 def test_process_rewards_with_the_same_step_end_are_added():

@@ -125,6 +125,20 @@ def test_metrics_are_means_over_responses() -> None:
     assert metrics["reward/std"] == pytest.approx(torch.tensor([0.5, 2.0, 7.0]).std(correction=0))
 
 
+def test_metrics_of_a_reward_are_over_the_responses_that_it_applies_to() -> None:
+    components = {"some": [3.0, None, 5.0], "none": [None] * 3, "all": [1.0, 2.0, 6.0]}
+    scores = Scores([1.0, 2.0, 4.0], None, components, {})
+    metrics = Rollouts(ROLLOUTS.prompts, ROLLOUTS.responses, scores, {}).metrics()
+    assert {name: value for name, value in metrics.items() if name.startswith("rewards/")} == {
+        "rewards/some/mean": 4.0,
+        "rewards/some/std": 1.0,
+        "rewards/some/applied": 2 / 3,
+        "rewards/none/applied": 0.0,
+        "rewards/all/mean": 3.0,
+        "rewards/all/std": pytest.approx((14 / 3) ** 0.5),
+    }
+
+
 def test_selected_groups_keep_their_scores() -> None:
     selected = chosen_groups(ROLLOUTS, [1])
     assert [r.text for r in selected.flat] == ["ef"]

@@ -62,7 +62,7 @@ class RewardUpdate:
                 "reward_update learns from the policy's tokens, but the reward model has another "
                 "vocabulary: train one from the policy's base model"
             )
-        self.labeler = Rewards([config.labeler])
+        self.labeler = Rewards([config.labeler], tokenizer=self.tokenizer)
         self.labeler.check(sorted({c for prompt in components.prompts for c in prompt.columns}))
         parameters = trained_parameters(self.model.model)
         self.optimizer = Optimizer([(config.optimizer, parameters)], total_steps=1)

@@ -34,18 +34,28 @@ logger = logging.getLogger("trivium")
 
 @dataclass(frozen=True)
 class Measured:
-    """Results of an evaluation, with the interval of each single reward by its name."""
+    """Results of an evaluation, with the interval of each single reward by its name.
+
+    A reward that applies to no response has no interval.
+    """
 
     config: EvaluateConfig
     evaluation: Evaluated
     greedy_rewards: dict[str, Interval]
     sampled_rewards: dict[str, Interval]
 
+    @property
+    def _rewards(self) -> dict[str, dict[str, Interval]]:
+        return {"greedy": self.greedy_rewards, "sampled": self.sampled_rewards}
+
     def record(self) -> dict[str, Any]:
         """Return all results and the configuration as plain values."""
         reward_intervals = {
-            name: {"greedy": asdict(greedy), "sampled": asdict(self.sampled_rewards[name])}
-            for name, greedy in self.greedy_rewards.items()
+            name: {
+                key: asdict(intervals[name]) if name in intervals else None
+                for key, intervals in self._rewards.items()
+            }
+            for name in self.evaluation.greedy.scores.components
         }
         return {
             **self.evaluation.record(),
@@ -67,10 +77,11 @@ class Measured:
         table.add_column("95 % interval", justify="right")
         _add(table, "reward, greedy", self.evaluation.greedy_reward)
         _add(table, "reward, sampled", self.evaluation.sampled_reward)
-        if len(self.greedy_rewards) > 1:
-            for name, greedy in self.greedy_rewards.items():
-                _add(table, f"{name}, greedy", greedy)
-                _add(table, f"{name}, sampled", self.sampled_rewards[name])
+        names = list(self.evaluation.greedy.scores.components)
+        for name in names if len(names) > 1 else ():
+            for key, intervals in self._rewards.items():
+                if name in intervals:
+                    _add(table, f"{name}, {key}", intervals[name])
         for k, share in results["pass_at"].items():
             table.add_row(f"pass@{k}", f"{share:.1%}")
         if self.evaluation.kl is not None:
@@ -123,14 +134,19 @@ def measure(config: EvaluateConfig, evaluated: Evaluated) -> Measured:
 
 
 def _intervals(rollouts: Rollouts) -> dict[str, Interval]:
-    """Return each reward's interval. The mean of a prompt's samples is one observation."""
+    """Return each reward's interval. The mean of a prompt's samples is one observation.
+
+    A reward that applies to no response is left out.
+    """
     size = len(rollouts.flat) // len(rollouts.prompts)
-    return {
-        name: mean_interval(
-            [sum(values[at : at + size]) / size for at in range(0, len(values), size)]
-        )
-        for name, values in rollouts.scores.components.items()
-    }
+    intervals = {}
+    for name, values in rollouts.scores.components.items():
+        groups = [values[at : at + size] for at in range(0, len(values), size)]
+        applied = [[value for value in group if value is not None] for group in groups]
+        means = [sum(group) / len(group) for group in applied if group]
+        if means:
+            intervals[name] = mean_interval(means)
+    return intervals
 
 
 def _load_reference(config: EvaluateConfig, policy: Policy) -> Policy | None:

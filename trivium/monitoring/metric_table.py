@@ -62,14 +62,23 @@ LEARNING_METRICS = (
         "reward: {reward}",
         "",
         "Rewards",
-        "Mean of one reward function over the step's responses, before its weight is applied.",
+        "Mean of one reward function over the step's responses that it applies to, before its "
+        "weight is applied.",
     ),
     Metric(
         "rewards/<reward>/std",
         "std: {reward}",
         "",
         "Rewards",
-        "Standard deviation of one reward function over the step's responses.",
+        "Standard deviation of one reward function over the step's responses that it applies to.",
+    ),
+    Metric(
+        "rewards/<reward>/applied",
+        "applied: {reward}",
+        "share",
+        "Rewards",
+        "Share of the step's responses that the reward function applies to; logged where it "
+        "returned None for a response.",
     ),
     Metric(
         "rewards/<reward>/fallbacks",

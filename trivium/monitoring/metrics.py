@@ -20,7 +20,7 @@ METRICS = {metric.name: metric for metric in (*LEARNING_METRICS, *COST_METRICS)}
 EVALUATIONS = {metric.name: metric for metric in EVALUATION_METRICS}
 """Metrics of held-out evaluations by name, in display order."""
 
-_REWARD = re.compile(r"rewards/(?P<reward>.+)/(?P<statistic>mean|std|fallbacks)")
+_REWARD = re.compile(r"rewards/(?P<reward>.+)/(?P<statistic>mean|std|applied|fallbacks)")
 
 
 def metric(name: str) -> Metric | None:

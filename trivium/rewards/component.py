@@ -17,8 +17,10 @@ from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 from trivium.config.functions import Function, error_with_location, message_of, printable
+from trivium.data.chat import decode_response
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards.functions import (
+    SPECIAL_TOKEN_INPUTS,
     CallTimeout,
     accepted_inputs,
     call,
@@ -26,12 +28,15 @@ from trivium.rewards.functions import (
 )
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from trivium.data.prompts import Prompt
     from trivium.data.response import Response
     from trivium.rewards.reward_config import RewardConfig
 
 Step = tuple[int, float]  # end of the step in the response's text, and its value
-Value = float | list[Step]
+Value = float | list[Step] | None
+"""A response's value: a number, its steps, or None where the reward does not apply to it."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +121,12 @@ def _check_step(entry: Any, previous_end: int, text_length: int) -> tuple[int, f
 
 
 def check_value(value: Any, text: str) -> Value:
-    """Check a function's value for one response; return a number or a list of steps.
+    """Check a function's value for one response; return a number, a list of steps or None.
 
     Raises ValueError with a reason that follows "response 3 of 8 …" in the message.
     """
+    if value is None:
+        return None
     if not isinstance(value, list | tuple):
         try:
             return _to_float(value)
@@ -161,6 +168,18 @@ def _to_list(result: Any, count: int) -> list[Any]:
     return list(result)
 
 
+def _has_form(value: CheckedValue) -> bool:
+    """Whether the value is a number or a list of steps."""
+    return value is not None and not isinstance(value, Fault)
+
+
+def raw_text(tokenizer: PreTrainedTokenizerBase | None, response: Response) -> str:
+    """Return a response's text with special tokens, but for the token that ended it."""
+    assert tokenizer is not None, "checked by accepted_inputs"
+    tokens = response.tokens[:-1] if response.finish_reason == "eos" else response.tokens
+    return decode_response(tokenizer, tokens, keep_special=True)
+
+
 def columns_of(prompts: Sequence[Prompt]) -> set[str]:
     """Return the columns that at least one prompt has."""
     return {column for prompt in prompts for column in prompt.columns}
@@ -172,10 +191,23 @@ def columns_of(prompts: Sequence[Prompt]) -> set[str]:
 class Component:
     """A configured reward function; its first values show whether it is a process reward."""
 
-    def __init__(self, config: RewardConfig, function: Function) -> None:
-        self.config, self.function = config, function
+    def __init__(
+        self,
+        config: RewardConfig,
+        function: Function,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.config, self.function, self.tokenizer = config, function, tokenizer
         self.name = config.label
         self.is_process: bool | None = None
+
+    @property
+    def sees_special_tokens(self) -> bool:
+        """Whether the function reads special tokens, or no text of the responses."""
+        if self.config.function == "format":
+            return bool(self.config.arguments.get("special_tokens"))
+        inputs = accepted_inputs(self.function)
+        return "responses" not in inputs or bool(set(SPECIAL_TOKEN_INPUTS) & set(inputs))
 
     def values(
         self,
@@ -261,15 +293,19 @@ class Component:
         )
         if faults:
             raise ConfigurationError("\n".join(f"reward {self.name!r}: {f}" for f in faults))
-        inputs: dict[str, Callable[[], list[Any]]] = {
+        names = accepted_inputs(self.function, has_tokenizer=self.tokenizer is not None)
+        inputs: dict[str, Callable[[], Any]] = {
             "prompts": lambda: [prompt.text for prompt in prompts],
             "responses": lambda: [response.text for response in responses],
             "prompt_tokens": lambda: [list(prompt.tokens) for prompt in prompts],
             "response_tokens": lambda: [list(response.tokens) for response in responses],
+            "response_ids": lambda: [list(response.tokens) for response in responses],
+            "raw_responses": lambda: [raw_text(self.tokenizer, r) for r in responses],
+            "tokenizer": lambda: self.tokenizer,
             "finish_reasons": lambda: [response.finish_reason for response in responses],
         }
         return {
-            **{name: inputs[name]() for name in accepted_inputs(self.function)},
+            **{name: inputs[name]() for name in names},
             **{
                 name: [p.columns.get(column) for p in prompts] for name, column in column_of.items()
             },
@@ -324,13 +360,13 @@ class Component:
         """Replace values whose form (number or steps) differs from the first value by faults."""
         form = self.is_process
         if form is None:
-            form = next((isinstance(v, list) for v in values if not isinstance(v, Fault)), None)
+            form = next((isinstance(v, list) for v in values if _has_form(v)), None)
         self.is_process = form
         reason = "its value is {}, but the value of the first scored response is {}"
         texts = ("a number", "a list of steps") if form else ("a list of steps", "a number")
         return [
             value
-            if isinstance(value, Fault) or isinstance(value, list) == form
+            if not _has_form(value) or isinstance(value, list) == form
             else Fault(reason.format(*texts))
             for value in values
         ]

@@ -6,19 +6,27 @@ import regex
 
 
 def format(
-    responses: list[str], pattern: str, whole: bool = True, seconds: float = 1.0
+    responses: list[str],
+    pattern: str,
+    whole: bool = True,
+    seconds: float = 1.0,
+    special_tokens: bool = False,
+    raw_responses: list[str] | None = None,
 ) -> list[float]:
     r"""Return 1 for each response that matches a regular expression, else 0.
 
     With `whole` the pattern must match the whole response, otherwise any part of it. ``.`` also
     matches line breaks. ``^`` and ``$`` match only the ends of the response, unless the pattern
     sets ``(?m)``. A match that takes longer than `seconds` on one response (catastrophic
-    backtracking) raises TimeoutError; the standard library's `re` has no timeout.
+    backtracking) raises TimeoutError; the standard library's `re` has no timeout. With
+    `special_tokens` it reads `raw_responses`, the texts with special tokens.
     """
     if not isinstance(pattern, str):
         raise ValueError(f"pattern must be a text, not {pattern!r}")
     if not isinstance(whole, bool):
         raise ValueError(f"whole must be true or false, not {whole!r}")
+    if not isinstance(special_tokens, bool):
+        raise ValueError(f"special_tokens must be true or false, not {special_tokens!r}")
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise ValueError(f"seconds must be a positive number, not {seconds!r}")
     try:
@@ -26,8 +34,11 @@ def format(
     except regex.error as error:
         raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
     match = compiled.fullmatch if whole else compiled.search
+    if special_tokens and raw_responses is None and responses:
+        raise ValueError("special_tokens needs raw_responses, the texts with special tokens")
+    texts = (raw_responses or []) if special_tokens else responses
     scores = []
-    for response in responses:
+    for response in texts:
         try:
             scores.append(float(match(response, timeout=seconds) is not None))
         except TimeoutError:

@@ -17,11 +17,16 @@ from typing import Any
 
 from trivium.config.functions import Function, nearest
 from trivium.config.renamed import RENAMED_ARGUMENTS
+from trivium.errors import ConfigurationError
 
-# Inputs that every function can take besides the data columns; one entry per response.
-CALL_INPUTS = ("prompts", "responses", "prompt_tokens", "response_tokens", "finish_reasons")
+SPECIAL_TOKEN_INPUTS = ("raw_responses", "response_tokens", "response_ids", "tokenizer")
+"""Inputs that show the special tokens of a response."""
+CALL_INPUTS = ("prompts", "responses", "prompt_tokens", "finish_reasons", *SPECIAL_TOKEN_INPUTS)
+"""Inputs that every function can take besides the data columns.
 
+Each has one entry per response, but for the policy's tokenizer."""
 
+_RESPONSES = {"responses", "raw_responses", "response_tokens", "response_ids"}
 _DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
 
 
@@ -65,7 +70,7 @@ def signature_faults(
         for name, p in named.items()
         if p.kind is p.POSITIONAL_ONLY
     ]
-    if not has_var_keyword and not {"responses", "response_tokens"} & set(named):
+    if not has_var_keyword and not _RESPONSES & set(named):
         faults.append(
             f"it does not accept 'responses' (its parameters are: {', '.join(named) or 'none'}): "
             "write 'def reward(prompts, responses, **columns)'"
@@ -122,11 +127,25 @@ def _listed(columns: Collection[str]) -> str:
     return f"the columns {names}" if columns else "no other columns"
 
 
-def accepted_inputs(function: Function) -> list[str]:
-    """Return the ``CALL_INPUTS`` of a function; ``**columns`` includes prompts and responses."""
+def accepted_inputs(function: Function, has_tokenizer: bool = True) -> list[str]:
+    """Return the ``CALL_INPUTS`` of a function; ``**columns`` includes prompts and responses.
+
+    Without a tokenizer, optional inputs that need one are left out. Raises ConfigurationError for
+    a required one.
+    """
     parameters = _parameters(function)
     texts = ("prompts", "responses") if _has_var_keyword(parameters) else ()
-    return [name for name in CALL_INPUTS if name in parameters or name in texts]
+    names = [name for name in CALL_INPUTS if name in parameters or name in texts]
+    if has_tokenizer:
+        return names
+    needing = [name for name in names if name in ("raw_responses", "tokenizer")]
+    for name in needing:
+        if parameters[name].default is inspect.Parameter.empty:
+            raise ConfigurationError(
+                f"a reward's parameter {name!r} needs the policy's tokenizer: pass it, as in "
+                "Rewards(configs, tokenizer=policy.tokenizer)"
+            )
+    return [name for name in names if name not in needing]
 
 
 def argument_faults(function: Function, arguments: Mapping[str, Any]) -> list[str]:

@@ -8,16 +8,17 @@ checks their values, and the other modules of this package implement single rewa
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from trivium.config.functions import Function, FunctionKind, load_function
+from trivium.config.functions import Function, FunctionKind, load_function, printable
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards.code import code
-from trivium.rewards.component import CheckedValue, Component, Step, Value
+from trivium.rewards.component import CheckedValue, Component, Step, raw_text
 from trivium.rewards.format import format, length
 from trivium.rewards.functions import (
     argument_faults,
@@ -32,8 +33,12 @@ from trivium.rewards.steps import steps
 from trivium.serialization import serializable
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from trivium.data.prompts import Prompt
     from trivium.data.response import Response
+
+logger = logging.getLogger("trivium")
 
 BUILT_IN: dict[str, Function] = {
     "code": code,
@@ -58,17 +63,17 @@ class Scores:
     """The rewards of N responses.
 
     Attributes:
-        outcomes: weighted sum of the outcome rewards, per response.
+        outcomes: weighted sum of the outcome rewards that apply, per response.
         steps: per response, the end (in characters) and the weighted value of each step, in order.
             Values of steps that end at the same position are added. None without process rewards.
-        components: per reward, its unweighted value for each response; for a process reward, the
-            mean over the response's steps, or 0 without steps.
+        components: per reward, its unweighted value for each response, None where it does not
+            apply; for a process reward, the mean over the response's steps, or 0 without steps.
         fallbacks: per reward, the number of responses that got its fallback value.
     """
 
     outcomes: list[float]
     steps: list[list[Step]] | None
-    components: dict[str, list[float]]
+    components: dict[str, list[float | None]]
     fallbacks: dict[str, int]
 
 
@@ -80,12 +85,18 @@ class Rewards:
         configs: Sequence[RewardConfig],
         *,
         functions: Mapping[str, Function] | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         """Load the functions and check their signatures; raise ConfigurationError with all errors.
 
         `functions` adds names beside the built-in ones, for functions that need an object of the
-        caller, such as a loaded reward model.
+        caller, such as a loaded reward model. `tokenizer` is the policy's, for functions that read
+        special tokens.
         """
+        self._tokenizer = tokenizer
+        added = {} if tokenizer is None else tokenizer.added_tokens_decoder
+        self._special_tokens = frozenset(i for i, token in added.items() if token.special)
+        self._told_of_special_tokens = False
         kind = replace(REWARD, built_in={**BUILT_IN, **(functions or {})})
         faults = [] if configs else ["there is no reward: give at least one under 'rewards'"]
         self._components: list[Component] = []
@@ -96,7 +107,7 @@ class Rewards:
             except ConfigurationError as error:
                 faults.append(f"{where}: {error}")
                 continue
-            self._components.append(Component(config, function))
+            self._components.append(Component(config, function, tokenizer))
             faults += [f"{where}: {fault}" for fault in function_faults(config, function)]
         _raise_if_any(faults + _duplicate_names(self.names))
 
@@ -131,29 +142,67 @@ class Rewards:
 
         A column that only some prompts have is None for the others. If a call raises or returns the
         wrong number of values, the function is called again for each response alone, to find the
-        response at fault. Rewards with `precomputed` values are not called. Raises RewardError that
-        names the function and the response.
+        response at fault. Rewards with `precomputed` values are not called. The total is the
+        weighted sum of the rewards that apply to the response. Raises RewardError that names the
+        function and the response, or a response that no reward with a weight applies to.
         """
         if len(prompts) != len(responses):
             raise ValueError(f"{len(prompts)} prompts for {len(responses)} responses")
         outcomes = [0.0] * len(responses)
         values_by_end: list[dict[int, float]] = [{} for _ in responses]
-        components: dict[str, list[float]] = {}
+        components: dict[str, list[float | None]] = {}
         fallbacks: dict[str, int] = {}
         for component in self._components:
             weight, name = component.config.weight, component.name
             values, fallbacks[name] = component.values(prompts, responses, precomputed.get(name))
-            components[name] = [_mean(value) for value in values]
+            components[name] = [None if value is None else _mean(value) for value in values]
             for index, value in enumerate(values):
+                if value is None:
+                    continue
                 if not isinstance(value, list):
                     outcomes[index] += weight * value
                     continue
                 for end, number in value:
                     values_by_end[index][end] = values_by_end[index].get(end, 0.0) + weight * number
+        self._require_value(components, prompts)
+        self._tell_of_special_tokens(responses)
         _require_finite(outcomes, values_by_end)
         is_process = any(component.is_process for component in self._components)
         ordered = [sorted(step_values.items()) for step_values in values_by_end]
         return Scores(outcomes, ordered if is_process else None, components, fallbacks)
+
+    def _require_value(
+        self, components: Mapping[str, Sequence[float | None]], prompts: Sequence[Prompt]
+    ) -> None:
+        """Raise RewardError for a response that no reward with a weight applies to."""
+        weighted = [components[c.name] for c in self._components if c.config.weight]
+        weighted = weighted or list(components.values())
+        for index, prompt in enumerate(prompts):
+            if all(values[index] is None for values in weighted):
+                raise RewardError(
+                    f"response {index} of {len(prompts)} (prompt row {prompt.index}): every reward "
+                    f"({', '.join(self.names)}) returned None, which says that it does not apply: "
+                    "return a number from one of them (is a `return` missing?), or remove the row"
+                )
+
+    def _tell_of_special_tokens(self, responses: Sequence[Response]) -> None:
+        """Log, once, that rewards read a text from which special tokens were stripped."""
+        if self._told_of_special_tokens or not self._special_tokens:
+            return
+        readers = [c.name for c in self._components if not c.sees_special_tokens]
+        for response in responses if readers else ():
+            inner = response.tokens[:-1] if response.finish_reason == "eos" else response.tokens
+            if not self._special_tokens.isdisjoint(inner):
+                self._told_of_special_tokens = True
+                logger.warning(
+                    "responses hold special tokens, which are not in the text that rewards read "
+                    "(%s): %s is given as %s. Take the parameter `raw_responses` in your own "
+                    "function, or set `arguments: {special_tokens: true}` for `format`",
+                    ", ".join(readers),
+                    printable(repr(raw_text(self._tokenizer, response)), 80),
+                    printable(repr(response.text), 80),
+                )
+                return
 
 
 def function_faults(config: RewardConfig, function: Function) -> list[str]:
@@ -177,7 +226,7 @@ def _raise_if_any(faults: Sequence[str]) -> None:
         raise ConfigurationError("\n".join(faults))
 
 
-def _mean(value: Value) -> float:
+def _mean(value: float | list[Step]) -> float:
     if not isinstance(value, list):
         return value
     return math.fsum(number for _, number in value) / len(value) if value else 0.0

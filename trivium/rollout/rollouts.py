@@ -136,8 +136,12 @@ class Rollouts:
             "tokens/generated": float(lengths.sum()),
         }
         for name, values in self.scores.components.items():
-            result[f"rewards/{name}/mean"] = statistics.fmean(values)
-            result[f"rewards/{name}/std"] = statistics.pstdev(values)
+            applied = [value for value in values if value is not None]
+            if applied:
+                result[f"rewards/{name}/mean"] = statistics.fmean(applied)
+                result[f"rewards/{name}/std"] = statistics.pstdev(applied)
+            if len(applied) < len(values):
+                result[f"rewards/{name}/applied"] = len(applied) / len(values)
         for name, count in self.scores.fallbacks.items():
             result[f"rewards/{name}/fallbacks"] = float(count)
         for stage, seconds in self.seconds.items():

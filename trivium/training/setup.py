@@ -117,7 +117,7 @@ def load_rewards(
 ) -> tuple[Rewards, LearnedRewards]:
     """Load rewards and check them against the prompts' columns; also return the learned ones."""
     learned = LearnedRewards(configs, tokenizer)
-    rewards = Rewards(configs, functions=learned.functions)
+    rewards = Rewards(configs, functions=learned.functions, tokenizer=tokenizer)
     rewards.check(sorted({column for prompt in prompts for column in prompt.columns}))
     return rewards, learned
 
