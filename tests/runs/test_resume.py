@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers.stoppable_runs import RUNS, Train, different_values, run_results
+from helpers.stoppable_runs import RUNS, Train, different_values, run_options, run_results
 from helpers.tiny_models import World
+from transformers import AutoTokenizer
 
+from trivium.algorithms import grpo
+from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.config.base import Configuration
 from trivium.models.cpu.linear import Backend, matmul_backend
-from trivium.runs import checkpointing
+from trivium.runs import checkpointing, startup
+from trivium.runs.store import read_run
 
 
 class Killed(BaseException):
@@ -84,3 +89,39 @@ def test_resumed_run_keeps_its_matmul_backend(
         assert matmul_backend.name == first
     finally:
         matmul_backend.use(before)
+
+
+def begin_on(monkeypatch: pytest.MonkeyPatch, day: int) -> None:
+    class Day(datetime):
+        @classmethod
+        def now(cls, tz: Any = None) -> datetime:
+            return datetime(2026, 1, day, 12, tzinfo=UTC)
+
+    monkeypatch.setattr(startup, "datetime", Day)
+
+
+def test_resumed_run_sees_the_prompts_of_the_day_on_which_it_began(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(world.path)
+    tokenizer.chat_template = (
+        "{{ 'a' if strftime_now('%d') == '01' else 'b' }}"
+        "{% for m in messages %}{{ m.content }}{% endfor %}"
+    )
+    tokenizer.save_pretrained(world.path)
+
+    def train(name: str) -> Path:
+        options = world.on_policy("letters", run=run_options(tmp_path / name))
+        options["data"] = world.prompts | {"chat": True}
+        return grpo.train(GRPOConfig(**options, steps_per_iteration=2, beta=0.0))
+
+    begin_on(monkeypatch, 1)
+    expected = run_results(train("uninterrupted"))
+    with monkeypatch.context() as once:
+        kill_after_save(once, 1)
+        with pytest.raises(Killed):
+            train("killed")
+    begin_on(monkeypatch, 2)
+    assert different_values(expected, run_results(train("killed"))) == []
+    assert read_run(tmp_path / "killed")["started"].startswith("2026-01-01T")
+    assert different_values(expected, run_results(train("next-day")))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import datetime
 
 import torch
 from filelock import FileLock
@@ -29,12 +30,14 @@ class PreparedRun:
     Attributes:
         claim: the directory, and whether a run resumes there.
         lock: lock on the directory of a run that resumes.
+        started: start of the run, which a resumed run keeps; chat templates see this time.
         checkpoint: checkpoint to resume from; None to start from the beginning.
         peak_memory: measurement of the run's memory, if the configuration asks for it.
         half_precision: whether the trained weights are bfloat16.
     """
 
     claim: RunClaim
+    started: datetime
     lock: FileLock | None = None
     checkpoint: Checkpoint | None = None
     peak_memory: PeakMemory | None = None
@@ -49,13 +52,17 @@ def prepare_directory(kind: str, config: RunConfig, resolved: Configuration) -> 
         CheckpointError: a run was stopped there, and none of its checkpoints is complete.
     """
     claim = claim_directory(kind, config, resolved)
+    now = datetime.fromisoformat(datetime.now().astimezone().isoformat(timespec="seconds"))
     if claim.resume_from is None:
-        return PreparedRun(claim)
+        return PreparedRun(claim, now)
     lock = lock_directory(claim.resume_from)
     remove_partial_writes(claim.resume_from)
-    checkpoints = Checkpoints(claim.resume_from, read_run(claim.resume_from)["id"])
+    saved = read_run(claim.resume_from)
+    checkpoints = Checkpoints(claim.resume_from, saved["id"])
     remove_partial_writes(checkpoints.directory)
-    return PreparedRun(claim, lock, checkpoints.latest())
+    checkpoint = checkpoints.latest()
+    started = now if checkpoint is None else datetime.fromisoformat(saved["started"])
+    return PreparedRun(claim, started, lock, checkpoint)
 
 
 def open_run(prepared: PreparedRun) -> tuple[Run, FileLock]:
@@ -65,7 +72,7 @@ def open_run(prepared: PreparedRun) -> tuple[Run, FileLock]:
         if prepared.lock is not None:
             prepared.lock.release()
         path, lock = new_directory(claim)
-        return Run.create(path, claim.kind, claim.resolved), lock
+        return Run.create(path, claim.kind, claim.resolved, prepared.started), lock
     assert claim.resume_from is not None and prepared.lock is not None, "a checkpoint has both"
     run = Run.resume(claim.resume_from, prepared.checkpoint.load(LOGS))
     Checkpoints(run.path, run.run_id).mark_damaged_after(prepared.checkpoint.save_point)

@@ -96,12 +96,18 @@ class Run:
         self._positions = {stem: (0, hashlib.sha256()) for stem in LOGS}
 
     @classmethod
-    def create(cls, path: Path, kind: str, resolved: Configuration) -> Run:
-        """Create a run in an empty directory, and write its configuration and provenance."""
+    def create(
+        cls, path: Path, kind: str, resolved: Configuration, started: datetime | None = None
+    ) -> Run:
+        """Create a run in an empty directory, and write its configuration and provenance.
+
+        The run's start, by default now, is written with the offset of the local time.
+        """
+        started = started or datetime.now().astimezone()
         record = {
             "kind": kind,
             "id": uuid.uuid4().hex,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "started": started.isoformat(timespec="seconds"),
             **environment(resolved),
         }
         write_text(path / "config.yaml", dump(resolved))

@@ -1,7 +1,8 @@
 """Startup of a training run: check the device and the run directory before anything slow.
 
 This also seeds the random generators and starts the measurement of peak memory. A resumed run
-restores the choices of ``trivium.numerics`` here, before its models are loaded.
+restores the choices of ``trivium.numerics`` and the time that chat templates see here, before its
+data and models are loaded.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Protocol
 import torch
 
 from trivium.config.base import Configuration
+from trivium.data.template import set_template_time
 from trivium.hf.loading import device_of, dtype_of
 from trivium.hf.model_config import FastPath, ModelConfig
 from trivium.models.fast_path import install_fast_path
@@ -45,6 +47,7 @@ def prepare_run(kind: str, config: TrainingConfig) -> PreparedRun:
     half_precision = dtype_of(config.model) == torch.bfloat16
     prepared = prepare_directory(kind, config.run, config)
     prepared = replace(prepared, half_precision=half_precision)
+    set_template_time(prepared.started)
     if prepared.checkpoint is not None:
         load_numerics_state(prepared.checkpoint.load(NUMERICS))
     rng.seed(config.run.seed)
