@@ -27,6 +27,7 @@ from trivium.data.chat import step_ends
 from trivium.data.encoder import Encoder
 from trivium.data.group import Group
 from trivium.data.oom import run_with_oom_split
+from trivium.errors import ConfigurationError
 from trivium.hf.model_config import ModelConfig
 from trivium.models.reward_model import RewardModel
 from trivium.rewards.reward_config import LEARNED, OUTCOME, PROCESS, Aggregate, RewardConfig
@@ -58,6 +59,18 @@ class LearnedRewards:
             if config.function in LEARNED:
                 model = reward_model_config(config)
                 self.models[model.path] = RewardModel.load(model)
+                self._require_use(config, self.models[model.path].tokenizer)
+
+    def _require_use(self, config: RewardConfig, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Raise ConfigurationError for template arguments that the model's texts do not use."""
+        arguments = config.arguments.get("template_arguments")
+        if arguments and tokenizer.get_vocab() == self.vocabulary:
+            raise ConfigurationError(
+                f"template_arguments of the reward {config.label!r} are not used: its model has "
+                "the policy's vocabulary and reads the policy's tokens; set them beside the data's "
+                "path"
+            )
+        Encoder(tokenizer, arguments)
 
     @property
     def functions(self) -> dict[str, Function]:
@@ -73,6 +86,8 @@ class LearnedRewards:
         response_tokens: list[list[int]],
         finish_reasons: list[str],
         *,
+        tools: list[Any] | None = None,
+        template_arguments: dict[str, Any] | None = None,
         path: str,
         dtype: str = "float32",
         device: str = "auto",
@@ -80,7 +95,14 @@ class LearnedRewards:
         """Return one score per response, computed at its last token."""
         model = self.models[path]
         groups = self._groups(
-            model, prompts, responses, prompt_tokens, response_tokens, finish_reasons
+            model,
+            prompts,
+            responses,
+            prompt_tokens,
+            response_tokens,
+            finish_reasons,
+            tools,
+            template_arguments,
         )
         data = Grouped(groups)
         scores = [0.0] * len(groups)
@@ -101,6 +123,8 @@ class LearnedRewards:
         response_tokens: list[list[int]],
         finish_reasons: list[str],
         *,
+        tools: list[Any] | None = None,
+        template_arguments: dict[str, Any] | None = None,
         path: str,
         separator: str = "\n",
         aggregate: Aggregate = "none",
@@ -113,7 +137,14 @@ class LearnedRewards:
         """
         model = self.models[path]
         groups = self._groups(
-            model, prompts, responses, prompt_tokens, response_tokens, finish_reasons
+            model,
+            prompts,
+            responses,
+            prompt_tokens,
+            response_tokens,
+            finish_reasons,
+            tools,
+            template_arguments,
         )
         spans = [step_spans(text, separator) for text in responses]
         ends = [
@@ -149,14 +180,18 @@ class LearnedRewards:
         prompt_tokens: list[list[int]],
         response_tokens: list[list[int]],
         finish_reasons: list[str],
+        tools: list[Any] | None,
+        template_arguments: dict[str, Any] | None,
     ) -> list[Group]:
         """Return each response with its prompt, in the reward model's tokens."""
         if model.tokenizer.get_vocab() == self.vocabulary:
             pairs = zip(prompt_tokens, response_tokens, strict=True)
             return [Group(prompt, [response]) for prompt, response in pairs]
-        encoder, groups = Encoder(model.tokenizer), []
-        for prompt, text, finish_reason in zip(prompts, responses, finish_reasons, strict=True):
-            exchange = encoder.exchange(prompt, text)
+        encoder, groups = Encoder(model.tokenizer, template_arguments), []
+        tools = tools or [None] * len(prompts)
+        rows = zip(prompts, responses, finish_reasons, tools, strict=True)
+        for prompt, text, finish_reason, tools_of_one in rows:
+            exchange = encoder.exchange(prompt, text, tools_of_one)
             truncated = finish_reason == "length" and len(exchange.response) > 1
             groups.append(Group(exchange.prompt, [exchange.response[: -1 if truncated else None]]))
         return groups

@@ -37,6 +37,8 @@ class LearnedArguments(Configuration):
     """Device of the model."""
     fast_path: FastPath = "auto"
     """Faster implementations of its layers on a CPU: auto or off, as for ``model``."""
+    template_arguments: dict[str, Any] | None = None
+    """Variables for its chat template, if it does not have the policy's vocabulary."""
 
 
 class ProcessArguments(LearnedArguments):
