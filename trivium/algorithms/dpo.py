@@ -23,6 +23,7 @@ from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.data.oom import score_logprobs
 from trivium.data.preferences import load_preferences
+from trivium.data.prompt_forms import with_arguments_of
 from trivium.data.prompts import load_prompts
 from trivium.errors import TrainingError
 from trivium.evaluation.evaluator import Evaluator
@@ -267,7 +268,9 @@ def make_evaluator(config: DPOConfig, policy: Policy, reference: Reference) -> E
     training = config.online.sampling if config.online is not None else None
     max_tokens = config.evaluation.sampling(training).max_tokens
     limit = max_prompt_length(policy.context_length, max_tokens)
-    prompts = load_prompts(config.evaluation.data, policy.tokenizer, limit)
+    training_data = config.online.data if config.online is not None else config.data
+    data = with_arguments_of(config.evaluation.data, training_data)
+    prompts = load_prompts(data, policy.tokenizer, limit)
     rewards_config = config.evaluation.rewards or (config.online.rewards if config.online else ())
     rewards, _ = load_rewards(rewards_config, prompts, policy.tokenizer)
     return Evaluator(

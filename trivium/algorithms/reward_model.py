@@ -24,6 +24,7 @@ from trivium.data.preferences import (
     load_preferences,
     load_step_labels,
 )
+from trivium.data.prompt_forms import with_arguments_of
 from trivium.evaluation.evaluator import Measured
 from trivium.evaluation.statistics import Interval, mean_interval
 from trivium.hf.loading import context_length, load_tokenizer, trained_parameters
@@ -114,11 +115,15 @@ def load_data(config: RewardModelConfig) -> tuple[Grouped, Grouped | None]:
 
     if config.pairs is not None:
         data = pairs(config.pairs)
-        named = config.validation_pairs and pairs(config.validation_pairs)
+        named = config.validation_pairs and pairs(
+            with_arguments_of(config.validation_pairs, config.pairs)
+        )
     else:
         assert config.steps is not None, "checked by the configuration"
         data = steps(config.steps)
-        named = config.validation_steps and steps(config.validation_steps)
+        named = config.validation_steps and steps(
+            with_arguments_of(config.validation_steps, config.steps)
+        )
     if named is not None or config.held_out_share == 0:
         return data, named
     count = len(data.groups)

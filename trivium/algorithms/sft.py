@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.data.batch import Batch
 from trivium.data.demonstrations import Demonstration, load_demonstrations
+from trivium.data.prompt_forms import with_arguments_of
 from trivium.data.prompts import Prompt, load_prompts
 from trivium.evaluation.evaluator import Evaluator, Measured
 from trivium.hf.loading import context_length, load_tokenizer, trained_parameters
@@ -42,7 +43,8 @@ def train(config: SFTConfig) -> Path:
     demonstrations = load_demonstrations(config.data, tokenizer, context)
     validation = None
     if config.validation is not None:
-        validation = to_groups(load_demonstrations(config.validation, tokenizer, context))
+        held_out_data = with_arguments_of(config.validation, config.data)
+        validation = to_groups(load_demonstrations(held_out_data, tokenizer, context))
     prompts, rewards = load_evaluation(config, tokenizer, context)
     policy = Policy.load(config.model, tokenizer)
     evaluator = make_evaluator(config, policy, prompts, rewards)
@@ -83,7 +85,7 @@ def load_evaluation(
     if config.evaluation is None:
         return [], None
     limit = max_prompt_length(context, config.evaluation.sampling(None).max_tokens)
-    prompts = load_prompts(config.evaluation.data, tokenizer, limit)
+    prompts = load_prompts(with_arguments_of(config.evaluation.data, config.data), tokenizer, limit)
     rewards, _ = load_rewards(config.evaluation.rewards, prompts, tokenizer)
     return prompts, rewards
 

@@ -13,6 +13,7 @@ from trivium.config.base import Configuration
 from trivium.data.demonstrations import load_demonstrations
 from trivium.data.group import Group
 from trivium.data.preferences import load_preferences, load_step_labels
+from trivium.data.prompt_forms import with_arguments_of
 from trivium.data.prompts import PromptsConfig, load_prompts
 from trivium.hf.loading import load_tokenizer
 from trivium.memory.report import Lengths
@@ -38,19 +39,21 @@ def data_lengths(kind: str, config: Configuration) -> Lengths:
         return _prompt_lengths(settings.online.data, tokenizer, settings.online.sampling.max_tokens)
     if kind == "sft":
         rows = load_demonstrations(settings.data, tokenizer)
-        held_out = settings.validation and load_demonstrations(settings.validation, tokenizer)
+        held_out = settings.validation and load_demonstrations(
+            with_arguments_of(settings.validation, settings.data), tokenizer
+        )
         return _group_lengths([row.group for row in rows], len(held_out or ()))
     if kind == "dpo":
         return _group_lengths([pair.group for pair in load_preferences(settings.data, tokenizer)])
     if settings.pairs is not None:
         groups = [pair.group for pair in load_preferences(settings.pairs, tokenizer)]
         validation = settings.validation_pairs and load_preferences(
-            settings.validation_pairs, tokenizer
+            with_arguments_of(settings.validation_pairs, settings.pairs), tokenizer
         )
     else:
         groups = [row.group for row in load_step_labels(settings.steps, tokenizer)]
         validation = settings.validation_steps and load_step_labels(
-            settings.validation_steps, tokenizer
+            with_arguments_of(settings.validation_steps, settings.steps), tokenizer
         )
     split_off = math.ceil(settings.held_out_share * len(groups))
     return _group_lengths(groups, split_off if validation is None else len(validation))

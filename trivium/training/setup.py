@@ -12,6 +12,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from trivium.data.chat import end_tokens
+from trivium.data.prompt_forms import with_arguments_of
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.errors import ConfigurationError
 from trivium.evaluation.evaluation_config import EvaluationConfig
@@ -89,7 +90,7 @@ def build_components(
     held_out = None
     if evaluation is not None:
         limit = max_prompt_length(context, evaluation.sampling(sampling).max_tokens)
-        held_out = load_prompts(evaluation.data, tokenizer, limit)
+        held_out = load_prompts(with_arguments_of(evaluation.data, data), tokenizer, limit)
     policy = Policy.load(model, tokenizer, temperature=sampling.temperature)
     reference = Reference(policy, enabled=with_reference or evaluation is not None)
     engine = local_engine(policy)
