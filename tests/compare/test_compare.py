@@ -72,6 +72,18 @@ def test_shared_settings_are_filled_in_for_every_stage() -> None:
     assert ppo.dependencies == (pairs.name, model.name)
 
 
+def test_template_arguments_of_the_prompts_reach_all_data_that_holds_them() -> None:
+    form = {"template_arguments": {"enable_thinking": False}}
+    sampled = {"name": "r", "stages": [{"command": "sample"}, {"command": "sft"}]}
+    plan = make_plan(make_config(DPO, RLHF, sampled, data={"path": "prompts.jsonl", **form}))
+    validate_jobs(plan)
+    for job in plan.jobs.values():
+        given = [job.settings.get(key) for key in ("data", "pairs")]
+        given.append(job.settings.get("evaluation", {}).get("data"))
+        for data in filter(None, given):
+            assert data["template_arguments"] == {"enable_thinking": False}, job.name
+
+
 def test_process_reward_model_aggregates_steps_by_product() -> None:
     steps = {"command": "reward-model", "name": "judge", "settings": {"steps": {"path": "s.jsonl"}}}
     plan = make_plan(make_config({"name": "p", "stages": [steps, {"command": "ppo"}]}))

@@ -217,7 +217,13 @@ def _evaluation_settings(config: CompareConfig, shared: Settings) -> Settings:
         "stop": list(sampling.stop),
         "stop_tokens": list(sampling.stop_tokens),
     }
-    return {**explicit, **shared["evaluation"]}
+    data = {**_template_arguments(shared), **shared["evaluation"]["data"]}
+    return {**explicit, **shared["evaluation"], "data": data}
+
+
+def _template_arguments(shared: Settings) -> Settings:
+    """Return the template arguments of the shared prompts, for data with the same prompts."""
+    return {key: shared["data"][key] for key in ("template_arguments",) if key in shared["data"]}
 
 
 def _shared_settings(shared: Settings, stage: StageConfig, earlier: Mapping[str, Job]) -> Settings:
@@ -225,16 +231,19 @@ def _shared_settings(shared: Settings, stage: StageConfig, earlier: Mapping[str,
     policies = [job for job in earlier.values() if job.command in POLICY_COMMANDS]
     model = {**shared["model"], "path": str(policies[-1].directory / "final")} if policies else None
     defaults: Settings = {"model": model or shared["model"]}
-    rows = {job.command: str(job.directory / "rows.jsonl") for job in earlier.values()}
+    rows = {
+        job.command: {"path": str(job.directory / "rows.jsonl"), **_template_arguments(shared)}
+        for job in earlier.values()
+    }
     if stage.command in ("pairs", "sample", "ppo", "grpo"):
         defaults |= {"data": shared["data"], "rewards": _rewards(shared, stage, earlier)}
         defaults |= {"sampling": shared.get("sampling", {})}
     elif stage.command == "dpo" and "online" not in stage.settings and "pairs" in rows:
-        defaults["data"] = {"path": rows["pairs"]}
+        defaults["data"] = rows["pairs"]
     elif stage.command == "reward-model" and "steps" not in stage.settings and "pairs" in rows:
-        defaults["pairs"] = {"path": rows["pairs"]}
+        defaults["pairs"] = rows["pairs"]
     elif stage.command == "sft" and "sample" in rows:
-        defaults["data"] = {"path": rows["sample"], "columns": {"completion": "response"}}
+        defaults["data"] = {**rows["sample"], "columns": {"completion": "response"}}
     return defaults
 
 

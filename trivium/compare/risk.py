@@ -20,6 +20,7 @@ from typing import Any
 
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Job, Plan, with_seed
+from trivium.data.prompt_forms import with_arguments_of
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.evaluation.statistics import mean_interval
 from trivium.hf.loading import load_tokenizer
@@ -68,6 +69,7 @@ def _policies(config: CompareConfig, final: Job) -> dict[str, Policy]:
 
 def _coverage(config: CompareConfig, pairs: Job, final: Job) -> Record:
     rows = PromptsConfig(path=str(pairs.directory / "rows.jsonl"))
+    rows = with_arguments_of(rows, config.data)
     prompts, pair_texts = [], defaultdict(list)
     for prompt in load_prompts(rows, load_tokenizer(config.model)):
         key = json.dumps(prompt.text)
@@ -125,7 +127,8 @@ def _with_path(reward: RewardConfig, path: Path) -> RewardConfig:
 
 def _sample_responses(config: CompareConfig, policy: Policy) -> Rollouts:
     """Sample responses to held-out prompts and score their quality."""
-    held_out = load_prompts(config.evaluation.data, policy.tokenizer)[:PROMPTS]
+    data = with_arguments_of(config.evaluation.data, config.data)
+    held_out = load_prompts(data, policy.tokenizer)[:PROMPTS]
     rewards, _ = load_rewards(
         config.evaluation.rewards or config.rewards, held_out, policy.tokenizer
     )
