@@ -15,7 +15,7 @@ from trivium.cli import main
 from trivium.commands import chat
 from trivium.commands.chat import Conversation, printable_text
 from trivium.commands.chat_config import ChatConfig
-from trivium.hf.loading import save_checkpoint
+from trivium.hf.saving import save_checkpoint
 from trivium.models.policy import Policy
 from trivium.rollout.sampling import Sampling
 

@@ -126,6 +126,7 @@ class Online:
 
     def prepare(self, policy: Policy, reference: Reference) -> None:
         self.engine = local_engine(policy)
+        policy.stop_tokens = self.online.sampling.stop_tokens
         self.score = partial(score_logprobs, reference)
 
     def pairs(self, step: int) -> tuple[PairData | None, dict[str, float]]:

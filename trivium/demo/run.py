@@ -81,7 +81,7 @@ def prepare(directory: Path, budget: Budget, seed: int) -> None:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from trivium.hf.loading import save_checkpoint
+    from trivium.hf.saving import save_checkpoint
     from trivium.tasks.tokenizer import small_model_config, train_tokenizer
     from trivium.tasks.writer import Sizes, write_files
 

@@ -1,17 +1,15 @@
-"""Hugging Face checkpoints in and out.
+"""Hugging Face checkpoints in.
 
 Loads causal language models and one-label sequence classifiers from a local directory or the hub,
-with LoRA if requested, and saves checkpoints that plain ``transformers`` loads. Safetensors only.
-Code that comes with a checkpoint runs only if the user allows it.
+with LoRA if requested. Safetensors only. Code that comes with a checkpoint runs only if the user
+allows it. Checkpoints are written by ``hf.saving``.
 """
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -140,7 +138,7 @@ def read_hf_config(config: ModelConfig) -> PreTrainedConfig:
     """Return the configuration of a checkpoint; raise if no model of its kind is trained here."""
     require_checkpoint(config.path)
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             found = AutoConfig.from_pretrained(
                 config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
             )
@@ -170,23 +168,6 @@ def require_role(hf_config: PreTrainedConfig, path: str, *, scorer: bool) -> Non
             f"{path} is a {architecture_of(hf_config.to_dict())}, of which transformers has no "
             f"{role}: {SCORER if scorer else POLICY}"
         )
-
-
-def save_checkpoint(
-    directory: Path, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None
-) -> None:
-    """Write weights, configuration and tokenizer in the format of ``transformers``.
-
-    Adapters are merged into the weights, and also saved by themselves in ``directory/adapter``.
-    """
-    directory.mkdir(parents=True, exist_ok=True)
-    with _quiet_transformers():
-        if has_lora(model):
-            model.save_pretrained(directory / "adapter")  # type: ignore[operator]
-            model = copy.deepcopy(model).merge_and_unload()  # type: ignore[operator]
-        model.save_pretrained(directory)  # type: ignore[operator]
-        if tokenizer is not None:
-            tokenizer.save_pretrained(directory)
 
 
 def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -234,7 +215,7 @@ def _from_pretrained(
     if directory is not None and (faults := [*weight_faults(directory)]):
         raise ModelError("\n".join(faults))
     try:
-        with _quiet_transformers():
+        with quiet_transformers():
             model, report = auto.from_pretrained(
                 config.path,
                 revision=config.revision,
@@ -336,7 +317,7 @@ def add_adapters(model: PreTrainedModel, lora: LoraConfig, task: str) -> PreTrai
 
 
 @contextmanager
-def _quiet_transformers() -> Iterator[None]:
+def quiet_transformers() -> Iterator[None]:
     """Hide progress bars and load reports of ``transformers``; the hub's download bars stay."""
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()

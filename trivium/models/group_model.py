@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
-from trivium.hf.loading import restore_trained, save_checkpoint, trained_state, unwrap_peft
+from trivium.hf.loading import restore_trained, trained_state, unwrap_peft
 from trivium.hf.model_config import FastPath
+from trivium.hf.saving import save_checkpoint
 from trivium.models import flops
 from trivium.models.attention import states_at, states_by_frequency
 from trivium.models.equivalence import use_ragged_attention
@@ -30,6 +31,7 @@ class GroupModel:
     Attributes:
         shared: whether prompts are shared; otherwise each response is a row of its own.
         frequency_key: see ``models.rotary``.
+        stop_tokens: tokens that ended responses in training besides those of ``end_tokens``.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class GroupModel:
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.fast_path: FastPath = fast_path
+        self.stop_tokens: tuple[int, ...] = ()
         self.shared = use_ragged_attention(self.base)
         self.frequency_key = frequency_key(self.backbone)
         install_fast_path(model, fast_path)
@@ -86,4 +89,4 @@ class GroupModel:
 
     def save(self, directory: Path) -> None:
         """Write a checkpoint that plain ``transformers`` loads, adapters merged."""
-        save_checkpoint(directory, self.model, self.tokenizer)
+        save_checkpoint(directory, self.model, self.tokenizer, self.stop_tokens)

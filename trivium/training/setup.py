@@ -92,6 +92,7 @@ def build_components(
         limit = max_prompt_length(context, evaluation.sampling(sampling).max_tokens)
         held_out = load_prompts(with_arguments_of(evaluation.data, data), tokenizer, limit)
     policy = Policy.load(model, tokenizer, temperature=sampling.temperature)
+    policy.stop_tokens = sampling.stop_tokens
     reference = Reference(policy, enabled=with_reference or evaluation is not None)
     engine = local_engine(policy)
     evaluator = None
