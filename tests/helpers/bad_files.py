@@ -258,8 +258,8 @@ bad("checkpoint that is a file", "sft", "model: {path: demos.jsonl}\n", "demos.j
     "is a file", "name a directory with config.json")
 bad_model("directory without a checkpoint", lambda d: _delete(d, "model/config.json"), "model",
     "model.path", "without config.json", "name one, such as a run's `final`")
-bad_model("adapters without a base", _adapters_only, "only adapters", "model.path",
-    "so it is not a checkpoint", "merge them into their base")
+bad_model("adapters without a base", _adapters_only, "adapter_config.json", "model.path",
+    "names no base", "write its path as base_model_name_or_path")
 bad_model("invalid JSON in config.json",
     lambda d: (d / "model/config.json").write_text('{"a": 1,\n'), "config.json",
     "model/config.json:2", "not valid JSON", "copy the checkpoint again")

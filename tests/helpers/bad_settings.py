@@ -117,7 +117,7 @@ _BOUNDS = [
     ("grpo", "run.monitors.kl.limit", "0", "the default is 10"),
     ("grpo", "run.budget.seconds", "0", "Wall-clock"),
     ("grpo", "model.lora.rank", "0", "the default is 16"),
-    ("grpo", "model.lora.alpha", "0", "the default is 32"),
+    ("grpo", "model.lora.alpha", "0", "Scale of the adapters"),
     ("grpo", "model.lora.targets", "[]", "all-linear"),
     ("grpo", "model.lora.seed", "-1", "initial values"),
     ("grpo", "model.path", "''", "hub name"),

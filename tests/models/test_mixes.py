@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from helpers.tiny_models import (
@@ -55,7 +56,11 @@ from trivium.models.reward_model import RewardModel
 from trivium.rewards.learned import LearnedRewards
 from trivium.rewards.reward_config import RewardConfig
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+"""``peft`` uses names that ``transformers`` deprecated."""
+
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+ADAPTERS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 GROUPS = random_groups(13, [3, 2], [[4, 2], [3]])
 Make = Callable[[Path], object]
 
@@ -86,10 +91,12 @@ def edit(d: Path, change: Callable[[dict[str, Any]], object], file: str = "confi
     (d / file).write_text(json.dumps(content))
 
 
-def reweigh(d: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    weights = load_file(d / WEIGHTS)
+def reweigh(
+    d: Path, change: Callable[[dict[str, torch.Tensor]], object], file: str = WEIGHTS
+) -> None:
+    weights = load_file(d / file)
     change(weights)
-    save_file(weights, d / WEIGHTS, metadata={"format": "pt"})
+    save_file(weights, d / file, metadata={"format": "pt"})
 
 
 def then(make: Make, *changes: Make) -> Make:
@@ -220,6 +227,38 @@ def adapter_config(d: Path) -> None:
     (d / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": "elsewhere"}))
 
 
+def adapters(d: Path, task: str = "CAUSAL_LM") -> None:
+    """Save adapters with noise on their weights, whose base is beside their directory."""
+    base = d.parent / "base"
+    plain(base)
+    auto: Any = AutoModelForCausalLM
+    heads, labels = None, {}
+    if task == "SEQ_CLS":
+        auto, heads, labels = AutoModelForSequenceClassification, ["score"], {"num_labels": 1}
+    settings = peft.LoraConfig(
+        task_type=task, target_modules=["q_proj"], r=2, modules_to_save=heads
+    )
+    adapted = peft.get_peft_model(auto.from_pretrained(base, **labels), settings)
+    perturb(adapted, seed=4, spread=0.1)
+    adapted.save_pretrained(d)
+
+
+def scorer_adapters(d: Path) -> None:
+    adapters(d, "SEQ_CLS")
+
+
+def adapters_with(**values: Any) -> Make:
+    return then(adapters, lambda d: edit(d, lambda c: c.update(values), ADAPTER_CONFIG))
+
+
+def not_numbers(d: Path) -> None:
+    reweigh(d, lambda w: w[min(w)].fill_(torch.nan), ADAPTERS)
+
+
+def zero_head(d: Path) -> None:
+    reweigh(d, lambda w: [w[name].zero_() for name in w if "score" in name], ADAPTERS)
+
+
 def half(d: Path) -> None:
     plain(d, dtype="float16")
 
@@ -273,8 +312,32 @@ MIXES: list[tuple[str, str, Make, str | None]] = [
      "weights of adapters .*merge_and_unload"),
     ("adapters beside a model", "policy", then(plain, adapter_config),
      r"holds adapters \(adapter_config.json\) beside a model.*directory of their own"),
-    ("adapters without a base", "policy",
-     then(plain, adapter_config, lambda d: (d / "config.json").unlink()), "only adapters"),
+    ("adapters", "policy", adapters, None),
+    ("adapters without a base", "policy", adapters_with(base_model_name_or_path=None),
+     "names no base: write"),
+    ("adapters whose base is gone", "policy", adapters_with(base_model_name_or_path="./gone"),
+     "base_model_name_or_path is './gone': there is no checkpoint directory"),
+    ("adapters without their weights", "policy",
+     then(adapters, lambda d: (d / ADAPTERS).unlink()), "no adapter_model.*copy the adapters"),
+    ("adapters whose weights are not numbers", "policy", then(adapters, not_numbers),
+     "lora_A.weight with values that are not finite.*earlier checkpoint"),
+    ("adapters of another base", "policy",
+     then(adapters, lambda d: plain(d.parent / "base", hidden_size=64)),
+     "does not fit the base .*base: "),
+    ("adapters of a base without its head", "policy",
+     then(adapters, lambda d: weights_with(lm_head__weight=None)(d.parent / "base")),
+     r"base \(the base of .*\) lacks 1 weights .*lm_head.weight"),
+    ("adapters of another kind", "policy",
+     adapters_with(peft_type="IA3"), "peft_type is 'IA3': only LORA is loaded"),
+    ("adapters that changed their base", "policy", adapters_with(init_lora_weights="pissa"),
+     "init_lora_weights is 'pissa', which also changed the base's weights: convert"),
+    ("adapters of a reward model", "outcome", scorer_adapters, None),
+    ("adapters of a reward model as policy", "policy", scorer_adapters,
+     "task_type is SEQ_CLS.*a reward model, which cannot be a policy"),
+    ("adapters of a policy as reward model", "outcome", adapters,
+     r"base \(the base of .*\) has no trained head: .* it is a language model"),
+    ("adapters of a reward model whose head is zero", "outcome",
+     then(scorer_adapters, zero_head), "score.weight. is zero everywhere.*never trained"),
     ("end token beyond the embeddings", "policy",
      then(plain, tokenizer_with(eos_token="<|im_end|>")),
      r"writes <\|im_end\|> \(13\).*resize_token_embeddings"),
@@ -404,10 +467,15 @@ def _require_right(model: Any, path: Path) -> None:
         torch.testing.assert_close(model.logprobs(batch).detach(), expected_T, atol=1e-5, rtol=0)
         return
     scores_N = model.scores(batch).detach()
-    if "score.weight" not in load_file(path / WEIGHTS):
+    if (path / ADAPTERS).is_file():
+        base = path.parent / "base"
+        scorer = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+        reference: Any = peft.PeftModel.from_pretrained(scorer, path)
+    elif "score.weight" not in load_file(path / WEIGHTS):
         assert torch.equal(scores_N, torch.zeros(3))
         return
-    reference = AutoModelForSequenceClassification.from_pretrained(path)
+    else:
+        reference = AutoModelForSequenceClassification.from_pretrained(path)
     sequences = [g.prompt + r for g in GROUPS for r in g.responses]
     logits = [reference(input_ids=torch.tensor([s])).logits[0, 0].detach() for s in sequences]
     torch.testing.assert_close(scores_N, torch.stack(logits), atol=1e-5, rtol=0)

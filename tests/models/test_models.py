@@ -34,8 +34,9 @@ from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.errors import ModelError
 from trivium.hf import loading
+from trivium.hf.adapters import unwrap_peft
 from trivium.hf.checkpoint_files import context_of
-from trivium.hf.loading import dtype_of, load_tokenizer, trained_parameters, unwrap_peft
+from trivium.hf.loading import dtype_of, load_tokenizer, trained_parameters
 from trivium.hf.model_config import LoraConfig, ModelConfig
 from trivium.models.critic import VALUE_HEAD_FILE, SeparateCritic, SharedCritic
 from trivium.models.policy import Policy

@@ -11,6 +11,7 @@ import json
 import re
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from trivium.errors import ModelError
 from trivium.hf.kinds import kind_fault
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _SHARD = re.compile(r"model-\d+-of-\d+\.safetensors")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _LONGEST_HEADER = 100_000_000
@@ -62,10 +63,53 @@ def _nearest(path: Path, likeness: float) -> Path | None:
     return names[closest[0]] if closest else None
 
 
+@dataclass(frozen=True)
+class Adapter:
+    """A local directory with adapters alone.
+
+    Attributes:
+        directory: the directory.
+        base: directory or hub name of the checkpoint that they belong to.
+        revision: the base's branch, tag or commit on the hub.
+    """
+
+    directory: Path
+    base: str
+    revision: str | None
+
+
+def adapter_at(path: str) -> Adapter | None:
+    """Return the adapters at ``path``; None if it is a whole checkpoint, or a hub name."""
+    directory = looked_up(path)
+    if not holds_only_adapters(directory):
+        return None
+    settings, file = adapter_settings(directory), directory / ADAPTER_CONFIG
+    base, revision = settings.get("base_model_name_or_path"), settings.get("revision")
+    if not isinstance(base, str) or not base:
+        raise ModelError(f"{file}: names no base: write its path as base_model_name_or_path")
+    if holds_only_adapters(looked_up(base)):
+        raise ModelError(f"{file}: its base {base} holds only adapters: merge them first")
+    try:
+        require_checkpoint(base)
+    except ModelError as error:
+        raise ModelError(f"{file}: base_model_name_or_path is {base!r}: {error}") from None
+    return Adapter(directory, base, revision if isinstance(revision, str) else None)
+
+
+def holds_only_adapters(directory: Path) -> bool:
+    """Return whether a directory holds adapters without their base."""
+    return (directory / ADAPTER_CONFIG).is_file() and not (directory / "config.json").is_file()
+
+
+def adapter_settings(directory: Path) -> dict[str, Any]:
+    """Return the content of an adapter's configuration file."""
+    return _json_object(directory / ADAPTER_CONFIG)
+
+
 def require_checkpoint(path: str) -> None:
-    """Raise unless ``path`` is a directory with a configuration, or a hub name."""
+    """Raise unless ``path`` is a directory with a configuration or adapters, or a hub name."""
     directory = local_directory(path)
-    if directory is not None:
+    if directory is not None and adapter_at(path) is None:
         read_config(directory)
 
 
@@ -73,6 +117,15 @@ def check_checkpoint(path: str) -> None:
     """Raise ModelError if a local checkpoint is incomplete or damaged."""
     directory = local_directory(path)
     if directory is None:
+        return
+    adapter = adapter_at(path)
+    if adapter is not None:
+        if faults := [*adapter_faults(directory)]:
+            raise ModelError("\n".join(faults))
+        try:
+            check_checkpoint(adapter.base)
+        except ModelError as error:
+            raise ModelError(f"{path} has the base {adapter.base}: {error}") from None
         return
     fault = kind_fault(read_config(directory))
     faults = [f"{path} {fault}"] if fault else []
@@ -88,8 +141,6 @@ def read_config(directory: Path) -> dict[str, Any]:
         inner = sorted(x.parent for x in directory.glob("*/config.json"))
         example = inner[-1] if inner else "a run's `final`"
         remedy = f": name one, such as {example}"
-        if (directory / ADAPTER).is_file():
-            remedy = "; it holds only adapters: merge them into their base and name the result"
         raise ModelError(
             f"{directory} is a directory without config.json, so it is not a checkpoint{remedy}"
         )
@@ -98,7 +149,8 @@ def read_config(directory: Path) -> dict[str, Any]:
 
 def context_of(path: str) -> int | None:
     """Return a local checkpoint's longest context in tokens, if its configuration names one."""
-    directory = local_directory(path)
+    adapter = adapter_at(path)
+    directory = local_directory(path if adapter is None else adapter.base)
     if directory is None:
         return None
     return longest_context(read_config(directory))
@@ -139,10 +191,10 @@ def weight_faults(directory: Path) -> Iterator[str]:
     """Yield the faults of a checkpoint's weight files."""
     names = sorted(file.name for file in directory.iterdir())
     shards = {name for name in names if _SHARD.fullmatch(name)}
-    if ADAPTER in names:
+    if ADAPTER_CONFIG in names:
         yield (
-            f"{directory} holds adapters ({ADAPTER}) beside a model, and transformers would load "
-            "the base that they name instead: move the adapters to a directory of their own"
+            f"{directory} holds adapters ({ADAPTER_CONFIG}) beside a model, and transformers would "
+            "load the base that they name instead: move the adapters to a directory of their own"
         )
     if SINGLE in names:
         if others := sorted(shards | ({INDEX} & {*names})):
@@ -155,6 +207,17 @@ def weight_faults(directory: Path) -> Iterator[str]:
         yield from _shard_faults(directory / INDEX, shards)
     else:
         yield _without_weights(directory, names, shards)
+
+
+def adapter_faults(directory: Path) -> Iterator[str]:
+    """Yield the faults of the weight file of adapters."""
+    if (directory / ADAPTER_WEIGHTS).is_file():
+        yield from _header(directory / ADAPTER_WEIGHTS)[1]
+    else:
+        yield (
+            f"{directory} holds no {ADAPTER_WEIGHTS}: copy the adapters again, or convert their "
+            "adapter_model.bin where that is safe (a pickle can run any code and is not loaded)"
+        )
 
 
 def _without_weights(directory: Path, names: list[str], shards: set[str]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.errors import ModelError
@@ -80,17 +80,17 @@ def _listed(names: list[str]) -> str:
 def require_trained_head(model: PreTrainedModel, path: str) -> None:
     """Raise if the head of a reward model is zero everywhere, as a new one is."""
     head = getattr(model, "score", None)
-    if isinstance(head, nn.Linear) and not any(bool(p.count_nonzero()) for p in head.parameters()):
+    if isinstance(head, nn.Module) and not any(bool(p.count_nonzero()) for p in head.parameters()):
         raise ModelError(
             f"the head of {path} (score.weight) is zero everywhere, so every score would be the "
             "same: it was never trained; train it with `trivium reward-model`"
         )
 
 
-def require_finite(model: nn.Module, path: str) -> None:
+def require_finite(weights: Iterable[tuple[str, Tensor]], path: str) -> None:
     """Raise if a weight is NaN or infinite."""
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point() and not bool(torch.isfinite(parameter).all()):
+    for name, weight in weights:
+        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
             raise ModelError(
                 f"{path} holds {name} with values that are not finite (NaN or infinity): take an "
                 "earlier checkpoint, from before the training that wrote it diverged"

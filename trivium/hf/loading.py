@@ -7,7 +7,6 @@ allows it. Checkpoints are written by ``hf.saving``.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -28,7 +27,17 @@ from transformers import (
 
 from trivium.data.chat import limit_tokens
 from trivium.errors import ModelError
+from trivium.hf.adapters import (
+    add_adapters,
+    load_adapters,
+    merge_from,
+    task_of,
+    unwrap_peft,
+)
 from trivium.hf.checkpoint_files import (
+    Adapter,
+    adapter_at,
+    adapter_faults,
     local_directory,
     longest_context,
     require_checkpoint,
@@ -50,7 +59,7 @@ from trivium.hf.kinds import (
     kind_fault,
     role_fault,
 )
-from trivium.hf.model_config import LoraConfig, ModelConfig
+from trivium.hf.model_config import ModelConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float64": torch.float64}
 
@@ -97,17 +106,25 @@ def load_scorer(config: ModelConfig, *, new_head: bool = False) -> PreTrainedMod
     """Load a one-label sequence classifier.
 
     With ``new_head``, a language model gets a new head of zeros, to be trained; otherwise the
-    checkpoint must have a trained one.
+    checkpoint, or its adapters, must have a trained one.
     """
+    adapter = adapter_at(config.path)
+    may_lack_head = new_head or (adapter is not None and task_of(adapter) == "SEQ_CLS")
     model = _from_pretrained(
-        AutoModelForSequenceClassification, config, scorer=True, new_head=new_head
+        AutoModelForSequenceClassification, config, scorer=True, new_head=may_lack_head
     )
-    return _prepare(model, config, task="SEQ_CLS")
+    model = _prepare(model, config, task="SEQ_CLS")
+    if not new_head:
+        require_trained_head(unwrap_peft(model), config.path)
+    return model
 
 
 def load_tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase:
     """Load the checkpoint's tokenizer, and check it against the embeddings of config.json."""
     hf_config = read_hf_config(config)
+    adapter = adapter_at(config.path)
+    if adapter is not None and not (adapter.directory / "tokenizer_config.json").is_file():
+        config = with_base(config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
             config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
@@ -134,18 +151,33 @@ def context_length(config: ModelConfig) -> int | None:
     return longest_context(read_hf_config(config).to_dict())
 
 
+def with_base(config: ModelConfig) -> ModelConfig:
+    """Return the configuration with the base of its adapters, if its path holds only adapters."""
+    adapter = adapter_at(config.path)
+    if adapter is None:
+        return config
+    return config.model_copy(update={"path": adapter.base, "revision": adapter.revision})
+
+
+def _place(config: ModelConfig) -> str:
+    """Return how messages name a checkpoint: a base with the adapters that name it."""
+    base = with_base(config).path
+    return base if base == config.path else f"{base} (the base of {config.path})"
+
+
 def read_hf_config(config: ModelConfig) -> PreTrainedConfig:
     """Return the configuration of a checkpoint; raise if no model of its kind is trained here."""
     require_checkpoint(config.path)
+    config, place = with_base(config), _place(config)
     try:
         with quiet_transformers():
             found = AutoConfig.from_pretrained(
                 config.path, revision=config.revision, trust_remote_code=config.trust_remote_code
             )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"cannot load {config.path}: {_first_line(error)}") from None
+        raise ModelError(f"cannot load {place}: {_first_line(error)}") from None
     if fault := kind_fault(found.to_dict()):
-        raise ModelError(f"{config.path} {fault}")
+        raise ModelError(f"{place} {fault}")
     return found
 
 
@@ -177,16 +209,6 @@ def require_vocabulary(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBas
     require_embeddings(tokenizer, str(model.name_or_path), known)
 
 
-def has_lora(model: nn.Module) -> bool:
-    """Return whether ``model`` has ``peft`` adapters."""
-    return hasattr(model, "peft_config")
-
-
-def unwrap_peft(model: nn.Module) -> PreTrainedModel:
-    """Return the ``transformers`` model, with or without adapters around it."""
-    return model.get_base_model() if has_lora(model) else model  # type: ignore[return-value,operator]
-
-
 def trained_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Return the parameters that an optimizer updates."""
     return [p for p in model.parameters() if p.requires_grad]
@@ -210,7 +232,8 @@ def _from_pretrained(
 ) -> PreTrainedModel:
     """Load weights, and check that they are those of the configuration, all of them and no more."""
     hf_config = read_hf_config(config)
-    require_role(hf_config, config.path, scorer=scorer)
+    config, place = with_base(config), _place(config)
+    require_role(hf_config, place, scorer=scorer)
     directory = local_directory(config.path)
     if directory is not None and (faults := [*weight_faults(directory)]):
         raise ModelError("\n".join(faults))
@@ -227,26 +250,42 @@ def _from_pretrained(
                 **({"num_labels": 1} if scorer else {}),
             )
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-        raise ModelError(f"cannot load {config.path}: {_first_line(error)}") from None
+        raise ModelError(f"cannot load {place}: {_first_line(error)}") from None
     may_lack_head = new_head and not is_classifier(hf_config.to_dict())
-    require_weights(model, report, config.path, scorer=scorer, new_head=may_lack_head)
+    require_weights(model, report, place, scorer=scorer, new_head=may_lack_head)
     if any(name.startswith("score.") for name in report["missing_keys"]):
         nn.init.zeros_(model.score.weight)
-    elif scorer and not new_head:
-        require_trained_head(model, config.path)
-    require_finite(model, config.path)
+    require_finite(model.named_parameters(), place)
     return model
 
 
 def _prepare(model: PreTrainedModel, config: ModelConfig, *, task: str) -> PreTrainedModel:
     model.to(device_of(config))  # type: ignore[arg-type]
     _copy_from_file(model)
+    adapter, lora = _adapter_with_weights(config), config.lora
+    continues = lora is not None and lora.initial == "loaded"
+    if adapter is not None and not continues:
+        model = merge_from(model, adapter)
+        if lora is not None and lora.save is None:
+            lora = lora.model_copy(update={"save": "merged"})
     disable_dropout(model)
     require_causal(model, config.path)
     if config.gradient_checkpointing:
         enable_gradient_checkpointing(model, config)
     model.train()
-    return model if config.lora is None else add_adapters(model, config.lora, task)
+    if lora is None:
+        return model
+    if adapter is not None and continues:
+        return load_adapters(model, adapter, lora, task)
+    return add_adapters(model, lora, task)
+
+
+def _adapter_with_weights(config: ModelConfig) -> Adapter | None:
+    """Return the adapters at the configuration's path after checking their file."""
+    adapter = adapter_at(config.path)
+    if adapter is not None and (faults := [*adapter_faults(adapter.directory)]):
+        raise ModelError("\n".join(faults))
+    return adapter
 
 
 def _copy_from_file(model: nn.Module) -> None:
@@ -285,35 +324,6 @@ def disable_dropout(model: nn.Module) -> None:
         for name, value in vars(module).items():
             if isinstance(value, float) and ("dropout" in name or "layerdrop" in name):
                 setattr(module, name, 0.0)
-
-
-def add_adapters(model: PreTrainedModel, lora: LoraConfig, task: str) -> PreTrainedModel:
-    """Add LoRA adapters for a ``peft`` task type (CAUSAL_LM or SEQ_CLS).
-
-    Raises:
-        ModelError: ``peft`` is not installed, or the model has no module named in the targets.
-    """
-    try:
-        import peft
-    except ImportError:
-        raise ModelError("model.lora needs the peft package: pip install 'trivium[lora]'") from None
-    settings = peft.LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]
-        target_modules=lora.targets,
-        task_type=task,
-        modules_to_save=["score"] if task == "SEQ_CLS" else None,
-    )
-    kind = model.device.type
-    devices = [] if kind == "cpu" else [model.device]
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices, device_type=kind):
-            # peft uses names that transformers deprecated.
-            warnings.simplefilter("ignore", FutureWarning)
-            torch.manual_seed(lora.seed)
-            return peft.get_peft_model(model, settings)  # type: ignore[return-value]
-    except ValueError as error:
-        raise ModelError(f"model.lora.targets is {lora.targets!r}: {_first_line(error)}") from None
 
 
 @contextmanager

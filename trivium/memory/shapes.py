@@ -20,15 +20,16 @@ from transformers import (
 from trivium.data.batch import Batch
 from trivium.data.group import Group
 from trivium.errors import ModelError
+from trivium.hf.adapters import add_adapters, shape_adapters, unwrap_peft
+from trivium.hf.checkpoint_files import adapter_at
 from trivium.hf.loading import (
-    add_adapters,
     disable_dropout,
     dtype_of,
     enable_gradient_checkpointing,
     read_hf_config,
     require_role,
     resolve_device,
-    unwrap_peft,
+    with_base,
 )
 from trivium.hf.model_config import ModelConfig
 from trivium.memory.dry_run import DryRun
@@ -88,10 +89,10 @@ def weightless(run: DryRun, config: ModelConfig, *, scorer: bool = False) -> Pre
     require_role(read_hf_config(config), config.path, scorer=scorer)
     options = {"num_labels": 1} if scorer else {}
     kind = AutoModelForSequenceClassification if scorer else AutoModelForCausalLM
-    trust = config.trust_remote_code
+    trust, base = config.trust_remote_code, with_base(config)
     try:
         checkpoint_config = AutoConfig.from_pretrained(
-            config.path, revision=config.revision, trust_remote_code=trust, **options
+            base.path, revision=base.revision, trust_remote_code=trust, **options
         )
         if scorer and checkpoint_config.pad_token_id is None:
             checkpoint_config.pad_token_id = 0  # Loading a real model takes it from the tokenizer.
@@ -108,8 +109,11 @@ def weightless(run: DryRun, config: ModelConfig, *, scorer: bool = False) -> Pre
     model.train()
     if config.lora is None:
         return model
+    task, adapter = "SEQ_CLS" if scorer else "CAUSAL_LM", adapter_at(config.path)
     with run.building():
-        return add_adapters(model, config.lora, "SEQ_CLS" if scorer else "CAUSAL_LM")
+        if adapter is not None and config.lora.initial == "loaded":
+            return shape_adapters(model, adapter, config.lora, task)
+        return add_adapters(model, config.lora, task)
 
 
 def weightless_policy(run: DryRun, config: ModelConfig, role: str, temperature: float) -> Policy:

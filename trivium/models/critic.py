@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from trivium.data.batch import Batch
 from trivium.hf.loading import restore_trained, trained_parameters, trained_state
+from trivium.hf.saving import SaveCheck
 from trivium.models.policy import Policy
 from trivium.models.reward_model import RewardModel
 
@@ -40,7 +41,7 @@ class Critic(Protocol):
     def final_values(self, policy: Policy, batch: Batch) -> Tensor: ...
     def state_dict(self) -> dict[str, Tensor]: ...
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
-    def save(self, directory: Path) -> None: ...
+    def save(self, directory: Path) -> SaveCheck | None: ...
 
 
 class SeparateCritic:
@@ -71,8 +72,8 @@ class SeparateCritic:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.model.load_state_dict(state)
 
-    def save(self, directory: Path) -> None:
-        self.model.save(directory)
+    def save(self, directory: Path) -> SaveCheck | None:
+        return self.model.save(directory)
 
 
 class SharedCritic:

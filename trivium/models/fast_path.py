@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from trivium.data.batch import Batch
-from trivium.hf.loading import unwrap_peft
+from trivium.hf.adapters import unwrap_peft
 from trivium.hf.model_config import FastPath
 from trivium.models.group_layout import GroupLayout
 from trivium.models.layout import Forward

@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
-from trivium.hf.loading import restore_trained, trained_state, unwrap_peft
+from trivium.hf.adapters import unwrap_peft
+from trivium.hf.loading import restore_trained, trained_state
 from trivium.hf.model_config import FastPath
-from trivium.hf.saving import save_checkpoint
+from trivium.hf.saving import SaveCheck, save_checkpoint
 from trivium.models import flops
 from trivium.models.attention import states_at, states_by_frequency
 from trivium.models.equivalence import use_ragged_attention
@@ -87,6 +88,7 @@ class GroupModel:
         """Take the weights, or adapters, of ``state_dict``."""
         restore_trained(self.model, state)
 
-    def save(self, directory: Path) -> None:
-        """Write a checkpoint that plain ``transformers`` loads, adapters merged."""
-        save_checkpoint(directory, self.model, self.tokenizer, self.stop_tokens)
+    def save(self, directory: Path) -> SaveCheck:
+        """Write a checkpoint that plain ``transformers`` loads; return how it was checked."""
+        with flops.apart():
+            return save_checkpoint(directory, self.model, self.tokenizer, self.stop_tokens)

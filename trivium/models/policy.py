@@ -12,13 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
 from trivium.errors import ModelError
+from trivium.hf.adapters import unwrap_peft
 from trivium.hf.checkpoint_files import longest_context
-from trivium.hf.loading import (
-    load_causal_lm,
-    load_tokenizer,
-    require_vocabulary,
-    unwrap_peft,
-)
+from trivium.hf.loading import load_causal_lm, load_tokenizer, require_vocabulary
 from trivium.hf.model_config import FastPath, ModelConfig
 from trivium.models import flops
 from trivium.models.attention import packed_forward

@@ -1,8 +1,8 @@
 """The reference policy, from which the KL divergence is measured.
 
 A frozen copy of the policy. If the policy trains adapters, the reference is the same weights with
-the adapters switched off (or, after a refresh, set to their values at that time), which costs no
-second model.
+the adapters switched off, which costs no second model. Adapters that were loaded with values, or a
+reference that was refreshed, set them to their values at that time instead.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from trivium.data.batch import Batch
-from trivium.hf.loading import has_lora, trained_parameters
+from trivium.hf.adapters import has_lora, starts_at_base
+from trivium.hf.loading import trained_parameters
 from trivium.models.policy import Policy
 
 
@@ -33,6 +34,8 @@ class Reference:
         self._refreshed = False
         self._adapters: list[Tensor] | None = None
         self._copy = frozen_copy(policy) if enabled and not has_lora(policy.model) else None
+        if enabled and self._copy is None and not starts_at_base(policy.model):
+            self._adapters = self._current_adapters()
 
     @property
     def frozen_policy(self) -> Policy | None:
@@ -55,7 +58,7 @@ class Reference:
             return
         self._refreshed = True
         if self._copy is None:
-            self._adapters = [p.detach().clone() for p in trained_parameters(self._policy.model)]
+            self._adapters = self._current_adapters()
             return
         self._copy.model.load_state_dict(self._policy.model.state_dict())
 
@@ -79,9 +82,12 @@ class Reference:
         for parameter, value in zip(self._copy.model.parameters(), state, strict=True):
             parameter.copy_(value)
 
+    def _current_adapters(self) -> list[Tensor]:
+        return [p.detach().clone() for p in trained_parameters(self._policy.model)]
+
     @contextmanager
     def _adapters_of_reference(self) -> Iterator[None]:
-        """Switch the policy's adapters off, or to their values at the last refresh."""
+        """Switch the policy's adapters off, or to their values in the reference."""
         if self._adapters is None:
             with self._policy.model.disable_adapter():  # type: ignore[operator]
                 yield

@@ -14,7 +14,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from trivium.data.batch import Batch
 from trivium.errors import ModelError
-from trivium.hf.loading import load_scorer, load_tokenizer, require_vocabulary, unwrap_peft
+from trivium.hf.adapters import unwrap_peft
+from trivium.hf.loading import load_scorer, load_tokenizer, require_vocabulary
 from trivium.hf.model_config import FastPath, ModelConfig
 from trivium.maths.ragged import repeat_per_segment
 from trivium.models.group_model import GroupModel

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 
 from trivium.config.renamed import RENAMED_METRICS
 from trivium.errors import ConfigurationError, TrainingError
+from trivium.hf.saving import SaveCheck
 from trivium.runs.checkpoint import Checkpoint, Checkpoints, SavePoint
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.store import Run
@@ -46,7 +47,9 @@ class Stateful(Protocol):
 class Saveable(Protocol):
     """A model that can be saved to a directory."""
 
-    def save(self, directory: Path) -> None: ...
+    def save(self, directory: Path) -> SaveCheck | None:
+        """Save the model; return how it was compared with the trained one, if it was."""
+        ...
 
 
 class CheckpointManager:
@@ -153,13 +156,17 @@ class CheckpointManager:
         """
         try:
             with self._run.saving(name) as directory:
-                model.save(directory)
+                check = model.save(directory)
         except (OSError, SafetensorError) as error:
             reason = getattr(error, "strerror", None) or error
             raise TrainingError(
                 f"{self._run.path / name}: cannot be written: {reason}; free disk space, then "
                 f"resume from {self.last_saved}: trivium resume {self._run.path}"
             ) from error
+        if check is not None:
+            self._run.event("compared", check.message, name=name, **check.fields())
+            if check.message:
+                logger.warning("%s: %s", self._run.path / name, check.message)
 
     def try_to_save(self, save_point: SavePoint, loop_state: Mapping[str, Any]) -> bool:
         """Save the state, or log why it cannot be saved. Return whether it was saved."""

@@ -28,7 +28,7 @@ from torch import Tensor
 from trivium.config.paths import cache_directory
 from trivium.data.batch import Grouped
 from trivium.data.oom import score_logprobs
-from trivium.hf.loading import has_lora, unwrap_peft
+from trivium.hf.adapters import has_lora, starts_at_base, unwrap_peft
 from trivium.models.policy import Policy
 from trivium.numerics import numerics_state
 from trivium.runs.files import is_partial_write, write_bytes
@@ -89,8 +89,8 @@ def cache_key(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]]) -> 
 
 
 def _weights(policy: Policy) -> Iterator[tuple[str, Tensor]]:
-    """Yield the reference's weights and buffers; untrained adapters change nothing."""
-    adapted = has_lora(policy.model)
+    """Yield the reference's weights and buffers; new adapters change nothing."""
+    adapted = has_lora(policy.model) and starts_at_base(policy.model)
     for name, parameter in policy.model.named_parameters():
         if not (adapted and parameter.requires_grad):
             yield name, parameter.detach()

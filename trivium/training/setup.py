@@ -17,7 +17,8 @@ from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.errors import ConfigurationError
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.evaluation.evaluator import Evaluator
-from trivium.hf.loading import context_length, load_tokenizer, unwrap_peft
+from trivium.hf.adapters import unwrap_peft
+from trivium.hf.loading import context_length, load_tokenizer
 from trivium.hf.model_config import ModelConfig
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
 from trivium.data.batch import Batch
-from trivium.hf.loading import add_adapters
+from trivium.hf.adapters import add_adapters
 from trivium.hf.model_config import LoraConfig
 from trivium.models.attention import packed_forward, states_at
 from trivium.models.group_layout import GroupLayout

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from trivium.data.batch import Batch
-from trivium.hf.loading import unwrap_peft
+from trivium.hf.adapters import unwrap_peft
 from trivium.models.cpu.decode import find_decoder
 from trivium.models.cpu.last_mlp import limit_last_mlp
 from trivium.models.cpu.linear import matmul_backend, multiply, outer, replace_linears
