@@ -118,6 +118,7 @@ _BOUNDS = [
     ("grpo", "run.budget.seconds", "0", "Wall-clock"),
     ("grpo", "model.lora.rank", "0", "the default is 16"),
     ("grpo", "model.lora.alpha", "0", "Scale of the adapters"),
+    ("grpo", "run.checkpoints.keep_finished", "-1", "the default is 1"),
     ("grpo", "model.lora.targets", "[]", "all-linear"),
     ("grpo", "model.lora.seed", "-1", "initial values"),
     ("grpo", "model.path", "''", "hub name"),

@@ -527,6 +527,55 @@ def test_best_model_that_cannot_be_written_is_a_training_error(
         sft.train(config)
 
 
+# --- Disk use of a finished run -------------------------------------------------------------------
+
+
+def saved_steps(run: Path) -> list[str]:
+    return sorted(path.name for path in (run / "checkpoints").iterdir())
+
+
+def test_finished_run_keeps_one_checkpoint_and_continues_from_it(
+    world: World, tmp_path: Path
+) -> None:
+    constant = {"optimizer": {"learning_rate": 1e-3, "schedule": "constant"}}
+    long = make_config(world, tmp_path / "long", steps=6, **constant)
+    expected = run_results(sft.train(long))
+    own = {"checkpoints": {"steps": 1, "keep": 3}}
+    run = sft.train(make_config(world, tmp_path / "run", run=own, **constant))
+    assert saved_steps(run) == ["00000004"]
+    sft.train(make_config(world, run, steps=6, run={"allow_changes": True}, **constant))
+    assert saved_steps(run) == ["00000006"]
+    found = run_results(run)["final/model.safetensors"]
+    assert different_values(expected["final/model.safetensors"], found) == []
+
+
+def test_finished_run_keeps_the_checkpoints_that_are_asked_for(
+    world: World, tmp_path: Path
+) -> None:
+    kept = {"checkpoints": {"steps": 1, "keep": 3, "keep_finished": 2}}
+    run = sft.train(make_config(world, tmp_path / "run", run=kept))
+    assert saved_steps(run) == ["00000003", "00000004"]
+
+
+def test_stopped_run_keeps_all_its_checkpoints(stopped: Path) -> None:
+    assert saved_steps(stopped) == ["00000001", "00000002"]
+
+
+def test_finished_run_without_checkpoints_is_not_started_again(
+    world: World, tmp_path: Path
+) -> None:
+    none = {"checkpoints": {"steps": 1, "keep_finished": 0, "best": "nll", "best_is": "lowest"}}
+    data = world.rows("held-out.jsonl", ROWS)
+    run = sft.train(make_config(world, tmp_path / "run", run=none, validation=data))
+    assert saved_steps(run) == []
+    assert (run / "final" / "model.safetensors").exists()
+    assert (run / "best" / "model.safetensors").exists()
+    again = make_config(world, run, steps=6, run={"allow_changes": True}, validation=data)
+    with pytest.raises(ConfigurationError, match=r"finished run.*model\.path=.*final: it kept no"):
+        sft.train(again)
+    assert len(read_metrics(run)) == 4
+
+
 # --- From the command line ------------------------------------------------------------------------
 
 

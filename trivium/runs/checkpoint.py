@@ -178,7 +178,8 @@ class Checkpoints:
 
     def prune(self, keep: int, protected: str | None = None) -> None:
         """Delete all checkpoints but the last ``keep`` and the one named ``protected``."""
-        for path in self.paths()[:-keep]:
+        paths = self.paths()
+        for path in paths[: max(0, len(paths) - keep)]:
             if path.name != protected:
                 remove_atomically(path)
 

@@ -19,7 +19,11 @@ class CheckpointsConfig(Configuration):
     """Number of training steps between two checkpoints. Replaces seconds, however slow saving
     is."""
     keep: int = Field(default=2, ge=1)
-    """Number of most recent checkpoints to keep."""
+    """Number of most recent checkpoints to keep while the run lasts."""
+    keep_finished: int = Field(default=1, ge=0)
+    """Number of most recent checkpoints to keep after the run has finished, to continue its
+    training with more steps. 0 keeps none, not even the best: the models in final/ and best/
+    remain."""
     best: str | None = None
     """Evaluation metric, such as sampled, whose best value decides the best checkpoint. That
     checkpoint is kept too, and its model is saved in best/."""

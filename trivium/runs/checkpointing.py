@@ -168,6 +168,13 @@ class CheckpointManager:
             if check.message:
                 logger.warning("%s: %s", self._run.path / name, check.message)
 
+    def finish(self, step: int) -> None:
+        """Log that the run has finished, and delete the checkpoints that it no longer needs."""
+        seconds = round(self.save_seconds, 3)
+        self._run.event("finished", step=step, saves=self.num_saves, saving_seconds=seconds)
+        keep = self.config.keep_finished
+        self._checkpoints.prune(keep, self.best["name"] if self.best and keep else None)
+
     def try_to_save(self, save_point: SavePoint, loop_state: Mapping[str, Any]) -> bool:
         """Save the state, or log why it cannot be saved. Return whether it was saved."""
         try:

@@ -133,10 +133,14 @@ def _resume_claim(kind: str, config: RunConfig, resolved: Configuration, path: P
             f"be resumed: {remedy}"
         )
     changes = differences(saved, path, resolved)
-    if is_finished(path) and not (changes and config.allow_changes):
+    continuable = any((path / "checkpoints").glob("[0-9]*"))
+    if is_finished(path) and not (changes and config.allow_changes and continuable):
+        further = "change a setting (such as steps) and write --allow-changes"
+        if not continuable:
+            further = f"start a run with model.path={path / 'final'}: it kept no checkpoint"
         raise ConfigurationError(
             f"run.directory = {path}: holds a finished run: {remedy}; to continue its training, "
-            "change a setting (such as steps) and write --allow-changes"
+            f"{further}"
         )
     if changes and not config.allow_changes:
         if not any((path / name).exists() for name in _PROGRESS_FILES):

@@ -301,11 +301,7 @@ class Training:
             self._checkpoints.try_to_save(end, self._loop_state())
         if self._peak_memory is not None:
             self.run.event("memory", measured_bytes=self._peak_memory.bytes())
-        saving = {
-            "saves": self._checkpoints.num_saves,
-            "saving_seconds": round(self._checkpoints.save_seconds, 3),
-        }
-        self.run.event("finished", step=self.step, **saving)
+        self._checkpoints.finish(self.step)
 
     # --- State ------------------------------------------------------------------------------------
 
