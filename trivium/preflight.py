@@ -16,7 +16,7 @@ from typing import Any
 from trivium.commands.candidates import candidates_of
 from trivium.commands.output import require_directory, require_free
 from trivium.commands.pairs_config import PairsConfig
-from trivium.config.base import Configuration
+from trivium.config.base import Configuration, sections_of
 from trivium.data.preview import survey
 from trivium.data.rows import RowsConfig
 from trivium.errors import ConfigurationError, DataError, ModelError, TriviumError
@@ -46,7 +46,7 @@ def preflight(config: Configuration, skip_below: Path | None = None) -> None:
         # Its paths are checked in the configurations that are made from it.
         _raise_faults(ConfigurationError, _output_faults({"": config}))
         return
-    sections = {name: s for name, s in _sections(config) if not _is_below(skip_below, s)}
+    sections = {name: s for name, s in sections_of(config) if not _is_below(skip_below, s)}
     if skip_below is None:
         _raise_faults(ConfigurationError, _output_faults(sections))
     _raise_faults(ConfigurationError, _reward_faults(sections))
@@ -55,19 +55,6 @@ def preflight(config: Configuration, skip_below: Path | None = None) -> None:
     _raise_faults(ConfigurationError, _column_faults(sections, columns))
     _raise_faults(ModelError, _model_faults(sections))
     _warn_of_overlap(sections)
-
-
-def _sections(config: Configuration, name: str = "") -> Iterator[tuple[str, Configuration]]:
-    """Yield the configuration and all sections in it, with their dotted names."""
-    yield name, config
-    for field in type(config).model_fields:
-        value, dotted_name = getattr(config, field), f"{name}.{field}" if name else field
-        if isinstance(value, Configuration):
-            yield from _sections(value, dotted_name)
-        elif isinstance(value, tuple):
-            for index, item in enumerate(value):
-                if isinstance(item, Configuration):
-                    yield from _sections(item, f"{dotted_name}.{index}")
 
 
 def _is_below(skip_below: Path | None, section: Configuration) -> bool:

@@ -49,6 +49,13 @@ def run_resume(parsed: argparse.Namespace) -> None:
     run_command(command, parsed)
 
 
+def run_push(parsed: argparse.Namespace) -> None:
+    """Upload the model of a finished run to the Hugging Face Hub."""
+    from trivium.runs.hub import push_finished
+
+    print(f"uploaded to {push_finished(parsed.run_directory, parsed.repository)}")
+
+
 def run_memory(parsed: argparse.Namespace) -> None:
     """Predict the memory of a run, and find the micro-batches that fit."""
     from trivium.preflight import preflight

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,6 +22,7 @@ from trivium.cli.dispatch import (
     run_command,
     run_demo,
     run_memory,
+    run_push,
     run_report,
     run_resume,
     run_watch,
@@ -31,6 +34,7 @@ from trivium.commands.help_texts import (
     DESCRIPTION,
     EXAMPLE,
     MEMORY,
+    PUSH,
     REPORT,
     RESUME,
     WATCH,
@@ -76,9 +80,18 @@ class SettingAction(argparse.Action):
         namespace.flags = [*namespace.flags, self.const]
 
 
+class ValueSettingAction(argparse.Action):
+    """A flag with a value that is short for a setting, which `const` names."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: Any, values: Any, option: Any = None
+    ) -> None:
+        namespace.flags = [*namespace.flags, f"{self.const}={json.dumps(values)}"]
+
+
 def check_command_name(arguments: Sequence[str]) -> None:
     """Raise ConfigurationError for an unknown command, with the most similar one."""
-    names = [*COMMANDS, "resume", "memory", "chat", "report", "watch", "demo"]
+    names = [*COMMANDS, "resume", "push", "memory", "chat", "report", "watch", "demo"]
     word = next(iter(arguments), "-")
     if word.startswith("-") or word in names:
         return
@@ -92,7 +105,15 @@ def flags_last(arguments: Sequence[str]) -> list[str]:
 
     argparse does not accept such a flag between two settings.
     """
-    return sorted(arguments, key=("--resume", "--allow-changes").__contains__)
+    others: list[str] = []
+    flags: list[str] = []
+    words = iter(arguments)
+    for word in words:
+        is_flag = word in ("--resume", "--allow-changes") or word.partition("=")[0] == "--push"
+        (flags if is_flag else others).append(word)
+        if word == "--push":
+            flags += islice(words, 1)
+    return [*others, *flags]
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -108,6 +129,7 @@ def make_parser() -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=description, **_STYLE)
 
     _add_resume(add("resume", "resume a run", RESUME))
+    _add_push(add("push", "upload a run's model to the Hugging Face Hub", PUSH))
     _add_memory(add("memory", "predict the memory of a run, and what fits", MEMORY))
     _add_chat(add("chat", "talk to a checkpoint", CHAT))
     _add_report(add("report", "write a run's report", REPORT))
@@ -130,7 +152,7 @@ def _add_command(commands: Any, name: str, command: Command) -> None:
     parser.add_argument("config", metavar="CONFIG.yaml", type=Path, help="the configuration file")
     _add_settings(parser, command.config_class)
     if command.trains:
-        _add_allow_changes(parser)
+        _add_run_flags(parser)
         parser.add_argument(
             "--resume",
             action=SettingAction,
@@ -147,7 +169,7 @@ def _add_settings(parser: argparse.ArgumentParser, config_class: Callable[[], ty
     )
 
 
-def _add_allow_changes(parser: argparse.ArgumentParser) -> None:
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(flags=[])
     parser.add_argument(
         "--allow-changes",
@@ -155,13 +177,26 @@ def _add_allow_changes(parser: argparse.ArgumentParser) -> None:
         const="run.allow_changes=true",
         help="resume a run even if its configuration, data or code changed",
     )
+    parser.add_argument(
+        "--push",
+        action=ValueSettingAction,
+        const="run.push",
+        metavar="OWNER/NAME",
+        help="upload the model to this repository of the Hugging Face Hub at the end",
+    )
 
 
 def _add_resume(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run_directory", metavar="RUN", type=Path, help="a run's directory")
     parser.add_argument("settings", metavar="key=value", nargs="*", help="settings to change")
-    _add_allow_changes(parser)
+    _add_run_flags(parser)
     parser.set_defaults(run=run_resume)
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run_directory", metavar="RUN", type=Path, help="a run's directory")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="a repository on the Hub")
+    parser.set_defaults(run=run_push)
 
 
 def _add_memory(parser: argparse.ArgumentParser) -> None:

@@ -44,6 +44,8 @@ class Command:
             kind = next(name for name, command in COMMANDS.items() if command is self)
             _import("trivium.runs.run_directory:claim_directory")(kind, config.run, config)
         _import("trivium.preflight:preflight")(config)
+        if self.trains and config.run.push is not None:
+            _import("trivium.runs.hub:require_writable")(config.run.push)
         return self.load()(config)
 
 

@@ -37,6 +37,14 @@ Serve the report of a run live while it trains, to this machine only. Ctrl-C sto
 example:
   trivium watch runs/grpo-20260101-120000
 """
+PUSH = """\
+Upload the model of a finished run, with its model card, to a repository on the Hugging Face Hub. A
+new repository is private. Log in first: hf auth login. `--push OWNER/NAME` of a command that trains
+uploads at the end of the run.
+
+example:
+  trivium push runs/grpo-20260101-120000 someone/my-model
+"""
 RESUME = """\
 Resume a run that was stopped by Ctrl-C, a signal, a crash or a power failure. The run uses its own
 configuration and continues from its last checkpoint, with the same results as without the stop.

@@ -158,6 +158,19 @@ def dump(config: Configuration) -> str:
 # --- Sections within sections ---------------------------------------------------------------------
 
 
+def sections_of(config: Configuration, name: str = "") -> Iterator[tuple[str, Configuration]]:
+    """Yield the configuration and all sections in it, with their dotted names."""
+    yield name, config
+    for field in type(config).model_fields:
+        value, dotted_name = getattr(config, field), f"{name}.{field}" if name else field
+        if isinstance(value, Configuration):
+            yield from sections_of(value, dotted_name)
+        elif isinstance(value, tuple):
+            for index, item in enumerate(value):
+                if isinstance(item, Configuration):
+                    yield from sections_of(item, f"{dotted_name}.{index}")
+
+
 def sections_in(annotation: Any) -> list[type[Configuration]]:
     """Return the configuration classes that occur in a field's type."""
     if isinstance(annotation, type) and issubclass(annotation, Configuration):

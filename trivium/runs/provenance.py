@@ -23,8 +23,8 @@ from trivium.errors import DataError
 
 PACKAGES = ("trivium", "torch", "transformers", "tokenizers", "safetensors", "peft")
 IGNORED_SETTINGS = frozenset(
-    "run.directory run.overwrite run.resume run.allow_changes run.trackers run.checkpoints "
-    "run.measure_memory reference_cache".split()
+    "run.directory run.overwrite run.resume run.allow_changes run.push run.trackers "
+    "run.checkpoints run.measure_memory reference_cache".split()
 )
 """Settings that do not affect the results of a run."""
 _FULL_DIGEST_BYTES, _NUM_SAMPLES, _SAMPLE_BYTES = 1 << 26, 64, 1 << 16

@@ -33,7 +33,7 @@ from typing import Any
 
 from pydantic import Field
 
-from trivium.config.base import Configuration, dump
+from trivium.config.base import Configuration, Conflict, dump
 from trivium.errors import CheckpointError, DataError, TrainingError
 from trivium.monitoring.monitor_config import MonitorsConfig
 from trivium.runs.budget import BudgetConfig
@@ -46,6 +46,7 @@ LOGS = ("metrics", "evaluation", "samples", "outcomes", "events")
 """The names of the log files, without .jsonl."""
 _KEPT_EVENTS = ("interrupted", "failed", "resumed", "not_saved")
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+_REPOSITORY = re.compile(r"[A-Za-z0-9]([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 _NOT_FINITE = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 
 
@@ -72,6 +73,9 @@ class RunConfig(Configuration):
     """Number of steps between two training prompts whose responses are kept; 0 keeps none."""
     budget: BudgetConfig | None = None
     """Limits that end the run before its last step."""
+    push: str | None = None
+    """Repository on the Hugging Face Hub, OWNER/NAME, to which final/ is uploaded when the run has
+    finished; it is created private. The flag --push sets it."""
     trackers: tuple[TrackerName, ...] = ()
     """Experiment trackers that receive a copy of the metrics: tensorboard, wandb, trackio."""
     measure_memory: bool = False
@@ -79,6 +83,17 @@ class RunConfig(Configuration):
     system at once, which costs time (docs/memory.md)."""
     monitors: MonitorsConfig = MonitorsConfig()
     """Thresholds of the alarms, and which alarms stop the run (docs/monitors.md)."""
+
+    def conflicts(self) -> Iterator[Conflict]:
+        if self.push is not None and (fault := repository_fault(self.push)):
+            yield "push", fault
+
+
+def repository_fault(repository: str) -> str | None:
+    """Return why a name is no repository of the Hub; None if it has the form of one."""
+    if _REPOSITORY.fullmatch(repository) and len(repository) <= 96 and "--" not in repository:
+        return None
+    return "it is no repository: write OWNER/NAME, of letters, digits, and `-`, `_` or `.` inside"
 
 
 class Run:

@@ -42,6 +42,8 @@ from trivium.runs import rng
 from trivium.runs.budget import BudgetTracker
 from trivium.runs.checkpoint import SavePoint
 from trivium.runs.checkpointing import CheckpointManager, Saveable, Stateful
+from trivium.runs.hub import push
+from trivium.runs.model_card import write_card
 from trivium.runs.nonfinite import save_nonfinite_batch
 from trivium.runs.signals import Interrupted, SamplingAborted, SignalHandler, signal_name
 from trivium.runs.startup import PreparedRun, log_resumption, open_run
@@ -84,7 +86,7 @@ class Training:
         self.stages = Stopwatch()
         self._results: list[Any] = []
         self._monitors = Monitors(config.monitors, half_precision=prepared.half_precision)
-        self._config = config
+        self._config, self._resolved = config, resolved
         self._evaluator = evaluator
         self._peak_memory = prepared.peak_memory
         self._evaluated_step: int | None = None
@@ -301,7 +303,10 @@ class Training:
             self._checkpoints.try_to_save(end, self._loop_state())
         if self._peak_memory is not None:
             self.run.event("memory", measured_bytes=self._peak_memory.bytes())
+        write_card(self.path, self._resolved)
         self._checkpoints.finish(self.step)
+        if self._config.push is not None:
+            logger.info("uploaded to %s", push(self.path, self._config.push))
 
     # --- State ------------------------------------------------------------------------------------
 
