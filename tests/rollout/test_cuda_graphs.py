@@ -153,7 +153,7 @@ def test_decoding_on_a_gpu_waits_for_nothing_and_keeps_nothing_elsewhere(
 
 ELSEWHERE = "meta"
 """A device that stands for a GPU: its tensors have no data and cannot mix with the CPU's."""
-HOSTS = {"prompt_lengths_G", "group_of_S", "length_S", "slot_of_R"}
+HOSTS = {"prompt_length_S", "group_of_S", "length_S", "slot_of_R"}
 
 
 def move(thing: Any, gpu: FakeTensorMode) -> Any:

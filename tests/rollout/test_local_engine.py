@@ -209,6 +209,57 @@ def flops_at(policy: Policy, positions: list[int]) -> float:
     return counter.flops
 
 
+def prefixes_of(prompt: Prompt, lengths: Sequence[int]) -> list[Prompt]:
+    """Return beginnings of a prompt as prompts of their own."""
+    return [Prompt(prompt.tokens[:n], "", {}, 100 * prompt.index + n) for n in sorted(lengths)]
+
+
+@pytest.mark.parametrize("max_rows", [512, 40, 3])
+@pytest.mark.parametrize("name", ["llama", "qwen2-window", "gemma2", "bloom", "gpt-oss"])
+def test_prompts_that_begin_another_prompt_have_the_samples_they_have_alone(
+    name: str, max_rows: int
+) -> None:
+    policy, (first, second) = policy_of(name), prompts_of((14, 9))
+    prompts = [
+        *prefixes_of(first, (2, 5, 6, 13, 14)),
+        *prefixes_of(second, (1, 4, 9)),
+        *prefixes_of(first, (3,)),
+    ]
+    found = engine_of(policy, max_rows).generate(prompts, 4, SAMPLING, seed=3, step=5)
+    for prompt, group in zip(prompts, found, strict=True):
+        alone = engine_of(policy).generate([prompt], 4, SAMPLING, seed=3, step=5)
+        assert tokens_of([group]) == tokens_of(alone)
+    assert len({tuple(r.tokens) for group in found for r in group}) > 20
+
+
+def test_prompts_that_begin_another_prompt_are_prefilled_with_it() -> None:
+    policy = policy_of()
+    (prompt,) = prompts_of((14,))
+    read: list[int] = []
+    policy.decode_model()  # The first call runs forward passes to select the decode path.
+    embedding = policy.backbone.get_input_embeddings()
+    embedding.register_forward_pre_hook(lambda _, inputs: read.append(inputs[0].numel()))
+    one_token = Sampling(max_tokens=1)
+    prefixes = prefixes_of(prompt, (2, 5, 6, 13, 14))
+    with flops.apart() as shared:
+        engine_of(policy).generate(prefixes, 4, one_token, seed=0, step=0)
+    assert read == [14]
+    with flops.apart() as separate:
+        engine_of(policy).generate(prefixes[::-1], 4, one_token, seed=0, step=0)
+    assert read[1:] == [2 + 5 + 6 + 13 + 14]
+    assert shared.flops < 0.5 * separate.flops
+
+
+def test_flops_of_a_row_follow_from_the_prefix_that_it_continues() -> None:
+    policy = policy_of()
+    cache = KVCache(policy)
+    with torch.no_grad():
+        cache.admit([prompts_of((14,))[0].tokens], 2, [[3, 14]])
+        with flops.apart() as counter:
+            cache.advance(torch.ones(4, dtype=torch.long))
+    assert counter.flops == flops_at(policy, [3, 3, 14, 14])
+
+
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 def test_flops_count_active_rows_and_not_idle_ones(name: str) -> None:
     policy = policy_of(name)

@@ -29,8 +29,8 @@ class CountedCache(KVCache):
         super().__init__(policy)
         self.run, self.role = run, role
 
-    def _store(self, layout: PromptLayout, samples: int) -> None:
-        super()._store(layout, samples)
+    def _store(self, layout: PromptLayout, rows: int) -> None:
+        super()._store(layout, rows)
         self._count()
 
     def _lengthen(self, longest: int) -> None:

@@ -1,11 +1,14 @@
 """Key-value cache of responses that grow together, with one copy of each shared prompt.
 
 ``admit`` processes prompts, ``advance`` feeds each row its next token, ``keep`` drops rows. The
-first two return final hidden states: the caller applies the head and samples.
+first two return final hidden states: the caller applies the head and samples. A row continues its
+group's prompt, or a prefix of it: the steps of one solution share the keys and values of their
+common prefix.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -84,14 +87,25 @@ class KVCache:
         self.forward, self.count = policy.decode_model(), flops.counter(policy.backbone)
         self.device = policy.device
         self.layers: dict[int, LayerCache] = {}
-        self.prompt_lengths_G = torch.zeros(0, dtype=torch.long)
+        self.num_groups = 0
         self.group_of_S = torch.zeros(0, dtype=torch.long)
+        self.prompt_length_S = torch.zeros(0, dtype=torch.long)
         self.length_S = torch.zeros(0, dtype=torch.long)
         self.slot_of_R = torch.zeros(0, dtype=torch.long)
         self._update_grid()
 
-    def admit(self, prompts: list[list[int]], samples: int) -> Tensor:
-        """Process ``prompts`` and open ``samples`` rows for each; return last states ``[G, D]``."""
+    def admit(
+        self,
+        prompts: list[list[int]],
+        samples: int,
+        branches: Sequence[Sequence[int]] | None = None,
+    ) -> Tensor:
+        """Process ``prompts`` and open ``samples`` rows for each branch; return ``[B, D]``.
+
+        ``branches`` has, for each prompt, the lengths of the prefixes that rows continue; by
+        default rows continue whole prompts. Returns the state at the end of each branch's prefix.
+        """
+        branches = [[len(tokens)] for tokens in prompts] if branches is None else branches
         lengths_G = torch.tensor([len(tokens) for tokens in prompts])
         starts_G = torch.cumsum(lengths_G, 0) - lengths_G
         tokens_L = torch.tensor([token for tokens in prompts for token in tokens])
@@ -101,16 +115,19 @@ class KVCache:
             hidden_LD = self.forward(tokens_L.to(self.device), position_L.to(self.device), layout)
         self.count(position_L)
         self._compact()
-        self._store(layout, samples)
-        groups = len(self.prompt_lengths_G)
-        new_groups = torch.arange(groups, groups + len(prompts))
-        self.prompt_lengths_G = torch.cat([self.prompt_lengths_G, lengths_G])
-        self.group_of_S = torch.cat([self.group_of_S, new_groups.repeat_interleave(samples)])
-        new_lengths_S = torch.zeros(len(prompts) * samples, dtype=torch.long)
-        self.length_S = torch.cat([self.length_S, new_lengths_S])
+        counts_G = torch.tensor([len(lengths) for lengths in branches])
+        length_B = torch.tensor([length for lengths in branches for length in lengths])
+        self._store(layout, len(length_B) * samples)
+        new_groups_B = repeat_per_segment(self.num_groups + torch.arange(len(prompts)), counts_G)
+        self.num_groups += len(prompts)
+        self.group_of_S = torch.cat([self.group_of_S, new_groups_B.repeat_interleave(samples)])
+        new_lengths_S = length_B.repeat_interleave(samples)
+        self.prompt_length_S = torch.cat([self.prompt_length_S, new_lengths_S])
+        self.length_S = torch.cat([self.length_S, torch.zeros_like(new_lengths_S)])
         self.slot_of_R = torch.arange(len(self.group_of_S))
         self._update_grid()
-        return hidden_LD[(starts_G + lengths_G - 1).to(self.device)]
+        last_B = repeat_per_segment(starts_G, counts_G) + length_B - 1
+        return hidden_LD[last_B.to(self.device)]
 
     def advance(self, tokens_R: Tensor) -> Tensor:
         """Feed every row its next token; return final hidden states ``[R, D]``."""
@@ -122,7 +139,7 @@ class KVCache:
         place_S = torch.full_like(self.length_S, longest).index_copy_(0, slot_R, length_R)
         with flops.paused():
             hidden_SD = self._step(tokens_S, place_S, longest + 1, shortest == longest)
-        self.count(self.prompt_lengths_G[self.group_of_S[slot_R]] + length_R)
+        self.count(self.prompt_length_S[slot_R] + length_R)
         self.length_S[slot_R] += 1
         return hidden_SD.index_select(0, slot_R.to(self.device))
 
@@ -137,12 +154,12 @@ class KVCache:
         if len(rows) < (1 - self.idle_share) * len(self.group_of_S):
             self._compact()
 
-    def _store(self, layout: PromptLayout, samples: int) -> None:
+    def _store(self, layout: PromptLayout, rows: int) -> None:
         """Add the prompts' keys and values, and slots for their rows."""
         for index, (keys, values) in layout.cached.items():
-            groups, heads, width, _ = keys.shape
-            response_keys = keys.new_zeros(groups * samples, heads, width, BLOCK_TOKENS)
-            response_values = keys.new_zeros(groups * samples, heads, BLOCK_TOKENS, width)
+            _, heads, width, _ = keys.shape
+            response_keys = keys.new_zeros(rows, heads, width, BLOCK_TOKENS)
+            response_values = keys.new_zeros(rows, heads, BLOCK_TOKENS, width)
             new = LayerCache(keys, values, response_keys, response_values)
             old = self.layers.get(index)
             self.layers[index] = new if old is None else _joined(old, new)
@@ -159,7 +176,11 @@ class KVCache:
 
     def _update_grid(self) -> None:
         self.grid = SlotGrid(
-            self.group_of_S, self.prompt_lengths_G, self.prompt_capacity, self.device
+            self.group_of_S,
+            self.num_groups,
+            self.prompt_length_S,
+            self.prompt_capacity,
+            self.device,
         )
 
     def _lengthen(self, longest: int) -> None:
@@ -176,8 +197,8 @@ class KVCache:
             return
         slots, device_slots = self.slot_of_R, self.slot_of_R.to(self.device)
         groups, self.group_of_S = torch.unique(self.group_of_S[slots], return_inverse=True)
-        self.length_S = self.length_S[slots]
-        fewer_groups = len(groups) < len(self.prompt_lengths_G)
+        self.prompt_length_S, self.length_S = self.prompt_length_S[slots], self.length_S[slots]
+        fewer_groups = len(groups) < self.num_groups
         device_groups = groups.to(self.device)
         for cache in self.layers.values():
             if fewer_groups:
@@ -186,7 +207,7 @@ class KVCache:
             # Copying whole slots is fastest; what follows a row's tokens is never visible.
             cache.response_keys = cache.response_keys.index_select(0, device_slots)
             cache.response_values = cache.response_values.index_select(0, device_slots)
-        self.prompt_lengths_G = self.prompt_lengths_G[groups]
+        self.num_groups = len(groups)
         self.slot_of_R = torch.arange(len(slots))
         self._update_grid()
 
@@ -198,25 +219,26 @@ class SlotGrid:
         groups, width: the number of groups, and of slots in the largest one.
         full: every group has ``width`` slots.
         cell_S: the grid cell of each slot.
-        prompt_length_S: the length of each slot's prompt.
-        equal_prompts: every prompt fills the prompt cache's capacity.
+        prompt_length_S: how many tokens of its group's prompt each slot continues.
+        equal_prompts: every slot continues a prompt that fills the prompt cache's capacity.
     """
 
     def __init__(
         self,
         group_of_S: Tensor,
-        prompt_lengths_G: Tensor,
+        groups: int,
+        prompt_length_S: Tensor,
         prompt_capacity: int,
         device: torch.device,
     ) -> None:
-        sizes_G = torch.bincount(group_of_S, minlength=len(prompt_lengths_G))
+        sizes_G = torch.bincount(group_of_S, minlength=groups)
         self.groups, self.width = len(sizes_G), int(sizes_G.max()) if len(sizes_G) else 0
         self.full = self.groups * self.width == len(group_of_S)
         start_S = (torch.cumsum(sizes_G, 0) - sizes_G)[group_of_S]
         column_S = torch.arange(len(group_of_S)) - start_S
         self.cell_S = (group_of_S * self.width + column_S).to(device)
-        self.prompt_length_S = prompt_lengths_G[group_of_S].to(device)
-        self.equal_prompts = bool((prompt_lengths_G == prompt_capacity).all())
+        self.prompt_length_S = prompt_length_S.to(device)
+        self.equal_prompts = bool((prompt_length_S == prompt_capacity).all())
 
     def to_grid(self, x_S: Tensor) -> Tensor:
         """``[slots, heads, repeats, w] -> [groups, heads, width·repeats, w]``."""

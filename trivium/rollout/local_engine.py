@@ -1,8 +1,9 @@
 """Rollout engine that samples from a policy in the same process.
 
-Each prompt is prefilled once, and all its samples share its key-value cache. Finished rows leave
-the batch, and waiting prompts take their place. The engine uses the policy's own weights, so no
-weights are copied after an update.
+Each prompt is prefilled once, and all its samples share its key-value cache. A prompt that is the
+beginning of the next one shares that cache too. Finished rows leave the batch, and waiting prompts
+take their place. The engine uses the policy's own weights, so no weights are copied after an
+update.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class LocalEngine:
             num_seen[prompt.index] += 1
             keys = [row_key(seed, step, prompt.index, first + j) for j in range(samples)]
             rows.append([Row(i, key) for key in keys])
-        waiting = deque(range(len(prompts)))
+        waiting = deque(self._chains(prompts, samples))
         head = self.policy.head
         cache = self._cache()
         responses: list[list[Response]] = [[] for _ in prompts]
@@ -88,10 +89,10 @@ class LocalEngine:
         while waiting or active:
             admitted = self._admit(waiting, len(active), samples)
             if admitted:
-                new_rows = [row for i in admitted for row in rows[i]]
-                hidden_GD = cache.admit([prompts[i].tokens for i in admitted], samples)
+                new_rows = [row for chain in admitted for i in chain for row in rows[i]]
+                hidden_BD = _prefill(cache, prompts, admitted, samples)
                 self._sample_tokens(
-                    new_rows, head, hidden_GD.repeat_interleave(samples, 0), sampling
+                    new_rows, head, hidden_BD.repeat_interleave(samples, 0), sampling
                 )
                 active += new_rows
             unfinished = self._evict_finished(active, cache)
@@ -120,17 +121,43 @@ class LocalEngine:
     def _use_cuda_graphs(self) -> bool:
         return self.policy.cuda_graphs and graphs_work(self.policy)
 
-    def _admit(self, waiting: deque[int], active: int, samples: int) -> list[int]:
-        """Return the prompts to start now, as many as the batch has free rows for.
+    def _chains(self, prompts: Sequence[Prompt], samples: int) -> list[list[int]]:
+        """Return the prompts in chains, each prompt of which is the beginning of the next one.
+
+        One pass over the last prompt of a chain computes them all. A chain has at most a quarter of
+        the rows, so that it can start while others are active. Caches that cannot share a prompt
+        get every prompt in a chain of its own.
+        """
+        shared = self.policy.shared and self.policy.frequency_key is None
+        longest = self._min_admitted(samples) if shared else 1
+        chains: list[list[int]] = []
+        for i, prompt in enumerate(prompts):
+            previous = prompts[i - 1].tokens if i else prompt.tokens
+            extends = prompt.tokens[: len(previous)] == previous
+            if chains and extends and len(chains[-1]) < longest:
+                chains[-1].append(i)
+            else:
+                chains.append([i])
+        return chains
+
+    def _admit(self, waiting: deque[list[int]], active: int, samples: int) -> list[list[int]]:
+        """Return the chains to start now, as many as the batch has free rows for.
 
         While rows are active, no prompt starts before a quarter of the rows (or enough rows for
-        all waiting prompts) is free.
+        all waiting chains) is free.
         """
         capacity = max(1 if not active else 0, (self.max_rows - active) // samples)
-        min_admitted = max(1, self.max_rows // (4 * samples))
-        if active and capacity < min(min_admitted, len(waiting)):
+        if active and capacity < min(self._min_admitted(samples), len(waiting)):
             return []
-        return [waiting.popleft() for _ in range(min(capacity, len(waiting)))]
+        admitted: list[list[int]] = []
+        while waiting and len(waiting[0]) <= capacity:
+            capacity -= len(waiting[0])
+            admitted.append(waiting.popleft())
+        return admitted
+
+    def _min_admitted(self, samples: int) -> int:
+        """Return how many prompts' rows are a quarter of all rows, at least one prompt's."""
+        return max(1, self.max_rows // (4 * samples))
 
     def _sample_tokens(
         self, rows: list[Row], head: Head, hidden_RD: Tensor, sampling: Sampling
@@ -191,6 +218,16 @@ def _uniforms(rows: Sequence[Row]) -> Tensor:
         for row, numbers in zip(exhausted, uniforms_RP.tolist(), strict=True):
             row.uniforms += numbers
     return torch.tensor([row.uniforms[len(row.tokens)] for row in rows], dtype=torch.float64)
+
+
+def _prefill(
+    cache: Cache, prompts: Sequence[Prompt], chains: Sequence[Sequence[int]], samples: int
+) -> Tensor:
+    """Start the rows of these chains; return the last state of each of their prompts."""
+    last = [prompts[chain[-1]].tokens for chain in chains]
+    if not isinstance(cache, KVCache):
+        return cache.admit(last, samples)  # Its chains have one prompt each.
+    return cache.admit(last, samples, [[len(prompts[i].tokens) for i in chain] for chain in chains])
 
 
 def _notify(finished: Finished, prompt: int, responses: list[Response]) -> None:
