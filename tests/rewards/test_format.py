@@ -6,8 +6,8 @@ import pytest
 
 from trivium.data.prompts import Prompt
 from trivium.data.response import Response
-from trivium.errors import RewardError
-from trivium.rewards.format import format, length
+from trivium.errors import ConfigurationError, RewardError
+from trivium.rewards.format import format, length, tags
 from trivium.rewards.reward import RewardConfig, Rewards
 
 
@@ -39,3 +39,51 @@ def test_soft_overlong_punishment_falls_linearly_over_its_buffer():
     lengths = [0, 5, 6, 7, 8, 9, 10, 11, 100]
     values = length([[0] * n for n in lengths], limit=10, buffer=4)
     assert values == [0, 0, 0, -0.25, -0.5, -0.75, -1, -1, -1]
+
+
+GOOD = "<think>2+2 is 4</think>\n<answer>4</answer>\n"
+
+
+@pytest.mark.parametrize(
+    ("response", "value"),
+    [
+        (GOOD, 1.0),
+        (" \n" + GOOD.replace("\n", ""), 1.0),
+        (GOOD + "so 4", 0.0),
+        ("Well: " + GOOD, 0.0),
+        (GOOD.replace("\n", " and "), 0.0),
+        ("<answer>4</answer><think>a</think>", 0.0),
+        ("<think>a</think>", 0.0),
+        ("<think> \n</think><answer>4</answer>", 0.0),
+        (GOOD + GOOD, 0.0),
+        (GOOD.replace("2+2", "<think>"), 0.0),
+        (GOOD.replace("2+2", "<answer>4</answer>"), 0.0),
+        ("<think>a<answer>b</think>c</answer>", 0.0),
+        ("</think>a<think><answer>b</answer>", 0.0),
+        ("<Think>a</Think><answer>b</answer>", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_tagged_response_is_its_parts_in_order_and_nothing_else(response: str, value: float):
+    assert tags([response]) == [value]
+
+
+def test_opened_tag_of_the_prompt_begins_the_response():
+    responses = ["2+2</think><answer>4</answer>", GOOD, "<answer>4</answer>"]
+    assert tags(responses, opened=True) == [1.0, 0.0, 0.0]
+    assert tags(["<plan>a</plan> <code>b</code>", GOOD], ["plan", "code"]) == [1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"tags": "think"}, "a list of names such as"),
+        ({"tags": []}, "a list of names such as"),
+        ({"tags": ["<think>"]}, "a list of names such as"),
+        ({"tags": ["think", "think"]}, "occurs twice"),
+        ({"opened": 1}, "true or false"),
+    ],
+)
+def test_arguments_of_tags_are_checked_before_a_run(arguments: dict, message: str):
+    with pytest.raises(ConfigurationError, match=message):
+        Rewards([RewardConfig(function="tags", arguments=arguments)])

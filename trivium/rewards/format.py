@@ -1,6 +1,8 @@
-"""Rewards for the format of a response: a regular expression, and a soft length limit."""
+"""Rewards for the format of a response: a pattern, tagged parts, and a soft length limit."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import regex
 
@@ -47,6 +49,37 @@ def format(
                 "without nested or overlapping repetitions, or set a higher `seconds`"
             ) from None
     return scores
+
+
+def tags(
+    responses: list[str], tags: Sequence[str] = ("think", "answer"), opened: bool = False
+) -> list[float]:
+    """Return 1 for each response that consists of these tagged parts, in this order, else 0.
+
+    With the default, that of DeepSeek-R1-Zero: ``<think> … </think> <answer> … </answer>``. Each
+    tag occurs once, each part holds text, and there is only white space around the parts. With
+    `opened`, the prompt ends with the first tag, so a response begins inside the first part.
+    """
+    names = tags if isinstance(tags, list | tuple) else ()
+    if not names or not all(isinstance(n, str) and regex.fullmatch(r"[\w-]+", n) for n in names):
+        raise ValueError(f"tags must be a list of names such as [think, answer], not {tags!r}")
+    if len(set(names)) < len(names):
+        raise ValueError(f"tags are {', '.join(names)}: a name occurs twice; keep one")
+    if not isinstance(opened, bool):
+        raise ValueError(f"opened must be true or false, not {opened!r}")
+    start = f"<{names[0]}>" if opened else ""
+    return [float(_has_parts(start + response, names)) for response in responses]
+
+
+def _has_parts(text: str, names: Sequence[str]) -> bool:
+    if any(text.count(tag) != 1 for name in names for tag in (f"<{name}>", f"</{name}>")):
+        return False
+    for name in names:
+        before, _, text = text.partition(f"<{name}>")
+        content, closed, text = text.partition(f"</{name}>")
+        if before.strip() or not closed or not content.strip():
+            return False
+    return not text.strip()
 
 
 def length(response_tokens: list[list[int]], limit: int, buffer: int) -> list[float]:

@@ -19,12 +19,13 @@ from trivium.config.functions import Function, FunctionKind, load_function, prin
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards.code import code
 from trivium.rewards.component import CheckedValue, Component, Step, raw_text
-from trivium.rewards.format import format, length
+from trivium.rewards.format import format, length, tags
 from trivium.rewards.functions import (
     argument_faults,
     match_columns,
     signature_faults,
 )
+from trivium.rewards.language import language
 from trivium.rewards.math import gsm8k
 from trivium.rewards.math import math as math_verified
 from trivium.rewards.reward_config import RewardConfig
@@ -44,10 +45,12 @@ BUILT_IN: dict[str, Function] = {
     "code": code,
     "format": format,
     "gsm8k": gsm8k,
+    "language": language,
     "length": length,
     "math": math_verified,
     "server": server,
     "steps": steps,
+    "tags": tags,
 }
 REWARD = FunctionKind(
     name="reward",

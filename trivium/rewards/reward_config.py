@@ -20,7 +20,7 @@ from trivium.hf.model_config import FastPath
 
 Aggregate = Literal["none", "product", "minimum"]
 OUTCOME, PROCESS = "reward_model", "process_reward_model"
-_OUTCOME_ONLY = ("code", "format", "gsm8k", "length", "math", OUTCOME)
+_OUTCOME_ONLY = ("code", "format", "gsm8k", "language", "length", "math", "tags", OUTCOME)
 _OVERLAPPED_BY_DEFAULT = ("code", "math", "server")
 """Built-in rewards that wait for other processes and score each response independently."""
 _MAX_TIMEOUT = 1e9
