@@ -97,6 +97,46 @@ def test_ties_are_broken_by_seed_and_row_and_not_by_position() -> None:
     assert first != [chosen_pairs(texts, scores, index, seed=1)[0] for index in range(40)]
 
 
+def test_best_random_pairs_the_best_with_random_others_without_repetition() -> None:
+    texts, scores = ["a", "b", "c", "d"], [0.5, 2.0, -0.5, 1.0]
+    options = {"pairing": "best_random"}
+    firsts = [chosen_pairs(texts, scores, index, **options) for index in range(60)]
+    assert all(len(pairs) == 1 and pairs[0][0] == "b" for pairs in firsts)
+    counts = {other: sum(pairs[0][1] == other for pairs in firsts) for other in "acd"}
+    assert all(10 <= count <= 30 for count in counts.values())
+    everything = chosen_pairs(texts, scores, pairs_per_prompt=None, **options)
+    assert sorted(everything) == [("b", "a"), ("b", "c"), ("b", "d")]
+    assert chosen_pairs(texts, scores, pairs_per_prompt=2, **options) == everything[:2]
+
+
+def test_best_random_chooses_one_of_equal_best_responses_and_keeps_the_gap() -> None:
+    texts, scores = ["a", "b", "c"], [1.0, 1.0, 0.0]
+    options = {"pairing": "best_random", "pairs_per_prompt": None}
+    found = [chosen_pairs(texts, scores, index, **options) for index in range(40)]
+    assert {tuple(pairs) for pairs in found} == {(("a", "c"),), (("b", "c"),)}
+    gap = {"minimum_gap": 1.5, "pairs_per_prompt": None}
+    far = chosen_pairs(["a", "b", "c"], [2.0, 1.0, 0.0], pairing="best_random", **gap)
+    assert far == [("a", "c")]
+    assert chosen_pairs(["a", "b"], [1.0, 1.0], pairing="best_random") == []
+
+
+def test_scores_of_ai_feedback_are_read_from_a_list_of_completions(world: World) -> None:
+    completions = [
+        {"model": name, "response": text, "overall_score": score}
+        for name, text, score in [("m1", "b", 6.5), ("m2", "a", 8.0), ("m3", "c", 3.0)]
+    ]
+    candidate = {"response": "completions.response", "score": "completions.overall_score"}
+    config = row_pairs(
+        world,
+        [{"prompt": "ab", "completions": completions}],
+        candidates=[candidate],
+        pairing="best_random",
+        pairs_per_prompt=None,
+    )
+    found = lines(pairs(config))
+    assert sorted((row["chosen"], row["rejected"]) for row in found) == [("a", "b"), ("a", "c")]
+
+
 def sampled_pairs(world: World, **options: Any) -> PairsConfig:
     settings = {
         "model": {"path": world.path},

@@ -67,7 +67,10 @@ def run(config: PairsConfig) -> Path:
 
 
 def contrasts(candidates: Candidates, config: PairsConfig) -> list[dict[str, Any]]:
-    """Return the rows of one prompt's pairs, largest gap first, ties shuffled by the seed."""
+    """Return the rows of one prompt's pairs in the order of ``pairing``.
+
+    The seed shuffles equal gaps, and with ``best_random`` the others (Tunstall et al. 2023).
+    """
     texts, scores = candidates.responses, candidates.scores
     usable = [i for i, text in enumerate(texts) if text.strip()]
     gaps = {(i, j): scores[i] - scores[j] for i, j in permutations(usable, 2)}
@@ -77,8 +80,11 @@ def contrasts(candidates: Candidates, config: PairsConfig) -> list[dict[str, Any
         if gap > 0 and gap >= config.minimum_gap and texts[i] != texts[j]
     ]
     random.Random(f"{config.seed}/{candidates.index}").shuffle(differing)
+    ordered = sorted(differing, key=lambda pair: -gaps[pair])
+    if config.pairing == "best_random":
+        ordered = [pair for pair in differing if pair[0] == ordered[0][0]]
     rows: dict[tuple[str, str], dict[str, Any]] = {}
-    for better, worse in sorted(differing, key=lambda pair: -gaps[pair]):
+    for better, worse in ordered:
         row = {
             "prompt": candidates.prompt,
             "chosen": texts[better],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Literal
 
 from pydantic import Field
 
@@ -41,8 +42,11 @@ class PairsConfig(OutputConfig):
     candidates: tuple[CandidateConfig, ...] = ()
     """Columns of the responses and scores in each row, instead of a model."""
 
+    pairing: Literal["largest_gap", "best_random"] = "largest_gap"
+    """Order of a prompt's pairs: largest_gap: by decreasing reward gap, so the first is the best
+    against the worst response; best_random: the best against the others in random order."""
     pairs_per_prompt: int | None = Field(default=1, ge=1)
-    """Maximum number of pairs per prompt, largest reward gap first; null: no limit."""
+    """Maximum number of pairs per prompt, the first in this order; null: no limit."""
     minimum_gap: float = Field(default=0.0, ge=0)
     """Minimum reward gap between chosen and rejected; at 0 any difference is enough."""
 
