@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from trivium.algorithms.sft_config import SFTConfig
     from trivium.commands.evaluate import run as evaluate
     from trivium.commands.evaluate_config import EvaluateConfig
+    from trivium.commands.label_steps import run as label_steps
+    from trivium.commands.label_steps_config import LabelStepsConfig
     from trivium.commands.pairs import run as pairs
     from trivium.commands.pairs_config import CandidateConfig, PairsConfig
     from trivium.commands.sample import run as sample
@@ -93,6 +95,7 @@ _MODULES = {
     "trivium.algorithms.reward_update_config": ("RewardUpdateConfig",),
     "trivium.algorithms.sft_config": ("SFTConfig",),
     "trivium.commands.evaluate_config": ("EvaluateConfig",),
+    "trivium.commands.label_steps_config": ("LabelStepsConfig",),
     "trivium.commands.pairs_config": ("CandidateConfig", "PairsConfig"),
     "trivium.commands.sample_config": ("SampleConfig",),
     "trivium.compare.config": ("CompareConfig",),
@@ -147,6 +150,7 @@ _COMMAND_FUNCTIONS = {
     "dpo": "dpo",
     "evaluate": "evaluate",
     "grpo": "grpo",
+    "label_steps": "label-steps",
     "pairs": "pairs",
     "ppo": "ppo",
     "reward_model": "reward-model",
@@ -199,6 +203,7 @@ __all__ = [
     "Evaluator",
     "GRPOConfig",
     "Group",
+    "LabelStepsConfig",
     "LocalEngine",
     "LoraConfig",
     "ModelConfig",
@@ -236,6 +241,7 @@ __all__ = [
     "dpo",
     "evaluate",
     "grpo",
+    "label_steps",
     "load_configuration",
     "load_demonstrations",
     "load_preferences",

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from trivium.commands.candidates import candidates_of
+from trivium.commands.label_steps_config import LabelStepsConfig
 from trivium.commands.output import require_directory, require_free
 from trivium.commands.pairs_config import PairsConfig
+from trivium.commands.solutions import SolutionReader
 from trivium.config.base import Configuration, sections_of
 from trivium.data.preview import survey
 from trivium.data.rows import RowsConfig
@@ -113,8 +115,12 @@ def _data_faults(sections: Sections, columns: Columns) -> Iterator[str]:
         parent, read_row = sections[name.rpartition(".")[0]], None
         if isinstance(parent, PairsConfig) and parent.candidates:
             read_row = _candidate_reader(parent)
+        if isinstance(parent, LabelStepsConfig) and parent.solutions is None:
+            read_row = SolutionReader(parent)
         try:
             seen[key] = data_columns = survey(section, read_row)
+            if isinstance(read_row, SolutionReader):
+                read_row.require_steps()
             if data_columns is not None:
                 columns[name] = data_columns - {"prompt"}
         except TriviumError as error:

@@ -155,6 +155,23 @@ bad_steps("label that is text", '{"prompt": "a", "completions": ["b"], "labels":
 bad_steps("empty step", '{"prompt": "a", "completions": ["b", ""], "labels": [1, 0]}\n',
     "step 2", "steps.jsonl:1", "is empty", "remove it and its label")
 
+
+def bad_solutions(name: str, row: str, *texts: str, yaml: str = "") -> None:
+    bad(name, "label-steps", yaml, *texts, files={"solutions.jsonl": row})
+
+
+bad_solutions("prompt without a solution", '{"prompt": "a", "answer": "b"}\n', "`completion`",
+    "solutions.jsonl:1", "no column", "set `columns: {completion: ")
+bad_solutions("solution that is a number", '{"prompt": "a", "completion": 3}\n', "3",
+    "solutions.jsonl:1", "not text", "put it in quotes")
+bad_solutions("no solutions in a list", '{"prompt": "a", "completion": []}\n', "[]",
+    "solutions.jsonl:1", "column `completion` is", "write a solution, or a list of them")
+bad_solutions("only empty solutions", '{"prompt": "a", "completion": " "}\n', "1 dropped",
+    "solutions.jsonl", "empty solution", "give rows that can be used")
+bad_solutions("solutions without separators",
+    '{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion": "c d"}\n', "'\\n'",
+    "solutions.jsonl", "none of 2 solutions has two steps", "set `separator` to the text between")
+
 bad("invalid held-out prompts", "grpo", "evaluation: {data: {path: held_out.jsonl}}\n",
     "column 2", "held_out.jsonl:1", "not valid JSON", "Expecting property name",
     files={"held_out.jsonl": "{prompt}\n"})
@@ -330,6 +347,11 @@ bad("existing output", "sample", "", "out.jsonl", "output = out.jsonl", "already
     "overwrite=true", change=_write_file("out.jsonl"))
 bad("existing pairs", "pairs", "", "out.jsonl", "output = out.jsonl", "already exists",
     "overwrite=true", change=_write_file("out.jsonl"))
+bad("existing labels", "label-steps", "", "out.jsonl", "output = out.jsonl", "already exists",
+    "overwrite=true", change=_write_file("out.jsonl"))
+bad("another file in the place of unfinished labels", "label-steps", "", "out.jsonl.partial",
+    "output = out.jsonl", "not an unfinished file of this command", "delete it", early=False,
+    change=lambda d: (d / "out.jsonl.partial").write_text("mine\n"))
 bad("existing evaluation output", "evaluate", "output: out.json\n", "out.json", "output = out.json",
     "already exists", "overwrite=true", change=_write_file("out.json"))
 bad("output that is a directory", "sample", "overwrite: true\n", "out.jsonl",

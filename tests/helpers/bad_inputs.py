@@ -25,6 +25,7 @@ FILES: dict[str, str] = {
     '{"prompt": "cd", "chosen": "e", "rejected": "f"}\n',
     "steps.jsonl": '{"prompt": "ab", "completions": ["c", "d"], "labels": [true, false]}\n',
     "candidates.jsonl": '{"prompt": "ab", "texts": ["c", "d"], "scores": [1, 0]}\n',
+    "solutions.jsonl": '{"prompt": "ab", "completion": "c\\nd"}\n',
     "reward.py": "def score(responses):\n    return [1.0 for _ in responses]\n",
 }
 MODEL = {"path": "model"}
@@ -44,6 +45,12 @@ BASES: dict[str, dict[str, Any]] = {
         "rewards": SCORE,
         "output": "out.jsonl",
     },
+    "label-steps": {
+        "model": MODEL,
+        "data": {"path": "solutions.jsonl"},
+        "rewards": SCORE,
+        "output": "out.jsonl",
+    },
     "evaluate": {
         "model": MODEL,
         "data": {"path": "held_out.jsonl"},
@@ -58,7 +65,7 @@ BASES: dict[str, dict[str, Any]] = {
         "methods": [{"name": "GRPO", "stages": [{"command": "grpo"}]}],
     },
 }
-for _name in ("ppo", "grpo", "sample", "pairs", "compare"):
+for _name in ("ppo", "grpo", "sample", "pairs", "label-steps", "compare"):
     BASES[_name]["sampling"] = SHORT
 for _name in ("sft", "reward-model", "dpo", "ppo", "grpo"):
     BASES[_name]["run"] = {"directory": "run"}

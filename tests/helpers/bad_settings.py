@@ -148,6 +148,8 @@ _BOUNDS = [
     ("sample", "samples", "0", "the default is 1"),
     ("pairs", "samples", "1", "the default is 8"),
     ("pairs", "minimum_gap", "-1", "Minimum reward gap"),
+    ("label-steps", "completions", "0", "the default is 8"),
+    ("label-steps", "separator", "''", "Text between two steps"),
     ("evaluate", "temperature", "0", "the default is 1"),
     ("evaluate", "rewards", "[]", "Rewards whose weighted sum"),
     ("compare", "seeds", "[-1]", "the default is [0]"),
@@ -192,6 +194,17 @@ bad("greedy sampling for PPO", "ppo", "sampling: {temperature: 0}\n", "sampling.
     "ppo.yaml:1", "explores nothing", "raise it")
 bad("greedy sampling for pairs", "pairs", "sampling: {temperature: 0}\n",
     "sampling.temperature = 0", "pairs.yaml:1", "identical responses make no pairs", "raise it")
+bad("greedy completions of steps", "label-steps", "sampling: {temperature: 0}\n",
+    "completions = 8", "label-steps.yaml:", "would be the same", "raise it")
+bad("labels of steps from a reward of steps", "label-steps", "rewards: [{function: steps}]\n",
+    "rewards", "label-steps.yaml:1", "the labels come from whole solutions",
+    "name a reward of the final answer")
+bad("a tagged format with one name", "grpo",
+    "rewards: [{function: tags, arguments: {tags: think}}]\n", "'think'", "rewards.0 (tags)",
+    "must be a list of names", "such as [think, answer]")
+bad("a language without a code", "grpo",
+    "rewards: [{function: language, arguments: {language: English}}]\n", "'English'",
+    "rewards.0 (language)", "must be one of", "write an ISO 639-1 code")
 bad("several greedy samples", "sample", "sampling: {temperature: 0}\nsamples: 2\n",
     "samples = 2", "sample.yaml:2", "would be the same", "set samples to 1")
 bad("greedy sampling for online pairs", "dpo",

@@ -99,6 +99,14 @@ samples: 8
 rewards: [{function: gsm8k}]
 output: pairs.jsonl
 """
+_LABEL_STEPS = """\
+model: {path: runs/sft/final}
+data: {path: train.jsonl, template: "Question: {question}\\nAnswer:"}
+solutions: 4
+rewards: [{function: gsm8k}]
+completions: 8
+output: labels.jsonl
+"""
 _EVALUATE = """\
 model: {path: runs/grpo/final}
 reference: {path: runs/sft/final}
@@ -174,6 +182,13 @@ COMMANDS = {
         function="trivium.commands.pairs:run",
         example=_PAIRS,
         arguments="pairs_per_prompt=4",
+    ),
+    "label-steps": Command(
+        help="label the steps of solutions by completing each of them, for a process reward model",
+        config="trivium.commands.label_steps_config:LabelStepsConfig",
+        function="trivium.commands.label_steps:run",
+        example=_LABEL_STEPS,
+        arguments="completions=16 labels=soft",
     ),
     "evaluate": Command(
         help="evaluate a model on held-out prompts, with 95 % confidence intervals",

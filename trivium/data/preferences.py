@@ -209,7 +209,7 @@ def read_step_labels(
         tools = tools_of(row, prompt, config, notes)
         exchange = encode_exchange(encoder, prompt, text, notes, tools)
         check_prompt(exchange.prompt, config)
-        ends = _token_ends(steps, text, config.separator, exchange.response, encoder)
+        ends = token_ends(steps, text, config.separator, exchange.response, encoder)
         response = limit_response(exchange.response, config, notes)
         check_context(len(exchange.prompt) + len(response), context_length)
         ends = [end for end in ends if end < len(response)]
@@ -235,10 +235,13 @@ def parse_step_labels(
     return prompt, steps, labels
 
 
-def _token_ends(
+def token_ends(
     steps: list[str], text: str, separator: str, response: list[int], encoder: Encoder
 ) -> list[int]:
-    """Return the index of each step's last token in the response."""
+    """Return the index of each step's last token in the response.
+
+    ``text`` is the steps, joined by the separator. Raises DataError if two steps end in one token.
+    """
     found = decode_response(encoder.tokenizer, response).find(text.strip())
     if found < 0:
         raise DataError(
@@ -250,14 +253,14 @@ def _token_ends(
     stops = accumulate(len(step) + len(separator) for step in steps)
     starts = [0, *stops][:-1]
     ends = [offset + start + len(step.rstrip()) for start, step in zip(starts, steps, strict=True)]
-    token_ends = step_ends(encoder.tokenizer, response, ends)
-    for number, (end, next_end) in enumerate(pairwise(token_ends), 1):
+    last_tokens = step_ends(encoder.tokenizer, response, ends)
+    for number, (end, next_end) in enumerate(pairwise(last_tokens), 1):
         if end == next_end:
             raise DataError(
                 f"steps {number} and {number + 1} end in the same token; set `separator` to text "
                 "that separates them, such as a line break"
             )
-    return token_ends
+    return last_tokens
 
 
 def _steps(row: Row) -> list[str]:
