@@ -273,3 +273,86 @@ def test_intervals_are_over_the_prompts_that_a_reward_applies_to(world: World, h
     assert (once["greedy"]["mean"], once["sampled"]) == (1.0, None)
     titles = [str(cell) for cell in measured.__rich__().columns[0].cells]
     assert "once, greedy" in titles and "once, sampled" not in titles
+
+
+# --- choosing one of several samples --------------------------------------------------------------
+
+
+def process_model(world: World) -> dict[str, Any]:
+    arguments = {"path": world.reward_model(), "separator": "a", "aggregate": "minimum"}
+    return {"function": "process_reward_model", "name": "minimum", "arguments": arguments}
+
+
+def test_reranked_and_voted_responses_are_those_of_sample(world: World, here: Path) -> None:
+    (here / "own.py").write_text(
+        "def first(responses): return [r[:1] or None for r in responses]\n"
+    )
+    config = evaluation(
+        world,
+        rewards=world.reward("letters"),
+        samples=8,
+        seed=3,
+        vote="own.py:first",
+        rerank=[process_model(world)],
+    )
+    found = evaluate(config).record()["selections"]
+    options = {"sampling": {"max_tokens": 6}, "samples": 8, "seed": 3}
+    rows = lines(sample.run(sampling(world, rewards=[process_model(world)], **options)))
+    best, vote, possible = [], [], []
+    for start in range(0, len(rows), 8):
+        group = rows[start : start + 8]
+        highest = max(row["reward"] for row in group)
+        top = [letters(row["response"]) for row in group if row["reward"] == highest]
+        best.append(sum(top) / len(top))
+        possible.append(max(letters(row["response"]) for row in group))
+        firsts = [row["response"][:1] for row in group if row["response"]]
+        most = max(map(firsts.count, firsts))
+        winners = [
+            [letters(row["response"]) for row in group if row["response"][:1] == first]
+            for first in sorted(set(firsts))
+            if firsts.count(first) == most
+        ]
+        vote.append(sum(sum(w) / len(w) for w in winners) / len(winners))
+    for name, values in {"minimum": best, "majority vote": vote, "best possible": possible}.items():
+        expected = mean_interval(values)
+        assert (found[name]["mean"], found[name]["low"], found[name]["high"]) == pytest.approx(
+            (expected.mean, expected.low, expected.high), abs=1e-6
+        )
+    gap = found["minimum − majority vote"]["mean"]
+    assert gap == pytest.approx(sum(best) / 4 - sum(vote) / 4, abs=1e-6)
+
+
+def test_evaluation_without_vote_and_rerank_has_no_selections(world: World) -> None:
+    assert evaluate(evaluation(world, samples=2)).record()["selections"] == {}
+
+
+def test_rerank_by_own_functions_without_one_score_per_response_is_refused(
+    world: World, here: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match="rerank: one of the rewards scores steps"):
+        evaluate(evaluation(world, samples=2, rerank=world.reward("pairs")))
+    (here / "some.py").write_text(
+        "def short(prompts, responses): return [1.0 if len(p) < 3 else None for p in prompts]\n"
+    )
+    rerank = [*world.reward("letters"), {"function": "some.py:short"}]
+    with pytest.raises(ConfigurationError, match="rerank: short has no value for a response"):
+        evaluate(evaluation(world, samples=2, rerank=rerank))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vote": "number"}, "nothing to choose from: set samples"),
+        ({"samples": 4, "vote": "numbers"}, "'number', 'boxed' or file.py:function"),
+        ({"samples": 4, "rerank": [{"function": "steps"}]}, "chosen by one score: set aggregate"),
+        (
+            {"samples": 4, "rerank": [{"function": "gsm8k", "weight": 2.0}]},
+            "each reward chooses alone: leave weight out",
+        ),
+    ],
+)
+def test_conflicting_settings_of_a_choice_are_refused(
+    world: World, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        evaluation(world, **options)

@@ -199,6 +199,13 @@ bad("greedy completions of steps", "label-steps", "sampling: {temperature: 0}\n"
 bad("labels of steps from a reward of steps", "label-steps", "rewards: [{function: steps}]\n",
     "rewards", "label-steps.yaml:1", "the labels come from whole solutions",
     "name a reward of the final answer")
+bad("a vote of one sample", "evaluate", "vote: number\n", 'vote = "number"', "evaluate.yaml:1",
+    "nothing to choose from", "set samples")
+bad("an unknown answer to vote on", "evaluate", "vote: numbre\nsamples: 4\n", '"numbre"',
+    "evaluate.yaml:1", "must be 'number', 'boxed' or file.py:function", "did you mean")
+bad("a process reward that ranks steps", "evaluate",
+    "samples: 4\nrerank: [{function: process_reward_model, arguments: {path: model}}]\n",
+    "rerank", "evaluate.yaml:2", "scores steps", "set aggregate to minimum or product")
 bad("a tagged format with one name", "grpo",
     "rewards: [{function: tags, arguments: {tags: think}}]\n", "'think'", "rewards.0 (tags)",
     "must be a list of names", "such as [think, answer]")

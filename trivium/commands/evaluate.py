@@ -8,24 +8,28 @@ from __future__ import annotations
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich import box
 from rich.table import Table
 from rich.text import Text
+from transformers import PreTrainedTokenizerBase
 
 from trivium.commands.evaluate_config import EvaluateConfig
 from trivium.commands.output import require_free, unwritable
-from trivium.data.prompts import load_prompts
-from trivium.errors import ModelError
+from trivium.data.prompts import Prompt, load_prompts
+from trivium.errors import ConfigurationError, ModelError
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.evaluation.evaluator import Evaluated, Evaluator
+from trivium.evaluation.selection import ANSWER, by_prompt, read_answers, selections
 from trivium.evaluation.statistics import Interval, mean_interval
 from trivium.hf.loading import context_length, load_tokenizer
 from trivium.models.policy import Policy
 from trivium.monitoring.progress import printable
+from trivium.rewards.reward import Rewards
 from trivium.rollout.rollouts import Rollouts
 from trivium.training.setup import load_rewards, local_engine, max_prompt_length
 
@@ -43,6 +47,7 @@ class Measured:
     evaluation: Evaluated
     greedy_rewards: dict[str, Interval]
     sampled_rewards: dict[str, Interval]
+    selections: dict[str, Interval] = field(default_factory=dict)
 
     @property
     def _rewards(self) -> dict[str, dict[str, Interval]]:
@@ -61,6 +66,7 @@ class Measured:
             **self.evaluation.record(),
             "outcomes": self.evaluation.outcomes(),
             "rewards": reward_intervals,
+            "selections": {name: asdict(i) for name, i in self.selections.items()},
             "config": self.config.model_dump(mode="json"),
         }
 
@@ -82,6 +88,8 @@ class Measured:
             for key, intervals in self._rewards.items():
                 if name in intervals:
                     _add(table, f"{name}, {key}", intervals[name])
+        for name, interval in self.selections.items():
+            _add(table, f"{name}, of {self.config.samples}", interval)
         for k, share in results["pass_at"].items():
             table.add_row(f"pass@{k}", f"{share:.1%}")
         if self.evaluation.kl is not None:
@@ -102,6 +110,7 @@ def run(config: EvaluateConfig) -> Measured:
     max_length = max_prompt_length(context_length(config.model), config.max_tokens)
     prompts = load_prompts(config.data, tokenizer, max_length)
     rewards, _ = load_rewards(config.rewards, prompts, tokenizer)
+    selector = Selector(config, prompts, tokenizer)
     policy = Policy.load(config.model, tokenizer, temperature=config.temperature)
     reference = _load_reference(config, policy)
     settings = EvaluationConfig(
@@ -116,21 +125,61 @@ def run(config: EvaluateConfig) -> Measured:
     )
     evaluator = Evaluator(settings, prompts, rewards, local_engine(policy), policy, reference)
     logger.info("generating greedy and sampled responses to %d prompts", len(prompts))
-    measured = measure(config, evaluator.evaluate())
+    measured = measure(config, evaluator.evaluate(), selector)
     if config.output is not None:
         _write(config.output, measured.record())
         logger.info("written to %s", config.output)
     return measured
 
 
-def measure(config: EvaluateConfig, evaluated: Evaluated) -> Measured:
-    """Return the results of an evaluation, with an interval for each reward."""
+def measure(config: EvaluateConfig, evaluated: Evaluated, selector: Selector) -> Measured:
+    """Return the results of an evaluation, with an interval for each reward and selection."""
     return Measured(
         config,
         evaluated,
         _intervals(evaluated.greedy),
         _intervals(evaluated.sampled),
+        selector.select(evaluated.sampled),
     )
+
+
+class Selector:
+    """Chooses one of each prompt's samples, by majority vote and by each reward of `rerank`."""
+
+    def __init__(
+        self, config: EvaluateConfig, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase
+    ) -> None:
+        self.vote = config.vote
+        self.answers_of = None if config.vote is None else ANSWER.load(config.vote)
+        self.rewards: Rewards | None = None
+        if config.rerank:
+            self.rewards, _ = load_rewards(config.rerank, prompts, tokenizer)
+
+    def select(self, sampled: Rollouts) -> dict[str, Interval]:
+        """Return the reward of the chosen responses by the way to choose; {} without one."""
+        count = len(sampled.prompts)
+        answers, scores = None, dict[str, list[list[float]]]()
+        if self.vote is not None and self.answers_of is not None:
+            texts = [response.text for response in sampled.flat]
+            answers = by_prompt(read_answers(self.vote, self.answers_of, texts), count)
+        if self.rewards is not None:
+            groups = zip(sampled.prompts, sampled.responses, strict=True)
+            found = self.rewards.score([p for p, group in groups for _ in group], sampled.flat)
+            if found.steps is not None:
+                raise ConfigurationError(
+                    "rerank: one of the rewards scores steps, and a response is chosen by one "
+                    "score: return one number per response"
+                )
+            for name, values in found.components.items():
+                if None in values:
+                    raise ConfigurationError(
+                        f"rerank: {name} has no value for a response (None), so it cannot choose: "
+                        "return a number for every response"
+                    )
+                scores[name] = by_prompt(values, count)
+        if answers is None and not scores:
+            return {}
+        return selections(by_prompt(sampled.totals_N.tolist(), count), answers, scores)
 
 
 def _intervals(rollouts: Rollouts) -> dict[str, Interval]:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Annotated
 
 from pydantic import Field, field_validator
 
 from trivium.config.base import Configuration, Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import MAX_TOKENS
+from trivium.evaluation.selection import ANSWER
 from trivium.hf.model_config import ModelConfig, scoring_model_conflicts
-from trivium.rewards.reward_config import RewardConfigs
+from trivium.rewards.reward_config import RewardConfigs, scores_steps
 from trivium.rollout.sampling import StopTexts, StopTokens
 
 
@@ -39,6 +41,12 @@ class EvaluateConfig(Configuration):
     pass_threshold: float | None = None
     """Minimum reward of a response that passes, for pass@k. If null, pass@k is measured only if
     every reward is 0 or 1."""
+    vote: Annotated[str, ANSWER] | None = None
+    """Final answers for a majority vote of the samples: number (after #### or A:), boxed, or your
+    own file.py:function; null: no vote."""
+    rerank: RewardConfigs = ()
+    """Rewards that each choose one of the samples (best of N), such as a process reward model's
+    minimum over steps."""
     seed: int = Field(default=1, ge=0, lt=2**63)
     """Seed of the sampled responses."""
     output: Path | None = None
@@ -48,6 +56,25 @@ class EvaluateConfig(Configuration):
 
     def conflicts(self) -> Iterator[Conflict]:
         yield from scoring_model_conflicts("reference", self.reference)
+        chosen = [name for name in ("vote", "rerank") if getattr(self, name)]
+        if chosen and self.samples == 1:
+            yield (
+                chosen[0],
+                "samples is 1, which leaves nothing to choose from: set samples, as in samples=16",
+            )
+        for reward in self.rerank:
+            if reward.weight != 1:
+                yield (
+                    "rerank",
+                    f"{reward.label} has the weight {reward.weight:g}, and each reward chooses "
+                    "alone: leave weight out",
+                )
+            if scores_steps(reward):
+                yield (
+                    "rerank",
+                    f"{reward.label} scores steps, and a response is chosen by one score: set "
+                    "aggregate to minimum or product in the arguments of a process reward model",
+                )
 
     @field_validator("output")
     @classmethod

@@ -11,7 +11,7 @@ from trivium.commands.sample_config import OutputConfig
 from trivium.config.base import Conflict
 from trivium.data.prompts import PromptsConfig
 from trivium.hf.model_config import ModelConfig
-from trivium.rewards.reward_config import PROCESS, RewardConfigs
+from trivium.rewards.reward_config import RewardConfigs, scores_steps
 from trivium.rollout.sampling import Sampling
 
 
@@ -47,10 +47,7 @@ class LabelStepsConfig(OutputConfig):
                     f"usual, or set {name} to 1",
                 )
         for reward in self.rewards:
-            scores_steps = (
-                reward.function == PROCESS and reward.arguments.get("aggregate", "none") == "none"
-            )
-            if reward.function == "steps" or scores_steps:
+            if scores_steps(reward):
                 yield (
                     "rewards",
                     f"{reward.function} scores steps, and the labels come from whole solutions: "

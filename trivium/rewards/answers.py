@@ -114,6 +114,12 @@ def _boxes(text: str) -> list[_Box]:
     return found
 
 
+def last_box(text: str) -> str | None:
+    r"""Return the LaTeX in the last ``\boxed{…}`` of a text, without spaces, or None."""
+    boxes = _boxes(_without_units(ascii_numbers(text)))
+    return "".join(to_latex(boxes[-1].content).split()) if boxes else None
+
+
 def boxed_answer(answer: str) -> str:
     r"""Return a data row's answer as ``\boxed{…}`` in LaTeX; empty if it has none.
 

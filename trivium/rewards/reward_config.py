@@ -177,6 +177,12 @@ RewardConfigs = Annotated[tuple[RewardConfig, ...], AfterValidator(_check_names_
 """Rewards with distinct names and at least one nonzero weight."""
 
 
+def scores_steps(reward: RewardConfig) -> bool:
+    """Return whether a built-in reward is known to score steps."""
+    aggregate = reward.arguments.get("aggregate", "none")
+    return reward.function == "steps" or (reward.function == PROCESS and aggregate == "none")
+
+
 def none_scores_steps(rewards: Sequence[RewardConfig]) -> bool:
     """Return whether every reward is known to score whole responses only."""
     return all(
