@@ -10,6 +10,7 @@ import pytest
 from helpers.tiny_models import World, checkpoint, letters_tokenizer
 
 from trivium.cli import main
+from trivium.commands import evaluate as evaluate_command
 from trivium.commands import sample
 from trivium.commands.evaluate import Measured
 from trivium.commands.evaluate import run as evaluate
@@ -356,3 +357,12 @@ def test_conflicting_settings_of_a_choice_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         evaluation(world, **options)
+
+
+def test_rerank_does_not_depend_on_the_size_of_its_calls(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = evaluation(world, samples=6, rerank=world.reward("letters"))
+    whole = evaluate(config).selections
+    monkeypatch.setattr(evaluate_command, "RESPONSES_PER_BATCH", 5)
+    assert evaluate(config).selections == whole

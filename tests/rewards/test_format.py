@@ -74,6 +74,14 @@ def test_opened_tag_of_the_prompt_begins_the_response():
     assert tags(["<plan>a</plan> <code>b</code>", GOOD], ["plan", "code"]) == [1.0, 0.0]
 
 
+def test_tags_that_are_special_tokens_are_read_from_the_raw_responses():
+    stripped = ["2+2 is 4\n4\n"]
+    assert tags(stripped, raw_responses=[GOOD]) == [0.0]
+    assert tags(stripped, special_tokens=True, raw_responses=[GOOD]) == [1.0]
+    with pytest.raises(ValueError, match="needs raw_responses"):
+        tags(stripped, special_tokens=True)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 from trivium.commands.evaluate_config import EvaluateConfig
 from trivium.commands.output import require_free, unwritable
+from trivium.commands.sample import RESPONSES_PER_BATCH
 from trivium.data.prompts import Prompt, load_prompts
 from trivium.errors import ConfigurationError, ModelError
 from trivium.evaluation.evaluation_config import EvaluationConfig
@@ -158,28 +159,38 @@ class Selector:
     def select(self, sampled: Rollouts) -> dict[str, Interval]:
         """Return the reward of the chosen responses by the way to choose; {} without one."""
         count = len(sampled.prompts)
-        answers, scores = None, dict[str, list[list[float]]]()
+        answers, scores = None, {}
         if self.vote is not None and self.answers_of is not None:
             texts = [response.text for response in sampled.flat]
             answers = by_prompt(read_answers(self.vote, self.answers_of, texts), count)
         if self.rewards is not None:
-            groups = zip(sampled.prompts, sampled.responses, strict=True)
-            found = self.rewards.score([p for p, group in groups for _ in group], sampled.flat)
-            if found.steps is not None:
-                raise ConfigurationError(
-                    "rerank: one of the rewards scores steps, and a response is chosen by one "
-                    "score: return one number per response"
-                )
-            for name, values in found.components.items():
-                if None in values:
-                    raise ConfigurationError(
-                        f"rerank: {name} has no value for a response (None), so it cannot choose: "
-                        "return a number for every response"
-                    )
-                scores[name] = by_prompt(values, count)
+            scores = {n: by_prompt(v, count) for n, v in _scores(self.rewards, sampled).items()}
         if answers is None and not scores:
             return {}
         return selections(by_prompt(sampled.totals_N.tolist(), count), answers, scores)
+
+
+def _scores(rewards: Rewards, sampled: Rollouts) -> dict[str, list[float]]:
+    """Return each reward's value of every response. A call has as many responses as in `sample`."""
+    prompts = [p for p, g in zip(sampled.prompts, sampled.responses, strict=True) for _ in g]
+    scores: dict[str, list[float]] = {name: [] for name in rewards.names}
+    for start in range(0, len(prompts), RESPONSES_PER_BATCH):
+        part = slice(start, start + RESPONSES_PER_BATCH)
+        found = rewards.score(prompts[part], sampled.flat[part])
+        if found.steps is not None:
+            raise ConfigurationError(
+                "rerank: one of the rewards scores steps, and a response is chosen by one score: "
+                "return one number per response"
+            )
+        for name, values in found.components.items():
+            numbers = [value for value in values if value is not None]
+            if len(numbers) < len(values):
+                raise ConfigurationError(
+                    f"rerank: {name} has no value for a response (None), so it cannot choose: "
+                    "return a number for every response"
+                )
+            scores[name] += numbers
+    return scores
 
 
 def _intervals(rollouts: Rollouts) -> dict[str, Interval]:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,8 @@ from trivium.commands.label_steps_config import LabelStepsConfig
 from trivium.commands.output import require_free
 from trivium.commands.sample import load_sampler, total_rewards, write_counts
 from trivium.commands.solutions import COLUMN, EMPTY, no_steps, solutions_of, split_steps
-from trivium.data.chat import Encoder, decode_response
+from trivium.data.chat import decode_response
+from trivium.data.encoder import Encoder
 from trivium.data.preferences import token_ends
 from trivium.data.prompts import Prompt, load_prompts
 from trivium.data.response import FinishReason, Response
@@ -90,7 +91,7 @@ def run(config: LabelStepsConfig) -> Path:
     journal = Journal(config.output, depends_on, overwrite=config.overwrite)
     tokenizer = load_tokenizer(config.model)
     prompts = _load_prompts(config, tokenizer)
-    steps = StepSplitter(config.separator, tokenizer)
+    steps = StepSplitter(config.separator, tokenizer, config.data.template_arguments)
     given, left_out = None, Counter[str]()
     if config.solutions is None:
         given, left_out = _given_solutions(config, prompts, steps)
@@ -157,10 +158,17 @@ class StepSplitter:
     Args:
         separator: the text between two steps.
         tokenizer: the model's tokenizer.
+        template_arguments: variables for its chat template.
     """
 
-    def __init__(self, separator: str, tokenizer: PreTrainedTokenizerBase) -> None:
-        self.separator, self.encoder = separator, Encoder(tokenizer)
+    def __init__(
+        self,
+        separator: str,
+        tokenizer: PreTrainedTokenizerBase,
+        template_arguments: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.separator = separator
+        self.encoder = Encoder(tokenizer, template_arguments)
 
     def solution(self, prompt: Prompt, number: int, response: Response) -> Solution | None:
         """Return the solution with its steps; None if two steps end in one token."""
@@ -198,7 +206,8 @@ def _given_solutions(
             if not text.strip():
                 left_out["empty"] += 1
                 continue
-            tokens = steps.encoder.exchange(prompt.text, text).response
+            tools = None if isinstance(prompt.text, str) else prompt.columns.get("tools")
+            tokens = steps.encoder.exchange(prompt.text, text, tools).response
             _check_context(where, len(prompt.tokens) + len(tokens), config, context)
             solution = steps.solution(prompt, number, steps.response(tokens, "eos"))
             left_out["indivisible"] += solution is None

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from trivium.commands.label_steps_config import LabelStepsConfig
-from trivium.data.messages import shortened
+from trivium.data.messages import checked_text, shortened
+from trivium.data.prompt_forms import tools_of
 from trivium.data.prompts import parse_prompt
-from trivium.data.rows import DropRow, Notes, Row, checked_text
+from trivium.data.rows import DropRow, Notes, Row
 from trivium.errors import DataError
 from trivium.rewards.steps import step_spans
 
@@ -31,7 +32,8 @@ class SolutionReader:
 
         Raises DropRow if all are empty, DataError if the row has no prompt or no solution.
         """
-        parse_prompt(row, self.config.data, notes)
+        prompt = parse_prompt(row, self.config.data, notes)
+        tools_of(row, prompt, self.config.data, notes)
         found = [text for text in solutions_of(row) if text.strip()]
         if not found:
             raise DropRow(EMPTY)

@@ -204,7 +204,7 @@ class Component:
     @property
     def sees_special_tokens(self) -> bool:
         """Whether the function reads special tokens, or no text of the responses."""
-        if self.config.function == "format":
+        if self.config.function in ("format", "tags"):
             return bool(self.config.arguments.get("special_tokens"))
         inputs = accepted_inputs(self.function)
         return "responses" not in inputs or bool(set(SPECIAL_TOKEN_INPUTS) & set(inputs))

@@ -27,8 +27,7 @@ def format(
         raise ValueError(f"pattern must be a text, not {pattern!r}")
     if not isinstance(whole, bool):
         raise ValueError(f"whole must be true or false, not {whole!r}")
-    if not isinstance(special_tokens, bool):
-        raise ValueError(f"special_tokens must be true or false, not {special_tokens!r}")
+    texts = _texts(responses, raw_responses, special_tokens)
     if isinstance(seconds, bool) or not isinstance(seconds, int | float) or not seconds > 0:
         raise ValueError(f"seconds must be a positive number, not {seconds!r}")
     try:
@@ -36,9 +35,6 @@ def format(
     except regex.error as error:
         raise ValueError(f"pattern {pattern!r} is not a regular expression: {error}") from None
     match = compiled.fullmatch if whole else compiled.search
-    if special_tokens and raw_responses is None and responses:
-        raise ValueError("special_tokens needs raw_responses, the texts with special tokens")
-    texts = (raw_responses or []) if special_tokens else responses
     scores = []
     for response in texts:
         try:
@@ -52,13 +48,18 @@ def format(
 
 
 def tags(
-    responses: list[str], tags: Sequence[str] = ("think", "answer"), opened: bool = False
+    responses: list[str],
+    tags: Sequence[str] = ("think", "answer"),
+    opened: bool = False,
+    special_tokens: bool = False,
+    raw_responses: list[str] | None = None,
 ) -> list[float]:
     """Return 1 for each response that consists of these tagged parts, in this order, else 0.
 
     With the default, that of DeepSeek-R1-Zero: ``<think> … </think> <answer> … </answer>``. Each
     tag occurs once, each part holds text, and there is only white space around the parts. With
-    `opened`, the prompt ends with the first tag, so a response begins inside the first part.
+    `opened`, the prompt ends with the first tag, so a response begins inside the first part. With
+    `special_tokens` it reads `raw_responses`, for tags that are special tokens.
     """
     names = tags if isinstance(tags, list | tuple) else ()
     if not names or not all(isinstance(n, str) and regex.fullmatch(r"[\w-]+", n) for n in names):
@@ -67,8 +68,20 @@ def tags(
         raise ValueError(f"tags are {', '.join(names)}: a name occurs twice; keep one")
     if not isinstance(opened, bool):
         raise ValueError(f"opened must be true or false, not {opened!r}")
+    texts = _texts(responses, raw_responses, special_tokens)
     start = f"<{names[0]}>" if opened else ""
-    return [float(_has_parts(start + response, names)) for response in responses]
+    return [float(_has_parts(start + text, names)) for text in texts]
+
+
+def _texts(
+    responses: list[str], raw_responses: list[str] | None, special_tokens: bool
+) -> list[str]:
+    """Return the texts to read: those with special tokens if the arguments say so."""
+    if not isinstance(special_tokens, bool):
+        raise ValueError(f"special_tokens must be true or false, not {special_tokens!r}")
+    if special_tokens and raw_responses is None and responses:
+        raise ValueError("special_tokens needs raw_responses, the texts with special tokens")
+    return (raw_responses or []) if special_tokens else responses
 
 
 def _has_parts(text: str, names: Sequence[str]) -> bool:

@@ -200,7 +200,7 @@ class Rewards:
                 logger.warning(
                     "responses hold special tokens, which are not in the text that rewards read "
                     "(%s): %s is given as %s. Take the parameter `raw_responses` in your own "
-                    "function, or set `arguments: {special_tokens: true}` for `format`",
+                    "function, or set `arguments: {special_tokens: true}` for `format` and `tags`",
                     ", ".join(readers),
                     printable(repr(raw_text(self._tokenizer, response)), 80),
                     printable(repr(response.text), 80),
