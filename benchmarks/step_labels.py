@@ -1,6 +1,6 @@
 """Measure how often automatic step labels agree with the exact verifier, on the demo's task.
 
-    trivium demo                                        # or only its base: see the docs
+    trivium demo                                        # trains the base first
     python benchmarks/step_labels.py runs/demo/seed-0
     python benchmarks/step_labels.py runs/demo/seed-0 --rerank --solutions 4000 --completions 8
 
