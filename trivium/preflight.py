@@ -24,6 +24,7 @@ from trivium.data.rows import RowsConfig
 from trivium.errors import ConfigurationError, DataError, ModelError, TriviumError
 from trivium.hf.checkpoint_files import check_checkpoint, context_of
 from trivium.hf.model_config import ModelConfig
+from trivium.rewards.code_check import data_faults
 from trivium.rewards.inspection import column_faults, source_faults
 from trivium.rewards.reward_config import LEARNED, RewardConfig
 
@@ -40,7 +41,8 @@ def preflight(config: Configuration, skip_below: Path | None = None) -> None:
 
     Raises:
         ConfigurationError: an output exists, or a reward cannot be found or does not fit the data.
-        DataError: a file is missing, or some of its rows are malformed.
+        DataError: a file is missing, some of its rows are malformed, or the tests in a row check
+            nothing.
         ModelError: a local checkpoint is missing, damaged or unsafe, or its context is too short
             for the responses.
     """
@@ -55,6 +57,7 @@ def preflight(config: Configuration, skip_below: Path | None = None) -> None:
     columns: Columns = {}
     _raise_faults(DataError, _data_faults(sections, columns))
     _raise_faults(ConfigurationError, _column_faults(sections, columns))
+    _raise_faults(DataError, _test_faults(sections))
     _raise_faults(ModelError, _model_faults(sections))
     _warn_of_overlap(sections)
 
@@ -133,6 +136,25 @@ def _candidate_reader(config: PairsConfig) -> Any:
 
 def _column_faults(sections: Sections, columns: Columns) -> Iterator[str]:
     """Yield the columns that built-in rewards need and the prompts they score lack."""
+    for reward_name, reward, data_name in _scored_data(sections):
+        for fault in column_faults(reward, columns[data_name]) if data_name in columns else ():
+            yield f"{reward_name} ({reward.function}), on {data_name}: {fault}"
+
+
+def _test_faults(sections: Sections) -> Iterator[str]:
+    """Yield the rows whose tests the reward `code` cannot use."""
+    seen: set[str] = set()
+    for _, reward, data_name in _scored_data(sections):
+        data = sections[data_name]
+        if reward.function == "code" and isinstance(data, RowsConfig):
+            key = f"{reward.arguments!r} {reward.columns!r} {data!r}"
+            if key not in seen:
+                seen.add(key)
+                yield from data_faults(reward, data)
+
+
+def _scored_data(sections: Sections) -> Iterator[tuple[str, RewardConfig, str]]:
+    """Yield each reward's name and configuration, and the name of a section that it scores."""
     for name, section in sections.items():
         prefix = f"{name}." if name else ""
         rewards = {f"{prefix}rewards.{n}": r for n, r in enumerate(_rewards_of(section))}
@@ -143,10 +165,8 @@ def _column_faults(sections: Sections, columns: Columns) -> Iterator[str]:
         labeler = f"{prefix}reward_update.labeler"
         if labeler in sections:
             rewards[labeler] = sections[labeler]  # type: ignore[assignment]
-        for data_name in [data_name for data_name in data_names if data_name in columns]:
-            for reward_name, reward in rewards.items():
-                for fault in column_faults(reward, columns[data_name]):
-                    yield f"{reward_name} ({reward.function}), on {data_name}: {fault}"
+        for data_name in [data_name for data_name in data_names if data_name in sections]:
+            yield from ((reward_name, reward, data_name) for reward_name, reward in rewards.items())
 
 
 def _rewards_of(section: Configuration) -> tuple[RewardConfig, ...]:

@@ -16,7 +16,8 @@ from trivium.data.prompts import Prompt
 from trivium.data.response import Response
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards import code as module
-from trivium.rewards.code import code, find_program, read_tests, same_output
+from trivium.rewards.code import code, find_program, same_output
+from trivium.rewards.code_tests import read_tests
 from trivium.rewards.reward import RewardConfig, Rewards
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
@@ -74,7 +75,8 @@ def test_check_is_called_with_the_entry_point_unless_the_tests_call_it():
     assert read_tests(defines, "f")[0].code == f"{defines}\n\ncheck(f)\n"
     assert read_tests(f"{defines}\ncheck(f)", "f")[0].code == f"{defines}\ncheck(f)"
     assert read_tests(["assert f(1) == 2"], "f")[0].code == "assert f(1) == 2"
-    assert score("def f(x): return x + 1", defines) == 1  # without an entry point, no call is added
+    with pytest.raises(ValueError, match=r"defines check and never calls it.*entry_point"):
+        read_tests(defines)
     assert code([fenced("def f(x): return x")], [defines], entry_point=["f"]) == [0]
     assert code([fenced("def sum(x): return x + 1")], [defines], entry_point=["sum"]) == [1]
 

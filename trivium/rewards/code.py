@@ -2,12 +2,12 @@
 
 The program runs in a sandbox (``sandbox``) and cannot influence the verdict: this process compares
 its output, and test code runs in a second process without any of the program's code. This module
-parses a row's tests, extracts the program from the response and distributes the work over cores.
+extracts the program from the response and distributes the work over cores; ``code_tests`` parses a
+row's tests, and ``code_check`` checks them before a run.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
@@ -17,9 +17,10 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
+from trivium.rewards.code_tests import Test, read_tests
 from trivium.rewards.functions import CallTimeout, deadline
 from trivium.rewards.sandbox.host import (
     ISOLATION,
@@ -37,23 +38,6 @@ _FENCE = re.compile(
 _PYTHON = ("python", "py", "python3")
 _EXTRACTS = ("block", "response")
 _SCORES = ("share", "all")
-_TEST_FORMS = (
-    "a list of {input: …, output: …}, {inputs: […], outputs: […]}, a list of assert statements, or "
-    "test code as one text; each may be given as JSON"
-)
-
-
-# --- Programs and tests --------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Test:
-    """One test: an input and its expected output, or test code and its entry point."""
-
-    code: str | None = None
-    entry_point: str | None = None
-    input: str = ""
-    output: str = ""
 
 
 def find_program(response: str, extract: str = "block") -> str | None:
@@ -70,56 +54,6 @@ def find_program(response: str, extract: str = "block") -> str | None:
     return (marked or unmarked or [None])[-1]
 
 
-def read_tests(tests: Any, entry_point: Any = None) -> list[Test]:
-    """Parse a data row's tests; raise ValueError if there are none or their form is unknown."""
-    if entry_point is not None and not (
-        isinstance(entry_point, str) and entry_point.isidentifier()
-    ):
-        raise ValueError(
-            f"the data's entry_point {entry_point!r:.80} is not the name of a function"
-        )
-    if isinstance(tests, str):
-        try:
-            parsed = json.loads(tests)
-        except ValueError:
-            return [_code_test(tests, entry_point)]
-        return read_tests(parsed, entry_point)
-    if isinstance(tests, dict) and set(tests) >= {"inputs", "outputs"}:
-        tests = _pairs(tests["inputs"], tests["outputs"])
-    if isinstance(tests, list | tuple) and tests:
-        return [_read_one(test, entry_point) for test in tests]
-    raise ValueError(f"the data's tests {tests!r:.120} are not tests: write {_TEST_FORMS}")
-
-
-def _pairs(inputs: Any, outputs: Any) -> list[dict[str, Any]]:
-    is_list = isinstance(inputs, list) and isinstance(outputs, list)
-    if not is_list or len(inputs) != len(outputs):
-        raise ValueError(
-            "the data's tests need lists 'inputs' and 'outputs' of texts, of the same length"
-        )
-    return [{"input": i, "output": o} for i, o in zip(inputs, outputs, strict=True)]
-
-
-def _read_one(test: Any, entry_point: str | None) -> Test:
-    if isinstance(test, str):
-        return _code_test(test, entry_point)
-    if isinstance(test, dict) and "output" in test:
-        test_input, expected = test.get("input", ""), test["output"]
-        if isinstance(test_input, str) and isinstance(expected, str):
-            return Test(input=test_input, output=expected)
-    raise ValueError(f"the data's test {test!r:.120} is not a test: write {_TEST_FORMS}")
-
-
-def _code_test(text: str, entry_point: str | None) -> Test:
-    """Return test code as a test; add the call if it only defines ``check(candidate)``."""
-    if not text.strip():
-        raise ValueError("the data's tests are an empty text: every program would pass them")
-    defines = re.search(r"^def check\(", text, re.MULTILINE)
-    if entry_point and defines and not re.search(r"^check\(", text, re.MULTILINE):
-        text = f"{text}\n\ncheck({entry_point})\n"
-    return Test(code=text, entry_point=entry_point)
-
-
 def same_output(written: str, expected: str) -> bool:
     """Return whether two outputs are equal except for white space at the end of lines or text."""
 
@@ -132,7 +66,7 @@ def same_output(written: str, expected: str) -> bool:
 # --- Scoring -------------------------------------------------------------------------------------
 
 
-class _SandboxPair:
+class SandboxPair:
     """Two sandboxes that process one response at a time: one for programs, one for test code."""
 
     def __init__(self) -> None:
@@ -186,6 +120,8 @@ def code(
     responses: list[str],
     tests: list[Any],
     entry_point: list[Any] | None = None,
+    test_setup: list[Any] | None = None,
+    reference_solution: list[Any] | None = None,
     extract: str = "block",
     score: str = "share",
     seconds: float = 5,
@@ -198,13 +134,15 @@ def code(
     """Return the fraction of the row's `tests` that each response's Python program passes.
 
     The programs run in a sandbox; docs/sandbox.md describes what it isolates. A row's tests are
-    pairs of input and output, assert statements, or test code; a HumanEval ``check(candidate)`` is
-    called with the row's `entry_point`. `extract` takes the last ``python`` block or the whole
-    ``response``; without a program the score is 0. `score: all` gives 1 if all tests pass, else 0.
-    All tests of a response share `seconds` of CPU time (and 2 `seconds` + 1 of wall time), `memory`
-    and `output` in megabytes, and `threads`. A program cannot start a process. `workers` responses
-    run in parallel, by default one per core. ``accept_missing`` lists isolation (files, network,
-    processes) that may be missing if this machine cannot enforce it.
+    pairs of input and output, assert statements, calls of a function, or test code; a HumanEval
+    ``check(candidate)`` is called with the row's `entry_point`, and `test_setup` comes before each
+    test code. The check before a run also runs the tests on each `reference_solution`. `extract`
+    takes the last ``python`` block or the whole ``response``; without a program the score is 0.
+    `score: all` gives 1 if all tests pass, else 0. All tests of a response share `seconds` of CPU
+    time (and 2 `seconds` + 1 of wall time), `memory` and `output` in megabytes, and `threads`. A
+    program cannot start a process. `workers` responses run in parallel, by default one per core.
+    ``accept_missing`` lists isolation (files, network, processes) that may be missing if this
+    machine cannot enforce it.
     """
     _check_arguments(extract, score, accept_missing, seconds)
     for name, value, minimum in (
@@ -216,13 +154,14 @@ def code(
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise ValueError(f"{name} must be a whole number of at least {minimum}, not {value!r}")
     require_isolation(tuple(accept_missing))
-    entry_points = entry_point if entry_point is not None else [None] * len(responses)
+    missing: list[Any] = [None] * len(responses)
     tests_per_response = [
-        read_tests(row, name) for row, name in zip(tests, entry_points, strict=True)
+        read_tests(*row)
+        for row in zip(tests, entry_point or missing, test_setup or missing, strict=True)
     ]
     programs = [find_program(response, extract) for response in responses]
     limits = Limits(seconds, 2 * seconds + 1, memory, output, threads)
-    pass_rates = _pass_rates(programs, tests_per_response, limits, workers or _cores())
+    pass_rates = _pass_rates(programs, tests_per_response, limits, workers or cores())
     return pass_rates if score == "share" else [float(pass_rate == 1) for pass_rate in pass_rates]
 
 
@@ -240,7 +179,8 @@ def _check_arguments(extract: Any, score: Any, accept_missing: Any, seconds: Any
         raise ValueError(f"seconds must be a positive number, not {seconds!r}")
 
 
-def _cores() -> int:
+def cores() -> int:
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
@@ -258,7 +198,7 @@ def _pass_rates(
             return None if failed.is_set() else next(pending, None)
 
     def work() -> None:
-        pair = _SandboxPair()
+        pair = SandboxPair()
         try:
             while (index := next_index()) is not None:
                 program = programs[index]

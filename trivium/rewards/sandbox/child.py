@@ -1,56 +1,27 @@
-"""Job of a sandboxed process: run a program, serve calls to it, or run tests against it.
+"""Job of a sandboxed process that holds a program: run it, or serve calls to it.
 
-``serve_program`` holds the program and never sees a test. ``run_tests`` holds the tests and never
-runs a line of the program: its calls go over a channel to the other process, and only plain values
-come back. So nothing that the program can reach knows, or decides, whether the program is correct.
+``serve_program`` never sees a test. The tests are in another process (``checker``), which never
+runs a line of the program: its calls go over a channel to this process, and only plain values go
+back. So nothing that the program can reach knows, or decides, whether the program is correct.
 """
 
 from __future__ import annotations
 
-import ast
 import builtins
-import importlib
 import json
 import operator
-import os
 import sys
 import threading
 import traceback
 import types
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
+from .channel import Channel
 from .codec import decode, encode
 
-_NO_VERDICT = 3  # exit status of tests that stopped before their end
-_TESTS, _NUMBER = " tests", " number"  # not valid as attribute names
 
-
-class Channel:
-    """Channel to another process: one JSON message per line."""
-
-    def __init__(self, descriptor: int) -> None:
-        self._descriptor, self._read = descriptor, b""
-
-    def send(self, message: Any) -> None:
-        """Send one message."""
-        line = json.dumps(message).encode() + b"\n"
-        while line:
-            line = line[os.write(self._descriptor, line) :]
-
-    def receive(self) -> Any:
-        """Return the next message; raise EOFError if the other side has closed the channel."""
-        parts = [self._read]
-        while b"\n" not in parts[-1]:
-            parts.append(os.read(self._descriptor, 1 << 16))
-            if not parts[-1]:
-                raise EOFError
-        line, _, self._read = b"".join(parts).partition(b"\n")
-        return json.loads(line)
-
-
-def _new_module(name: str) -> dict[str, Any]:
+def new_module(name: str) -> dict[str, Any]:
     """Register a new module under `name` and return its namespace."""
     module = types.ModuleType(name)
     sys.modules[name] = module
@@ -61,7 +32,7 @@ def run(source: str) -> int:
     """Run a program as a script, wait for its threads, and return its exit status."""
     status = 0
     try:
-        exec(compile(source, "program.py", "exec"), _new_module("__main__"))
+        exec(compile(source, "program.py", "exec"), new_module("__main__"))
     except SystemExit as error:
         status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
@@ -80,8 +51,7 @@ def _wait_and_flush() -> None:
         stream.flush()
 
 
-# --- The program's side --------------------------------------------------------------------------
-
+# --- Serving calls -------------------------------------------------------------------------------
 
 _OPERATIONS: dict[str, Callable[..., Any]] = {
     **{
@@ -99,13 +69,15 @@ class _Program:
     """A program whose functions another process can call; its objects stay in this process."""
 
     def __init__(self, source: str) -> None:
-        self._names = _new_module("program")
+        self._names = new_module("program")
         self._objects: list[Any] = []
         exec(compile(source, "program.py", "exec"), self._names)
 
     def _reference_to(self, value: Any) -> Any:
         if isinstance(value, types.ModuleType):
             return {"module": value.__name__}
+        if isinstance(value, type) and issubclass(value, Exception):
+            return {"exception": [kind.__name__ for kind in value.__mro__]}
         self._objects.append(value)
         return len(self._objects) - 1
 
@@ -129,7 +101,8 @@ class _Program:
                 return {"value": self._encode(self._names[request["name"]])}
             return self._call(request)
         except Exception as error:
-            return {"error": type(error).__name__, "text": str(error)[:200]}
+            kinds = [kind.__name__ for kind in type(error).__mro__]
+            return {"error": kinds, "text": str(error)[:200]}
 
     def _call(self, request: dict[str, Any]) -> dict[str, Any]:
         target = self._objects[request["object"]]
@@ -159,225 +132,3 @@ def serve_program(source: str, channel: Channel) -> int:
         except EOFError:
             return 0
         channel.send(program.reply(request))
-
-
-# --- The tests' side -----------------------------------------------------------------------------
-
-
-class _TestCodeError(BaseException):
-    """The test code passes a value that cannot be sent; the tests are at fault."""
-
-
-class _WrongAnswer(BaseException):
-    """The program gave an invalid answer; ``except Exception`` in a test does not catch this."""
-
-
-def _refuse_comparison(self: Any, other: Any = None) -> Any:
-    raise _WrongAnswer("a test compares an object of the program's own class or uses its truth")
-
-
-class _Remote:
-    """Proxy of an object in the program's process; the program executes its operations.
-
-    Comparison and truth value are refused, because the program could forge them.
-    """
-
-    def __init__(self, tests: _TestSession, number: int) -> None:
-        self.__dict__.update({_TESTS: tests, _NUMBER: number})
-
-    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        return self.__dict__[_TESTS].request(self, "call", arguments, keywords)
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self.__dict__[_TESTS].request(self, "getattr", (name,), {})
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        self.__dict__[_TESTS].request(self, "setattr", (name, value), {})
-
-    def __iter__(self) -> Any:
-        return self.__dict__[_TESTS].request(self, "iter", (), {})
-
-    def __next__(self) -> Any:
-        return self.__dict__[_TESTS].request(self, "next", (), {}, is_next=True)
-
-    def __len__(self) -> int:
-        return self.__dict__[_TESTS].request(self, "len", (), {})
-
-    def __str__(self) -> str:
-        return self.__dict__[_TESTS].request(self, "str", (), {})
-
-    def __repr__(self) -> str:
-        return self.__dict__[_TESTS].request(self, "repr", (), {})
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.__dict__[_TESTS].request(self, "getitem", (key,), {})
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        self.__dict__[_TESTS].request(self, "setitem", (key, value), {})
-
-    def __contains__(self, key: Any) -> bool:
-        return self.__dict__[_TESTS].request(self, "contains", (key,), {})
-
-    __bool__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _refuse_comparison
-    __hash__ = None  # pyright: ignore[reportAssignmentType]
-
-
-class _TestSession:
-    """Connection of test code to the program."""
-
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-
-    def _exchange(self, request: dict[str, Any]) -> dict[str, Any]:
-        self._channel.send({"request": request})
-        try:
-            reply = self._channel.receive()
-        except EOFError:  # the program has ended; a test must not see this as an expected error
-            os._exit(_NO_VERDICT)
-        if not isinstance(reply, dict):
-            raise _WrongAnswer("the program's process gave no answer")
-        return reply
-
-    def find(self, name: str) -> tuple[bool, Any]:
-        """Return whether the program defines a name, and its value.
-
-        A module is imported in this process, because the program may have changed its copy.
-        """
-        reply = self._exchange({"name": name})
-        match reply.get("value"):
-            case {"reference": {"module": str(module)}}:
-                return True, _import_stdlib(module)
-            case value:
-                return "value" in reply, self._decode(value)
-
-    def request(
-        self,
-        remote: _Remote,
-        operation: str,
-        arguments: Any,
-        keywords: dict[str, Any],
-        is_next: bool = False,
-    ) -> Any:
-        """Execute an operation in the program; return its value or raise its error.
-
-        In-place changes of lists, sets and dicts are copied back. A StopIteration is accepted only
-        for ``next`` (`is_next`); elsewhere it could end a loop of the tests before its last
-        comparison.
-        """
-        request = {
-            "object": remote.__dict__[_NUMBER],
-            "operation": operation,
-            "arguments": [self._encode(argument) for argument in arguments],
-            "keywords": {name: self._encode(value) for name, value in keywords.items()},
-        }
-        reply = self._exchange(request)
-        if "error" in reply:
-            raise _to_exception(reply, is_next)
-        if "value" not in reply:
-            raise _WrongAnswer("the program's process gave no answer")
-        if isinstance(reply.get("arguments"), list):
-            for argument, encoded in zip(arguments, reply["arguments"], strict=True):
-                _copy_content(argument, self._decode(encoded))
-        return self._decode(reply["value"])
-
-    def _encode(self, value: Any) -> Any:
-        return encode(value, _reference_to)
-
-    def _decode(self, encoded: Any) -> Any:
-        return decode(encoded, self._resolve)
-
-    def _resolve(self, reference: Any) -> Any:
-        if type(reference) is not int:
-            raise _WrongAnswer("the program gave a module for a value")
-        return _Remote(self, reference)
-
-
-def _import_stdlib(module: str) -> types.ModuleType:
-    if module.partition(".")[0] not in sys.stdlib_module_names:
-        raise _WrongAnswer(f"the tests use the program's module {module!r}")
-    return importlib.import_module(module)
-
-
-def _reference_to(value: Any) -> Any:
-    if type(value) is _Remote:
-        return value.__dict__[_NUMBER]
-    name = getattr(value, "__name__", None)
-    if isinstance(name, str) and getattr(builtins, name, None) is value:
-        return {"builtin": name}
-    raise _TestCodeError(f"a test passes the program {type(value).__name__} {value!r:.80}")
-
-
-def _to_exception(reply: dict[str, Any], is_next: bool) -> BaseException:
-    name, text = str(reply["error"]), str(reply.get("text"))
-    if name == "StopIteration" and is_next:
-        return StopIteration()
-    error_class: Any = getattr(builtins, name, None)
-    if not isinstance(error_class, type) or not issubclass(error_class, Exception):
-        return _WrongAnswer(f"{name}: {text}")
-    if issubclass(error_class, StopIteration | StopAsyncIteration | UnicodeError):
-        return _WrongAnswer(f"{name}: {text}")
-    return error_class(text)
-
-
-def _copy_content(argument: Any, value: Any) -> None:
-    """Copy the program's changes of an argument into the container of the tests."""
-    if type(argument) is not type(value):
-        return
-    if isinstance(argument, list | bytearray):
-        argument[:] = value
-    elif isinstance(argument, set | dict):
-        argument.clear()
-        argument.update(value)
-    elif isinstance(argument, deque):
-        argument.clear()
-        argument.extend(value)
-
-
-_NAMING_NODES = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.ExceptHandler)
-
-
-def _undefined_names(tree: ast.AST, entry_point: str | None) -> list[str]:
-    """Return the names that test code uses but does not define, in order."""
-    used: dict[str, None] = {entry_point: None} if entry_point else {}
-    defined: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            if isinstance(node.ctx, ast.Load):
-                used[node.id] = None
-            else:
-                defined.add(node.id)
-        elif isinstance(node, ast.arg):
-            defined.add(node.arg)
-        elif isinstance(node, _NAMING_NODES):
-            defined.add(str(node.name))
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            defined.update((a.asname or a.name).partition(".")[0] for a in node.names)
-    return [n for n in used if n == entry_point or not (n in defined or hasattr(builtins, n))]
-
-
-def run_tests(tests: str, entry_point: str | None, channel: Channel) -> int:
-    """Run test code against the program at the other end of the channel; send the verdict."""
-    names = _new_module("tests")
-    try:
-        tree = ast.parse(tests)
-        code = compile(tree, "tests.py", "exec")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        channel.send({"test_error": f"{type(error).__name__}: {error}"})
-        return _NO_VERDICT
-    session = _TestSession(channel)
-    try:
-        for name in _undefined_names(tree, entry_point):
-            exists, value = session.find(name)
-            if exists:
-                names[name] = value
-        exec(code, names)
-    except _TestCodeError as error:
-        channel.send({"test_error": str(error)})
-        return _NO_VERDICT
-    except BaseException as error:
-        channel.send({"passed": False, "failure": f"{type(error).__name__}: {error}"[:200]})
-        return 0
-    channel.send({"passed": True})
-    return 0

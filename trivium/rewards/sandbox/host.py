@@ -272,6 +272,28 @@ def run_test_code(
     return Verdict(passed, None if passed else failure, test_error, outcome.seconds)
 
 
+def probe_test_code(
+    sandbox: Sandbox, tests: Sequence[tuple[str, str | None]], limits: Limits
+) -> dict[tuple[int, int], dict[str, Any]]:
+    """Run test code, with its entry point, against two programs that are certainly wrong.
+
+    Returns the verdict of each test (by its number) on program 0, which defines nothing, and on
+    program 1, whose functions return objects that cannot be compared. A test that ends its process
+    or exceeds a limit has no verdict, and the tests after it have none.
+    """
+    sources = [{"source": source, "entry_point": entry_point} for source, entry_point in tests]
+    run = sandbox.start({"mode": "probe", "tests": sources}, limits, with_channel=True)
+    verdicts = {}
+    try:
+        with contextlib.suppress(OSError, ValueError):
+            for line in _lines(run, limits.output << 20):
+                verdict = json.loads(line)
+                verdicts[verdict["test"], verdict["program"]] = verdict
+    finally:
+        run.stop()
+    return verdicts
+
+
 def _relay(program_run: RunningProgram, test_run: RunningProgram, limits: Limits) -> dict[str, Any]:
     """Relay requests and replies until the tests send a verdict or a side ends; return it."""
     assert program_run.channel is not None and test_run.channel is not None, "both have a channel"

@@ -24,7 +24,8 @@ import time
 import traceback
 from typing import Any, NoReturn
 
-from . import child, isolation
+from . import checker, child, isolation
+from .channel import Channel
 
 # Modules that programs often import: loaded once, so that every program starts with them.
 _PRELOADED_MODULES = "bisect collections functools heapq itertools math random re string typing"
@@ -83,12 +84,14 @@ def _read(descriptor: int) -> bytes:
 
 
 def _run_job(job: dict[str, Any]) -> int:
-    channel = child.Channel(_CHANNEL)
+    channel = Channel(_CHANNEL)
     if job["mode"] == "run":
         return child.run(job["source"])
     if job["mode"] == "serve":
         return child.serve_program(job["source"], channel)
-    return child.run_tests(job["source"], job["entry_point"], channel)
+    if job["mode"] == "probe":
+        return checker.probe_tests(job["tests"], channel)
+    return checker.run_tests(job["source"], job["entry_point"], channel)
 
 
 def _run_program(
