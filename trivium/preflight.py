@@ -62,6 +62,11 @@ def preflight(config: Configuration, skip_below: Path | None = None) -> None:
     _warn_of_overlap(sections)
 
 
+def reward_faults(config: Configuration) -> None:
+    """Raise ConfigurationError if a reward cannot be found or takes other arguments."""
+    _raise_faults(ConfigurationError, _reward_faults(dict(sections_of(config))))
+
+
 def _is_below(skip_below: Path | None, section: Configuration) -> bool:
     path = section.path if isinstance(section, RowsConfig | ModelConfig) else None
     if isinstance(section, RewardConfig) and section.function in LEARNED:

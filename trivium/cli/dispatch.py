@@ -16,7 +16,7 @@ from typing import Any
 
 from trivium.commands import COMMANDS, Command
 from trivium.config.base import Configuration, load_configuration
-from trivium.errors import ConfigurationError
+from trivium.errors import ConfigurationError, RewardError
 from trivium.hf.checkpoint_files import check_checkpoint
 
 
@@ -69,6 +69,21 @@ def run_memory(parsed: argparse.Namespace) -> None:
         print_result(memory.run(parsed.kind, config))
 
 
+def run_check_rewards(parsed: argparse.Namespace) -> None:
+    """Check the rewards of a configuration on the first rows of its data."""
+    from trivium.preflight import reward_faults
+
+    config: Any = load_configuration(check_rewards_config_class(), parsed.config, parsed.settings)
+    reward_faults(config)
+    from trivium.commands import check_rewards
+
+    with quiet_libraries():
+        table, faults = check_rewards.run(config, parsed.rows)
+    print_result(table)
+    if faults:
+        raise RewardError("\n  - ".join([f"found {len(faults)} faults:", *faults]))
+
+
 def run_chat(parsed: argparse.Namespace) -> None:
     """Talk to the checkpoint at a path."""
     settings = [f"model.path={json.dumps(parsed.path, ensure_ascii=False)}", *parsed.settings]
@@ -109,6 +124,13 @@ def run_demo(parsed: argparse.Namespace) -> None:
     if repeated:
         raise ConfigurationError(f"--seed: {repeated[0]} is given twice: keep one")
     run(parsed.directory, quick=parsed.quick, seeds=tuple(parsed.seed))
+
+
+def check_rewards_config_class() -> type[Configuration]:
+    """Return the configuration class of `check-rewards`."""
+    from trivium.commands.check_rewards_config import CheckRewardsConfig
+
+    return CheckRewardsConfig
 
 
 def chat_config_class() -> type[Configuration]:

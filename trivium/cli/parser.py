@@ -18,7 +18,9 @@ from typing import Any, NoReturn
 
 from trivium.cli.dispatch import (
     chat_config_class,
+    check_rewards_config_class,
     run_chat,
+    run_check_rewards,
     run_command,
     run_demo,
     run_memory,
@@ -30,6 +32,7 @@ from trivium.cli.dispatch import (
 from trivium.commands import COMMANDS, Command
 from trivium.commands.help_texts import (
     CHAT,
+    CHECK_REWARDS,
     DEMO,
     DESCRIPTION,
     EXAMPLE,
@@ -42,6 +45,7 @@ from trivium.commands.help_texts import (
 from trivium.config.field_reference import describe
 from trivium.errors import ConfigurationError
 
+_OTHERS = ("resume", "push", "memory", "check-rewards", "chat", "report", "watch", "demo")
 _STYLE: dict[str, Any] = {
     "formatter_class": partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
     "allow_abbrev": False,
@@ -91,7 +95,7 @@ class ValueSettingAction(argparse.Action):
 
 def check_command_name(arguments: Sequence[str]) -> None:
     """Raise ConfigurationError for an unknown command, with the most similar one."""
-    names = [*COMMANDS, "resume", "push", "memory", "chat", "report", "watch", "demo"]
+    names = [*COMMANDS, *_OTHERS]
     word = next(iter(arguments), "-")
     if word.startswith("-") or word in names:
         return
@@ -131,6 +135,7 @@ def make_parser() -> argparse.ArgumentParser:
     _add_resume(add("resume", "resume a run", RESUME))
     _add_push(add("push", "upload a run's model to the Hugging Face Hub", PUSH))
     _add_memory(add("memory", "predict the memory of a run, and what fits", MEMORY))
+    _add_check_rewards(add("check-rewards", "check rewards on a few responses", CHECK_REWARDS))
     _add_chat(add("chat", "talk to a checkpoint", CHAT))
     _add_report(add("report", "write a run's report", REPORT))
     _add_watch(add("watch", "show a run's report live", WATCH))
@@ -209,6 +214,13 @@ def _add_memory(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run_memory)
 
 
+def _add_check_rewards(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG.yaml", type=Path, help="the configuration file")
+    parser.add_argument("--rows", type=row_count, default=50, help="rows to use (default: 50)")
+    _add_settings(parser, check_rewards_config_class)
+    parser.set_defaults(run=run_check_rewards)
+
+
 def _add_chat(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "path", metavar="PATH", help="a checkpoint, a run's directory or a hub name"
@@ -247,6 +259,14 @@ def port_number(text: str) -> int:
     """Parse a port between 0 and 65535."""
     if not (text.isascii() and text.isdigit() and int(text) <= 65535):
         raise argparse.ArgumentTypeError(f"{text!r} is not a port: write a number from 0 to 65535")
+    return int(text)
+
+
+def row_count(text: str) -> int:
+    """Parse a number of rows: a whole number from 1 to a million."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= 10**6):
+        reason = f"{text!r} is not a number of rows: write a whole number from 1 to 1000000"
+        raise argparse.ArgumentTypeError(reason)
     return int(text)
 
 

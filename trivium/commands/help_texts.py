@@ -15,6 +15,15 @@ example:
   trivium chat runs/grpo-20260101-120000 sampling.temperature=0.5 sampling.max_tokens=400
   trivium chat runs/sft/final 'template="Question: {line}\\nAnswer:"'
 """
+CHECK_REWARDS = """\
+Check the rewards of a configuration on the first rows of its data, without sampling: each reward
+scores no text, an excuse, the row's own answer and the next row's. Rewards that fail, are constant
+or ignore the response are reported, and tests of programs that check nothing.
+
+example:
+  trivium check-rewards grpo.yaml
+  trivium check-rewards grpo.yaml --rows 1000 rewards.0.timeout=600
+"""
 DEMO = """\
 Run every method on the built-in task, without a download: SFT from scratch, then GRPO, PPO and DPO,
 side by side, evaluated on held-out problems. Rerun the command to resume a stopped demo.
