@@ -135,7 +135,7 @@ def test_report_command_writes_the_page_of_a_comparison(tmp_path: Path) -> None:
     assert "SFT on the best samples" in text
     assert main(["report", str(tmp_path), "--output", str(tmp_path / "report.html")]) == 2
     (tmp_path / "comparison.json").write_text("{")
-    with pytest.raises(DataError, match="cannot read the comparison"):
+    with pytest.raises(DataError, match="is damaged"):
         rewrite(tmp_path)
 
 

@@ -300,10 +300,27 @@ def test_worker_that_cannot_be_interrupted_is_killed_and_replaced(monkeypatch):
     slow = {"answer": "\\boxed{5}", "response": "9^9^9^9", "boxed": False, "seconds": 3600}
     assert worker.request(slow, 0.3) is None
     assert worker._process.wait() == -signal.SIGKILL
-    assert worker.request(slow, 0.3) is None
+    with pytest.raises(module.WorkerDied, match="signal 9"):
+        worker.request(slow, 0.3)
     monkeypatch.setattr(module, "_idle", [worker])
-    assert math(["5", "5"], ["5", "5"]) == [0.0, 1.0]
+    assert math(["5", "5"], ["5", "5"]) == [1.0, 1.0]  # a new worker answers
     assert module._idle != [worker]
+    module._close_idle()
+
+
+def test_worker_that_dies_twice_is_named_and_the_next_response_is_verified(monkeypatch, caplog):
+    request = module._Worker.request
+
+    def die_on_six(worker, fields, seconds):
+        if "6" in fields["response"]:
+            worker._process.kill()
+        return request(worker, fields, seconds)
+
+    monkeypatch.setattr(module._Worker, "request", die_on_six)
+    monkeypatch.setattr(module, "_idle", [])
+    assert math(["5", "6", "5"], ["5", "6", "5"]) == [1.0, 0.0, 1.0]
+    assert "the verifier process died twice (signal 9); score is 0: '6'" in caplog.text
+    assert len(caplog.records) == 1
     module._close_idle()
 
 

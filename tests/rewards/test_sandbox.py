@@ -158,6 +158,34 @@ def test_supervisor_tolerates_files_that_appear_and_disappear(sandbox):
         assert sandbox.run(source).output == b"done\n"
 
 
+_UNLINKED = """
+import os
+kept = []
+for n in range(40):
+    file = open(str(n), "wb", 0)
+    os.unlink(str(n))
+    try:
+        kept.append(file.write(bytes(1 << 20)))
+    except OSError as error:
+        print(error.strerror)
+        break
+print(sum(kept) >> 20)
+"""
+
+
+def test_unlinked_files_count_towards_the_limit_of_all_files():
+    """Where namespaces are permitted; elsewhere the number of open files bounds them."""
+    with Sandbox() as sandbox:
+        if not sandbox.layers["namespaces"]:
+            pytest.skip("this machine permits no namespaces")
+        for output in (1, 4, 2):
+            found = sandbox.run(_UNLINKED, Limits(output=output))
+            reason, size = found.output.decode().split("\n")[:2]
+            assert (reason, int(size) <= 2 * output) == ("No space left on device", True)
+            assert sandbox.run("open('f', 'wb').write(bytes(1 << 20))").status == 0
+    assert not Path(sandbox._folder.name).exists()
+
+
 # --- Cleanup -------------------------------------------------------------------------------------
 
 
@@ -218,6 +246,20 @@ def test_killed_supervisor_raises_an_error():
 def test_sandbox_that_cannot_start_reports_the_reason(monkeypatch):
     monkeypatch.setattr(host.sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match="could not start: it ended at once"):
+        Sandbox()
+
+
+def test_stopped_supervisor_does_not_hang(monkeypatch):
+    monkeypatch.setattr(host, "_GRACE_SECONDS", 0.3)
+    with Sandbox() as sandbox:
+        os.kill(sandbox._process.pid, signal.SIGSTOP)
+        with pytest.raises(RuntimeError, match="did not answer within 0.5 s: was it stopped?"):
+            sandbox.run("print(1)", Limits(wall=0.2))
+    assert not Path(sandbox._folder.name).exists()
+    monkeypatch.setattr(host, "_START_SECONDS", 0.5)
+    stops = "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)"
+    monkeypatch.setattr(host, "_STARTUP_CODE", stops)
+    with pytest.raises(RuntimeError, match="did not answer within 0.5 s: was it stopped?"):
         Sandbox()
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from trivium.commands import COMMANDS, Command
 from trivium.config.base import Configuration, load_configuration
-from trivium.errors import ConfigurationError, RewardError
+from trivium.errors import ConfigurationError, DataError, RewardError, escaped
 from trivium.hf.checkpoint_files import check_checkpoint
 
 
@@ -31,6 +31,7 @@ def run_command(command: Command, parsed: argparse.Namespace) -> None:
 
 def run_resume(parsed: argparse.Namespace) -> None:
     """Resume a run with its own configuration, in the directory where its command was started."""
+    from trivium.runs.files import open_regular
     from trivium.runs.store import read_run
 
     path = parsed.run_directory.absolute()
@@ -41,9 +42,13 @@ def run_resume(parsed: argparse.Namespace) -> None:
             f"{path}: this run of {record['kind']!r} cannot be resumed: another version of trivium "
             "wrote it; start it again with its own command"
         )
-    if Path(record["from"]).is_dir():
-        os.chdir(record["from"])
     parsed.config = path / "config.yaml"
+    try:
+        open_regular(parsed.config).close()
+        if Path(record["from"]).is_dir():
+            os.chdir(record["from"])
+    except OSError as error:
+        raise DataError(f"{error.filename}: the run cannot be resumed: {error.strerror}") from None
     directory = f"run.directory={json.dumps(str(path), ensure_ascii=False)}"
     parsed.settings = [directory, "run.resume=true", "run.overwrite=false", *parsed.settings]
     run_command(command, parsed)
@@ -145,7 +150,7 @@ def print_result(result: Any) -> None:
     from rich.console import Console
 
     if isinstance(result, Path):
-        print(f"written to {result}")
+        print(f"written to {escaped(str(result))}")
     else:
         Console().print(result)
 

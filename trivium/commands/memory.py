@@ -20,6 +20,7 @@ from trivium.memory.fit import FREE_SHARE, free_bytes, largest_fitting_limit
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths, Memory
 from trivium.memory.stages import predict
+from trivium.monitoring.progress import printable
 
 PARTS = ("parameters", "gradients", "optimizer", "activations", "cache")
 ADVICE = (
@@ -41,7 +42,7 @@ class MemoryReport:
     def __rich__(self) -> Group:
         longest = max(self.lengths.prompts), max(self.lengths.responses)
         summary = Text(
-            f"{self.memory.kind} of {self.config.model.path} with prompts of up to {longest[0]:,} "
+            f"{self.memory.kind} of {printable(self.config.model.path)} with prompts of up to {longest[0]:,} "
             f"and responses of up to {longest[1]:,} tokens, "
             f"tokens_per_micro_batch {self.config.tokens_per_micro_batch:,}"
         )

@@ -23,7 +23,7 @@ def show(result: Mapping[str, Any], seconds: float, written: Sequence[Path]) -> 
     for sentence in result["verdict"]["sentences"]:
         console.print(Text(printable(sentence)))
     paths = ", ".join(str(path) for path in written)
-    console.print(Text(f"\nTotal time: {duration(seconds)}. Written: {paths}"))
+    console.print(Text(f"\nTotal time: {duration(seconds)}. Written: {printable(paths)}"))
 
 
 def make_table(result: Mapping[str, Any]) -> Table:

@@ -99,17 +99,19 @@ def dotted(keys: Keys) -> str:
 class YamlSource:
     """Values of a YAML file with arguments applied. ``faults`` collects the recoverable errors.
 
-    If `path` is None, the arguments give all values.
+    If `path` is None, the arguments give all values, together with `text`, if any.
     """
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, text: str | None = None) -> None:
         self.path = path
         self.faults: list[str] = []
         self._origins: dict[Keys, str] = {(): str(self)}
         self._arguments: dict[Keys, str] = {}
         self._current_argument: str | None = None
         self._value_count = 0
-        node = None if path is None else _parse_yaml(_read_text(path), str(path), lines=True)
+        if path is not None:
+            text = _read_text(path)
+        node = None if text is None else _parse_yaml(text, str(self), lines=True)
         values = {} if node is None else self._node_value(node, ())
         if not isinstance(values, dict):
             raise ConfigurationError(

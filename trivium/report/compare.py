@@ -5,7 +5,6 @@ The report uses only that file. ``templates/compare.js`` draws the page.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 from trivium.errors import DataError
 from trivium.monitoring.metrics import METRICS
 from trivium.report.page import render_page, require_new_output, write_page
+from trivium.runs.files import read_json_object
 
 SCRIPTS = ("compare_table.js", "compare_charts.js", "compare.js")
 NUMBERS = "comparison.json"
@@ -24,8 +24,11 @@ def write(directory: Path, comparison: Mapping[str, Any], output: Path | None = 
     Raises:
         TrainingError: the file cannot be written.
     """
-    text = render_page(f"{comparison['title']} · Trivium", collect(comparison), SCRIPTS)
-    return write_page(output or directory / "report.html", text)
+    return write_page(output or directory / "report.html", _page(comparison))
+
+
+def _page(comparison: Mapping[str, Any]) -> str:
+    return render_page(f"{comparison['title']} · Trivium", collect(comparison), SCRIPTS)
 
 
 def rewrite(directory: Path, output: Path | None = None, *, overwrite: bool = False) -> Path:
@@ -38,15 +41,19 @@ def rewrite(directory: Path, output: Path | None = None, *, overwrite: bool = Fa
     """
     require_new_output(output, overwrite)
     path = directory / NUMBERS
-    try:
-        comparison = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot read the comparison: {error}") from None
+    comparison = read_json_object(path)
     if "methods" not in comparison:
         raise DataError(
             f"{path} has no key 'methods': it was written before version 0.2; rerun the comparison"
         )
-    return write(directory, comparison, output)
+    try:
+        text = _page(comparison)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"{path}: is damaged: {type(error).__name__}: {error}; restore it, or rerun the "
+            "comparison"
+        ) from None
+    return write_page(output or directory / "report.html", text)
 
 
 def collect(comparison: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,7 @@ _MAX_TOTAL_POINTS = 100_000
 _MAX_BINS = 120
 _MAX_CURVES_PER_CHART = 6
 _MAX_SCALE_RATIO = 300.0
+_MAX_BITS = 1024
 _UNKNOWN_PANEL = "Other numbers"
 _ORDER = {name: i for i, name in enumerate(METRICS)}
 _FIRST_OF_PANEL = {m.panel: _ORDER[m.name] for m in reversed(METRICS.values())}
@@ -34,8 +35,10 @@ def by_step(records: Sequence[Row]) -> list[Row]:
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a value is a number, finite or not, and not a bool."""
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Return whether a value is a number, finite or not, and not a bool or beyond all floats."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and value.bit_length() < _MAX_BITS
+    return isinstance(value, float)
 
 
 def _is_finite_number(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from trivium.monitoring.metrics import EVALUATIONS
 from trivium.report.curves import by_step, evenly_spaced, is_number, round_digits
 
+_PASS = re.compile("pass@[0-9]{1,9}")
 MAX_EVALUATIONS = 400
 """Maximum number of evaluations on a page."""
 
@@ -23,7 +25,7 @@ def rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 def columns(evaluations: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return the measured columns: name, title, unit and meaning of each."""
     passes = sorted(
-        {name for row in evaluations for name in row if name.startswith("pass@")},
+        {name for row in evaluations for name in row if _PASS.fullmatch(name)},
         key=lambda name: int(name.removeprefix("pass@")),
     )
     known = [m for m in EVALUATIONS.values() if m.panel and m.name != "pass_at"]
@@ -56,5 +58,5 @@ def _flatten(record: dict[str, Any]) -> dict[str, Any]:
     flat = {name: round_digits(value) for name, value in record.items() if is_number(value)}
     passes = record.get("pass_at")
     if isinstance(passes, dict):
-        flat |= {f"pass@{k}": round_digits(p) for k, p in passes.items() if k.isdigit()}
+        flat |= {f"pass@{k}": round_digits(p) for k, p in passes.items() if is_number(p)}
     return flat

@@ -9,11 +9,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import yaml
-
+from trivium.config.yaml_source import YamlSource
+from trivium.errors import ConfigurationError
 from trivium.monitoring.metrics import EVALUATIONS, METRICS
 from trivium.report.curves import axes, is_number, round_digits
 
+_MAX_CONFIG = 1 << 17  # characters; a longer text is not the configuration of a run
 _HELD_OUT = ("accuracy", "nll")
 _MEASURES = {"reward-model": ("accuracy",), "dpo": ("implicit_reward/accuracy",)}
 _FALLBACK_MEASURES = ("nll", "reward/mean", "loss")
@@ -164,12 +165,12 @@ def _finite(value: Any) -> bool:
 def _settings(config: str) -> Any:
     """Return the configuration as a mapping; empty if it cannot be parsed."""
     try:
-        return yaml.safe_load(config)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        return YamlSource(None, config[:_MAX_CONFIG]).values
+    except ConfigurationError:
         return {}
 
 
 def _lookup(settings: Any, *keys: str) -> Any:
     for key in keys:
         settings = settings.get(key) if isinstance(settings, dict) else None
-    return settings if isinstance(settings, str | int | float) else None
+    return settings if isinstance(settings, str | bool) or is_number(settings) else None

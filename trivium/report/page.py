@@ -21,6 +21,7 @@ from typing import Any
 
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.monitoring.progress import printable
+from trivium.runs.files import write_bytes
 from trivium.runs.store import json_line
 
 _VENDORED = ("d3.min.js", "plot.min.js")
@@ -97,16 +98,12 @@ def write_page(target: Path, text: str) -> Path:
     Raises:
         TrainingError: the file cannot be written.
     """
-    partial = target.with_name(f".{target.name}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(target)
+        write_bytes(target, text.encode())
     except OSError as error:
         raise TrainingError(
             f"{target}: cannot write the report: {error.strerror}; name another file with --output"
         ) from None
-    finally:
-        partial.unlink(missing_ok=True)
     return target
 
 

@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from trivium.errors import DataError
 from trivium.report import curves, evaluations
 from trivium.report.headline import headline
 from trivium.report.page import clip, encode, render_page, require_new_output, write_page
 from trivium.report.samples import MAX_BYTES, select
+from trivium.runs.files import read_regular
 from trivium.runs.store import (
     read_evaluations,
     read_events,
@@ -87,11 +89,18 @@ def collect(run: Path) -> dict[str, Any]:
 
 
 def _config(run: Path) -> str:
-    """Return the text of config.yaml; empty if there is none."""
+    """Return the text of config.yaml; empty if there is none.
+
+    Raises:
+        DataError: it is something other than a file, or too long.
+    """
+    path = run / "config.yaml"
     try:
-        return (run / "config.yaml").read_text(encoding="utf-8", errors="replace")
-    except OSError:
+        return read_regular(path).decode(errors="replace")
+    except FileNotFoundError:
         return ""
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _thinned(charts: Sequence[dict[str, Any]]) -> int:

@@ -77,7 +77,8 @@ def _by_importance(records: Sequence[Row]) -> Iterator[int]:
     positions: dict[tuple[bool, Any], list[int]] = {}
     for position, record in enumerate(records):
         training = record.get("drawn") == "training"
-        positions.setdefault((training, record.get("step")), []).append(position)
+        step = record.get("step")
+        positions.setdefault((training, step if is_number(step) else None), []).append(position)
     for kind in (False, True):
         steps = [step for training, step in positions if training is kind]
         for i in bisection_order(len(steps)):

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
-from trivium.errors import ConfigurationError, TriviumError
+from trivium.errors import ConfigurationError, TriviumError, escaped
 from trivium.report.page import encode
 from trivium.report.run import collect, page
 
@@ -148,7 +148,7 @@ def watch(run: Path, port: int = 0) -> None:
     """Serve the live report of the run at ``run`` until Ctrl-C, and print the address."""
     with Watch(run, port) as server:
         try:
-            print(f"{server.address} shows {run}; press Ctrl-C to stop", flush=True)
+            print(f"{server.address} shows {escaped(str(run))}; press Ctrl-C to stop", flush=True)
             server.serve_forever(poll_interval=0.2)
         except KeyboardInterrupt:
             print()

@@ -31,6 +31,7 @@ _NUMBER = re.compile(
     r"(?P<exponent>[eE][-+]?[0-9]{1,3}(?![0-9A-Za-z]))?"
     r"(?![.,:]?[0-9])(?!\s*[+^=×÷])(?!\s*[-*/x]\s*[0-9(])(?!\*\*[0-9])"
 )
+_TOO_LONG = "verification exceeded its limits"
 _MAX_NUMBER_CHARS = 200
 
 
@@ -94,6 +95,10 @@ def gsm8k(
     ]
 
 
+class WorkerDied(Exception):
+    """The verifier process has ended by itself; the message is its exit status."""
+
+
 class _Worker:
     """A running verifier process."""
 
@@ -121,19 +126,34 @@ class _Worker:
         return json.loads(line) if line.endswith("\n") else None
 
     def request(self, request: dict[str, Any], seconds: float) -> dict[str, Any] | None:
-        """Return the reply, or None if the process died or was killed after `seconds`."""
+        """Return the reply, or None if the process was killed after `seconds`.
+
+        Raises:
+            WorkerDied: the process has ended for another reason.
+        """
         assert self._process.stdin is not None, "the worker's input is a pipe"
-        timer = threading.Timer(seconds, self._process.kill)
+        expired = threading.Event()
+
+        def kill() -> None:
+            expired.set()
+            self._process.kill()
+
+        timer = threading.Timer(seconds, kill)
         timer.daemon = True
         timer.start()
+        reply = None
         try:
             self._process.stdin.write(json.dumps(request) + "\n")
             self._process.stdin.flush()
-            return self._read()
+            reply = self._read()
         except OSError:
-            return None
+            reply = None
         finally:
             timer.cancel()
+        if reply is None and not expired.is_set():
+            status = self._process.wait()
+            raise WorkerDied(f"signal {-status}" if status < 0 else f"exit status {status}")
+        return reply
 
     def close(self) -> None:
         self._process.kill()
@@ -163,7 +183,8 @@ def math(
     `math-verify` compares the answers. `answer` is an expression (LaTeX or plain), a number, or a
     solution that ends in ``#### …`` or ``\boxed{…}``; the contents of several boxes are one set.
     With `boxed`, only an answer in ``\boxed{…}`` counts. Parsing and comparing may each take
-    `seconds`; a response that takes longer gets 0 and a logged warning.
+    `seconds`; a response that takes longer gets 0 and a logged warning, and so does one on which
+    the verifier process dies twice.
     """
     if not isinstance(seconds, int) or isinstance(seconds, bool) or seconds < 1:
         raise ValueError(f"seconds must be a whole number of at least 1, not {seconds!r}")
@@ -173,16 +194,12 @@ def math(
     scores = []
     try:
         for response, gold in zip(responses, answer, strict=True):
-            worker = worker or (_idle.pop() if _idle else _Worker())
             expected = boxed_answer(_gold_text(gold))
             read = readable_response(response, expected)
             request = {"answer": expected, "response": read, "boxed": boxed, "seconds": seconds}
-            reply = worker.request(request, 2 * seconds + 1)
-            if reply is None:
-                worker.close()
-                worker = None
+            worker, reply, fault = _ask(worker, request, 2 * seconds + 1)
             if reply is None or reply["out_of_time"]:
-                logger.warning("verification exceeded its limits; score is 0: %.200r", response)
+                logger.warning("%s; score is 0: %.200r", fault or _TOO_LONG, response)
             elif reply["verdict"] is None:
                 raise ValueError(f"math-verify cannot parse the data's answer {gold!r:.200}")
             scores.append(float(reply is not None and reply["verdict"] is True))
@@ -190,6 +207,30 @@ def math(
         if worker is not None:
             _idle.append(worker)
     return scores
+
+
+def _ask(
+    worker: _Worker | None, request: dict[str, Any], seconds: float
+) -> tuple[_Worker | None, dict[str, Any] | None, str]:
+    """Return the worker, if it still runs, and its reply, or None and why there is none.
+
+    A worker that dies may have been killed from outside, so a new one gets the request once more.
+    """
+    fault = ""
+    for is_new in (False, True):
+        worker = worker or (_idle.pop() if _idle and not is_new else _Worker())
+        try:
+            reply = worker.request(request, seconds)
+        except WorkerDied as death:
+            fault = f"the verifier process died twice ({death})"
+            worker.close()
+            worker = None
+            continue
+        if reply is None:
+            worker.close()
+            return None, None, _TOO_LONG
+        return worker, reply, ""
+    return None, None, fault
 
 
 def _gold_text(answer: Any) -> str:

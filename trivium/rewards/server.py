@@ -13,6 +13,7 @@ all requests together; a tenth of it is reserved, so that replies received by th
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import json
 import math
 import os
@@ -216,9 +217,25 @@ async def _score(settings: Settings, batches: Sequence[tuple[bytes, int]]) -> li
         "User-Agent": "trivium",
         **settings.headers,
     }
-    async with httpx2.AsyncClient(headers=headers, timeout=None) as client:
+    mounts = _direct_mounts(settings.url)
+    async with httpx2.AsyncClient(headers=headers, timeout=None, mounts=mounts) as client:
         results = await asyncio.gather(*(limited_request(body, count) for body, count in batches))
     return [value for values in results for value in values]
+
+
+def _direct_mounts(url: str) -> dict[str, None]:
+    """Return the pattern of addresses to reach without the environment's proxy: this machine's.
+
+    A proxy would send a request to its own machine instead, with the data in it.
+    """
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    try:
+        is_loopback = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        is_loopback = host == "localhost" or host.endswith(".localhost")
+    shown = f"[{host}]" if ":" in host else host
+    return {f"{parts.scheme}://{shown}": None} if is_loopback else {}
 
 
 async def _request_batch(

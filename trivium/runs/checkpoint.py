@@ -16,6 +16,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +30,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from trivium.errors import CheckpointError
-from trivium.runs.files import atomic_directory, flush_to_disk, remove_atomically
+from trivium.runs.files import (
+    atomic_directory,
+    flush_to_disk,
+    open_regular,
+    parse_json,
+    read_regular,
+    remove_atomically,
+)
 from trivium.serialization import Serializer, deserialize
 
 logger = logging.getLogger(__name__)
@@ -37,6 +45,7 @@ logger = logging.getLogger(__name__)
 DIRECTORY = "checkpoints"
 STATE, TENSORS, MANIFEST = "state.json", "tensors.safetensors", "manifest.json"
 FORMAT = 2
+_MAX_STATE_BYTES = 1 << 40  # its manifest has its size
 _NAME = re.compile(r"\d{8,}(-p\d{3,})?")
 
 
@@ -75,7 +84,10 @@ class Checkpoint:
     @cached_property
     def entries(self) -> dict[str, Any]:
         """The serialized entries by name, without their tensors."""
-        return json.loads((self.path / STATE).read_text(encoding="utf-8"))
+        try:
+            return parse_json(read_regular(self.path / STATE, _MAX_STATE_BYTES))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path / STATE}: cannot be read: {error}") from None
 
     def __contains__(self, name: str) -> bool:
         return name in self.entries
@@ -88,7 +100,10 @@ class Checkpoint:
         """
         try:
             return deserialize(self.entries[name], self._load_tensor, shared_objects)
-        except (ValueError, KeyError, IndexError, TypeError) as error:
+        except (
+            ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError,
+            SafetensorError, OSError,
+        ) as error:  # fmt: skip
             raise CheckpointError(
                 f"{self.path / STATE}: {name!r} cannot be read ({error}): it was written by "
                 "another version of Trivium, or altered"
@@ -157,6 +172,11 @@ class Checkpoints:
     def paths(self) -> list[Path]:
         """Return the directories that are named like checkpoints, oldest first."""
         if not self.directory.is_dir():
+            if os.path.lexists(self.directory):
+                raise CheckpointError(
+                    f"{self.directory}: is not a directory: restore it, or write "
+                    "run.overwrite=true to start the run from the beginning"
+                )
             return []
         return sorted(p for p in self.directory.iterdir() if _NAME.fullmatch(p.name))
 
@@ -233,7 +253,7 @@ def _file_record(path: Path) -> dict[str, Any]:
 
 
 def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -245,7 +265,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     """Return the manifest of a checkpoint after checking its format and its own digest."""
     file = path / MANIFEST
     try:
-        manifest = json.loads(file.read_bytes())
+        manifest = parse_json(read_regular(file))
         version = manifest["format"]
         digest = manifest.pop("sha256", None)
     except OSError as error:
@@ -256,7 +276,21 @@ def _read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file}: has format {version}, not {FORMAT}")
     if digest != _manifest_digest(manifest):
         raise CheckpointError(f"{file}: was altered: its SHA-256 does not match")
+    if not _is_manifest(manifest):
+        raise CheckpointError(f"{file}: is truncated or altered")
     return manifest
+
+
+def _is_manifest(manifest: Mapping[str, Any]) -> bool:
+    """Return whether a manifest has all fields, and names the files of a checkpoint."""
+    counts = [manifest.get(name) for name in ("step", "index")]
+    files = manifest.get("files")
+    return (
+        all(type(number) is int and 0 <= number < 1 << 63 for number in counts)
+        and isinstance(files, dict)
+        and files.keys() == {STATE, TENSORS}
+        and all(isinstance(r, dict) and r.keys() == {"bytes", "sha256"} for r in files.values())
+    )
 
 
 def _check_file(path: Path, size: int, digest: str) -> None:

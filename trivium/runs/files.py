@@ -1,18 +1,141 @@
-"""Atomic writes: a file or directory is complete or absent, even after a crash while writing."""
+"""Files of a run: atomic writes, and reading that neither hangs nor exhausts the memory.
+
+A file or directory is complete or absent, even after a crash while writing. A run directory may be
+damaged or planted: only regular files are read, up to a size.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import shutil
+import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from trivium.errors import TrainingError
+from trivium.errors import DataError, TrainingError
 
 _PARTIAL, _PREVIOUS = ".partial", ".previous"
 _REMOVED = ".removed"
+_MAX_DOCUMENT_BYTES = 1 << 26
+MAX_LINE_BYTES = 1 << 26
+"""Maximum length of a line of a log."""
+_MAX_NESTING = 100
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+# --- Reading -------------------------------------------------------------------------------------
+
+
+def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
+    """Open a regular file for reading, without waiting for the writer of a pipe.
+
+    Args:
+        path: the file.
+        follow: whether `path` itself may be a symbolic link.
+
+    Raises:
+        OSError: the file cannot be opened, or is something else.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if follow else os.O_NOFOLLOW)
+    descriptor = os.open(path, flags)
+    mode = os.fstat(descriptor).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(descriptor)
+        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+        raise OSError(errno.EINVAL, f"is {kind}, not a file", str(path))
+    return open(descriptor, "rb")
+
+
+def read_regular(path: Path, max_bytes: int = _MAX_DOCUMENT_BYTES) -> bytes:
+    """Return the content of a regular file.
+
+    Raises:
+        OSError: the file cannot be read, is something else, or is longer than `max_bytes`.
+    """
+    with open_regular(path) as file:
+        if os.fstat(file.fileno()).st_size > max_bytes:
+            raise OSError(errno.EFBIG, f"is longer than {max_bytes:,} bytes", str(path))
+        return file.read()
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the value of a JSON document.
+
+    Raises:
+        ValueError: it is not JSON, or nests deeper than any file of a run does.
+    """
+    try:
+        value = json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if data.count(b"[") + data.count(b"{") > _MAX_NESTING and _nests_too_deeply(value):
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _nests_too_deeply(value: Any) -> bool:
+    values = [value]
+    for _ in range(_MAX_NESTING + 1):
+        containers = [v for v in values if isinstance(v, dict | list)]
+        if not containers:
+            return False
+        values = [v for c in containers for v in (c.values() if isinstance(c, dict) else c)]
+    return True
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return a file's JSON object.
+
+    Raises:
+        DataError: the file cannot be read, or holds something else.
+    """
+    try:
+        record = parse_json(read_regular(path))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    except ValueError as error:
+        raise DataError(f"{path}: is damaged: {error}") from None
+    if not isinstance(record, dict):
+        raise DataError(f"{path}: is damaged: it is not a JSON object")
+    return record
+
+
+def complete_lines(path: Path) -> Iterator[bytes]:
+    """Yield the lines of a log that end with a line break; nothing without a log.
+
+    Raises:
+        DataError: the log is not a file, or has a line that no run writes.
+    """
+    try:
+        with open_regular(path) as file:
+            for number in count(1):
+                line = file.readline(MAX_LINE_BYTES + 1)
+                if len(line) > MAX_LINE_BYTES:
+                    raise DataError(
+                        f"{path}:{number}: is damaged: longer than {MAX_LINE_BYTES:,} bytes"
+                    )
+                if not line.endswith(b"\n"):
+                    return
+                yield line
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+# --- Writing -------------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -52,7 +175,8 @@ def write_bytes(path: Path, data: bytes) -> None:
     """
     partial = _temporary_sibling(path, _PARTIAL)
     try:
-        partial.write_bytes(data)
+        with partial.open("xb") as file:
+            file.write(data)
         flush_to_disk(partial)
         partial.replace(path)
     finally:

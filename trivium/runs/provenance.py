@@ -16,10 +16,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from trivium.config.base import Configuration
-from trivium.errors import DataError
+from trivium.config.yaml_source import YamlSource
+from trivium.errors import ConfigurationError, DataError
+from trivium.runs.files import open_regular
 
 PACKAGES = ("trivium", "torch", "transformers", "tokenizers", "safetensors", "peft")
 IGNORED_SETTINGS = frozenset(
@@ -117,9 +117,16 @@ def _chunks(file: Path) -> Iterator[bytes]:
 
 def _read_settings(path: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        open_regular(path).close()
+        source = YamlSource(path)
+    except OSError as error:
+        reason = f"{error.strerror}; restore the file"
+        raise DataError(f"{path}: the run cannot be resumed: {reason}") from None
+    except ConfigurationError as error:
         raise DataError(f"{path}: is damaged, so the run cannot be resumed: {error}") from None
+    if source.faults:
+        raise DataError(f"{path}: is damaged, so the run cannot be resumed: {source.faults[0]}")
+    return source.values
 
 
 def _flat_settings(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -8,6 +8,8 @@ process is left alone. Restoring the state of a resumed run is the task of ``tra
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -159,7 +161,7 @@ def _resume_claim(kind: str, config: RunConfig, resolved: Configuration, path: P
 
 def require_unlocked(path: Path) -> None:
     """Raise ConfigurationError if another process writes to the run in a directory."""
-    if (path / LOCK).is_file():
+    if os.path.lexists(path / LOCK):
         lock_directory(path).release()
 
 
@@ -169,7 +171,13 @@ def lock_directory(path: Path) -> FileLock:
     Raises:
         ConfigurationError: another process holds the lock.
     """
-    lock = FileLock(path / LOCK)
+    file = path / LOCK
+    if os.path.lexists(file) and not stat.S_ISREG(os.lstat(file).st_mode):
+        raise ConfigurationError(
+            f"run.directory = {path}: its {LOCK} is not a file; remove it, or name another "
+            "directory"
+        )
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=0)
     except Timeout:

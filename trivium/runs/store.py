@@ -18,6 +18,7 @@ convert back. Models appear only when complete. Write access to the directory is
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -38,12 +39,25 @@ from trivium.errors import CheckpointError, DataError, TrainingError
 from trivium.monitoring.monitor_config import MonitorsConfig
 from trivium.runs.budget import BudgetConfig
 from trivium.runs.checkpoint_config import CheckpointsConfig
-from trivium.runs.files import atomic_directory, flush_to_disk, write_text
+from trivium.runs.files import (
+    MAX_LINE_BYTES,
+    atomic_directory,
+    complete_lines,
+    flush_to_disk,
+    open_regular,
+    parse_json,
+    read_json_object,
+    write_text,
+)
 from trivium.runs.provenance import environment
 from trivium.runs.tracker_config import TrackerName
 
 LOGS = ("metrics", "evaluation", "samples", "outcomes", "events")
 """The names of the log files, without .jsonl."""
+_RUN_FIELDS: dict[str, type] = {
+    **dict.fromkeys(("kind", "id", "from", "started", "python", "source"), str),
+    **dict.fromkeys(("packages", "inputs"), dict),
+}
 _KEPT_EVENTS = ("interrupted", "failed", "resumed", "not_saved")
 _UNSAFE = re.compile("[\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 _REPOSITORY = re.compile(r"[A-Za-z0-9]([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
@@ -141,17 +155,18 @@ class Run:
         run = cls(path, read_run(path)["id"], elapsed=logs["elapsed"])
         for stem, (size, digest) in logs["positions"].items():
             file = path / f"{stem}.jsonl"
-            data = file.read_bytes() if file.exists() else b""
-            if len(data) < size or hashlib.sha256(data[:size]).hexdigest() != digest:
+            actual, total, rest = _log_content(file, size)
+            if actual < size or total.hexdigest() != digest:
                 raise CheckpointError(
                     f"{file}: was shortened or altered after the checkpoint, so the run cannot be "
                     "resumed from there; restore the file, or write run.overwrite=true to start "
                     "from the beginning"
                 )
             if stem == "events":
-                size = data.rfind(b"\n") + 1
-            run._positions[stem] = (size, hashlib.sha256(data[:size]))
-            if len(data) > size:
+                total.update(rest)
+                size += len(rest)
+            run._positions[stem] = (size, total)
+            if actual > size:
                 os.truncate(file, size)
         return run
 
@@ -234,16 +249,18 @@ def read_run(path: Path) -> dict[str, Any]:
     Raises:
         DataError: the directory holds no run, or a run of a version before 0.2.
     """
-    try:
-        record = json.loads((path / "run.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        reason = f"{path}: is not the directory of a run: run.json: {error.strerror}"
-        raise DataError(reason) from None
-    except ValueError as error:
-        raise DataError(f"{path / 'run.json'}: is damaged: {error}") from None
-    if not isinstance(record, dict):
-        raise DataError(f"{path / 'run.json'}: is damaged: it is not a JSON object")
-    written_by = str(record.get("packages", {}).get("trivium") or "") if "id" in record else ""
+    file = path / "run.json"
+    if not os.path.lexists(file):
+        raise DataError(
+            f"{path}: is not the directory of a run: run.json: {os.strerror(errno.ENOENT)}"
+        )
+    record = read_json_object(file)
+    required = _RUN_FIELDS if "id" in record else {"kind": str}
+    for name, kind in required.items():
+        if not isinstance(record.get(name), kind):
+            what = "has no" if name not in record else "has a wrong"
+            raise DataError(f"{file}: is damaged: it {what} {name!r}; restore the file")
+    written_by = str(record["packages"].get("trivium") or "") if "id" in record else ""
     if written_by.startswith("0.1."):
         raise DataError(
             f"{path}: was written by Trivium {written_by}, whose settings and metrics had other "
@@ -281,8 +298,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """
     events: list[tuple[int, dict[str, Any]]] = []
     for end, event in _read_with_offsets(path, "events"):
-        if event["kind"] == "resumed":
-            limit = event["events_bytes"]
+        limit = event.get("events_bytes")
+        resumed = event.get("kind") == "resumed"
+        if not isinstance(event.get("kind"), str) or (resumed and not isinstance(limit, int)):
+            raise DataError(f"{path / 'events.jsonl'}: is damaged: {json_line(event):.80}")
+        if resumed:
             events = [(at, e) for at, e in events if at <= limit or e["kind"] in _KEPT_EVENTS]
         events.append((end, event))
     return [event for _, event in events]
@@ -294,6 +314,30 @@ def is_finished(path: Path) -> bool:
     return [kind for kind in kinds if kind in ("finished", "resumed")][-1:] == ["finished"]
 
 
+def _log_content(file: Path, size: int) -> tuple[int, Any, bytes]:
+    """Return the size of a log, the digest of its first `size` bytes, and complete lines after it.
+
+    A link is refused, because the run would write to the file that it names.
+    """
+    total = hashlib.sha256()
+    try:
+        with open_regular(file, follow=False) as stream:
+            actual, left = os.fstat(stream.fileno()).st_size, size
+            while left and (chunk := stream.read(min(left, 1 << 20))):
+                total.update(chunk)
+                left -= len(chunk)
+            rest = stream.read(min(max(actual - size, 0), MAX_LINE_BYTES))
+            return actual, total, rest[: rest.rfind(b"\n") + 1]
+    except FileNotFoundError:
+        return 0, total, b""
+    except OSError as error:
+        is_link = error.errno == errno.ELOOP
+        reason = "is a link, not a file" if is_link else error.strerror
+        raise CheckpointError(
+            f"{file}: {reason}, so the run cannot be resumed; restore the file"
+        ) from None
+
+
 def _read(directory: Path, stem: str) -> Iterator[dict[str, Any]]:
     """Yield the records of a log, without a last line that was not completely written."""
     return (record for _, record in _read_with_offsets(directory, stem))
@@ -303,13 +347,11 @@ def _read_with_offsets(directory: Path, stem: str) -> Iterator[tuple[int, dict[s
     """Yield the records of a log, each with the byte offset of its line's end."""
     read_run(directory)
     path = directory / f"{stem}.jsonl"
-    if not path.exists():
-        return
     end = 0
-    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        end += len(line) + 1
+    for number, line in enumerate(complete_lines(path), start=1):
+        end += len(line)
         try:
-            record = json.loads(line)
+            record = parse_json(line[:-1])
         except ValueError as error:
             raise DataError(f"{path}:{number}: is damaged, not JSON: {error}") from None
         if not isinstance(record, dict):

@@ -33,6 +33,7 @@ _STARTUP_CODE = (
 _SYSTEM_LIBRARIES = ("/lib", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 _READABLE_FILES = ("/usr/share/zoneinfo", "/dev/null", "/dev/zero", "/dev/urandom", "/dev/random")
 _MAX_ERROR_BYTES = 2000
+_START_SECONDS, _GRACE_SECONDS = 120.0, 60.0  # for a machine that is very busy
 
 
 @dataclass(frozen=True)
@@ -81,27 +82,45 @@ def readable_paths() -> list[str]:
     return list(dict.fromkeys([*python, libraries, *_SYSTEM_LIBRARIES, *_READABLE_FILES]))
 
 
-def _receive(control: socket.socket) -> bytes:
-    """Return a supervisor's next message, empty if it has ended."""
+def _receive(control: socket.socket, seconds: float) -> bytes:
+    """Return a supervisor's next message, empty if it has ended.
+
+    Raises RuntimeError if it sends none within `seconds`.
+    """
+    control.settimeout(seconds)
     try:
         return control.recv(1 << 12)
     except ConnectionError:
         return b""
+    except TimeoutError:
+        raise RuntimeError(
+            f"the sandbox's supervisor process did not answer within {seconds:g} s: was it stopped?"
+        ) from None
+    finally:
+        control.settimeout(None)
 
 
 class RunningProgram:
     """A running program, with a `channel` for messages."""
 
     def __init__(
-        self, control: socket.socket, channel: socket.socket | None, out: int, error: int
+        self,
+        control: socket.socket,
+        channel: socket.socket | None,
+        out: int,
+        error: int,
+        wall: float,
     ) -> None:
         self._control, self._out, self._error = control, out, error
+        self._seconds = wall + _GRACE_SECONDS
         self.channel = channel
+        if channel is not None:
+            channel.settimeout(self._seconds)
 
     def wait(self) -> Outcome:
-        """Wait for the program's end; raise RuntimeError if its supervisor was killed."""
+        """Wait for the program's end; raise RuntimeError if its supervisor was killed or stopped."""
         try:
-            message = _receive(self._control)
+            message = _receive(self._control, self._seconds)
             if not message:
                 raise RuntimeError("the sandbox's supervisor process has ended: was it killed?")
             output = os.pread(self._out, os.fstat(self._out).st_size, 0)
@@ -157,7 +176,11 @@ class Sandbox:
                 pass_fds=(child_socket.fileno(),),
                 start_new_session=True,
             )
-        message = _receive(self._control)
+        try:
+            message = _receive(self._control, _START_SECONDS)
+        except RuntimeError:
+            self.close()
+            raise
         if not message:
             reason = self._reason()
             self.close()
@@ -190,7 +213,7 @@ class Sandbox:
             os.close(file)
         if child_socket is not None:
             child_socket.close()
-        return RunningProgram(self._control, parent_socket, out, error)
+        return RunningProgram(self._control, parent_socket, out, error, limits.wall)
 
     def run(self, source: str, limits: Limits = Limits(), stdin: str = "") -> Outcome:
         """Run a program as a script and return its outcome."""

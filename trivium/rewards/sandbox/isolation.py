@@ -240,6 +240,9 @@ def _succeeds_in_child(trial: Callable[[], None]) -> bool:
 # --- Namespaces: a network without interfaces ----------------------------------------------------
 
 _CLONE_NEWUSER, _CLONE_NEWNET, _CLONE_NEWIPC = 0x10000000, 0x40000000, 0x08000000
+_CLONE_NEWNS = 0x00020000
+_MOUNT_FLAGS, _REMOUNT, _DETACH = 0b1110, 32, 2  # no set-user-ID, no devices, no execution
+_MAX_INODES = 4096
 
 
 def _enter_namespaces() -> None:
@@ -263,3 +266,30 @@ def enter_namespaces() -> bool:
     if permitted:
         _enter_namespaces()
     return permitted
+
+
+class WorkMount:
+    """Small file system in memory over the work folder, which only this process and its children see.
+
+    Its size bounds all files together, also those that are unlinked and still open. Call this after
+    ``enter_namespaces``; ``exists`` is False where the machine does not permit a mount.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path.encode()
+        self.exists = _libc.unshare(_CLONE_NEWNS) == 0 and self._mount(_MOUNT_FLAGS, 1 << 20)
+
+    def _mount(self, flags: int, size: int) -> bool:
+        options = f"size={size},nr_inodes={_MAX_INODES},mode=700".encode()
+        kind = b"tmpfs"
+        return _libc.mount(kind, self._path, kind, ctypes.c_ulong(flags), options) == 0
+
+    def resize(self, size: int) -> None:
+        """Set the size in bytes; the file system must not hold more."""
+        if self.exists and not self._mount(_MOUNT_FLAGS | _REMOUNT, size):
+            raise OSError(ctypes.get_errno(), "the work folder cannot be resized")
+
+    def remove(self) -> None:
+        """Remove the file system, so that the folder can be removed."""
+        if self.exists:
+            _libc.umount2(self._path, _DETACH)

@@ -39,6 +39,25 @@ class _WorkFolder:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self._mount: isolation.WorkMount | None = None
+
+    def mount(self) -> None:
+        """Give the folder a file system of its own, if the machine permits it."""
+        self._mount = isolation.WorkMount(self.path)
+
+    def limit(self, size: int) -> None:
+        """Bound all files together to twice `size` bytes, unlinked ones included.
+
+        ``exceeds`` enforces `size` itself for the files that have a name.
+        """
+        if self._mount is not None:
+            self._mount.resize(2 * size)
+
+    def remove(self) -> None:
+        """Remove the folder."""
+        if self._mount is not None:
+            self._mount.remove()
+        shutil.rmtree(self.path, ignore_errors=True)
 
     def exceeds(self, size: int) -> bool:
         """Return whether the folder holds too many files, or more than `size` bytes."""
@@ -211,6 +230,8 @@ def _build_layers(
     """Set up the requested layers that the machine permits; return them and the file rules."""
     layers = settings["layers"]
     has_namespaces = "namespaces" in layers and isolation.enter_namespaces()
+    if has_namespaces:
+        folder.mount()
     version = isolation.landlock_version() if "landlock" in layers else 0
     rules = isolation.LandlockRules(version, settings["readable"], folder.path) if version else None
     has_filter = "seccomp" in layers and isolation.can_filter_calls()
@@ -231,6 +252,7 @@ def _serve(
         if message == b"stop":  # it arrived after the end of its program
             continue
         limits = {**json.loads(message), "folder": folder.path}
+        folder.limit(limits["output"] << 20)
         parent, pid = os.getpid(), os.fork()
         if pid == 0:
             _run_program(parent, limits, descriptors, rules, has_filter)
@@ -256,4 +278,4 @@ def main(descriptor: int, options: str) -> None:
     with contextlib.suppress(ConnectionError):  # the parent process has ended
         control.send(json.dumps(layers).encode())
         _serve(control, folder, rules, layers["seccomp"])
-    shutil.rmtree(folder.path, ignore_errors=True)
+    folder.remove()
