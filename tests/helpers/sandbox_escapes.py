@@ -150,7 +150,7 @@ ESCAPES = (
     Escape(
         "moving a file out",
         "open('x', 'w').close(); os.rename('x', W['outside'] + '/x')",
-        _DENIED,
+        f"{_DENIED}|Invalid cross-device link",
         _written,
     ),
     Escape("chmod", "os.chmod(W['home'] + '/file', 0o777)", _DENIED, _changed),

@@ -153,6 +153,19 @@ def score(rewards: Rewards, **columns: list[Any]):
 # --- A working server ----------------------------------------------------------------------------
 
 
+def test_this_machine_is_reached_without_the_proxy_of_the_environment(
+    scripted_server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    port = scripted_server.server_address[1]
+    for host in ("127.0.0.1", "localhost"):
+        scores = reward(f"http://{host}:{port}/score", retries=0)
+        assert score(scores).outcomes == [1.0, 2.0, 3.0, 4.0, 5.0]
+    with pytest.raises(RewardError):  # any other address goes to the proxy, which is not there
+        score(reward(f"http://127.0.0.1.example.invalid:{port}/score", retries=0))
+
+
 def test_values_keep_the_order_of_responses_for_any_batch_size(
     scripted_server: ScriptedServer,
 ) -> None:

@@ -265,6 +265,16 @@ def test_a_report_is_not_written_through_a_planted_link(damaged: Path, tmp_path:
     assert (damaged / "report.html").is_file() and not (damaged / "report.html").is_symlink()
 
 
+def test_control_characters_of_a_path_are_escaped(
+    stopped: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(stopped, tmp_path / "a\x1b[2J\nb"))
+    assert main(["report", str(run)]) == 0
+    assert main(["report", str(run / "none")]) == 2
+    output = "".join(capsys.readouterr())
+    assert "\x1b" not in output and output.count("\\x1b[2J") == 2
+
+
 @pytest.mark.parametrize(
     "content",
     ["", "[]", "{}", DEEP, '{"methods": 5, "title": 1}', '{"methods": [{}], "title": "x"}',

@@ -46,7 +46,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a reward's values show: the values, a verdict for the table, and faults."""
+    """Values of a reward, a verdict on them for the table, and their faults."""
 
     config: RewardConfig
     values: Sequence[float]

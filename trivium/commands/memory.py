@@ -42,8 +42,8 @@ class MemoryReport:
     def __rich__(self) -> Group:
         longest = max(self.lengths.prompts), max(self.lengths.responses)
         summary = Text(
-            f"{self.memory.kind} of {printable(self.config.model.path)} with prompts of up to {longest[0]:,} "
-            f"and responses of up to {longest[1]:,} tokens, "
+            f"{self.memory.kind} of {printable(self.config.model.path)} with prompts of up to "
+            f"{longest[0]:,} and responses of up to {longest[1]:,} tokens, "
             f"tokens_per_micro_batch {self.config.tokens_per_micro_batch:,}"
         )
         return Group(summary, self._table(), Text(self.advice))

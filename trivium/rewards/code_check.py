@@ -34,7 +34,7 @@ _COLUMNS = ("tests", "entry_point", "test_setup")
 
 @dataclass(frozen=True)
 class CheckedRow:
-    """What a row holds for the reward: its tests, and a reference solution, if any."""
+    """Tests of a row, and its reference solution, if any."""
 
     where: str
     tests: Sequence[Test]

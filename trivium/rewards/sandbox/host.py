@@ -118,7 +118,7 @@ class RunningProgram:
             channel.settimeout(self._seconds)
 
     def wait(self) -> Outcome:
-        """Wait for the program's end; raise RuntimeError if its supervisor was killed or stopped."""
+        """Wait for the program's end; raise RuntimeError if its supervisor does not answer."""
         try:
             message = _receive(self._control, self._seconds)
             if not message:

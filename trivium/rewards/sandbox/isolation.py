@@ -269,9 +269,9 @@ def enter_namespaces() -> bool:
 
 
 class WorkMount:
-    """Small file system in memory over the work folder, which only this process and its children see.
+    """Small file system in memory over the work folder; other processes do not see it.
 
-    Its size bounds all files together, also those that are unlinked and still open. Call this after
+    Its size bounds all files together, also those that are unlinked and still open. Create it after
     ``enter_namespaces``; ``exists`` is False where the machine does not permit a mount.
     """
 
