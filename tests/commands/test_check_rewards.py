@@ -17,6 +17,9 @@ def constant(responses, **columns): return [0.5] * len(responses)
 def by_prompt(prompts, responses, **columns): return [float(len(p)) for p in prompts]
 def fails(responses, **columns): return [1 / len(r) for r in responses]
 def by_length(responses, **columns): return [float(len(r)) for r in responses]
+def nothing(responses, **columns): return [None] * len(responses)
+def sometimes(responses, **columns): return [None if len(r) > 20 else len(r) for r in responses]
+def steps(responses, **columns): return [[((0, len(r)), len(r))] if r else [] for r in responses]
 def nan(responses, **columns): return [float("nan") for r in responses]
 """
 
@@ -50,6 +53,9 @@ ROWS = [{"prompt": "p" * n, "answer": str(n)} for n in range(1, 6)]
         ("functions.py:fails", 2, "raised"),
         ("functions.py:nan", 2, "is nan, not a finite number"),
         ("functions.py:by_length", 0, "differs between responses"),
+        ("functions.py:nothing", 2, "applies to none of 21 responses"),
+        ("functions.py:sometimes", 0, "differs between responses"),
+        ("functions.py:steps", 0, "differs between responses"),
         ("gsm8k", 0, "differs between responses"),
     ],
 )

@@ -141,6 +141,7 @@ DAMAGES: dict[str, Damage] = {
     "inputs that are missing": changed("run.json", inputs=None),
     "a directory that is a number": changed("run.json", **{"from": 5}),
     "a directory with a null byte": changed("run.json", **{"from": "a\0b"}),
+    "a start that is no time": changed("run.json", started="noon"),
     "another id": changed("run.json", id="0"),
     "nested run.json": changed("run.json", more=NESTED),
     "events that are numbers": appended("events", 5),

@@ -23,6 +23,7 @@ from trivium.data.rows import Notes, Row, RowReader
 from trivium.errors import ConfigurationError, TriviumError
 from trivium.monitoring.progress import printable
 from trivium.rewards.code_check import data_faults
+from trivium.rewards.component import Component
 from trivium.rewards.functions import accepted_inputs
 from trivium.rewards.reward import REWARD, Rewards
 from trivium.rewards.reward_config import LEARNED, RewardConfig
@@ -30,6 +31,7 @@ from trivium.rewards.reward_config import LEARNED, RewardConfig
 _VERIFIERS = ("code", "gsm8k", "math")
 _ANSWERS = ("answer", "reference_solution", "completion", "response", "chosen")
 _UNDECIDED = ("format", "length")
+_TOKENS = frozenset({"prompt_tokens", "response_tokens", "response_ids"})
 _EXCUSE = "I do not know."
 _LONG_WORDS = 4096
 
@@ -46,7 +48,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Finding:
-    """Values of a reward, a verdict on them for the table, and their faults."""
+    """Values of a reward where it applies, a verdict for the table, and faults."""
 
     config: RewardConfig
     values: Sequence[float]
@@ -104,7 +106,11 @@ def _needs_tokens(reward: RewardConfig) -> bool:
     if reward.function in LEARNED:
         return True
     function = load_function(reward.function, reward.directories, REWARD)
-    return any(name.endswith("_tokens") for name in accepted_inputs(function))
+    try:
+        inputs = accepted_inputs(function, has_tokenizer=False)
+    except ConfigurationError:
+        return True
+    return bool(reward.arguments.get("special_tokens")) or not _TOKENS.isdisjoint(inputs)
 
 
 # --- Probes --------------------------------------------------------------------------------------
@@ -156,51 +162,65 @@ def _check(
         if faults:
             return Finding(reward, (), "tests that cannot be used", faults)
     probes = _probes(reward, rows)
-    rewards = Rewards([reward], functions=functions)
-    rewards.check({column for prompt, _ in rows for column in prompt.columns})
-    encoded = [_encoded(probe, tokenizer) for probe in probes]
+    columns = {column for prompt, _ in rows for column in prompt.columns}
+    Rewards([reward], functions=functions, tokenizer=tokenizer).check(columns)
+    kind = replace(REWARD, built_in={**REWARD.built_in, **functions})
+    function = load_function(reward.function, reward.directories, kind)
+    encoded = [_encoded(probe, data, tokenizer) for probe in probes]
     try:
-        scores = rewards.score([p for p, _ in encoded], [r for _, r in encoded])
+        found, replaced = Component(reward, function, tokenizer).values(
+            [prompt for prompt, _ in encoded], [response for _, response in encoded]
+        )
     except TriviumError as error:
         return Finding(reward, (), "fails", [str(error)])
-    values = scores.components[reward.label]
-    replaced = scores.fallbacks[reward.label]
+    scored = [(probe, _mean(v)) for probe, v in zip(probes, found, strict=True) if v is not None]
+    values = [value for _, value in scored]
     if replaced:
-        fault = f"{name}: fails on {replaced} of {len(values)} responses, which get its fallback"
+        fault = f"{name}: fails on {replaced} of {len(found)} responses, which get its fallback"
         return Finding(reward, values, "fails", [fault])
-    return Finding(reward, values, *_verdict(reward, probes, values))
+    if not scored:
+        fault = f"{name}: applies to none of {len(found)} responses: is a `return` missing?"
+        return Finding(reward, values, "applies to nothing", [fault])
+    return Finding(reward, values, *_verdict(reward, scored))
 
 
-def _encoded(probe: Probe, tokenizer: Any) -> tuple[Prompt, Response]:
+def _mean(value: float | list[tuple[int, float]]) -> float:
+    """Return a value, or the mean of a process reward's steps."""
+    if not isinstance(value, list):
+        return value
+    return sum(number for _, number in value) / len(value) if value else 0.0
+
+
+def _encoded(probe: Probe, data: PromptsConfig, tokenizer: Any) -> tuple[Prompt, Response]:
     tokens: list[int] = []
     prompt = probe.prompt
     if tokenizer is not None:
-        from trivium.data.chat import Encoder
+        from trivium.data.encoder import Encoder
 
-        encoder = Encoder(tokenizer)
+        encoder = Encoder(tokenizer, data.template_arguments)
         prompt = replace(prompt, tokens=encoder.prompt(prompt.text))
         tokens = [*encoder.encode_plain(probe.text), tokenizer.eos_token_id]
     return prompt, Response(tokens, [0.0] * len(tokens), "eos", probe.text)
 
 
-def _verdict(
-    reward: RewardConfig, probes: Sequence[Probe], values: Sequence[float]
-) -> tuple[str, list[str]]:
+def _verdict(reward: RewardConfig, scored: Sequence[tuple[Probe, float]]) -> tuple[str, list[str]]:
     """Return a reward's verdict in a few words, and its faults."""
     name = f"reward {reward.label!r} ({reward.function})"
     by_row: dict[str, set[float]] = {}
-    for probe, value in zip(probes, values, strict=True):
+    for probe, value in scored:
         by_row.setdefault(probe.where, set()).add(value)
     if all(len(found) == 1 for found in by_row.values()):
         if reward.function in _UNDECIDED:
             return "the same for these responses", []
-        if len(set(values)) == 1:
-            fault = f"gives {values[0]:g} to each of {len(values)} responses, so it trains nothing"
+        if len({value for _, value in scored}) == 1:
+            fault = (
+                f"gives {scored[0][1]:g} to each of {len(scored)} responses, so it trains nothing"
+            )
             return "constant", [f"{name}: {fault}: correct the function, or its columns"]
         fault = "gives all responses to a prompt the same value, so it trains nothing"
         return "ignores the response", [f"{name}: {fault}: use the responses in the function"]
     if reward.function in _VERIFIERS:
-        refused = [p for p, v in zip(probes, values, strict=True) if p.is_answer and v < 1]
+        refused = [probe for probe, value in scored if probe.is_answer and value < 1]
         faults = [
             f"{name}: {p.where}: refuses the row's own answer {p.text!r:.80}" for p in refused
         ]

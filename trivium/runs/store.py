@@ -260,6 +260,10 @@ def read_run(path: Path) -> dict[str, Any]:
         if not isinstance(record.get(name), kind):
             what = "has no" if name not in record else "has a wrong"
             raise DataError(f"{file}: is damaged: it {what} {name!r}; restore the file")
+    try:
+        datetime.fromisoformat(record.get("started") or "2026-01-01")
+    except (TypeError, ValueError):
+        raise DataError(f"{file}: is damaged: it has a wrong 'started'; restore the file") from None
     written_by = str(record["packages"].get("trivium") or "") if "id" in record else ""
     if written_by.startswith("0.1."):
         raise DataError(
