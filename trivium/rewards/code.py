@@ -27,8 +27,8 @@ from trivium.rewards.sandbox.host import (
     Limits,
     Sandbox,
     require_isolation,
-    run_test_code,
 )
+from trivium.rewards.sandbox.relay import run_test_code
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,8 @@ from trivium.rewards.code import SandboxPair, code, cores, find_program
 from trivium.rewards.code_tests import Test, read_tests
 from trivium.rewards.functions import match_columns
 from trivium.rewards.reward_config import RewardConfig
-from trivium.rewards.sandbox.host import Limits, Sandbox, probe_test_code
+from trivium.rewards.sandbox.host import Limits, Sandbox
+from trivium.rewards.sandbox.relay import probe_test_code
 
 MAX_ROWS = 20_000
 """Number of rows that are checked before a run."""

@@ -14,9 +14,10 @@ import stat
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from itertools import count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from trivium.errors import DataError, TrainingError
 
@@ -38,7 +39,7 @@ _KINDS = {
 # --- Reading -------------------------------------------------------------------------------------
 
 
-def open_regular(path: Path, *, follow: bool = True) -> BinaryIO:
+def open_regular(path: Path, *, follow: bool = True) -> BufferedReader:
     """Open a regular file for reading, without waiting for the writer of a pipe.
 
     Args:

@@ -302,11 +302,11 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     """
     events: list[tuple[int, dict[str, Any]]] = []
     for end, event in _read_with_offsets(path, "events"):
-        limit = event.get("events_bytes")
-        resumed = event.get("kind") == "resumed"
-        if not isinstance(event.get("kind"), str) or (resumed and not isinstance(limit, int)):
+        kind = event.get("kind")
+        limit = event.get("events_bytes") if kind == "resumed" else 0
+        if not isinstance(kind, str) or not isinstance(limit, int):
             raise DataError(f"{path / 'events.jsonl'}: is damaged: {json_line(event):.80}")
-        if resumed:
+        if kind == "resumed":
             events = [(at, e) for at, e in events if at <= limit or e["kind"] in _KEPT_EVENTS]
         events.append((end, event))
     return [event for _, event in events]

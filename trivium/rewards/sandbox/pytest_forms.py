@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+_NUMBERS = (int, float, complex)
 CASES = "trivium_cases"  # attribute of a parametrized test: its keyword arguments, one per case
 
 
@@ -88,15 +89,14 @@ class _Approx:
         if isinstance(expected, Sequence) and not isinstance(expected, str | bytes):
             is_list = isinstance(actual, Sequence) and len(actual) == len(expected)
             return is_list and all(map(self._is_near, actual, expected))
-        numbers = int | float | complex
-        if not isinstance(expected, numbers) or not isinstance(actual, numbers):
+        if not isinstance(expected, _NUMBERS) or not isinstance(actual, _NUMBERS):
             return actual == expected
         if actual == expected:
             return True
         relative = 1e-6 if self._rel is None and self._abs is None else (self._rel or 0.0)
         absolute = 1e-12 if self._abs is None else self._abs
-        distance = abs(actual - expected)
-        return distance <= max(relative * abs(expected), absolute) and distance != float("inf")
+        distance, size = abs(complex(actual) - complex(expected)), abs(complex(expected))
+        return distance <= max(relative * size, absolute) and distance != float("inf")
 
     __hash__ = None  # pyright: ignore[reportAssignmentType]
 
