@@ -7,6 +7,7 @@ damaged or planted: only regular files are read, up to a size.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from trivium.errors import DataError, TrainingError
+from trivium.errors import CheckpointError, DataError, TrainingError
 
 _PARTIAL, _PREVIOUS = ".partial", ".previous"
 _REMOVED = ".removed"
@@ -134,6 +135,30 @@ def complete_lines(path: Path) -> Iterator[bytes]:
         return
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+
+
+def log_content(file: Path, size: int) -> tuple[int, Any, bytes]:
+    """Return the size of a log, the digest of its first `size` bytes, and complete lines after it.
+
+    A link is refused, because the run would write to the file that it names.
+    """
+    total = hashlib.sha256()
+    try:
+        with open_regular(file, follow=False) as stream:
+            actual, left = os.fstat(stream.fileno()).st_size, size
+            while left and (chunk := stream.read(min(left, 1 << 20))):
+                total.update(chunk)
+                left -= len(chunk)
+            rest = stream.read(min(max(actual - size, 0), MAX_LINE_BYTES))
+            return actual, total, rest[: rest.rfind(b"\n") + 1]
+    except FileNotFoundError:
+        return 0, total, b""
+    except OSError as error:
+        is_link = error.errno == errno.ELOOP
+        reason = "is a link, not a file" if is_link else error.strerror
+        raise CheckpointError(
+            f"{file}: {reason}, so the run cannot be resumed; restore the file"
+        ) from None
 
 
 # --- Writing -------------------------------------------------------------------------------------

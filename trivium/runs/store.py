@@ -40,11 +40,10 @@ from trivium.monitoring.monitor_config import MonitorsConfig
 from trivium.runs.budget import BudgetConfig
 from trivium.runs.checkpoint_config import CheckpointsConfig
 from trivium.runs.files import (
-    MAX_LINE_BYTES,
     atomic_directory,
     complete_lines,
     flush_to_disk,
-    open_regular,
+    log_content,
     parse_json,
     read_json_object,
     write_text,
@@ -155,7 +154,7 @@ class Run:
         run = cls(path, read_run(path)["id"], elapsed=logs["elapsed"])
         for stem, (size, digest) in logs["positions"].items():
             file = path / f"{stem}.jsonl"
-            actual, total, rest = _log_content(file, size)
+            actual, total, rest = log_content(file, size)
             if actual < size or total.hexdigest() != digest:
                 raise CheckpointError(
                     f"{file}: was shortened or altered after the checkpoint, so the run cannot be "
@@ -316,30 +315,6 @@ def is_finished(path: Path) -> bool:
     """Return whether the run has finished, and was not resumed afterwards."""
     kinds = [event["kind"] for event in read_events(path)]
     return [kind for kind in kinds if kind in ("finished", "resumed")][-1:] == ["finished"]
-
-
-def _log_content(file: Path, size: int) -> tuple[int, Any, bytes]:
-    """Return the size of a log, the digest of its first `size` bytes, and complete lines after it.
-
-    A link is refused, because the run would write to the file that it names.
-    """
-    total = hashlib.sha256()
-    try:
-        with open_regular(file, follow=False) as stream:
-            actual, left = os.fstat(stream.fileno()).st_size, size
-            while left and (chunk := stream.read(min(left, 1 << 20))):
-                total.update(chunk)
-                left -= len(chunk)
-            rest = stream.read(min(max(actual - size, 0), MAX_LINE_BYTES))
-            return actual, total, rest[: rest.rfind(b"\n") + 1]
-    except FileNotFoundError:
-        return 0, total, b""
-    except OSError as error:
-        is_link = error.errno == errno.ELOOP
-        reason = "is a link, not a file" if is_link else error.strerror
-        raise CheckpointError(
-            f"{file}: {reason}, so the run cannot be resumed; restore the file"
-        ) from None
 
 
 def _read(directory: Path, stem: str) -> Iterator[dict[str, Any]]:
