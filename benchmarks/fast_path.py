@@ -172,7 +172,7 @@ def sft_step(side: Side) -> Step:
         parts = data.split(config.tokens_per_micro_batch)
         micro_batches = data.split_with_token_weights(parts, aggregation)
         optimizer.step([MicroBatch(x, partial(sft.loss, policy)) for x in micro_batches])
-        optimizer.adamw.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
 
     return step
 
@@ -189,7 +189,7 @@ def dpo_step(side: Side) -> Step:
     def step() -> None:
         max_tokens = config.tokens_per_micro_batch
         optimizer.step(dpo.micro_batches(objective, policy, pairs, max_tokens))
-        optimizer.adamw.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
 
     return step
 
@@ -207,7 +207,7 @@ def grpo_step(side: Side) -> Step:
     def step() -> None:
         experience = learner.prepare(rollouts, 1)
         learner.update(optimizer, experience, Updates(learner.plan(experience, 1)))
-        optimizer.adamw.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
 
     return step
 
@@ -227,7 +227,7 @@ def ppo_step(side: Side) -> Step:
         minibatches = learner.schedule.plan(Grouped(rollouts.groups), 1)
         experience = learner.prepare(rollouts, minibatches, config.beta)
         learner.update(optimizer, experience, Updates(minibatches), True, None)
-        optimizer.adamw.zero_grad(set_to_none=True)
+        optimizer.zero_grad()
 
     return step
 

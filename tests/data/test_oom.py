@@ -150,7 +150,7 @@ def test_gradient_equals_that_of_a_step_that_fits(
     assert found.gradient_norm == pytest.approx(expected.gradient_norm, rel=1e-12)
     assert torch.equal(found.observed["x_T"], expected.observed["x_T"])
     assert optimizer.steps == 1
-    assert {int(state["step"]) for state in optimizer.adamw.state.values()} == {1}
+    assert {int(state["step"]) for state in optimizer.by_kind["adamw"].state.values()} == {1}
     # 14 tokens do not fit; with a limit below 11, neither do 11; below 7, nor the halves of 14.
     assert (expected.splits, found.splits) == (0, {6: 4, 10: 2, 11: 1, 14: 0}[most])
 

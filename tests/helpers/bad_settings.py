@@ -109,7 +109,10 @@ _BOUNDS = [
     ("sft", "optimizer.learning_rate", "2000", "the default is 2e-05"),
     ("grpo", "optimizer.warmup_steps", "-1", "Optimizer steps over which"),
     ("grpo", "optimizer.epsilon", "0", "the default is 1e-08"),
-    ("grpo", "optimizer.weight_decay", "-1", "Decoupled weight decay"),
+    ("grpo", "optimizer.weight_decay", "-1", "Weight decay, on matrices"),
+    ("grpo", "optimizer.warmup_ratio", "1", "a share of the run's optimizer steps"),
+    ("grpo", "optimizer.warmup_start_ratio", "1.5", "Rate of the first step"),
+    ("grpo", "optimizer.alpha", "1", "the default is 0.99"),
     ("grpo", "optimizer.max_grad_norm", "0", "the default is 1"),
     ("grpo", "optimizer.min_lr_ratio", "2", "share of the peak"),
     ("grpo", "run.seed", "-1", "Seed of every random choice"),
@@ -280,6 +283,19 @@ bad("KL without held-out prompts", "sft", "measure_kl: true\n", "measure_kl = tr
 bad("a minimum for a constant learning rate", "sft",
     "optimizer: {schedule: constant, min_lr_ratio: 0.1}\n", "optimizer.min_lr_ratio = 0.1",
     "sft.yaml:1", "a constant rate does not decay", "set schedule to linear or cosine")
+bad("two lengths of a warm-up", "sft", "optimizer: {warmup_steps: 5, warmup_ratio: 0.1}\n",
+    "optimizer.warmup_ratio = 0.1", "sft.yaml:1", "warmup_steps = 5 gives the length", "keep one")
+bad("a start of no warm-up", "sft", "optimizer: {warmup_start_ratio: 0.1}\n",
+    "optimizer.warmup_start_ratio = 0.1", "sft.yaml:1", "no warm-up to start",
+    "set warmup_steps or warmup_ratio")
+bad("two moments of RMSprop", "dpo", "optimizer: {kind: rmsprop, betas: [0.9, 0.95]}\n",
+    "optimizer.betas", "dpo.yaml:1", "rmsprop has one decay rate", "alpha: set that instead")
+bad("RMSprop's decay rate for AdamW", "dpo", "optimizer: {alpha: 0.9}\n",
+    "optimizer.alpha = 0.9", "dpo.yaml:1", "goes with kind: rmsprop", "has betas: set these")
+bad("a reward update with a share of steps", "ppo",
+    "reward_update:\n  labeler: {function: gsm8k}\n  optimizer: {warmup_ratio: 0.1}\n",
+    "reward_update.optimizer.warmup_ratio = 0.1", "ppo.yaml:3", "is not known in advance",
+    "set optimizer.warmup_steps")
 bad("pairs and steps for a reward model", "reward-model", "steps: {path: steps.jsonl}\n",
     "steps (a process model)", "reward-model.yaml:", "give either pairs",
     "pairs (an outcome model)")

@@ -149,7 +149,7 @@ def test_nonfinite_step_reports_its_batch_and_changes_no_weight() -> None:
     assert isinstance(error, TrainingError)
     assert "at optimizer step 0 the loss is nan and the gradient norm nan" in str(error)
     assert "advantage is nan (micro-batch 1, response 1, token 0 with the id 2)" in str(error)
-    assert weight.tolist() == [1.0] and not optimizer.adamw.state and optimizer.steps == 0
+    assert weight.tolist() == [1.0] and not optimizer.state_of(weight) and optimizer.steps == 0
     losses = [record.loss for record in error.report.micro_batches]
     assert losses[0] == 3.0 and math.isnan(losses[1])
 

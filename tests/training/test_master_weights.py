@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from trivium.data.group import Group
 from trivium.errors import ConfigurationError
 from trivium.training.master_weights import (
     MasterWeights,
-    StochasticAdamW,
+    StochasticRounding,
     round_stochastically,
 )
 from trivium.training.micro_batch import MicroBatch
@@ -126,18 +127,28 @@ def test_bfloat16_numbers_are_not_rounded() -> None:
     assert torch.equal(rounded.float(), x.bfloat16().float())
 
 
-def test_update_before_rounding_is_that_of_adamw() -> None:
-    settings = {"lr": 1e-2, "betas": (0.9, 0.99), "eps": 1e-8, "weight_decay": 0.1}
-    mine, theirs = (weight(1.0, -2.0, 0.5, dtype=torch.float32) for _ in range(2))
+@pytest.mark.parametrize(
+    ("kind", "theirs", "rates"),
+    [
+        ("adamw", torch.optim.AdamW, {"betas": (0.9, 0.99)}),
+        ("adam", torch.optim.Adam, {"betas": (0.9, 0.99)}),
+        ("rmsprop", torch.optim.RMSprop, {"alpha": 0.9}),
+    ],
+)
+def test_update_before_rounding_is_that_of_pytorch(
+    kind: str, theirs: Callable[..., torch.optim.Optimizer], rates: dict[str, Any]
+) -> None:
+    settings = {"lr": 1e-2, "eps": 1e-8, "weight_decay": 0.1, **rates}
+    mine, plain = (weight(1.0, -2.0, 0.5, dtype=torch.float32) for _ in range(2))
     pairs = [
-        (mine, StochasticAdamW([{"params": [mine], **settings}])),
-        (theirs, torch.optim.AdamW([theirs], **settings)),  # type: ignore[arg-type]
+        (mine, StochasticRounding([{"params": [mine], **settings}], kind)),
+        (plain, theirs([plain], **settings)),
     ]
     for step in range(5):
         for w, optimizer in pairs:
             w.grad = torch.tensor([1.0, step - 2.0, 0.0])
             optimizer.step()
-    torch.testing.assert_close(mine, theirs, atol=1e-7, rtol=1e-6)
+    torch.testing.assert_close(mine, plain, atol=1e-7, rtol=1e-6)
 
 
 def test_stochastically_rounded_weights_move_as_far_on_average() -> None:

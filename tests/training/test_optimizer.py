@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from trivium.data.group import Group
 from trivium.data.oom import score_all
 from trivium.errors import TrainingError
 from trivium.maths.aggregation import token_mean
+from trivium.serialization import Serializer, deserialize
 from trivium.training.experience import (
     Minibatch,
     WeightedGroups,
@@ -58,12 +61,41 @@ def vector(*values: float) -> nn.Parameter:
             {1: 1.0, 2: 1.0, 4: 0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2, 6: 0.55, 10: 0.1, 20: 0.1},
         ),
         ({"schedule": "cosine", "warmup_steps": 10}, {4: 0.5, 9: 1.0, 10: 1.0}),
+        ({"warmup_ratio": 0.4}, {0: 0.25, 1: 0.5, 2: 0.75, 3: 1.0, 4: 1.0}),
+        ({"warmup_ratio": 0.31}, {0: 0.25, 3: 1.0}),
+        ({"warmup_steps": 4, "warmup_start_ratio": 0.1}, {0: 0.1, 1: 0.4, 2: 0.7, 3: 1.0, 4: 1.0}),
+        ({"warmup_steps": 3, "warmup_start_ratio": 0.0}, {0: 0.0, 1: 0.5, 2: 1.0}),
+        ({"warmup_steps": 1, "warmup_start_ratio": 0.1}, {0: 0.1, 1: 1.0}),
+        ({"warmup_steps": 3, "warmup_start_ratio": 1.0}, {0: 1.0, 1: 1.0, 2: 1.0}),
+        (
+            {"schedule": "linear", "warmup_ratio": 0.2, "min_lr_ratio": 0.1},
+            {0: 0.5, 1: 1.0, 2: 1.0, 6: 0.55, 10: 0.1},
+        ),
     ],
 )
 def test_learning_rate_follows_its_schedule(options: dict, expected: dict[int, float]) -> None:
     config = OptimizerConfig(**options)
     found = {step: lr_multiplier(config, step, 10) for step in expected}
     assert found == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("share", "total", "steps"),
+    [(0.03, 100, 3), (0.07, 100, 7), (0.1, 30, 3), (0.1, 31, 4), (0.1, 5, 1), (0.0, 5, 0)],
+)
+def test_share_of_the_steps_is_rounded_up_and_not_by_binary_fractions(
+    share: float, total: int, steps: int
+) -> None:
+    assert OptimizerConfig(warmup_ratio=share).warmup_length(total) == steps
+
+
+def test_instructgpts_warm_up_is_ten_steps_from_a_tenth_of_the_peak() -> None:
+    # Ouyang et al. 2022, appendix C.4; a tenth is also the first of ten equal parts.
+    given = OptimizerConfig(warmup_steps=10, warmup_start_ratio=0.1)
+    default = OptimizerConfig(warmup_steps=10)
+    rates = [lr_multiplier(given, step, 100) for step in range(12)]
+    assert rates == pytest.approx([0.1 * k for k in range(1, 11)] + [1.0, 1.0])
+    assert rates == pytest.approx([lr_multiplier(default, step, 100) for step in range(12)])
 
 
 def test_step_uses_and_reports_the_rate_of_its_number() -> None:
@@ -144,6 +176,93 @@ def test_weight_decay_shrinks_matrices_only() -> None:
     assert torch.equal(bias.detach(), torch.full((3,), 2.0))
 
 
+# --- kinds --------------------------------------------------------------------------------------
+
+
+def by_hand(kind: str, w: float, slopes: list[float], decay: float) -> list[float]:
+    """A matrix weight after each gradient, by the kinds' equations in float64."""
+    rate, first, second, weights = 0.01, 0.0, 0.0, []
+    for t, slope in enumerate(slopes, start=1):
+        g = slope if kind == "adamw" else slope + decay * w
+        if kind == "rmsprop":
+            second = 0.9 * second + 0.1 * g**2
+            w -= rate * g / (math.sqrt(second) + 1e-8)
+        else:
+            first, second = 0.8 * first + 0.2 * g, 0.95 * second + 0.05 * g**2
+            step = (first / (1 - 0.8**t)) / (math.sqrt(second / (1 - 0.95**t)) + 1e-8)
+            w = w * (1 - rate * decay * (kind == "adamw")) - rate * step
+        weights.append(w)
+    return weights
+
+
+def of_kind(kind: str, **options: Any) -> OptimizerConfig:
+    rates = {"alpha": 0.9} if kind == "rmsprop" else {"betas": (0.8, 0.95)}
+    given = {"kind": kind, "learning_rate": 0.01, "max_grad_norm": 1e9, "weight_decay": 0.3}
+    return OptimizerConfig(**(given | rates | options))
+
+
+KINDS = ("adamw", "adam", "rmsprop")
+SLOPES = [0.5, -2.0, 1.0, 0.25, 3.0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_kinds_take_the_steps_of_their_equations(kind: str) -> None:
+    x = nn.Parameter(torch.tensor([[2.0]], dtype=torch.float64))
+    optimizer, found = Optimizer([(of_kind(kind), [x])], 10), []
+    for slope in SLOPES:
+        optimizer.step([work_of(lambda slope=slope: slope * x.sum())])
+        found.append(float(x.detach()))
+    assert found == pytest.approx(by_hand(kind, 2.0, SLOPES, 0.3), rel=1e-12)
+
+
+def test_each_set_of_parameters_may_have_its_own_kind() -> None:
+    x, y = (nn.Parameter(torch.tensor([[2.0]], dtype=torch.float64)) for _ in range(2))
+    sets = [(of_kind("rmsprop"), [x]), (of_kind("adamw", learning_rate=0.005), [y])]
+    optimizer = Optimizer(sets, 10)
+    for slope in SLOPES:
+        result = optimizer.step([work_of(lambda slope=slope: slope * (x.sum() + y.sum()))])
+    assert float(x.detach()) == pytest.approx(by_hand("rmsprop", 2.0, SLOPES, 0.3)[-1])
+    assert result.learning_rate == 0.01
+    assert optimizer.by_kind["adamw"].param_groups[0]["lr"] == 0.005
+    assert set(optimizer.state_dict()["moments"]) == {"rmsprop", "adamw"}
+
+
+@pytest.mark.parametrize("half_precision", ["master_weights", "stochastic_rounding", None])
+@pytest.mark.parametrize("kind", KINDS)
+def test_state_of_every_kind_resumes_with_the_same_bits(
+    kind: str, half_precision: str | None
+) -> None:
+    options = {} if half_precision is None else {"half_precision": half_precision}
+    config = of_kind(kind, schedule="cosine", warmup_ratio=0.3, min_lr_ratio=0.1, **options)
+    dtype = torch.float32 if half_precision is None else torch.bfloat16
+
+    def start(weights: Tensor, state: dict[str, Any] | None) -> tuple[Optimizer, nn.Parameter]:
+        x = nn.Parameter(weights.clone())
+        optimizer = Optimizer([(config, [x])], 10)
+        if state is not None:
+            optimizer.load_state_dict(deserialize(*state["packed"]))
+        return optimizer, x
+
+    def train(optimizer: Optimizer, x: nn.Parameter, steps: range) -> None:
+        for step in steps:
+            slope = torch.linspace(-1, 1, 12).view(3, 4) + 0.1 * step
+            optimizer.step([work_of(lambda slope=slope: (slope * x.float()).sum())])
+
+    initial = torch.linspace(0.5, 2.0, 12).view(3, 4).to(dtype)
+    optimizer, x = start(initial, None)
+    train(optimizer, x, range(4))
+    serializer = Serializer()
+    tree = serializer.pack(optimizer.state_dict(), "optimizer")
+    saved = {name: tensor.clone() for name, tensor in serializer.tensors.items()}
+    resumed, y = start(x.detach(), {"packed": (json.loads(json.dumps(tree)), saved.__getitem__)})
+    for one, weights in ((optimizer, x), (resumed, y)):
+        train(one, weights, range(4, 10))
+    assert torch.equal(x, y)
+    assert not torch.equal(x, initial)
+    copies = (o.masters.state_dict() for o in (optimizer, resumed))
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(*copies, strict=True))
+
+
 @pytest.mark.parametrize(
     "loss",
     [
@@ -164,7 +283,7 @@ def test_step_that_is_not_finite_raises_and_moves_nothing(
         optimizer.step([work_of(lambda: x.sum()), work_of(lambda: loss(x, y))])
     assert (float(x.detach()), float(y.detach())) == (1.0, 1.0)
     assert optimizer.steps == 0
-    assert not optimizer.adamw.state
+    assert not optimizer.state_of(x) and not optimizer.state_of(y)
 
 
 def test_step_without_micro_batches_is_an_error() -> None:
@@ -175,7 +294,8 @@ def test_step_without_micro_batches_is_an_error() -> None:
 @pytest.mark.parametrize(
     "options",
     [{"learning_rate": 0.0}, {"max_grad_norm": 0.0}, {"warmup_steps": -1}, {"min_lr_ratio": 1.5},
-     {"weight_decay": -0.1}],
+     {"weight_decay": -0.1}, {"warmup_ratio": 1.0}, {"warmup_start_ratio": 1.1}, {"alpha": 1.0},
+     {"kind": "sgd"}],
 )  # fmt: skip
 def test_optimizer_settings_out_of_range_are_refused(options: dict) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):

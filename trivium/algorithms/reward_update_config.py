@@ -39,6 +39,11 @@ class RewardUpdateConfig(Configuration):
                 "optimizer.schedule",
                 "the number of updates is not known in advance: use constant",
             )
+        if self.optimizer.warmup_ratio:
+            yield (
+                "optimizer.warmup_ratio",
+                "the number of updates is not known in advance: set optimizer.warmup_steps",
+            )
         if self.labeler.function in LEARNED:
             yield (
                 "labeler.function",

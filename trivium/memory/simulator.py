@@ -105,11 +105,11 @@ class Simulator:
                     ledger.tag([master.grad], role, GRADIENTS)
                     if master is not parameter:
                         ledger.tag([master], role, OPTIMIZER)
-            optimizer.adamw.step()
+            for torch_optimizer in optimizer.by_kind.values():
+                torch_optimizer.step()
             for role, _, parameters in sets:
                 for parameter in parameters:
-                    master = optimizer.masters.of.get(parameter, parameter)
-                    ledger.tag(optimizer.adamw.state[master].values(), role, OPTIMIZER)
+                    ledger.tag(optimizer.state_of(parameter).values(), role, OPTIMIZER)
         return optimizer
 
     def groups(self, count: int, responses: int) -> list[Group]:

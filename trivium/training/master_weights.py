@@ -71,19 +71,21 @@ def _accumulate(master: nn.Parameter, parameter: Tensor) -> None:
     parameter.grad = None
 
 
-class StochasticAdamW(torch.optim.Optimizer):
-    """AdamW with float32 moments, whose result is rounded to bfloat16 stochastically.
+class StochasticRounding(torch.optim.Optimizer):
+    """An optimizer with float32 moments, whose result is rounded to bfloat16 stochastically.
 
     A number between two neighbors is rounded up with the probability of its distance to the lower
     one, so that the mean of many updates is right (Zamirai et al. 2020, section 3.1). Random
     numbers depend on the number of the step alone.
 
-        m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,
-        w ← (1 − η λ) w − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)
+    Args:
+        groups: parameter groups, with the settings of PyTorch's optimizer of the same kind.
+        kind: adamw, adam or rmsprop.
     """
 
-    def __init__(self, groups: list[dict[str, Any]]) -> None:
+    def __init__(self, groups: list[dict[str, Any]], kind: str) -> None:
         super().__init__(groups, {})
+        self.update = _UPDATES[kind]
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
@@ -94,15 +96,12 @@ class StochasticAdamW(torch.optim.Optimizer):
                 if parameter.grad is None:
                     continue
                 state = self.state[parameter]
-                if not state:
-                    moments = torch.zeros_like(parameter, dtype=torch.float32)
-                    state |= {"step": torch.zeros(()), "exp_avg": moments}
-                    state["exp_avg_sq"] = moments.clone()
+                state.setdefault("step", torch.zeros(()))
                 state["step"] += 1
                 step, device = int(state["step"]), parameter.device
                 if device not in generators:
                     generators[device] = torch.Generator(device).manual_seed(step)
-                updated = _adamw(parameter, parameter.grad, state, group, step)
+                updated = self.update(parameter.float(), parameter.grad.float(), state, group, step)
                 if is_half(parameter):
                     updated = round_stochastically(updated, generators[device])
                 parameter.copy_(updated)
@@ -119,14 +118,46 @@ class StochasticAdamW(torch.optim.Optimizer):
 def _adamw(
     weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any], step: int
 ) -> Tensor:
-    """Update the moments in place; return the new weight in float32."""
+    """Update the moments in place; return the new weight, all in float32.
+
+    m ← β₁ m + (1 − β₁) g,   v ← β₂ v + (1 − β₂) g²,
+    w ← (1 − η λ) w − η (m / (1 − β₁ᵗ)) / (√(v / (1 − β₂ᵗ)) + ε)
+    """
     (beta_1, beta_2), rate = group["betas"], group["lr"]
-    first, second, gradient = state["exp_avg"], state["exp_avg_sq"], gradient.float()
+    first, second = _moment(state, "exp_avg", weight), _moment(state, "exp_avg_sq", weight)
     first.lerp_(gradient, 1 - beta_1)
     second.mul_(beta_2).addcmul_(gradient, gradient, value=1 - beta_2)
     scale = (second / (1 - beta_2**step)).sqrt_().add_(group["eps"])
-    decayed = weight.float() * (1 - rate * group["weight_decay"])
+    decayed = weight * (1 - rate * group["weight_decay"])
     return decayed.addcdiv_(first, scale, value=-rate / (1 - beta_1**step))
+
+
+def _adam(
+    weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any], step: int
+) -> Tensor:
+    """Like ``_adamw`` without its decay, on the gradient g + λ w."""
+    gradient = gradient + group["weight_decay"] * weight
+    return _adamw(weight, gradient, state, {**group, "weight_decay": 0.0}, step)
+
+
+def _rmsprop(
+    weight: Tensor, gradient: Tensor, state: dict[str, Any], group: dict[str, Any], step: int
+) -> Tensor:
+    """``v ← α v + (1 − α) g²,  w ← w − η g / (√v + ε)``, on the gradient g + λ w."""
+    gradient = gradient + group["weight_decay"] * weight
+    square, alpha = _moment(state, "square_avg", weight), group["alpha"]
+    square.mul_(alpha).addcmul_(gradient, gradient, value=1 - alpha)
+    return weight.addcdiv(gradient, square.sqrt().add_(group["eps"]), value=-group["lr"])
+
+
+def _moment(state: dict[str, Any], name: str, weight: Tensor) -> Tensor:
+    """Return a moment of a weight, which starts at 0."""
+    if name not in state:
+        state[name] = torch.zeros_like(weight)
+    return state[name]
+
+
+_UPDATES = {"adamw": _adamw, "adam": _adam, "rmsprop": _rmsprop}
 
 
 def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from trivium.runs.nonfinite import (
     describe_first_nonfinite,
 )
 from trivium.serialization import serializable
-from trivium.training.master_weights import MasterWeights, StochasticAdamW, is_half
+from trivium.training.master_weights import MasterWeights, StochasticRounding, is_half
 from trivium.training.micro_batch import MicroBatch, MicroBatchResult, accumulate
 from trivium.training.optimizer_config import OptimizerConfig
 from trivium.training.weight_sample import WeightSample
@@ -58,11 +59,14 @@ def lr_multiplier(
     ``budget_spent`` is the spent share of the run's budget, which may end the run before
     ``total_steps``.
     """
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
+    warmup = config.warmup_length(total_steps)
+    if step < warmup:
+        start = config.warmup_start_ratio
+        start = 1 / warmup if start is None else start
+        return start + (1 - start) * step / max(1, warmup - 1)
     if config.schedule == "constant":
         return 1.0
-    progress = (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps)
+    progress = (step - warmup) / max(1, total_steps - warmup)
     progress = min(max(progress, budget_spent), 1.0)
     linear = config.schedule == "linear"
     decay = 1 - progress if linear else (1 + math.cos(math.pi * progress)) / 2
@@ -74,7 +78,7 @@ ParameterSet = tuple[OptimizerConfig, Sequence[nn.Parameter]]
 
 
 class Optimizer:
-    """AdamW over sets of parameters, each with its own configuration and gradient clipping.
+    """Sets of parameters, each with its own configuration and gradient clipping.
 
     The moments are float32 or wider. Half-precision weights have float32 copies, which are updated
     and rounded into the weights, or are rounded stochastically (``training.master_weights``).
@@ -98,12 +102,10 @@ class Optimizer:
         self.total_steps = total_steps
         self.budget_spent = budget_spent
         self.steps = 0
-        groups = [
-            group for config, parameters in self.sets for group in _groups(config, parameters)
-        ]
-        self.adamw = (
-            StochasticAdamW(groups) if stochastic else torch.optim.AdamW(groups, fused=True)
-        )
+        self.by_kind = {
+            kind: _torch_optimizer(kind, self.sets, stochastic=stochastic)
+            for kind in dict.fromkeys(config.kind for config, _ in sets)
+        }
 
     def step(self, micro_batches: Sequence[MicroBatch]) -> StepResult:
         """Accumulate the gradients of all micro-batches, clip them, and update the parameters once.
@@ -126,7 +128,7 @@ class Optimizer:
         names = dict.fromkeys(name for observed in parts for name in observed)
         joined = {name: torch.cat([o[name] for o in parts if name in o]) for name in names}
         moved = sample.metrics()
-        if isinstance(self.adamw, StochasticAdamW):
+        if any(isinstance(x, StochasticRounding) for x in self.by_kind.values()):
             # Few weights change in each step, and the right number on average.
             moved.pop("weights/changed_share", None)
         return StepResult(total, norms[0], rate, joined, splits, moved)
@@ -134,11 +136,19 @@ class Optimizer:
     def zero_grad(self) -> None:
         """Drop all gradients."""
         self.masters.zero_grad()
-        self.adamw.zero_grad(set_to_none=True)
+        for optimizer in self.by_kind.values():
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Any]:
+        """Return the moments of a parameter, or of its float32 copy; {} before its first step."""
+        master = self.masters.of.get(parameter, parameter)
+        states = (optimizer.state for optimizer in self.by_kind.values())
+        return next((state[master] for state in states if master in state), {})
 
     def _update_weights(self) -> None:
         try:
-            self.adamw.step()
+            for optimizer in self.by_kind.values():
+                optimizer.step()
             self.masters.round_()
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -163,10 +173,10 @@ class Optimizer:
         )
 
     def state_dict(self) -> dict[str, Any]:
-        """Return AdamW's moments, the float32 copies of weights and the number of steps."""
+        """Return the moments, the float32 copies of weights and the number of steps."""
         return {
             "steps": self.steps,
-            "moments": self.adamw.state_dict()["state"],
+            "moments": {kind: x.state_dict()["state"] for kind, x in self.by_kind.items()},
             "masters": self.masters.state_dict(),
         }
 
@@ -174,18 +184,21 @@ class Optimizer:
         """Restore what ``state_dict`` returned."""
         self.steps = state["steps"]
         self.masters.load_state_dict(state["masters"])
-        self.adamw.load_state_dict(self.adamw.state_dict() | {"state": state["moments"]})
+        for kind, optimizer in self.by_kind.items():
+            optimizer.load_state_dict(optimizer.state_dict() | {"state": state["moments"][kind]})
 
     def _clip(self, config: OptimizerConfig, parameters: list[nn.Parameter]) -> float:
         return float(nn.utils.clip_grad_norm_(parameters, config.max_grad_norm))
 
     def _set_rates(self) -> float:
         spent = self.budget_spent()
-        for group in self.adamw.param_groups:
-            config = group["config"]
-            multiplier = lr_multiplier(config, self.steps, self.total_steps, spent)
-            group["lr"] = config.learning_rate * multiplier
-        return float(self.adamw.param_groups[0]["lr"])
+        rates = [
+            config.learning_rate * lr_multiplier(config, self.steps, self.total_steps, spent)
+            for config, _ in self.sets
+        ]
+        for group in chain.from_iterable(x.param_groups for x in self.by_kind.values()):
+            group["lr"] = rates[group["set"]]
+        return rates[0]
 
 
 def _rounds_stochastically(sets: Sequence[ParameterSet]) -> bool:
@@ -204,13 +217,33 @@ def _rounds_stochastically(sets: Sequence[ParameterSet]) -> bool:
     return True
 
 
-def _groups(config: OptimizerConfig, parameters: Sequence[nn.Parameter]) -> list[dict[str, Any]]:
-    """Return parameter groups: matrices with weight decay, vectors without."""
+def _torch_optimizer(
+    kind: str, sets: Sequence[ParameterSet], *, stochastic: bool
+) -> torch.optim.Optimizer:
+    """Return PyTorch's optimizer of one kind, over the sets of parameters that name it."""
+    groups = [
+        group
+        for index, (config, parameters) in enumerate(sets)
+        if config.kind == kind
+        for group in _groups(config, parameters, index)
+    ]
+    if stochastic:
+        return StochasticRounding(groups, kind)
+    if kind == "rmsprop":
+        return torch.optim.RMSprop(groups)
+    return {"adamw": torch.optim.AdamW, "adam": torch.optim.Adam}[kind](groups, fused=True)
+
+
+def _groups(
+    config: OptimizerConfig, parameters: Sequence[nn.Parameter], index: int
+) -> list[dict[str, Any]]:
+    """Return parameter groups of a set: matrices with weight decay, vectors without."""
+    rmsprop = config.kind == "rmsprop"
     shared = {
         "lr": config.learning_rate,
-        "betas": config.betas,
+        **({"alpha": config.alpha} if rmsprop else {"betas": config.betas}),
         "eps": config.epsilon,
-        "config": config,
+        "set": index,
     }
     matrices = [p for p in parameters if p.dim() >= 2]
     vectors = [p for p in parameters if p.dim() < 2]
