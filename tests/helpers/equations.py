@@ -8,6 +8,7 @@ from typing import Any
 from trivium.training.options import (
     ADVANTAGE,
     AGGREGATION,
+    IMPORTANCE_WEIGHT,
     KL_ESTIMATOR,
     PREFERENCE_LOSS,
     SURROGATE,
@@ -21,6 +22,7 @@ def functions(option: Any) -> dict[str, Callable[..., Any]]:
 
 ADVANTAGES = functions(ADVANTAGE)
 AGGREGATIONS = functions(AGGREGATION)
+IMPORTANCE_WEIGHTS = functions(IMPORTANCE_WEIGHT)
 KL_ESTIMATORS = functions(KL_ESTIMATOR)
 PREFERENCE_LOSSES = functions(PREFERENCE_LOSS)
 SURROGATES = functions(SURROGATE)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers.equations import SURROGATES
+from helpers.equations import IMPORTANCE_WEIGHTS, SURROGATES
 
 from trivium.maths import (
     cispo_surrogate,
@@ -194,6 +194,56 @@ def test_truncated_importance_is_a_constant_ratio_up_to_its_cap() -> None:
     assert not weights_T.requires_grad
     with pytest.raises(ValueError, match="must be positive, got 0"):
         truncated_importance(trainer_T, sampler_T, cap=0)
+
+
+# Per-token ratios of three responses; their products are 3, 0.25 and 1.
+RATIOS, RATIO_LENGTHS = [2.0, 3.0, 0.5, 0.25, 4.0, 0.25], [3, 1, 2]
+WEIGHTS = {
+    "token_truncate": [2.0, 2.0, 0.5, 0.25, 2.0, 0.25],
+    "token_mask": [2.0, 0.0, 0.5, 0.25, 0.0, 0.25],
+    "sequence_truncate": [2.0, 2.0, 2.0, 0.25, 1.0, 1.0],
+    "sequence_mask": [0.0, 0.0, 0.0, 0.25, 1.0, 1.0],
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), WEIGHTS.items())
+def test_importance_weights_are_of_tokens_or_responses_truncated_or_masked(
+    name: str, expected: list[float]
+) -> None:
+    trainer_T = torch.zeros(6, dtype=torch.float64, requires_grad=True)
+    sampler_T = -torch.tensor(RATIOS, dtype=torch.float64).log()
+    weight, lengths_N = IMPORTANCE_WEIGHTS[name], torch.tensor(RATIO_LENGTHS)
+    weights_T = weight(trainer_T, sampler_T, lengths_N, cap=2.0)
+    assert weights_T.tolist() == pytest.approx(expected, abs=1e-14)
+    assert not weights_T.requires_grad
+    free_T = weight(trainer_T, sampler_T, lengths_N, cap=math.inf)
+    products = [3.0, 3.0, 3.0, 0.25, 1.0, 1.0]
+    assert free_T.tolist() == pytest.approx(products if "sequence" in name else RATIOS, abs=1e-14)
+    with pytest.raises(ValueError, match="must be positive, got 0"):
+        weight(trainer_T, sampler_T, lengths_N, cap=0)
+    with pytest.raises(ValueError, match="same shape"):
+        weight(trainer_T, sampler_T[:5], lengths_N, cap=2.0)
+
+
+def test_sequence_weights_make_the_samplers_mean_the_trainers() -> None:
+    # Two tokens of two values each: the weighted mean over μ's four responses, by enumeration.
+    trainer = torch.tensor([[0.3, 0.7], [0.6, 0.4]], dtype=torch.float64)
+    sampler = torch.tensor([[0.5, 0.5], [0.2, 0.8]], dtype=torch.float64)
+    value = {(0, 0): 1.0, (0, 1): -2.0, (1, 0): 0.5, (1, 1): 3.0}
+
+    def mean(name: str, cap: float) -> float:
+        total = 0.0
+        for y, reward in value.items():
+            logs = [torch.stack([p[t, y[t]] for t in range(2)]).log() for p in (trainer, sampler)]
+            weights_T = IMPORTANCE_WEIGHTS[name](*logs, torch.tensor([2]), cap=cap)
+            total += float(logs[1].sum().exp() * weights_T[0]) * reward
+        return total
+
+    exact = sum(float(trainer[0, a] * trainer[1, b]) * r for (a, b), r in value.items())
+    assert mean("sequence_truncate", math.inf) == pytest.approx(exact, abs=1e-14)
+    assert mean("sequence_mask", math.inf) == pytest.approx(exact, abs=1e-14)
+    # A token's own ratio leaves its prefix and what follows it uncorrected.
+    assert abs(mean("token_truncate", math.inf) - exact) > 0.1
 
 
 # value, loss, gradient: target 0, old value 1, clip 0.4, worked out by hand.

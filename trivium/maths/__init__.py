@@ -10,10 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trivium.maths.advantages import (
+        decoupled_advantages,
         equal_groups,
         gae,
         group_advantages,
         leave_one_out_advantages,
+        normalize_over_batch,
         return_targets,
         step_advantages,
         whiten,
@@ -36,16 +38,20 @@ if TYPE_CHECKING:
         hinge_loss,
         importance_ratio,
         ipo_loss,
+        masked_importance,
+        masked_sequence_importance,
         preference_gradient_weight,
         robust_loss,
         step_loss,
         token_nll,
         truncated_importance,
+        truncated_sequence_importance,
         value_loss,
     )
     from trivium.maths.options import (
         ADVANTAGES,
         AGGREGATIONS,
+        IMPORTANCE_WEIGHTS,
         KL_ESTIMATORS,
         PREFERENCE_LOSSES,
         SURROGATES,
@@ -61,18 +67,21 @@ if TYPE_CHECKING:
 
 _MODULES = {
     "advantages": (
-        "equal_groups gae group_advantages leave_one_out_advantages return_targets "
-        "step_advantages whiten"
+        "decoupled_advantages equal_groups gae group_advantages leave_one_out_advantages "
+        "normalize_over_batch return_targets step_advantages whiten"
     ),
     "aggregation": "fixed_length sequence_mean token_mean token_weights weighted_sum",
     "kl": "adapted_coefficient k1 k2 k3 kl_shaped_rewards",
     "objectives": (
         "SurrogateLoss bradley_terry_loss clipped_surrogate "
         "cispo_surrogate dpo_loss hinge_loss importance_ratio ipo_loss "
-        "preference_gradient_weight robust_loss gspo_surrogate step_loss token_nll "
-        "truncated_importance value_loss"
+        "masked_importance masked_sequence_importance preference_gradient_weight robust_loss "
+        "gspo_surrogate step_loss token_nll truncated_importance truncated_sequence_importance "
+        "value_loss"
     ),
-    "options": "ADVANTAGES AGGREGATIONS KL_ESTIMATORS PREFERENCE_LOSSES SURROGATES",
+    "options": (
+        "ADVANTAGES AGGREGATIONS IMPORTANCE_WEIGHTS KL_ESTIMATORS PREFERENCE_LOSSES SURROGATES"
+    ),
     "ragged": "segment_ids segment_mean segment_starts segment_sum repeat_per_segment suffix_sum",
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
@@ -93,6 +102,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "ADVANTAGES",
     "AGGREGATIONS",
+    "IMPORTANCE_WEIGHTS",
     "KL_ESTIMATORS",
     "PREFERENCE_LOSSES",
     "SURROGATES",
@@ -101,6 +111,7 @@ __all__ = [
     "bradley_terry_loss",
     "cispo_surrogate",
     "clipped_surrogate",
+    "decoupled_advantages",
     "dpo_loss",
     "equal_groups",
     "fixed_length",
@@ -115,6 +126,9 @@ __all__ = [
     "k3",
     "kl_shaped_rewards",
     "leave_one_out_advantages",
+    "masked_importance",
+    "masked_sequence_importance",
+    "normalize_over_batch",
     "preference_gradient_weight",
     "repeat_per_segment",
     "return_targets",
@@ -131,6 +145,7 @@ __all__ = [
     "token_nll",
     "token_weights",
     "truncated_importance",
+    "truncated_sequence_importance",
     "value_loss",
     "weighted_sum",
     "whiten",

@@ -91,6 +91,38 @@ def leave_one_out_advantages(
     return _scaled(centered_N * sizes_N / (sizes_N - 1), std_N)
 
 
+def decoupled_advantages(
+    rewards_RN: Tensor,
+    weights_R: Tensor,
+    sizes_G: Tensor,
+    *,
+    estimator: AdvantageEstimator = group_advantages,
+    scale: Scale = "sample_std",
+) -> Tensor:
+    """GDPO: each reward normalized in its group, then the weighted sum (Liu et al. 2026), ``[N]``.
+
+    ``Â_k = (r_k − mean(r_k)) / std(r_k)`` and ``Σ_k w_k Â_k`` (eq. 4 and 7), for the R rewards in
+    ``rewards_RN``. Advantages that cancel within rounding sum to exactly 0.
+    """
+    if rewards_RN.dim() != 2 or weights_R.shape != rewards_RN.shape[:1]:
+        shapes = f"{tuple(rewards_RN.shape)} and {tuple(weights_R.shape)}"
+        raise ValueError(f"rewards_RN and weights_R must be [R, N] and [R], got {shapes}")
+    parts = [estimator(rewards_N, sizes_G, scale=scale) for rewards_N in rewards_RN]
+    weighted_RN = weights_R[:, None] * torch.stack(parts)
+    sum_N, size_N = weighted_RN.sum(0), weighted_RN.abs().sum(0)
+    return torch.where(sum_N.abs() <= 8 * torch.finfo(sum_N.dtype).eps * size_N, 0.0, sum_N)
+
+
+def normalize_over_batch(advantages_N: Tensor) -> Tensor:
+    """``Â / std(Â)`` over all responses of the batch, ``[N]`` (GDPO, Liu et al. 2026, eq. 6).
+
+    The paper also subtracts the batch's mean, which is 0 because that of every group is. Leaving it
+    out keeps an advantage of 0 at exactly 0.
+    """
+    sizes_G = torch.tensor([len(advantages_N)], device=advantages_N.device)
+    return _scaled(advantages_N, _deviation(advantages_N, sizes_G, "batch_std"))
+
+
 def equal_groups(rewards_N: Tensor, sizes_G: Tensor) -> Tensor:
     """Return which groups have all rewards equal, ``[G]`` bool: they carry no signal.
 

@@ -17,7 +17,12 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trivium.maths.kl import bounded_exp
-from trivium.maths.ragged import repeat_per_segment, require_same_shape, segment_mean
+from trivium.maths.ragged import (
+    repeat_per_segment,
+    require_same_shape,
+    segment_mean,
+    segment_sum,
+)
 
 
 def importance_ratio(logprobs_T: Tensor, old_logprobs_T: Tensor) -> Tensor:
@@ -129,15 +134,80 @@ A user's own may return the loss alone; then no clip metrics are logged.
 """
 
 
-def truncated_importance(logprobs_T: Tensor, sampler_logprobs_T: Tensor, *, cap: float) -> Tensor:
+def truncated_importance(
+    logprobs_T: Tensor,
+    sampler_logprobs_T: Tensor,
+    lengths_N: Tensor | None = None,
+    *,
+    cap: float,
+) -> Tensor:
     """``min(π_trainer/π_sampler, C)``, detached, ``[T]`` (Yao et al. 2025).
 
     The weight corrects for a sampler whose log-probs differ from the trainer's by rounding or
-    because it is an older policy.
+    because it is an older policy. ``lengths_N`` is not used.
     """
+    _require_cap(cap)
+    return importance_ratio(logprobs_T, sampler_logprobs_T).detach().clamp(max=cap)
+
+
+def masked_importance(
+    logprobs_T: Tensor,
+    sampler_logprobs_T: Tensor,
+    lengths_N: Tensor | None = None,
+    *,
+    cap: float,
+) -> Tensor:
+    """``ρ 1[ρ ≤ C]`` with ``ρ = π_trainer/π_sampler``, detached, ``[T]``.
+
+    A token whose ratio is above C is left out instead of truncated; the other weights stay as they
+    are. ``lengths_N`` is not used.
+    """
+    _require_cap(cap)
+    return _masked(importance_ratio(logprobs_T, sampler_logprobs_T).detach(), cap)
+
+
+def truncated_sequence_importance(
+    logprobs_T: Tensor, sampler_logprobs_T: Tensor, lengths_N: Tensor, *, cap: float
+) -> Tensor:
+    """``min(Π_t π_trainer(o_t)/π_sampler(o_t), C)`` of each response on its tokens, ``[T]``.
+
+    Detached. Unlike a token's own ratio, the product corrects for the whole prefix: without the
+    cap, the weighted mean over the sampler's responses is the trainer's (Liu et al. 2025, "When
+    speed kills stability"). Its variance grows with the length.
+    """
+    _require_cap(cap)
+    ratio_N = _sequence_ratio(logprobs_T, sampler_logprobs_T, lengths_N)
+    return repeat_per_segment(ratio_N.clamp(max=cap), lengths_N)
+
+
+def masked_sequence_importance(
+    logprobs_T: Tensor, sampler_logprobs_T: Tensor, lengths_N: Tensor, *, cap: float
+) -> Tensor:
+    """Like ``truncated_sequence_importance``, but 0 for responses whose ratio is above C, ``[T]``.
+
+    Liu et al. 2025 find it the most stable of the four.
+    """
+    _require_cap(cap)
+    ratio_N = _sequence_ratio(logprobs_T, sampler_logprobs_T, lengths_N)
+    return repeat_per_segment(_masked(ratio_N, cap), lengths_N)
+
+
+ImportanceWeight = Callable[..., Tensor]
+"""Weights per token, with the arguments of ``truncated_sequence_importance``."""
+
+
+def _sequence_ratio(logprobs_T: Tensor, sampler_logprobs_T: Tensor, lengths_N: Tensor) -> Tensor:
+    require_same_shape(logprobs_T=logprobs_T, sampler_logprobs_T=sampler_logprobs_T)
+    return bounded_exp(segment_sum((logprobs_T - sampler_logprobs_T).detach(), lengths_N))
+
+
+def _masked(ratio: Tensor, cap: float) -> Tensor:
+    return torch.where(ratio > cap, 0.0, ratio)
+
+
+def _require_cap(cap: float) -> None:
     if cap <= 0:
         raise ValueError(f"the cap of the importance weight must be positive, got {cap}")
-    return importance_ratio(logprobs_T, sampler_logprobs_T).detach().clamp(max=cap)
 
 
 def value_loss(
@@ -174,6 +244,16 @@ def bradley_terry_loss(
     require_same_shape(chosen_P=chosen_P, rejected_P=rejected_P, margin_P=margin_P)
     difference_P = chosen_P - rejected_P
     return -F.logsigmoid(difference_P if margin_P is None else difference_P - margin_P)
+
+
+def tie_loss(first_P: Tensor, second_P: Tensor) -> Tensor:
+    """``−½ log σ(d) − ½ log σ(−d)`` with ``d = s_1 − s_2``, ``[P]``: each response wins by half.
+
+    Nakano et al. 2021, section 3.2, learn from ties in this way.
+    """
+    require_same_shape(first_P=first_P, second_P=second_P)
+    difference_P = first_P - second_P
+    return -(F.logsigmoid(difference_P) + F.logsigmoid(-difference_P)) / 2
 
 
 def step_loss(scores_S: Tensor, labels_S: Tensor) -> Tensor:

@@ -38,6 +38,15 @@ AGGREGATIONS = {
 }
 """Token weights of one optimizer step, ``f(mask_T, lengths_N, max_length) -> [T]``."""
 
+IMPORTANCE_WEIGHTS = {
+    "token_truncate": "trivium.maths.objectives:truncated_importance",
+    "token_mask": "trivium.maths.objectives:masked_importance",
+    "sequence_truncate": "trivium.maths.objectives:truncated_sequence_importance",
+    "sequence_mask": "trivium.maths.objectives:masked_sequence_importance",
+}
+"""Weights per token that correct for the sampler,
+``f(logprobs_T, sampler_logprobs_T, lengths_N, *, cap) -> [T]``."""
+
 PREFERENCE_LOSSES = {
     "sigmoid": "trivium.maths.objectives:dpo_loss",
     "ipo": "trivium.maths.objectives:ipo_loss",
@@ -46,6 +55,9 @@ PREFERENCE_LOSSES = {
 }
 """Preference losses per pair,
 ``f(margins_P, *, beta, label_smoothing, target_margin) -> [P]``."""
+
+RewardAggregation = Literal["sum_then_normalize", "normalize_then_sum"]
+"""Whether several rewards are summed before or after their normalization in the group."""
 
 Scale = Literal["sample_std", "population_std", "batch_std", "none"]
 """The deviation that divides a centered reward."""

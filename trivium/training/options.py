@@ -14,6 +14,7 @@ from trivium.config.option import Option
 from trivium.maths.options import (
     ADVANTAGES,
     AGGREGATIONS,
+    IMPORTANCE_WEIGHTS,
     KL_ESTIMATORS,
     PREFERENCE_LOSSES,
     SURROGATES,
@@ -38,12 +39,14 @@ PREFERENCE_LOSS = Option(
     "a loss per pair",
 )
 AGGREGATION = Option("aggregation", AGGREGATIONS)
+IMPORTANCE_WEIGHT = Option("importance weight", IMPORTANCE_WEIGHTS)
 
 AdvantageName = Annotated[str, ADVANTAGE]
 SurrogateName = Annotated[str, SURROGATE]
 KLEstimatorName = Annotated[str, KL_ESTIMATOR]
 PreferenceLossName = Annotated[str, PREFERENCE_LOSS]
 AggregationName = Annotated[str, AGGREGATION]
+ImportanceWeightName = Annotated[str, IMPORTANCE_WEIGHT]
 
 
 def load_option(option: Option, choice: str) -> Callable[..., Any]:
