@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         load_step_labels,
     )
     from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
+    from trivium.data.rankings import RankingsConfig, RewardPairsConfig, load_rankings
     from trivium.data.response import Response
     from trivium.errors import (
         ConfigurationError,
@@ -110,6 +111,7 @@ _MODULES = {
         "load_step_labels",
     ),
     "trivium.data.prompts": ("Prompt", "PromptsConfig", "load_prompts"),
+    "trivium.data.rankings": ("RankingsConfig", "RewardPairsConfig", "load_rankings"),
     "trivium.data.response": ("Response",),
     "trivium.errors": (
         "ConfigurationError",
@@ -219,12 +221,14 @@ __all__ = [
     "PretrainingMixConfig",
     "Prompt",
     "PromptsConfig",
+    "RankingsConfig",
     "Reference",
     "Response",
     "RewardConfig",
     "RewardError",
     "RewardModel",
     "RewardModelConfig",
+    "RewardPairsConfig",
     "RewardUpdateConfig",
     "Rewards",
     "Rollouts",
@@ -246,6 +250,7 @@ __all__ = [
     "load_demonstrations",
     "load_preferences",
     "load_prompts",
+    "load_rankings",
     "load_step_labels",
     "load_tokenizer",
     "maths",

@@ -55,6 +55,10 @@ class PreferencesConfig(ResponsesConfig):
 
     known_columns: ClassVar = CONTEXT_COLUMNS | {"prompt", "chosen", "rejected", "conversations"}
 
+    def margin(self, row: Row) -> float | None:
+        """Return the margin by which the chosen response must win; None without margins."""
+        return None
+
 
 class StepLabelsConfig(ResponsesConfig):
     """Responses of several steps with a label for each step."""
@@ -74,6 +78,7 @@ class Preference:
     chosen: str
     rejected: str
     index: int
+    margin: float | None = None
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,8 @@ def read_preferences(
         if responses[0] == responses[1]:
             raise DropRow(_EQUAL)
         chosen, rejected = map(reply_text, replies)
-        return Preference(Group(tokens, responses), prompt, chosen, rejected, row.index)
+        group, margin = Group(tokens, responses), config.margin(row)
+        return Preference(group, prompt, chosen, rejected, row.index, margin)
 
     return collect(config, convert, dedup_key=lambda pair: group_key(pair.group))
 
@@ -133,6 +139,7 @@ def parse_pair(
     drop_if_empty(rejected)
     if chosen == rejected:
         raise DropRow(_EQUAL)
+    config.margin(row)
     notes.forms[prompt_form(prompt)] += 1
     return prompt, chosen, rejected
 

@@ -19,6 +19,7 @@ from trivium.data.preferences import (
     parse_step_labels,
 )
 from trivium.data.prompts import PromptsConfig, parse_prompt
+from trivium.data.rankings import RankingsConfig, RewardPairsConfig, parse_ranking
 from trivium.data.rows import Notes, Row, RowReader, RowsConfig
 
 MAX_ROWS = 20_000
@@ -29,6 +30,8 @@ _PARSERS: dict[type[RowsConfig], Callable[..., Any]] = {
     DemonstrationsConfig: parse_demonstration,
     PreferencesConfig: parse_pair,
     PromptsConfig: parse_prompt,
+    RankingsConfig: parse_ranking,
+    RewardPairsConfig: parse_pair,
     StepLabelsConfig: parse_step_labels,
 }
 

@@ -9,7 +9,7 @@ from trivium.algorithms.ppo_config import PPOConfig
 from trivium.data.batch import Grouped
 from trivium.memory.simulator import Simulator, heaviest
 from trivium.training.experience import MicroBatches, WeightedGroups, plan_updates
-from trivium.training.reward_losses import LabeledSteps, Pairs
+from trivium.training.reward_losses import LabeledSteps, Pairs, Rankings
 
 
 def zeros(data: Grouped) -> torch.Tensor:
@@ -27,6 +27,13 @@ def demonstrations(simulator: Simulator, count: int) -> WeightedGroups:
 def preference_pairs(simulator: Simulator, count: int) -> Pairs:
     """Return ``count`` pairs of a chosen and a rejected response."""
     return Pairs.of(simulator.groups(count, 2))
+
+
+def rankings(simulator: Simulator, count: int) -> Rankings:
+    """Return ``count`` rankings of the data's mean number of responses, rounded up."""
+    lengths = simulator.lengths
+    size = max(2, -(-len(lengths.responses) // len(lengths.prompts)))
+    return Rankings.of(simulator.groups(count, size), [list(map(float, range(size)))] * count)
 
 
 def labeled_steps(simulator: Simulator, count: int) -> LabeledSteps:

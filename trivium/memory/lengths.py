@@ -15,6 +15,7 @@ from trivium.data.group import Group
 from trivium.data.preferences import load_preferences, load_step_labels
 from trivium.data.prompt_forms import with_arguments_of
 from trivium.data.prompts import PromptsConfig, load_prompts
+from trivium.data.rankings import load_rankings
 from trivium.hf.loading import load_tokenizer
 from trivium.memory.report import Lengths
 
@@ -49,6 +50,11 @@ def data_lengths(kind: str, config: Configuration) -> Lengths:
         groups = [pair.group for pair in load_preferences(settings.pairs, tokenizer)]
         validation = settings.validation_pairs and load_preferences(
             with_arguments_of(settings.validation_pairs, settings.pairs), tokenizer
+        )
+    elif settings.rankings is not None:
+        groups = [row.group for row in load_rankings(settings.rankings, tokenizer)]
+        validation = settings.validation_rankings and load_rankings(
+            with_arguments_of(settings.validation_rankings, settings.rankings), tokenizer
         )
     else:
         groups = [row.group for row in load_step_labels(settings.steps, tokenizer)]

@@ -7,6 +7,9 @@ process reward model at each step's last token, a critic (``models.critic``) bef
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,9 +23,12 @@ from trivium.hf.model_config import FastPath, ModelConfig
 from trivium.maths.ragged import repeat_per_segment
 from trivium.models.group_model import GroupModel
 
+BIAS = "reward_bias"
+"""Key of config.json, which plain ``transformers`` keeps and does not use."""
+
 
 class RewardModel(GroupModel):
-    """A one-label sequence classifier over groups."""
+    """A one-label sequence classifier over groups, whose head may have a bias."""
 
     def __init__(
         self,
@@ -40,7 +46,17 @@ class RewardModel(GroupModel):
             )
         if base.config.pad_token_id is None:
             base.config.pad_token_id = _padding(tokenizer, base.config.vocab_size)
+        _require_number(getattr(base.config, BIAS, 0.0), str(base.name_or_path))
         super().__init__(model, tokenizer, fast_path)
+
+    @property
+    def bias(self) -> float:
+        """Number that is added to every score; saved in config.json."""
+        return float(getattr(self.base.config, BIAS, 0.0))
+
+    @bias.setter
+    def bias(self, bias: float) -> None:
+        setattr(self.base.config, BIAS, bias)
 
     @classmethod
     def load(cls, config: ModelConfig, *, new_head: bool = False) -> RewardModel:
@@ -53,17 +69,17 @@ class RewardModel(GroupModel):
         return cls(model, tokenizer, fast_path=config.fast_path)
 
     def scores_at(self, batch: Batch, index: Tensor) -> Tensor:
-        """Return the head's output at positions of the packed sequence; gradient flows.
+        """Return the head's output, with the bias, at positions of the packed sequence.
 
-        The product is computed in float32 or wider.
+        The product is computed in float32 or wider. Gradient flows.
         """
         hidden_TD, head = self.hidden_at(batch, index), self.base.score
         if type(head) is not nn.Linear:  # Adapters keep a copy of the head that they train.
             scores = head(hidden_TD)[:, 0]  # type: ignore[operator]
-            return scores.to(torch.promote_types(scores.dtype, torch.float32))
+            return scores.to(torch.promote_types(scores.dtype, torch.float32)) + self.bias
         wide = torch.promote_types(hidden_TD.dtype, torch.float32)
         bias = None if head.bias is None else head.bias.to(wide)
-        return F.linear(hidden_TD.to(wide), head.weight.to(wide), bias)[:, 0]
+        return F.linear(hidden_TD.to(wide), head.weight.to(wide), bias)[:, 0] + self.bias
 
     def scores(self, batch: Batch) -> Tensor:
         """Return one score per response, read at its last token, ``[N]``.
@@ -88,6 +104,16 @@ class RewardModel(GroupModel):
         counts_N = torch.tensor([len(e) for e in ends])
         ends_S = torch.tensor([end for e in ends for end in e], dtype=torch.long)
         return self.scores_at(batch, repeat_per_segment(batch.starts_N.cpu(), counts_N) + ends_S)
+
+
+def _require_number(bias: Any, path: str) -> None:
+    """Raise unless the bias in a checkpoint's config.json is a finite number."""
+    is_number = isinstance(bias, int | float) and not isinstance(bias, bool)
+    if not is_number or not math.isfinite(bias):
+        raise ModelError(
+            f"{path}: config.json has {BIAS} = {bias!r:.80}, which is added to every score: write "
+            "a finite number, or leave it out"
+        )
 
 
 def _padding(tokenizer: PreTrainedTokenizerBase, vocabulary: int) -> int | None:
