@@ -297,8 +297,11 @@ bad("a reward update with a share of steps", "ppo",
     "reward_update.optimizer.warmup_ratio = 0.1", "ppo.yaml:3", "is not known in advance",
     "set optimizer.warmup_steps")
 bad("pairs and steps for a reward model", "reward-model", "steps: {path: steps.jsonl}\n",
-    "steps (a process model)", "reward-model.yaml:", "give either pairs",
-    "pairs (an outcome model)")
+    "steps (a process model)", "reward-model.yaml:", "give either pairs or rankings",
+    "only one of them")
+bad("demonstrations for a process model", "reward-model",
+    "steps: {path: steps.jsonl}\ndemonstrations: {path: data.jsonl}\n", "demonstrations",
+    "reward-model.yaml:2", "whose zero is a probability", "leave it out", without=("pairs",))
 bad("validation steps for an outcome model", "reward-model",
     "validation_steps: {path: steps.jsonl}\n", "validation_steps", "reward-model.yaml:1",
     "it goes with steps", "write validation_pairs")
@@ -376,6 +379,18 @@ bad("asynchronous GRPO without an importance sampling cap", "grpo", "asynchronou
 bad("asynchronous PPO with one step", "ppo",
     "asynchronous: true\nimportance_sampling_cap: 2\nsteps: 1\n", "asynchronous = true",
     "ppo.yaml:1", "no second step", "take more steps, or leave it out")
+
+bad("sequence weights without a cap", "ppo", "importance_sampling: sequence_mask\n",
+    'importance_sampling = "sequence_mask"', "ppo.yaml:1", "needs a bound of the weights",
+    "set importance_sampling_cap, 2 is usual")
+bad("a cap that masks on-policy responses", "grpo",
+    "importance_sampling: token_mask\nimportance_sampling_cap: 0.9\n",
+    "importance_sampling_cap = 0.9", "grpo.yaml:2", "token_mask leaves out what is above it",
+    "raise it above 1")
+bad("one reward normalized by itself", "grpo", "reward_aggregation: normalize_then_sum\n",
+    'reward_aggregation = "normalize_then_sum"', "grpo.yaml:1", "there is no sum", "add another")
+bad("a decay of 1 of the moving average", "ppo", "ema_decay: 1\n", "ema_decay = 1", "ppo.yaml:1",
+    "less than 1", "moving average of the actor's weights")
 
 # --- Rewards --------------------------------------------------------------------------------------
 

@@ -91,7 +91,7 @@ def ppo_config(world: World, run: Path) -> PPOConfig:
         **world.on_policy("letters", optimizer=FAST, run=run_options(run), **evaluation(world)),
         steps=3, epochs=2, minibatches=2, adaptive_kl={"target": 0.1, "horizon": 50},
         critic={"optimizer": {"learning_rate": 1e-2}},
-        pretraining={"data": texts, "examples_per_step": 1},
+        pretraining={"data": texts, "examples_per_step": 1}, ema_decay=0.9,
     )  # fmt: skip
 
 
@@ -119,6 +119,13 @@ def dpo_config(world: World, run: Path) -> DPOConfig:
     )  # fmt: skip
 
 
+def dpo_rmsprop_config(world: World, run: Path) -> DPOConfig:
+    """Take the steps of RMSprop, with warm-up over half of them."""
+    options = dpo_config(world, run).model_dump()
+    options["optimizer"] |= {"kind": "rmsprop", "warmup_ratio": 0.5, "warmup_start_ratio": 0.1}
+    return DPOConfig.model_validate(options)
+
+
 def online_dpo_config(world: World, run: Path) -> DPOConfig:
     online = {"data": world.prompts, "rewards": world.reward("letters"), "steps": 3,
               "sampling": {"max_tokens": 6}}  # fmt: skip
@@ -144,11 +151,29 @@ def bfloat16_config(world: World, run: Path) -> GRPOConfig:
 
 
 def stochastic_config(world: World, run: Path) -> SFTConfig:
-    """Train bfloat16 weights that are rounded stochastically."""
+    """Train bfloat16 weights that are rounded stochastically, and average them."""
     options = sft_config(world, run).model_dump()
     options["model"]["dtype"] = "bfloat16"
-    options["optimizer"]["half_precision"] = "stochastic_rounding"
-    return SFTConfig.model_validate(options)
+    options["optimizer"] |= {"half_precision": "stochastic_rounding", "kind": "adam"}
+    return SFTConfig.model_validate(options | {"ema_decay": 0.5})
+
+
+def ranking_config(world: World, run: Path) -> RewardModelConfig:
+    """Learn from rankings of unequal sizes, and save the best and last model with a bias."""
+    ranks = [
+        {"prompt": "a", "responses": ["bc", "d", "ef"], "scores": [2, 1, 1]},
+        {"prompt": "bc", "responses": ["e", "fgh"], "scores": [0.5, -1]},
+        {"prompt": "d", "responses": ["a", "b", "c", "dd"], "scores": [1, 2, 3, 4]},
+    ]
+    options = run_options(run)
+    options["checkpoints"] |= {"best": "loss", "best_is": "lowest"}
+    rankings = world.rows("rankings.jsonl", ranks)
+    return RewardModelConfig(
+        model={"path": world.path}, rankings={**rankings, "ties": "half", "margin_scale": 0.1},
+        validation_rankings=rankings, optimizer=FAST, epochs=3.0, examples_per_step=2,
+        evaluate_every=1, run=options,
+        demonstrations=world.rows("shown.jsonl", [{"prompt": "a", "completion": "bc"}]),
+    )  # fmt: skip
 
 
 def reward_model_config(world: World, run: Path) -> RewardModelConfig:
@@ -185,11 +210,13 @@ RUNS: dict[str, tuple[Train, Callable[[World, Path], Configuration]]] = {
     "ppo-async": (ppo.train, ppo_async_config),
     "ppo-shared": (ppo.train, ppo_shared_config),
     "dpo": (dpo.train, dpo_config),
+    "dpo-rmsprop": (dpo.train, dpo_rmsprop_config),
     "dpo-online": (dpo.train, online_dpo_config),
     "sft": (sft.train, sft_config),
     "grpo-bfloat16": (grpo.train, bfloat16_config),
     "sft-stochastic": (sft.train, stochastic_config),
     "reward-model": (reward_model.train, reward_model_config),
+    "reward-model-rankings": (reward_model.train, ranking_config),
 }
 
 

@@ -287,6 +287,47 @@ def test_grpo_without_kl_term_needs_a_reference_only_for_evaluation(
     assert ("reference" in [m.role for m in stage(memory, "update").models]) == evaluated
 
 
+@pytest.mark.parametrize(("kind", "config"), [("grpo", GRPOConfig), ("ppo", PPOConfig)])
+def test_moving_average_is_held_in_float32_and_beside_the_weights_in_evaluations(
+    llama: str, kind: str, config: type[GRPOConfig] | type[PPOConfig]
+) -> None:
+    evaluation = {"data": {"path": "x"}, "prompts": 2}
+
+    def predicted(name: str, **options: Any) -> tuple[int, int]:
+        settings = on_policy_settings(llama, evaluation=evaluation, **options)
+        memory = predict(kind, config.model_validate(settings), LENGTHS)
+        (policy,) = [m for m in stage(memory, name).models if m.role == "policy"]
+        return policy.parameters, policy.optimizer
+
+    weights = Shape.read(ModelConfig(path=llama), scorer=False).parameter_bytes
+    for name, copies in (("evaluation rollout", 1), ("update", 0)):
+        plain, averaged = predicted(name), predicted(name, ema_decay=0.9)
+        assert averaged == (plain[0] + copies * weights, plain[1] + weights)
+
+
+@pytest.mark.parametrize(("optimizer", "moments"), [("adamw", 2), ("adam", 2), ("rmsprop", 1)])
+def test_moments_are_those_of_the_optimizers_kind(llama: str, optimizer: str, moments: int) -> None:
+    settings = on_policy_settings(llama, optimizer={"kind": optimizer})
+    memory = predict("grpo", GRPOConfig.model_validate(settings), LENGTHS)
+    (policy,) = [m for m in stage(memory, "update").models if m.role == "policy"]
+    parameters = trained_parameters(load_causal_lm(ModelConfig(path=llama)))
+    # Each parameter has a count of steps of 4 bytes.
+    assert policy.optimizer == moments * policy.parameters + 4 * len(parameters)
+
+
+def test_rankings_are_predicted_with_the_datas_number_of_responses(llama: str) -> None:
+    few = {"model": {"path": llama}, "rankings": {"path": "x"}, "examples_per_step": 2}
+    config = RewardModelConfig.model_validate(few)
+    activations = []
+    for responses in (2, 8):
+        lengths = Lengths((5,) * 3, (7,) * 3 * responses, held_out=2)
+        memory = predict("reward-model", config, lengths)
+        assert [s.name for s in memory.stages][-2:] == ["update", "validation"]
+        (model,) = stage(memory, "update").models
+        activations.append(model.activations)
+    assert activations[1] > 2 * activations[0]
+
+
 def test_every_load_or_use_of_a_model_is_a_stage(llama: str) -> None:
     labeler = {"function": "length"}
     rewards = [{"function": "reward_model", "arguments": {"path": llama}}]

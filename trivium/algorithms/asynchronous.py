@@ -1,4 +1,7 @@
-"""Settings that do not fit asynchronous sampling, which ``rollout_step`` starts."""
+"""Settings that do not fit asynchronous sampling, which ``rollout_step`` starts, or its correction.
+
+The correction is in ``sampler_correction``.
+"""
 
 from __future__ import annotations
 
@@ -21,4 +24,20 @@ def async_conflicts(
         yield (
             "asynchronous",
             "there is no second step to sample ahead: take more steps, or leave it out",
+        )
+
+
+def importance_conflicts(kind: str, cap: float | None) -> Iterator[Conflict]:
+    """Yield settings of importance sampling that do not fit each other."""
+    if cap is None and kind != "token_truncate":
+        yield (
+            "importance_sampling",
+            "it needs a bound of the weights: set importance_sampling_cap, 2 is usual, or leave it "
+            "out",
+        )
+    if cap is not None and cap <= 1 and kind.endswith("_mask"):
+        yield (
+            "importance_sampling_cap",
+            f"{kind} leaves out what is above it, and the weight of a response that the trainer "
+            "would sample as often is 1: raise it above 1, 2 is usual",
         )

@@ -34,6 +34,7 @@ from trivium.maths.ragged import segment_mean, segment_sum
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts, roll_out
+from trivium.training.ema import WeightAverage, evaluated_with
 from trivium.training.experience import epoch_batch, num_steps
 from trivium.training.micro_batch import LossOutput, MicroBatch
 from trivium.training.optimizer import Optimizer, StepResult
@@ -67,9 +68,10 @@ def train(config: DPOConfig) -> Path:
     evaluator = make_evaluator(config, policy, reference)
     source.prepare(policy, reference)
     trained = [(config.optimizer, trained_parameters(policy.model))]
-    with Training(prepared, source.steps, evaluator=evaluator) as training:
-        optimizer = Optimizer(trained, source.steps, training.budget_spent)
-        training.track_state(policy=policy, optimizer=optimizer)
+    ema = WeightAverage.of(policy, config.ema_decay)
+    with Training(prepared, source.steps, evaluator=evaluated_with(evaluator, ema)) as training:
+        optimizer = Optimizer(trained, source.steps, training.budget_spent, ema)
+        training.track_state(policy=policy, optimizer=optimizer, ema=ema)
         for step in training.steps():
             pairs, metrics = source.pairs(step)
             training.stages.begin()
@@ -86,7 +88,7 @@ def train(config: DPOConfig) -> Path:
                 "the same reward, so nothing was learned. Choose other prompts, raise "
                 "online.responses_per_prompt, or reward in finer grades"
             )
-        training.save("final", policy)
+        training.save(final=policy, ema=ema)
     return training.path
 
 

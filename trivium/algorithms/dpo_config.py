@@ -55,6 +55,9 @@ class DPOConfig(Configuration):
     """The optimizer."""
     evaluation: EvaluationConfig | None = None
     """Held-out sampled evaluation: KL, length and quality."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Decay, per optimizer step, of an exponential moving average of the policy's weights, which is
+    evaluated beside them and saved in ema/; null: none."""
 
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the pairs of data."""

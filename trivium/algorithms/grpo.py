@@ -21,13 +21,18 @@ from torch import Tensor
 from trivium.algorithms.grpo_config import GRPOConfig
 from trivium.algorithms.reward_update import RewardUpdate
 from trivium.algorithms.rollout_step import RolloutBatches
+from trivium.algorithms.sampler_correction import (
+    SamplerCorrection,
+    correct_for_sampler,
+    importance_metrics,
+)
 from trivium.algorithms.supervision import Supervision, loss_mask
 from trivium.data.batch import Batch
 from trivium.data.oom import score_logprobs
 from trivium.hf.loading import trained_parameters
 from trivium.maths.aggregation import Aggregation, weighted_sum
 from trivium.maths.kl import KLEstimator
-from trivium.maths.objectives import Surrogate, importance_ratio, truncated_importance
+from trivium.maths.objectives import Surrogate, importance_ratio
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rollout.rollouts import Rollouts
@@ -80,13 +85,14 @@ class Objective:
     beta: float
     kl: KLEstimator
     kl_correction: bool
-    importance_sampling_cap: float | None
+    correction: SamplerCorrection | None
     aggregation: Aggregation
     max_length: int
 
     @classmethod
     def of(cls, config: GRPOConfig) -> Objective:
         """Return the objective of a configuration; a user's own functions are checked here."""
+        cap = config.importance_sampling_cap
         return cls(
             surrogate=load_option(SURROGATE, config.surrogate),
             clip_low=config.clip_low,
@@ -94,7 +100,7 @@ class Objective:
             beta=config.beta,
             kl=load_option(KL_ESTIMATOR, config.kl),
             kl_correction=config.kl_correction,
-            importance_sampling_cap=config.importance_sampling_cap,
+            correction=SamplerCorrection.of(config.importance_sampling, cap),
             aggregation=load_option(AGGREGATION, config.aggregation),
             max_length=config.sampling.max_tokens,
         )
@@ -112,16 +118,22 @@ def train(config: GRPOConfig) -> Path:
         config.sampling,
         with_reference=config.beta > 0,
         asynchronous=config.asynchronous,
+        ema_decay=config.ema_decay,
     )
     per_iteration, extra = config.steps_per_iteration, config.dynamic_sampling
     reward_update = RewardUpdate.of(config.reward_update, components, seed=config.run.seed)
     size = config.prompts_per_step, config.responses_per_prompt
-    batches = RolloutBatches(components, *size, config.sampling, config.run.seed)
+    batches = RolloutBatches(
+        components, *size, config.sampling, config.run.seed, supervision.equal_groups
+    )
     learner = Learner.of(config, objective, supervision, components)
     trained = [(config.optimizer, trained_parameters(learner.policy.model))]
-    training = Training(prepared, config.total_steps, **components.for_training)
+    training, ema = (
+        Training(prepared, config.total_steps, **components.for_training),
+        components.ema,
+    )
     with training, closing(components):
-        optimizer = Optimizer(trained, config.optimizer_steps, training.budget_spent)
+        optimizer = Optimizer(trained, config.optimizer_steps, training.budget_spent, ema)
         training.track_state(**components.tracked, optimizer=optimizer, reward_update=reward_update)
         for iteration in training.iterations(per_iteration):
             if iteration > 0 and training.done == iteration * per_iteration:
@@ -144,11 +156,10 @@ def train(config: GRPOConfig) -> Path:
                 if reward_update is not None:
                     reward_update.collect(rollouts)
                     training.stages.lap("reward_update")
-                metrics = step_metrics(rollouts, experience, updates)
+                equal_G = supervision.equal_groups(rollouts)
+                metrics = step_metrics(rollouts, experience, updates, equal_G)
                 training.log(metrics, partial(first_group, learner.policy, rollouts, experience))
-        training.save("final", learner.policy)
-        if reward_update is not None:
-            training.save("reward_model", reward_update.model)
+        training.save(final=learner.policy, ema=ema, reward_model=reward_update)
     return training.path
 
 
@@ -289,19 +300,16 @@ def token_losses(
         if objective.kl_correction:
             kl_T = importance_ratio(logprobs_T, old_T) * kl_T
         loss_T = loss_T + objective.beta * kl_T
-    if objective.importance_sampling_cap is not None:
-        sampler_T = micro_batch.sampler_logprobs_T.to(logprobs_T.device)
-        loss_T = loss_T * truncated_importance(
-            old_T, sampler_T, cap=objective.importance_sampling_cap
-        )
-    return loss_T, observed
+    loss_T, importance = correct_for_sampler(objective.correction, loss_T, old_T, micro_batch)
+    return loss_T, observed | importance
 
 
 def step_metrics(
-    rollouts: Rollouts, experience: GRPOExperience, updates: Updates[Minibatch]
+    rollouts: Rollouts, experience: GRPOExperience, updates: Updates[Minibatch], equal_G: Tensor
 ) -> dict[str, float]:
     """Return the metrics of one sampling step."""
+    observed = join_observed(updates.results)
     metrics = rollouts.metrics() | update_metrics(updates.results)
-    metrics |= policy_metrics(join_observed(updates.results))
-    metrics |= group_metrics(rollouts, updates)
+    metrics |= policy_metrics(observed) | importance_metrics(observed)
+    metrics |= group_metrics(rollouts, updates, equal_G)
     return metrics | old_policy_metrics(experience, rollouts, updates)

@@ -7,14 +7,14 @@ from typing import Literal
 
 from pydantic import Field
 
-from trivium.algorithms.asynchronous import async_conflicts
+from trivium.algorithms.asynchronous import async_conflicts, importance_conflicts
 from trivium.algorithms.reward_update_config import RewardUpdateConfig, learned_reward_conflicts
 from trivium.config.base import Configuration, Conflict
 from trivium.config.option import DefaultByChoice
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.hf.model_config import ModelConfig
-from trivium.maths.options import Scale
+from trivium.maths.options import RewardAggregation, Scale
 from trivium.rewards.reward_config import RewardConfigs, none_scores_steps
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig
@@ -22,6 +22,7 @@ from trivium.training.optimizer_config import OptimizerConfig
 from trivium.training.options import (
     AdvantageName,
     AggregationName,
+    ImportanceWeightName,
     KLEstimatorName,
     SurrogateName,
 )
@@ -48,6 +49,9 @@ class GRPOConfig(Configuration):
     """The policy's optimizer."""
     evaluation: EvaluationConfig | None = None
     """Held-out evaluation."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Decay, per optimizer step, of an exponential moving average of the policy's weights, which is
+    evaluated beside them and saved in ema/; null: none."""
 
     supervision: Literal["outcome", "process"] = "outcome"
     """Compare whole responses (outcome), or their steps (process; needs a reward that scores
@@ -91,12 +95,18 @@ class GRPOConfig(Configuration):
     advantage estimator."""
     scale: Scale = "sample_std"
     """Deviation that divides the centered reward (Dr. GRPO: none)."""
+    reward_aggregation: RewardAggregation = "sum_then_normalize"
+    """Compare the weighted sums of several rewards in a group, or normalize each reward in the
+    group, add them up with their weights and divide by the deviation over the batch (GDPO)."""
     dynamic_sampling: int = Field(default=0, ge=0)
     """Extra rollout batches, at most, that replace groups of equal rewards (DAPO)."""
     mask_truncated: bool = False
     """Leave truncated responses out of the loss (DAPO)."""
     importance_sampling_cap: float | None = Field(default=None, gt=0)
-    """Largest weight of truncated importance sampling between sampler and trainer; null: none."""
+    """Largest weight of importance sampling between sampler and trainer; null: no weights."""
+    importance_sampling: ImportanceWeightName = "token_truncate"
+    """Weight of each token or of the whole response (sequence), which is truncated at the cap or,
+    above it, masked: 0 (docs/asynchronous.md)."""
     asynchronous: bool = False
     """Sample the next step's responses while the current step trains. They are one step off-policy,
     which importance_sampling_cap corrects (docs/asynchronous.md)."""
@@ -118,6 +128,7 @@ class GRPOConfig(Configuration):
         yield from async_conflicts(
             self.asynchronous, self.importance_sampling_cap, self.steps_per_iteration
         )
+        yield from importance_conflicts(self.importance_sampling, self.importance_sampling_cap)
         if self.kl_correction and self.beta == 0:
             yield "kl_correction", "it needs a KL term: set beta above 0 or leave it out"
         if self.beta > 0 and (self.kl, self.kl_correction) in (("k1", False), ("k2", True)):
@@ -133,6 +144,8 @@ class GRPOConfig(Configuration):
             )
         if self.supervision == "process":
             yield from self._process_reward_conflicts()
+        if self.reward_aggregation == "normalize_then_sum":
+            yield from self._decoupling_conflicts()
         if self.reward_update is not None:
             yield from learned_reward_conflicts(self.rewards)
             if self.iterations == 1:
@@ -155,6 +168,27 @@ class GRPOConfig(Configuration):
             yield (
                 "supervision",
                 "every reward scores whole responses: name one that scores steps, or use outcome",
+            )
+
+    def _decoupling_conflicts(self) -> Iterator[Conflict]:
+        """Yield settings that do not fit rewards that are normalized one by one."""
+        if self.supervision == "process":
+            yield (
+                "reward_aggregation",
+                "it normalizes the rewards of whole responses: use supervision: outcome, or "
+                "sum_then_normalize",
+            )
+        if self.scale == "none":
+            yield (
+                "scale",
+                "normalize_then_sum divides each reward by its deviation: use sample_std, or "
+                "reward_aggregation: sum_then_normalize",
+            )
+        if sum(reward.weight != 0 for reward in self.rewards) < 2:
+            yield (
+                "reward_aggregation",
+                "there is one reward with a weight, so there is no sum: add another, or use "
+                "sum_then_normalize",
             )
 
     @property

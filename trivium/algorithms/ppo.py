@@ -28,11 +28,12 @@ from trivium.algorithms.ppo_equations import Objective, Returns
 from trivium.algorithms.pretraining import PretrainingMix
 from trivium.algorithms.reward_update import RewardUpdate
 from trivium.algorithms.rollout_step import RolloutBatches
+from trivium.algorithms.sampler_correction import correct_for_sampler, importance_metrics
 from trivium.data.batch import Batch, Grouped
 from trivium.data.oom import score_logprobs
 from trivium.maths.advantages import return_targets, whiten
 from trivium.maths.aggregation import weighted_sum
-from trivium.maths.objectives import clipped_surrogate, truncated_importance, value_loss
+from trivium.maths.objectives import clipped_surrogate, value_loss
 from trivium.models.critic import ActorCriticScores, Critic, SeparateCritic
 from trivium.models.policy import Policy, TokenScores
 from trivium.models.reference import Reference
@@ -84,6 +85,7 @@ def train(config: PPOConfig) -> Path:
         config.sampling,
         with_reference=config.beta > 0,
         asynchronous=config.asynchronous,
+        ema_decay=config.ema_decay,
     )
     critic = make_critic(config.critic, config.model, components.policy)
     mix = PretrainingMix.of(config.pretraining, components.policy, seed=config.run.seed)
@@ -93,9 +95,9 @@ def train(config: PPOConfig) -> Path:
     batches = RolloutBatches(components, *size, config.sampling, config.run.seed)
     learner = Learner.of(config, objective, returns, components, critic)
     trained = parameter_sets(config, learner.policy, critic)
-    training = Training(prepared, config.steps, **components.for_training)
+    training, ema = Training(prepared, config.steps, **components.for_training), components.ema
     with training, closing(components):
-        optimizer = Optimizer(trained, config.optimizer_steps, training.budget_spent)
+        optimizer = Optimizer(trained, config.optimizer_steps, training.budget_spent, ema)
         training.track_state(
             **components.tracked,
             optimizer=optimizer,
@@ -127,10 +129,7 @@ def train(config: PPOConfig) -> Path:
             metrics = step_metrics(rollouts, experience, updates, beta.value)
             training.log(metrics, partial(first_group, learner.policy, rollouts, experience))
             beta.adapt(metrics, len(rollouts.flat))
-        training.save("final", learner.policy)
-        training.save("critic", critic)
-        if reward_update is not None:
-            training.save("reward_model", reward_update.model)
+        training.save(final=learner.policy, ema=ema, critic=critic, reward_model=reward_update)
     return training.path
 
 
@@ -275,11 +274,9 @@ def surrogate_loss(
         clip_low=objective.clip_low,
         clip_high=objective.clip_high,
     )
-    loss_T = surrogate.loss_T
-    if objective.importance_sampling_cap is not None:
-        sampler_T = micro_batch.sampler_logprobs_T.to(old_T)
-        cap = objective.importance_sampling_cap
-        loss_T = truncated_importance(old_T, sampler_T, cap=cap) * loss_T
+    loss_T, importance = correct_for_sampler(
+        objective.correction, surrogate.loss_T, old_T, micro_batch
+    )
     entropy_bonus_T = objective.entropy_coef * scores.entropy_T
     return weighted_sum(loss_T - entropy_bonus_T, weights_T), {
         "logprobs_T": scores.logprobs_T.detach(),
@@ -287,6 +284,7 @@ def surrogate_loss(
         "entropy_T": scores.entropy_T.detach(),
         "advantages_T": micro_batch.advantages_T,
         **clip_masks(surrogate),
+        **importance,
     }
 
 
@@ -310,7 +308,7 @@ def step_metrics(
     """Return the metrics of one step."""
     observed = join_observed(updates.results)
     metrics = rollouts.metrics() | update_metrics(updates.results) | {"kl/beta": beta}
-    metrics |= policy_metrics(observed)
+    metrics |= policy_metrics(observed) | importance_metrics(observed)
     metrics |= value_metrics(experience.old_values_T, experience.targets_T)
     metrics["value/loss"] = float(observed["value_loss_T"].mean())
     if "pretraining_nll_T" in observed:

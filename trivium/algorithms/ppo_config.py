@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from pydantic import Field
 
-from trivium.algorithms.asynchronous import async_conflicts
+from trivium.algorithms.asynchronous import async_conflicts, importance_conflicts
 from trivium.algorithms.critic_config import CriticConfig
 from trivium.algorithms.pretraining_config import PretrainingMixConfig
 from trivium.algorithms.reward_update_config import RewardUpdateConfig, learned_reward_conflicts
@@ -18,7 +18,7 @@ from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig
 from trivium.training.optimizer_config import OptimizerConfig
-from trivium.training.options import AggregationName, KLEstimatorName
+from trivium.training.options import AggregationName, ImportanceWeightName, KLEstimatorName
 
 
 class AdaptiveKLConfig(Configuration):
@@ -49,6 +49,9 @@ class PPOConfig(Configuration):
     """The actor's optimizer."""
     evaluation: EvaluationConfig | None = None
     """Held-out evaluation."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Decay, per optimizer step, of an exponential moving average of the actor's weights, which is
+    evaluated beside them and saved in ema/; null: none."""
 
     steps: int = Field(default=100, ge=1)
     """Rollout batches."""
@@ -92,7 +95,10 @@ class PPOConfig(Configuration):
     target_kl: float | None = Field(default=None, gt=0)
     """KL(π_old‖π) per token above which a batch's updates end; null: never."""
     importance_sampling_cap: float | None = Field(default=None, gt=0)
-    """Largest weight of truncated importance sampling between sampler and trainer; null: none."""
+    """Largest weight of importance sampling between sampler and trainer; null: no weights."""
+    importance_sampling: ImportanceWeightName = "token_truncate"
+    """Weight of each token or of the whole response (sequence), which is truncated at the cap or,
+    above it, masked: 0 (docs/asynchronous.md)."""
     asynchronous: bool = False
     """Sample the next step's responses while the current step trains. They are one step off-policy,
     which importance_sampling_cap corrects (docs/asynchronous.md)."""
@@ -114,6 +120,7 @@ class PPOConfig(Configuration):
                 "prompts_per_step",
             )
         yield from async_conflicts(self.asynchronous, self.importance_sampling_cap, self.steps)
+        yield from importance_conflicts(self.importance_sampling, self.importance_sampling_cap)
         if self.adaptive_kl is not None and self.beta == 0:
             yield "beta", "adaptive_kl scales it and would keep it 0: start it above 0"
         if self.critic.warmup_steps > self.steps:

@@ -8,6 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from trivium.algorithms.ppo_config import PPOConfig
+from trivium.algorithms.sampler_correction import SamplerCorrection
 from trivium.maths.advantages import gae
 from trivium.maths.aggregation import Aggregation
 from trivium.maths.kl import KLEstimator, kl_shaped_rewards
@@ -68,7 +69,7 @@ class Objective:
     clip_low: float
     clip_high: float
     entropy_coef: float
-    importance_sampling_cap: float | None
+    correction: SamplerCorrection | None
     value_coef: float
     value_clip: float | None
     aggregation: Aggregation
@@ -76,11 +77,12 @@ class Objective:
 
     @classmethod
     def of(cls, config: PPOConfig) -> Objective:
+        cap = config.importance_sampling_cap
         return cls(
             clip_low=config.clip_low,
             clip_high=config.clip_high,
             entropy_coef=config.entropy_coef,
-            importance_sampling_cap=config.importance_sampling_cap,
+            correction=SamplerCorrection.of(config.importance_sampling, cap),
             value_coef=config.critic.coefficient,
             value_clip=config.critic.clip,
             aggregation=load_option(AGGREGATION, config.aggregation),

@@ -11,6 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -113,6 +114,10 @@ class RewardUpdate:
             "loss": sum(r.loss for r in results) / max(1, len(results)),
             "accuracy": self._accuracy(results[:1]),
         }
+
+    def save(self, directory: Path) -> None:
+        """Write the reward model."""
+        self.model.save(directory)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of model, optimizer, random choices and collected examples."""

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from trivium.maths.advantages import equal_groups
 from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
 from trivium.rollout.sampling import Sampling
 from trivium.training.experience import epoch_batch
 from trivium.training.setup import OnPolicyComponents
+
+
+def equal_totals(rollouts: Rollouts) -> Tensor:
+    """Return which groups have equal total rewards, ``[G]`` bool."""
+    return equal_groups(rollouts.totals_N, rollouts.sizes_G)
 
 
 @dataclass(frozen=True)
@@ -24,6 +31,7 @@ class RolloutBatches:
         responses_per_prompt: responses to each of them.
         sampling: how responses are sampled.
         seed: the run's seed.
+        equal: which groups of a batch have equal rewards, ``[G]`` bool.
     """
 
     components: OnPolicyComponents
@@ -31,6 +39,7 @@ class RolloutBatches:
     responses_per_prompt: int
     sampling: Sampling
     seed: int
+    equal: Callable[[Rollouts], Tensor] = equal_totals
 
     def roll_out(self, number: int) -> Rollouts:
         """Return the responses to a batch of prompts, with their rewards."""
@@ -50,7 +59,7 @@ class RolloutBatches:
         useful_parts, missing = [], self.prompts_per_step
         for number in range(first, first + per_step):
             batch = batch if number == first else self.roll_out(number)
-            useful = torch.nonzero(~equal_groups(batch.totals_N, batch.sizes_G))[:, 0].tolist()
+            useful = torch.nonzero(~self.equal(batch))[:, 0].tolist()
             useful_parts.append(chosen_groups(batch, useful[:missing]))
             missing -= len(useful_parts[-1].prompts)
             if missing == 0:

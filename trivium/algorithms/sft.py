@@ -25,6 +25,7 @@ from trivium.maths.objectives import token_nll
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import Rewards
+from trivium.training.ema import WeightAverage, evaluated_with
 from trivium.training.experience import WeightedGroups, epoch_batch, num_steps
 from trivium.training.micro_batch import LossOutput, MicroBatch, measure
 from trivium.training.optimizer import Optimizer
@@ -55,9 +56,11 @@ def train(config: SFTConfig) -> Path:
     count, size, seed = len(demonstrations), config.examples_per_step, config.run.seed
     steps = config.steps or num_steps(config.epochs, count, size)
     trained = [(config.optimizer, trained_parameters(policy.model))]
-    with Training(prepared, steps, evaluator=held_out if held_out else None) as training:
-        optimizer = Optimizer(trained, steps, training.budget_spent)
-        training.track_state(policy=policy, optimizer=optimizer)
+    ema = WeightAverage.of(policy, config.ema_decay)
+    evaluated = evaluated_with(held_out if held_out else None, ema)
+    with Training(prepared, steps, evaluator=evaluated) as training:
+        optimizer = Optimizer(trained, steps, training.budget_spent, ema)
+        training.track_state(policy=policy, optimizer=optimizer, ema=ema)
         for step in training.steps():
             index = batch_indices(count, size, step, seed, in_order=config.sort_by_length)
             batch = to_groups([demonstrations[i] for i in index])
@@ -74,7 +77,7 @@ def train(config: SFTConfig) -> Path:
                 "tokens/trained": float(batch.loss_mask_T.sum()),
             }
             training.log(metrics)
-        training.save("final", policy)
+        training.save(final=policy, ema=ema)
     return training.path
 
 

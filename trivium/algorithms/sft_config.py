@@ -30,6 +30,9 @@ class SFTConfig(Configuration):
     """Held-out demonstrations, whose loss is measured."""
     evaluation: EvaluationConfig | None = None
     """Held-out evaluation on generated responses; needs evaluation.rewards."""
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """Decay, per optimizer step, of an exponential moving average of the model's weights, which is
+    evaluated beside them and saved in ema/; null: none."""
     measure_kl: bool = False
     """Measure the KL to the initial model in evaluations; keeps a frozen copy of that model."""
 

@@ -17,6 +17,7 @@ from torch import nn
 
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
+from trivium.hf.loading import trained_parameters
 from trivium.hf.model_config import ModelConfig
 from trivium.memory.dry_run import (
     ACTIVATIONS,
@@ -35,6 +36,7 @@ from trivium.models.policy import Policy
 from trivium.models.reference import Reference, frozen_copy
 from trivium.models.reward_model import RewardModel
 from trivium.rollout.sampling import Sampling
+from trivium.training.ema import WeightAverage
 from trivium.training.experience import MicroBatches
 from trivium.training.optimizer import Optimizer
 from trivium.training.optimizer_config import OptimizerConfig
@@ -55,6 +57,7 @@ class Simulator:
         self.stages: list[Stage] = []
         self.concurrent: Counter[Tag] = Counter()
         self._sampler_policy: Policy | None = None
+        self._average: WeightAverage | None = None
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -111,6 +114,22 @@ class Simulator:
                 for parameter in parameters:
                     ledger.tag(optimizer.state_of(parameter).values(), role, OPTIMIZER)
         return optimizer
+
+    @contextmanager
+    def averaged(self, policy: Policy, decay: float | None) -> Iterator[None]:
+        """Hold the moving average of the policy's weights from now on, if there is a decay.
+
+        Inside the block, in which the model has the averaged weights, its own are held, too.
+        """
+        own = []
+        if decay is not None:
+            with self.run:
+                self._average = WeightAverage(policy, decay)
+                own = [p.detach().clone() for p in trained_parameters(policy.model)]
+            self.run.ledger.tag(self._average.average, "policy", OPTIMIZER)
+            self.run.ledger.tag(own, "policy", PARAMETERS)
+        yield
+        own.clear()
 
     def groups(self, count: int, responses: int) -> list[Group]:
         """Return ``count`` groups that cycle through the lengths of the data."""

@@ -36,6 +36,7 @@ from trivium.memory.batches import (
     labeled_steps,
     largest_micro_batches,
     preference_pairs,
+    rankings,
     zeros,
 )
 from trivium.memory.report import Lengths, Memory
@@ -53,7 +54,7 @@ from trivium.training.micro_batch import Loss, MicroBatch
 from trivium.training.optimizer import Optimizer
 from trivium.training.options import AGGREGATION, load_option
 from trivium.training.protocols import Updates
-from trivium.training.reward_losses import LabeledSteps, Pairs, labeled_step_loss, pair_loss
+from trivium.training.reward_losses import reward_loss
 from trivium.training.setup import OnPolicyComponents
 
 EVALUATION_TOKENS_PER_PASS = 16384
@@ -98,7 +99,8 @@ def predict_sft(simulator: Simulator, config: SFTConfig) -> None:
         [("policy", config.optimizer, trained_parameters(policy.model))]
     )
     reference = simulator.reference(policy) if config.measure_kl else None
-    evaluate(simulator, config.evaluation, policy, reference, reward_models, None)
+    with simulator.averaged(policy, config.ema_decay):
+        evaluate(simulator, config.evaluation, policy, reference, reward_models, None)
     data = demonstrations(simulator, config.examples_per_step)
     maximum = config.data.max_response_tokens
     with simulator.stage("update"):
@@ -117,16 +119,18 @@ def predict_reward_model(simulator: Simulator, config: RewardModelConfig) -> Non
     model = simulator.scorer(config.model, "reward model")
     parameters = trained_parameters(model.model)
     optimizer = simulator.optimizer([("reward model", config.optimizer, parameters)])
-    make_data = preference_pairs if config.pairs is not None else labeled_steps
+    make_data = labeled_steps if config.rankings is None else rankings
+    make_data = make_data if config.pairs is None else preference_pairs
+    loss = partial(reward_loss, model, total=1, center=0.0)
     with simulator.stage("update"):
         data = make_data(simulator, config.examples_per_step)
-        step(optimizer, data, config.tokens_per_micro_batch, partial(reward_model_loss, model))
+        step(optimizer, data, config.tokens_per_micro_batch, loss)
     if simulator.lengths.held_out:
         data = make_data(simulator, simulator.lengths.held_out)
         with simulator.stage("validation"), torch.no_grad():
             parts = data.split(config.tokens_per_micro_batch, whole_groups=True)
             for part in heaviest(data, parts):
-                reward_model_loss(model, data.select(part))
+                loss(data.select(part))
 
 
 def predict_dpo(simulator: Simulator, config: DPOConfig) -> None:
@@ -144,7 +148,8 @@ def predict_dpo(simulator: Simulator, config: DPOConfig) -> None:
         [("policy", config.optimizer, trained_parameters(policy.model))]
     )
     sampling = None if config.online is None else config.online.sampling
-    evaluate(simulator, evaluation, policy, reference, quality, sampling)
+    with simulator.averaged(policy, config.ema_decay):
+        evaluate(simulator, evaluation, policy, reference, quality, sampling)
     if online is not None:
         samples = online.responses_per_prompt
         simulator.rollout("rollout", policy, config.pairs_per_step, samples, online.sampling)
@@ -312,7 +317,8 @@ def sample(
     request = (config.prompts_per_step, config.responses_per_prompt, config.sampling)
     if config.asynchronous:
         simulator.sampler(policy, *request)
-    evaluate(simulator, config.evaluation, policy, reference, reward_models, config.sampling)
+    with simulator.averaged(policy, config.ema_decay):
+        evaluate(simulator, config.evaluation, policy, reference, reward_models, config.sampling)
     if not config.asynchronous:
         simulator.rollout("rollout", policy, *request)
 
@@ -359,15 +365,6 @@ def step(
     optimizer.step([MicroBatch(data.select(part), loss) for part in parts])
 
 
-def reward_model_loss(
-    model: RewardModel, data: Grouped
-) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Return the loss of preference pairs or of labeled steps."""
-    if isinstance(data, LabeledSteps):
-        return labeled_step_loss(model, data, 1)
-    return pair_loss(model, cast(Pairs, data), 1, 0.0)
-
-
 def reward_optimizer(
     simulator: Simulator, config: RewardUpdateConfig | None, reward_models: list[RewardModel]
 ) -> Optimizer | None:
@@ -392,5 +389,5 @@ def update_rewards(
     make_data = labeled_steps if process else preference_pairs
     with simulator.stage("reward update"):
         data = make_data(simulator, config.examples_per_step)
-        loss = partial(reward_model_loss, reward_models[0])
+        loss = partial(reward_loss, reward_models[0], total=1, center=0.0)
         step(optimizer, data, config.tokens_per_micro_batch, loss)

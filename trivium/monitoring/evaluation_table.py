@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from trivium.monitoring.metric import Metric
 
-EVALUATION_METRICS = (
+AVERAGED = ("greedy", "sampled", "win_rate", "kl", "length", "nll")
+"""Metrics that are also measured with the moving average of the weights, as ``ema/NAME``."""
+_OF_WEIGHTS = (
     Metric(
         "greedy",
         "held-out reward, greedy",
@@ -95,8 +99,27 @@ EVALUATION_METRICS = (
         "share",
         "Held-out accuracy",
         "Share of held-out pairs (or labeled steps) that a reward model ranks (or classifies) "
-        "correctly.",
+        "correctly. Of a ranking, the share of its comparisons; a ranking is one observation.",
     ),
-    Metric("n", "observations", "", "", "Number of prompts, pairs or steps in the evaluation."),
+    Metric(
+        "n",
+        "observations",
+        "",
+        "",
+        "Number of prompts, pairs, rankings or steps in the evaluation.",
+    ),
+)
+EVALUATION_METRICS = (
+    *_OF_WEIGHTS,
+    *(
+        replace(
+            m,
+            name=f"ema/{m.name}",
+            title=f"{m.title}, EMA",
+            meaning=f"{m.name} of the exponential moving average of the weights (ema_decay).",
+        )
+        for m in _OF_WEIGHTS
+        if m.name in AVERAGED
+    ),
 )
 """The metrics of ``evaluation.jsonl``. ``NAME_low`` and ``NAME_high`` bound a 95 % interval."""

@@ -39,7 +39,7 @@ LEARNING_METRICS = (
         "share",
         "Reward model",
         "Share of the step's pairs (or labeled steps) that the reward model ranks (or classifies) "
-        "correctly, measured before it trains on them.",
+        "correctly, measured before it trains on them. Of a ranking, the share of its comparisons.",
         f"{_RLHF}, eq. 1",
     ),
     Metric(
@@ -93,7 +93,8 @@ LEARNING_METRICS = (
         "groups of equal rewards",
         "share",
         "Advantage",
-        "Share of groups whose responses all have the same reward. They have no policy gradient.",
+        "Share of groups whose responses all have the same reward, or with reward_aggregation: "
+        "normalize_then_sum the same of each reward. They have no policy gradient.",
         "Yu et al. 2025 (DAPO), section 3.2",
     ),
     Metric(
@@ -213,6 +214,23 @@ LEARNING_METRICS = (
         "Update",
         "Largest |log π(sampler) − log π(trainer)| before the update, over the sampled tokens "
         "that the trainer scored: the first minibatch's, and those that policy/old_scored counts.",
+        "Yao et al. 2025, truncated importance sampling",
+    ),
+    Metric(
+        "policy/importance_mean",
+        "importance weight",
+        "",
+        "Importance",
+        "Mean weight of importance sampling between sampler and trainer over the trained tokens, "
+        "with importance_sampling_cap. 1 if they agree.",
+        "Yao et al. 2025, truncated importance sampling",
+    ),
+    Metric(
+        "policy/importance_capped",
+        "capped importance weights",
+        "share",
+        "Importance",
+        "Share of the trained tokens whose weight importance_sampling_cap truncates or masks.",
         "Yao et al. 2025, truncated importance sampling",
     ),
     Metric(

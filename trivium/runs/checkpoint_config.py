@@ -26,6 +26,7 @@ class CheckpointsConfig(Configuration):
     remain."""
     best: str | None = None
     """Evaluation metric, such as sampled, whose best value decides the best checkpoint. That
-    checkpoint is kept too, and its model is saved in best/."""
+    checkpoint is kept too, and its model is saved in best/: the moving average of its weights if
+    the metric is the average's, such as ema/sampled."""
     best_is: Literal["highest", "lowest"] = "highest"
     """Whether the highest or the lowest value of that metric is the best."""

@@ -27,6 +27,8 @@ from trivium.runs.store import Run
 logger = logging.getLogger(__name__)
 
 LOOP_STATE, LOGS, NUMERICS = "loop_state", "logs", "numerics"
+AVERAGE, AVERAGE_PREFIX = "ema", "ema/"
+"""Name of the tracked average of the weights, and how the names of its metrics begin."""
 MIN_INTERVAL_PER_SAVE = 25
 """The interval between two saves is at least this many times the duration of the last save."""
 
@@ -94,6 +96,12 @@ class CheckpointManager:
     def model(self) -> Stateful | None:
         """The model that is trained: the first tracked object."""
         return next(iter(self._tracked.values()), None)
+
+    @property
+    def best_model(self) -> Stateful | None:
+        """The model that the metric of the configuration measures: the average for ``ema/…``."""
+        measures_average = (self.config.best or "").startswith(AVERAGE_PREFIX)
+        return self._tracked[AVERAGE] if measures_average else self.model
 
     def loop_state(self) -> Any:
         """Return the saved loop state; None for a new run."""

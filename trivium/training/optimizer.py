@@ -23,6 +23,7 @@ from trivium.runs.nonfinite import (
     describe_first_nonfinite,
 )
 from trivium.serialization import serializable
+from trivium.training.ema import WeightAverage
 from trivium.training.master_weights import MasterWeights, StochasticRounding, is_half
 from trivium.training.micro_batch import MicroBatch, MicroBatchResult, accumulate
 from trivium.training.optimizer_config import OptimizerConfig
@@ -81,7 +82,8 @@ class Optimizer:
     """Sets of parameters, each with its own configuration and gradient clipping.
 
     The moments are float32 or wider. Half-precision weights have float32 copies, which are updated
-    and rounded into the weights, or are rounded stochastically (``training.master_weights``).
+    and rounded into the weights, or are rounded stochastically (``training.master_weights``). After
+    each step the weights enter ``average``, if there is one.
 
     Raises:
         ConfigurationError: stochastic rounding is asked for, and no weight has half precision.
@@ -92,6 +94,7 @@ class Optimizer:
         sets: Sequence[ParameterSet],
         total_steps: int,
         budget_spent: Callable[[], float] = lambda: 0.0,
+        average: WeightAverage | None = None,
     ) -> None:
         stochastic = _rounds_stochastically(sets)
         trained = [p for _, parameters in sets for p in parameters]
@@ -101,6 +104,7 @@ class Optimizer:
         ]
         self.total_steps = total_steps
         self.budget_spent = budget_spent
+        self.average = average
         self.steps = 0
         self.by_kind = {
             kind: _torch_optimizer(kind, self.sets, stochastic=stochastic)
@@ -123,6 +127,8 @@ class Optimizer:
             raise self._not_finite(total, norms, done)
         rate, sample = self._set_rates(), WeightSample(self.sets[0][1])
         self._update_weights()
+        if self.average is not None:
+            self.average.update(self.masters.of)
         self.steps += 1
         parts = [result.observed for result in done]
         names = dict.fromkeys(name for observed in parts for name in observed)

@@ -82,7 +82,9 @@ def policy_metrics(observed: dict[str, Tensor]) -> dict[str, float]:
     }
 
 
-def group_metrics(rollouts: Rollouts, updates: Updates[Minibatch]) -> dict[str, float]:
+def group_metrics(
+    rollouts: Rollouts, updates: Updates[Minibatch], equal_G: Tensor
+) -> dict[str, float]:
     """Return the shares of groups with equal rewards, and without a response in a micro-batch."""
     group_of = segment_ids(rollouts.sizes_G).tolist()
     used = {
@@ -91,7 +93,6 @@ def group_metrics(rollouts: Rollouts, updates: Updates[Minibatch]) -> dict[str, 
         for micro_batch in minibatch.micro_batches
         for response in micro_batch
     }
-    equal_G = equal_groups(rollouts.totals_N, rollouts.sizes_G)
     return {
         "group/equal_rewards": float(equal_G.float().mean()),
         "group/skipped": 1 - len(used) / len(rollouts.prompts),

@@ -14,7 +14,7 @@ saves the run's state, so that a stopped run resumes with bit-identical results.
             for micro_batches in updates:
                 updates.results.append(optimizer.step(micro_batches))
             training.log(metrics)
-        training.save("final", policy)
+        training.save(final=policy)
 
 The content of a step belongs to the algorithm. The format of the files is in ``runs.store``, and
 the schedule of checkpoints in ``runs.checkpointing``.
@@ -243,14 +243,16 @@ class Training:
         """Log an event of the current step."""
         self.run.event(kind, step=self.step, **fields)
 
-    def save(self, name: str, model: Saveable) -> None:
-        """Write a model to the run's directory (see ``CheckpointManager.save_model``)."""
-        self._checkpoints.save_model(name, model)
+    def save(self, **models: Saveable | None) -> None:
+        """Write models by name, those that are not None (see ``CheckpointManager.save_model``)."""
+        for name, model in models.items():
+            if model is not None:
+                self._checkpoints.save_model(name, model)
 
     def _save_best(self) -> None:
-        model = self._checkpoints.model
+        model = self._checkpoints.best_model
         assert isinstance(model, Saveable), "the first tracked object is the trained model"
-        self.save("best", model)
+        self.save(best=model)
 
     def _start_step_clock(self) -> None:
         """Start to count the time and FLOPs of the next step."""

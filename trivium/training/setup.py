@@ -16,7 +16,7 @@ from trivium.data.prompt_forms import with_arguments_of
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.errors import ConfigurationError
 from trivium.evaluation.evaluation_config import EvaluationConfig
-from trivium.evaluation.evaluator import Evaluator
+from trivium.evaluation.evaluator import Evaluator as ResponseEvaluator
 from trivium.hf.adapters import unwrap_peft
 from trivium.hf.loading import context_length, load_tokenizer
 from trivium.hf.model_config import ModelConfig
@@ -28,6 +28,8 @@ from trivium.rollout.async_engine import AsyncEngine
 from trivium.rollout.engine import Engine
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
+from trivium.training.ema import WeightAverage, evaluated_with
+from trivium.training.protocols import Evaluator
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class OnPolicyComponents:
     engine: Engine
     evaluator: Evaluator | None
     learned: LearnedRewards
+    ema: WeightAverage | None = None
 
     @property
     def async_engine(self) -> AsyncEngine | None:
@@ -59,6 +62,7 @@ class OnPolicyComponents:
             "policy": self.policy,
             "reference": self.reference,
             "ahead": self.async_engine,
+            "ema": self.ema,
         }
 
     def close(self) -> None:
@@ -76,6 +80,7 @@ def build_components(
     *,
     with_reference: bool = True,
     asynchronous: bool = False,
+    ema_decay: float | None = None,
 ) -> OnPolicyComponents:
     """Load everything that a loop over rollouts needs.
 
@@ -95,17 +100,18 @@ def build_components(
     policy = Policy.load(model, tokenizer, temperature=sampling.temperature)
     policy.stop_tokens = sampling.stop_tokens
     reference = Reference(policy, enabled=with_reference or evaluation is not None)
-    engine = local_engine(policy)
+    engine, ema = local_engine(policy), WeightAverage.of(policy, ema_decay)
     evaluator = None
     if evaluation is not None and held_out is not None:
         quality = scorers
         if evaluation.rewards:
             quality, _ = load_rewards(evaluation.rewards, held_out, tokenizer)
-        evaluator = Evaluator(
+        evaluator = ResponseEvaluator(
             evaluation, held_out, quality, engine, policy, reference, training=sampling
         )
     sampler = AsyncEngine(engine) if asynchronous else engine
-    return OnPolicyComponents(prompts, scorers, policy, reference, sampler, evaluator, learned)
+    evaluator = evaluated_with(evaluator, ema)
+    return OnPolicyComponents(prompts, scorers, policy, reference, sampler, evaluator, learned, ema)
 
 
 def max_prompt_length(context: int | None, max_tokens: int) -> int | None:
