@@ -14,7 +14,7 @@ from torch import Tensor
 from trivium.data.batch import Batch, Grouped
 from trivium.data.group import Group
 from trivium.maths.objectives import bradley_terry_loss, step_loss
-from trivium.maths.rankings import comparisons, ranking_losses
+from trivium.maths.rankings import Comparisons, comparisons, ranking_losses
 from trivium.models.reward_model import RewardModel
 from trivium.training.micro_batch import LossOutput
 
@@ -114,23 +114,23 @@ def ranking_loss(model: RewardModel, rankings: Rankings, total: int, center: flo
     """
     scores_N = model.scores(Batch.of(rankings.groups))
     device = scores_N.device
-    found = comparisons(rankings.labels_N.to(device), rankings.sizes_G)
+    on_host = comparisons(rankings.labels_N, rankings.sizes_G)
+    found = Comparisons(*(x.to(device) for x in on_host))
+    counts_ties_N = rankings.counts_ties_N.to(device)
     loss_P = ranking_losses(
-        scores_N,
-        found,
-        counts_ties_N=rankings.counts_ties_N.to(device),
-        margin_N=rankings.margin_N.to(scores_N),
+        scores_N, found, counts_ties_N=counts_ties_N, margin_N=rankings.margin_N.to(scores_N)
     )
     sum_P = scores_N[found.better_P] + scores_N[found.worse_P]
-    used_P = ~found.tied_P | rankings.counts_ties_N.to(device)[found.better_P]
+    used_P = ~found.tied_P | counts_ties_N[found.better_P]
     loss_P = loss_P + center * torch.where(used_P, sum_P.square(), 0.0)
     margin_P = (scores_N[found.better_P] - scores_N[found.worse_P]).detach()
-    decided_P = ~found.tied_P
-    right_P = torch.where(decided_P, pair_accuracy(margin_P), 0.0)
-    zeros_G = margin_P.new_zeros(len(rankings.groups))
-    decided_G = zeros_G.index_add(0, found.ranking_P, decided_P.to(margin_P))
-    right_G = zeros_G.index_add(0, found.ranking_P, right_P)
-    observed = {"accuracy_G": (right_G / decided_G)[decided_G > 0]}
+    right_P = torch.where(found.tied_P, 0.0, pair_accuracy(margin_P))
+    decided_G = torch.zeros(len(rankings.groups)).index_add(
+        0, on_host.ranking_P, (~on_host.tied_P).float()
+    )
+    right_G = right_P.new_zeros(len(decided_G)).index_add(0, found.ranking_P, right_P)
+    some = torch.nonzero(decided_G)[:, 0]
+    observed = {"accuracy_G": right_G[some.to(device)] / decided_G[some].to(device)}
     return (found.weights_P.to(loss_P) * loss_P).sum() / total, observed
 
 
