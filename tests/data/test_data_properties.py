@@ -27,6 +27,7 @@ from trivium.data.preferences import (
     read_step_labels,
 )
 from trivium.data.prompts import PromptsConfig, read_prompts
+from trivium.data.rankings import RankingsConfig, read_rankings
 from trivium.data.rows import RowsConfig, collect, read_rows
 from trivium.data.template import render
 from trivium.errors import DataError
@@ -132,8 +133,9 @@ LOADERS: list[tuple[type[RowsConfig], Callable[..., Any], str]] = [
     (DemonstrationsConfig, read_demonstrations, "prompt completion messages text"),
     (PreferencesConfig, read_preferences, "prompt chosen rejected"),
     (StepLabelsConfig, read_step_labels, "prompt completions labels"),
+    (RankingsConfig, read_rankings, "prompt responses scores"),
 ]
-LOADER_NAMES = ["prompts", "demonstrations", "preferences", "step labels"]
+LOADER_NAMES = ["prompts", "demonstrations", "preferences", "step labels", "rankings"]
 
 
 @settings(EACH, max_examples=80)
@@ -146,6 +148,9 @@ def test_any_row_is_kept_or_dropped_or_reported_with_its_line(
     if config_class is StepLabelsConfig:
         optional["completions"] = ANY | st.lists(TEXT, max_size=3)
         optional["labels"] = ANY | st.lists(st.booleans() | NUMBER | st.just(10**400), max_size=3)
+    if config_class is RankingsConfig:
+        optional["responses"] = ANY | st.lists(TEXT, max_size=3)
+        optional["scores"] = ANY | st.lists(st.booleans() | NUMBER | st.just(10**400), max_size=3)
     row = st.fixed_dictionaries({}, optional=optional) | JSON
     rows = data.draw(st.lists(row, min_size=1, max_size=4))
     path = write(tmp_path / "a.jsonl", json_lines(rows))

@@ -36,6 +36,7 @@ from trivium.data.preferences import (
 )
 from trivium.data.preview import survey
 from trivium.data.prompts import PromptsConfig, read_prompts
+from trivium.data.rankings import RankingsConfig, read_rankings
 from trivium.data.rows import Row, RowsConfig, collect, read_rows
 from trivium.errors import ConfigurationError, DataError, ModelError, TriviumError, one_line
 
@@ -175,6 +176,7 @@ LOADERS: list[tuple[type[RowsConfig], Callable[..., Any], list[str]]] = [
     (PreferencesConfig, read_preferences, ["prompt", "chosen", "rejected"]),
     (PreferencesConfig, read_preferences, ["chosen", "rejected"]),
     (StepLabelsConfig, read_step_labels, ["prompt", "completions", "labels"]),
+    (RankingsConfig, read_rankings, ["prompt", "responses", "scores"]),
 ]
 
 
