@@ -72,18 +72,36 @@ def test_each_reward_is_normalized_in_its_group_and_the_sum_over_the_batch(world
     assert plain == pytest.approx([half, -half, -half, half], abs=1e-6)
 
 
+# Equal only in sum; in both rewards; in neither; in one of them.
+FOUR_GROUPS = {
+    "correct": [1.0, 0.0, 0.5, 0.5, 1.0, 0.0, 1.0, 1.0],
+    "shape": [0.0, 1.0, 0.2, 0.2, 1.0, 0.0, 1.0, 0.0],
+    "shown": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0],
+}
+
+
 def test_groups_without_a_signal_are_those_of_equal_rewards_one_by_one(world: World) -> None:
-    components = {
-        "correct": [1.0, 0.0, 0.5, 0.5, 1.0, 0.0],
-        "shape": [0.0, 1.0, 0.2, 0.2, 1.0, 0.0],  # The first group's sums are equal.
-        "shown": [1.0, 2.0, 3.0, 4.0, 5.0, 6.0],
-    }
-    rollouts, decoupled = rollouts_of(components, 2), Supervision.of(config_of(world))
-    assert decoupled.equal_groups(rollouts).tolist() == [False, True, False]
+    rollouts, decoupled = rollouts_of(FOUR_GROUPS, 2), Supervision.of(config_of(world))
+    assert decoupled.equal_groups(rollouts).tolist() == [False, True, False, False]
     together = Supervision.of(config_of(world, reward_aggregation="sum_then_normalize"))
-    assert together.equal_groups(rollouts).tolist() == [True, True, False]
+    assert together.equal_groups(rollouts).tolist() == [True, True, False, False]
     found = advantages(config_of(world), rollouts)
-    assert found[0] == -found[1] > 0 and found[2:4] == [0.0, 0.0]
+    assert found[0] == -found[1] > 0 and found[2:4] == [0.0, 0.0] and found[6] == -found[7] > 0
+
+
+def test_dynamic_sampling_keeps_the_groups_that_have_a_signal(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rollouts, anything = rollouts_of(FOUR_GROUPS, 2), NO_TOKENIZER
+    monkeypatch.setattr(RolloutBatches, "roll_out", lambda *_: rollouts)
+
+    def kept(config: GRPOConfig) -> list[int]:
+        equal = Supervision.of(config).equal_groups
+        batches = RolloutBatches(anything, 2, 2, anything, 0, equal)
+        return [prompt.index for prompt in batches.of_step(1, 1).prompts]
+
+    assert kept(config_of(world)) == [0, 2]
+    assert kept(config_of(world, reward_aggregation="sum_then_normalize")) == [2, 3]
 
 
 def test_rewards_of_steps_are_refused_by_normalization_one_by_one(world: World) -> None:
