@@ -45,8 +45,9 @@ def config_of(world: World, **options: Any) -> GRPOConfig:
     return GRPOConfig(**(world.on_policy() | given | options))
 
 
-def rollouts_of(components: dict[str, list[float]], size: int, steps: Any = None) -> Rollouts:
-    total = [sum(x) for x in zip(*(components[n] for n in ("correct", "shape")), strict=True)]
+def rollouts_of(components: Any, size: int, steps: Any = None) -> Rollouts:
+    rows = zip(*(components[n] for n in ("correct", "shape")), strict=True)
+    total = [sum(x or 0.0 for x in row) for row in rows]
     count = len(total) // size
     response = Response(tokens=[1, 2], logprobs=[0.0, 0.0], finish_reason="eos", text="ab")
     prompts = [Prompt(tokens=[1], text="a", columns={}, index=i) for i in range(count)]
@@ -87,6 +88,18 @@ def test_groups_without_a_signal_are_those_of_equal_rewards_one_by_one(world: Wo
     assert together.equal_groups(rollouts).tolist() == [True, True, False, False]
     found = advantages(config_of(world), rollouts)
     assert found[0] == -found[1] > 0 and found[2:4] == [0.0, 0.0] and found[6] == -found[7] > 0
+
+
+def test_rewards_that_do_not_apply_leave_the_comparison_to_the_others(world: World) -> None:
+    components = {"correct": [None, None, 1.0, 0.0], "shape": [1.0, 0.0, 1.0, 1.0]}
+    rollouts = rollouts_of(components, 2)
+    supervision = Supervision.of(config_of(world))
+    assert supervision.equal_groups(rollouts).tolist() == [False, False]
+    found = advantages(config_of(world), rollouts)
+    # Before the division by the batch's deviation: 0.5/√2 of the shape, and 1/√2 of correctness.
+    assert found[2] == pytest.approx(2 * found[0]) and found[0] == -found[1] > 0
+    components["shape"] = [1.0, 1.0, 1.0, 1.0]
+    assert supervision.equal_groups(rollouts_of(components, 2)).tolist() == [True, False]
 
 
 def test_dynamic_sampling_keeps_the_groups_that_have_a_signal(

@@ -350,6 +350,18 @@ def test_rewards_that_cancel_have_advantage_zero_and_not_rounding_errors() -> No
     assert group_advantages(tensor(rewards).sum(0), torch.tensor([4])).tolist() == [0] * 4
 
 
+def test_responses_that_a_reward_does_not_apply_to_are_not_compared_by_it() -> None:
+    rewards = [[1.0, 3.0, 99.0, 5.0, 99.0, 2.0], [0.0, 1.0, 0.0, 1.0, 1.0, 0.0]]
+    applies = torch.tensor([[1, 1, 0, 1, 0, 0], [1, 1, 1, 1, 1, 1]]).bool()
+    found_N = gdpo(rewards, [1.0, 1.0], 3, applies_RN=applies)
+    second_N = group_advantages(tensor(rewards[1]), torch.tensor([3, 3]))
+    half = math.sqrt(0.5)  # The first reward compares 1 with 3, and nothing in the second group.
+    expected_N = second_N + tensor([-half, half, 0.0, 0.0, 0.0, 0.0])
+    torch.testing.assert_close(found_N, expected_N, atol=1e-14, rtol=0)
+    nowhere = torch.zeros_like(applies)
+    assert gdpo(rewards, [1.0, 1.0], 3, applies_RN=nowhere).tolist() == [0] * 6
+
+
 def test_gdpo_takes_any_baseline_and_refuses_weights_of_another_number() -> None:
     rewards = [[1.0, 0.0, 4.0], [0.0, 1.0, 1.0]]
     found_N = gdpo(rewards, [1.0, 2.0], 3, estimator=leave_one_out_advantages)

@@ -21,7 +21,7 @@ from trivium.maths.advantages import (
     step_advantages,
 )
 from trivium.maths.options import Scale
-from trivium.maths.ragged import repeat_per_segment
+from trivium.maths.ragged import repeat_per_segment, segment_sum
 from trivium.rollout.rollouts import Rollouts
 from trivium.training.options import ADVANTAGE, load_option
 
@@ -77,24 +77,29 @@ class Supervision:
         """Return which groups have equal rewards, in sum or one by one as normalized, ``[G]``."""
         if self.decoupled is None:
             return equal_totals(rollouts)
-        equal_RG = [equal_groups(x, rollouts.sizes_G) for x in self._rewards(rollouts)]
+        equal_RG = [
+            equal_groups(rewards_N[applies_N], segment_sum(applies_N.long(), rollouts.sizes_G))
+            for rewards_N, applies_N in zip(*self._rewards(rollouts), strict=True)
+        ]
         return torch.stack(equal_RG).all(0)
 
     def _of_responses(self, rollouts: Rollouts) -> Tensor:
         """Return the advantage of each response, ``[N]``."""
         if self.decoupled is None:
             return self.estimator(rollouts.totals_N, rollouts.sizes_G, scale=self.scale)
+        rewards_RN, applies_RN = self._rewards(rollouts)
         summed_N = decoupled_advantages(
-            self._rewards(rollouts),
+            rewards_RN,
             torch.tensor(list(self.decoupled.values())),
             rollouts.sizes_G,
+            applies_RN=applies_RN,
             estimator=self.estimator,
             scale=self.scale,
         )
         return normalize_over_batch(summed_N)
 
-    def _rewards(self, rollouts: Rollouts) -> Tensor:
-        """Return the rewards that have a weight, ``[R, N]``."""
+    def _rewards(self, rollouts: Rollouts) -> tuple[Tensor, Tensor]:
+        """Return the rewards that have a weight, and where they apply, both ``[R, N]``."""
         assert self.decoupled is not None, "rewards are kept apart"
         if rollouts.scores.steps is not None:
             raise ConfigurationError(
@@ -102,7 +107,11 @@ class Supervision:
                 "responses, and a reward scores steps: use sum_then_normalize, or rewards that "
                 "return one number"
             )
-        return torch.tensor([rollouts.scores.components[name] for name in self.decoupled])
+        rows = [rollouts.scores.components[name] for name in self.decoupled]
+        return (
+            torch.tensor([[0.0 if x is None else x for x in row] for row in rows]),
+            torch.tensor([[x is not None for x in row] for row in rows]),
+        )
 
 
 def loss_mask(rollouts: Rollouts, mask_truncated: bool) -> Tensor:

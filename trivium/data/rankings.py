@@ -141,7 +141,8 @@ def parse_ranking(
         drop_if_empty(text)
     if config.ties == "drop" and len(set(numbers)) == 1:
         raise DropRow(_TIED)
-    notes.update([_REPEATED] if len(set(texts)) < len(texts) else [])
+    if len(set(texts)) < len(texts):
+        notes.remark(_REPEATED)
     notes.forms[prompt_form(prompt)] += 1
     return prompt, texts, numbers
 

@@ -96,21 +96,47 @@ def decoupled_advantages(
     weights_R: Tensor,
     sizes_G: Tensor,
     *,
+    applies_RN: Tensor | None = None,
     estimator: AdvantageEstimator = group_advantages,
     scale: Scale = "sample_std",
 ) -> Tensor:
     """GDPO: each reward normalized in its group, then the weighted sum (Liu et al. 2026), ``[N]``.
 
     ``Â_k = (r_k − mean(r_k)) / std(r_k)`` and ``Σ_k w_k Â_k`` (eq. 4 and 7), for the R rewards in
-    ``rewards_RN``. Advantages that cancel within rounding sum to exactly 0.
+    ``rewards_RN``. A response that a reward does not apply to (``applies_RN``, bool) is not
+    compared by it. Advantages that cancel within rounding sum to exactly 0.
     """
     if rewards_RN.dim() != 2 or weights_R.shape != rewards_RN.shape[:1]:
         shapes = f"{tuple(rewards_RN.shape)} and {tuple(weights_R.shape)}"
         raise ValueError(f"rewards_RN and weights_R must be [R, N] and [R], got {shapes}")
-    parts = [estimator(rewards_N, sizes_G, scale=scale) for rewards_N in rewards_RN]
+    require_same_shape(rewards_RN=rewards_RN, applies_RN=applies_RN)
+    applies_RN = torch.ones_like(rewards_RN, dtype=torch.bool) if applies_RN is None else applies_RN
+    parts = [
+        _where_it_applies(rewards_N, applies_N, sizes_G, estimator, scale)
+        for rewards_N, applies_N in zip(rewards_RN, applies_RN, strict=True)
+    ]
     weighted_RN = weights_R[:, None] * torch.stack(parts)
     sum_N, size_N = weighted_RN.sum(0), weighted_RN.abs().sum(0)
     return torch.where(sum_N.abs() <= 8 * torch.finfo(sum_N.dtype).eps * size_N, 0.0, sum_N)
+
+
+def _where_it_applies(
+    rewards_N: Tensor,
+    applies_N: Tensor,
+    sizes_G: Tensor,
+    estimator: AdvantageEstimator,
+    scale: Scale,
+) -> Tensor:
+    """Return advantages among the responses of each group that a reward applies to, else 0."""
+    if bool(applies_N.all()):
+        return estimator(rewards_N, sizes_G, scale=scale)
+    counts_G = segment_sum(applies_N.long(), sizes_G)
+    compared_N = applies_N & repeat_per_segment(counts_G > 1, sizes_G)
+    advantages_N = torch.zeros_like(rewards_N)
+    if bool(compared_N.any()):
+        counts_G = counts_G[counts_G > 1]
+        advantages_N[compared_N] = estimator(rewards_N[compared_N], counts_G, scale=scale)
+    return advantages_N
 
 
 def normalize_over_batch(advantages_N: Tensor) -> Tensor:

@@ -221,8 +221,7 @@ LEARNING_METRICS = (
         "importance weight",
         "",
         "Importance",
-        "Mean weight of importance sampling between sampler and trainer over the trained tokens, "
-        "with importance_sampling_cap. 1 if they agree.",
+        "Mean importance_sampling weight over the trained tokens. 1 if sampler and trainer agree.",
         "Yao et al. 2025, truncated importance sampling",
     ),
     Metric(
@@ -231,7 +230,6 @@ LEARNING_METRICS = (
         "share",
         "Importance",
         "Share of the trained tokens whose weight importance_sampling_cap truncates or masks.",
-        "Yao et al. 2025, truncated importance sampling",
     ),
     Metric(
         "policy/old_scored",
