@@ -42,7 +42,9 @@ class RewardPairsConfig(PreferencesConfig):
     """Read the column `margin`: by how much the chosen response's score must exceed the other's
     (Touvron et al. 2023, eq. 2)."""
 
-    known_columns: ClassVar = PreferencesConfig.known_columns | {"margin"}
+    known_columns: ClassVar = CONTEXT_COLUMNS | {
+        *("prompt", "chosen", "rejected", "conversations", "margin")
+    }
 
     def uses_column(self, column: str) -> bool:
         unused = column == "margin" and not self.margins
