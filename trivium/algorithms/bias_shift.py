@@ -18,6 +18,7 @@ from trivium.data.batch import Batch, Grouped
 from trivium.data.demonstrations import DemonstrationsConfig, load_demonstrations
 from trivium.data.oom import run_with_oom_split
 from trivium.hf.checkpoint_files import longest_context
+from trivium.hf.saving import SaveCheck
 from trivium.models import flops
 from trivium.models.reward_model import RewardModel
 
@@ -64,12 +65,12 @@ class ShiftedRewardModel:
                     total += float(scores_N.double().sum())
         return self.model.bias - total / len(data.groups)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path) -> SaveCheck:
         """Write the model with the bias."""
         before = self.model.bias
         try:
             self.model.bias = self.bias()
-            self.model.save(directory)
+            return self.model.save(directory)
         finally:
             self.model.bias = before
 

@@ -21,6 +21,7 @@ from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.errors import ConfigurationError
 from trivium.hf.loading import trained_parameters
+from trivium.hf.saving import SaveCheck
 from trivium.maths.advantages import equal_groups
 from trivium.rewards.reward import Rewards, Scores
 from trivium.rollout.rollouts import Rollouts
@@ -115,9 +116,9 @@ class RewardUpdate:
             "accuracy": self._accuracy(results[:1]),
         }
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path) -> SaveCheck:
         """Write the reward model."""
-        self.model.save(directory)
+        return self.model.save(directory)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the states of model, optimizer, random choices and collected examples."""

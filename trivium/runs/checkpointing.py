@@ -156,12 +156,14 @@ class CheckpointManager:
             self.num_saves += 1
             self.save_seconds += self._last_save_seconds
 
-    def save_model(self, name: str, model: Saveable) -> None:
-        """Save a model atomically to ``name`` in the run directory.
+    def save_model(self, name: str, model: Saveable | None) -> None:
+        """Save a model atomically to ``name`` in the run directory; None is left out.
 
         Raises:
             TrainingError: the model cannot be written. The run can be resumed later.
         """
+        if model is None:
+            return
         try:
             with self._run.saving(name) as directory:
                 check = model.save(directory)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from trivium.hf.loading import trained_parameters
+from trivium.hf.saving import SaveCheck
 from trivium.models.group_model import GroupModel
 from trivium.monitoring.evaluation_table import AVERAGED
 from trivium.training.protocols import Evaluation, Evaluator
@@ -62,10 +63,10 @@ class WeightAverage:
         finally:
             self._write(own)
 
-    def save(self, directory: Path) -> None:
+    def save(self, directory: Path) -> SaveCheck:
         """Write the model with the averaged weights, as ``GroupModel.save`` does."""
         with self.applied():
-            self.model.save(directory)
+            return self.model.save(directory)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the number of optimizer steps."""

@@ -246,8 +246,7 @@ class Training:
     def save(self, **models: Saveable | None) -> None:
         """Write models by name, those that are not None (see ``CheckpointManager.save_model``)."""
         for name, model in models.items():
-            if model is not None:
-                self._checkpoints.save_model(name, model)
+            self._checkpoints.save_model(name, model)
 
     def _save_best(self) -> None:
         model = self._checkpoints.best_model
