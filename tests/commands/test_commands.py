@@ -17,7 +17,7 @@ from trivium.commands.evaluate import run as evaluate
 from trivium.commands.evaluate_config import EvaluateConfig
 from trivium.commands.sample_config import SampleConfig
 from trivium.errors import ConfigurationError, DataError, ModelError, RewardError
-from trivium.evaluation.statistics import mean_interval, wilson
+from trivium.maths.intervals import mean_interval, share_interval
 
 
 @pytest.fixture(scope="module")
@@ -252,12 +252,12 @@ def test_output_file_and_table_agree(
     assert "already exists" in capsys.readouterr().err
 
 
-def test_binary_rewards_get_a_wilson_interval(world: World, here: Path) -> None:
+def test_binary_rewards_get_the_interval_of_a_share(world: World, here: Path) -> None:
     (here / "first.py").write_text(
         "def one(prompts, responses): return [float(p == 'a') for p in prompts]"
     )
     measured = evaluate(evaluation(world, rewards=[{"function": "first.py:one"}]))
-    assert measured.evaluation.greedy_reward == wilson(1, 4)
+    assert measured.evaluation.greedy_reward == share_interval(1, 4)
     assert isinstance(measured, Measured)
 
 

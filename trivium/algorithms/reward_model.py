@@ -26,8 +26,8 @@ from trivium.data.preferences import StepLabelsConfig, load_preferences, load_st
 from trivium.data.prompt_forms import with_arguments_of
 from trivium.data.rankings import RankingsConfig, RewardPairsConfig, load_rankings
 from trivium.evaluation.evaluator import Measured
-from trivium.evaluation.statistics import Interval, mean_interval
 from trivium.hf.loading import context_length, load_tokenizer, trained_parameters
+from trivium.maths.intervals import SHARE, mean_interval
 from trivium.models.reward_model import RewardModel
 from trivium.training.experience import epoch_batch, num_steps
 from trivium.training.micro_batch import MicroBatch, measure
@@ -194,7 +194,7 @@ def validate(
     values = torch.cat(accuracies)
     if not len(values):
         return {"n": 0, "loss": sum(losses)}
-    interval: Interval = mean_interval(values.tolist())
+    interval = mean_interval(values.tolist(), bounds=SHARE)
     return {
         "n": len(values),
         "loss": sum(losses),

@@ -26,8 +26,8 @@ from trivium.errors import ConfigurationError, ModelError
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.evaluation.evaluator import Evaluated, Evaluator
 from trivium.evaluation.selection import ANSWER, by_prompt, read_answers, selections
-from trivium.evaluation.statistics import Interval, mean_interval
 from trivium.hf.loading import context_length, load_tokenizer
+from trivium.maths.intervals import Interval, mean_interval
 from trivium.models.policy import Policy
 from trivium.monitoring.progress import printable
 from trivium.rewards.reward import Rewards
@@ -223,7 +223,8 @@ def _load_reference(config: EvaluateConfig, policy: Policy) -> Policy | None:
 
 
 def _add(table: Table, name: str, interval: Interval) -> None:
-    bounds = f"{interval.low:.3f} – {interval.high:.3f}"
+    low, high = interval.ends()
+    bounds = "–" if low is None else f"{low:.3f} – {high:.3f}"
     table.add_row(Text(printable(name)), f"{interval.mean:.3f}", bounds)
 
 

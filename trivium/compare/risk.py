@@ -22,9 +22,9 @@ from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Job, Plan, with_seed
 from trivium.data.prompt_forms import with_arguments_of
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
-from trivium.evaluation.statistics import mean_interval
 from trivium.hf.loading import load_tokenizer
 from trivium.hf.model_config import ModelConfig
+from trivium.maths.intervals import SHARE, mean_interval
 from trivium.models.policy import Policy
 from trivium.rewards.reward import RewardConfig
 from trivium.rollout.rollouts import Rollouts, roll_out
@@ -160,7 +160,7 @@ def _ranking_accuracy(
             per_prompt.append(sum(agreement) / len(agreement))
     if not per_prompt:
         return {"accuracy": None, "low": None, "high": None, "pairs": 0}
-    interval = mean_interval(per_prompt, share=False)
+    interval = mean_interval(per_prompt, bounds=SHARE)
     return {"accuracy": interval.mean, "low": interval.low, "high": interval.high, "pairs": pairs}
 
 

@@ -19,14 +19,8 @@ from trivium.data.oom import score_logprobs
 from trivium.data.prompts import Prompt
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.evaluation.samples import Rows, sample_rows
-from trivium.evaluation.statistics import (
-    Interval,
-    distinct_words,
-    mean_interval,
-    pass_at_k,
-    repetition,
-    wins,
-)
+from trivium.evaluation.statistics import distinct_words, pass_at_k, repetition, wins
+from trivium.maths.intervals import SHARE, UNBOUNDED, Interval, mean_interval
 from trivium.maths.ragged import segment_sum
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
@@ -80,7 +74,7 @@ class Evaluated:
         if self.reference_scores is None:
             return None
         kl_N = segment_sum(self.reference_scores.log_ratio_T, self.sampled.lengths_N)
-        return mean_interval(self._by_prompt(kl_N).mean(1).tolist())
+        return mean_interval(self._by_prompt(kl_N).mean(1).tolist(), bounds=UNBOUNDED)
 
     @property
     def win_rate(self) -> Interval | None:
@@ -88,7 +82,7 @@ class Evaluated:
         if self.base_totals_N is None:
             return None
         rewards, base = map(self._by_prompt, (self.sampled.totals_N, self.base_totals_N))
-        return mean_interval(wins(rewards.tolist(), base.tolist()))
+        return mean_interval(wins(rewards.tolist(), base.tolist()), bounds=SHARE)
 
     def record(self) -> dict[str, Any]:
         """Return the metrics as flat numbers for a JSON line or a table."""
@@ -249,4 +243,5 @@ class Evaluator:
 def _flat(name: str, interval: Interval | None) -> Mapping[str, float | None]:
     if interval is None:
         return {name: None, f"{name}_low": None, f"{name}_high": None}
-    return {name: interval.mean, f"{name}_low": interval.low, f"{name}_high": interval.high}
+    low, high = interval.ends()
+    return {name: interval.mean, f"{name}_low": low, f"{name}_high": high}

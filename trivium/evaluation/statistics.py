@@ -1,75 +1,10 @@
-"""Statistics of an evaluation's responses: intervals, win rates, pass@k, repetition."""
+"""Statistics of an evaluation's responses: win rates, pass@k, repetition."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-Z95 = 1.959963984540054
-"""The 97.5 % quantile of the normal distribution."""
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Mean with its 95 % confidence interval."""
-
-    mean: float
-    low: float
-    high: float
-
-
-def wilson(successes: float, n: int) -> Interval:
-    """Return the Wilson score interval of a proportion (Wilson 1927)."""
-    if n < 1:
-        raise ValueError("an interval needs at least one observation, but there are 0")
-    p = successes / n
-    center = (p + Z95**2 / (2 * n)) / (1 + Z95**2 / n)
-    half = Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n)) / (1 + Z95**2 / n)
-    return Interval(p, min(p, center - half), max(p, center + half))
-
-
-def mean_interval(values: Sequence[float], *, share: bool = True) -> Interval:
-    """Return the mean of independent values with an interval.
-
-    The interval is Wilson's if every value is 0 or 1, and the normal interval otherwise. Pass
-    ``share=False`` if the values are not successes and failures, for example differences that
-    happen to be 0 or 1.
-    """
-    n = len(values)
-    if n < 1:
-        raise ValueError("an interval needs at least one observation, but there are 0")
-    if share and all(v in (0.0, 1.0) for v in values):
-        return wilson(sum(values), n)
-    mean = math.fsum(values) / n
-    variance = math.fsum((v - mean) ** 2 for v in values) / max(1, n - 1)
-    half = Z95 * math.sqrt(variance / n)
-    return Interval(mean, mean - half, mean + half)
-
-
-_STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-"""The 97.5 % quantile of Student's t with 1, 2, … degrees of freedom."""
-
-
-def t_interval(values: Sequence[float]) -> Interval:
-    """Return the mean of a few independent values with Student's t interval."""
-    n = len(values)
-    if n < 2:
-        raise ValueError("Student's t interval needs at least two observations")
-    mean = math.fsum(values) / n
-    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
-    half = _student(n - 1) * math.sqrt(variance / n)
-    return Interval(mean, mean - half, mean + half)
-
-
-def _student(df: int) -> float:
-    """Return the 97.5 % quantile of Student's t; beyond the table, its expansion in 1/df."""
-    if df <= len(_STUDENT):
-        return _STUDENT[df - 1]
-    z = Z95
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    return z + first / df + second / df**2
 
 
 def wins(rewards: Sequence[Sequence[float]], base: Sequence[Sequence[float]]) -> list[float]:
