@@ -16,15 +16,13 @@ from helpers.tiny_models import World, source
 from trivium.compare.config import CompareConfig
 from trivium.compare.gradient_snr import signal_to_noise
 from trivium.compare.plan import UNLIMITED_STEPS, Job, make_plan, with_budget
-from trivium.compare.result import _aggregate_seeds, _best_of_record, _differences
+from trivium.compare.result import _best_of_record
 from trivium.compare.risk import pair_agreement, similarity
 from trivium.compare.run import compare, run, validate_jobs
 from trivium.compare.scheduler import _can_resume, spent
 from trivium.compare.stages import stage_record
-from trivium.compare.verdict import judge, quality_at
 from trivium.config.base import load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError
-from trivium.evaluation.statistics import t_interval
 from trivium.runs.provenance import source_digest
 
 SHARED = {
@@ -255,138 +253,7 @@ def test_rollout_loops_have_no_step_limit_under_a_budget() -> None:
     assert "steps" not in make_plan(make_config(RLHF)).jobs["ppo-learned/seed-0/ppo"].settings
 
 
-# --- Results and verdict --------------------------------------------------------------------------
-
-
-def make_method(
-    name: str, greedy: list[list[float]], *, kl: float = 1.0, alarms: int = 0, **more: Any
-) -> dict[str, Any]:
-    """Make the record of a method from the greedy quality of every prompt, per seed."""
-    runs = [
-        {
-            "outcomes": {"greedy": row, "sampled": [[q] for q in row]},
-            "final": {"greedy": sum(row) / len(row), "sampled": 0.0, "kl": kl,
-                      "greedy_low": 0.0, "greedy_high": 1.0,
-                      "sampled_low": 0.0, "sampled_high": 1.0},
-            "alarms": [{}] * alarms,
-            "spent": {"seconds": 10.0},
-            "curve": [],
-        }
-        for row in greedy
-    ]  # fmt: skip
-    record = {"name": name, "runs": runs, "stages": [{"sampling": "during training"}], **more}
-    return record | _aggregate_seeds(runs)
-
-
-def make_result(*methods: dict[str, Any], base: float = 0.1, **options: Any) -> dict[str, Any]:
-    return {
-        "methods": list(methods),
-        "bases": {"0": {"greedy": base}},
-        "differences": _differences(methods),
-        "seeds": list(range(len(methods[0]["runs"]))),
-        "budget": None,
-        "n": len(methods[0]["runs"][0]["outcomes"]["greedy"]),
-        **options,
-    }
-
-
-def test_differences_are_paired_over_prompts_and_averaged_over_seeds() -> None:
-    (difference,) = _differences(
-        [make_method("a", [[1, 0, 1], [1, 1, 1]]), make_method("b", [[0, 0, 1]] * 2)]
-    )
-    by_prompt = [1.0, 0.5, 0.0]
-    error = 1.959963984540054 * math.sqrt(0.25 / 3)
-    assert difference["mean"] == pytest.approx(sum(by_prompt) / 3)
-    assert difference["high"] - difference["mean"] == pytest.approx(error)
-
-
-def test_interval_over_seeds_is_students_and_clipped_for_shares() -> None:
-    three = make_method("a", [[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])["greedy"]
-    assert three == {"mean": 0.5, "low": 0.0, "high": 1.0}
-    interval = t_interval([0.5, 1.0, 0.0])
-    assert interval.high - 0.5 == pytest.approx(4.303 * 0.5 / math.sqrt(3))
-    assert t_interval(list(range(11))).high - 5 == pytest.approx(2.2281, rel=2e-3)
-    same = make_method("a", [[1.0, 0.0]] * 3)["greedy"]
-    assert (same["mean"], same["low"], same["high"]) == (0.5, 0.0, 1.0), "the one's own"
-
-
-def outcomes(n: int, right: int) -> list[float]:
-    return [1.0] * right + [0.0] * (n - right)
-
-
-def test_best_method_is_recommended_and_the_next_is_named_with_its_gap() -> None:
-    verdict = judge(
-        make_result(
-            make_method("weak", [outcomes(100, 30)]), make_method("strong", [outcomes(100, 80)])
-        )
-    )
-    assert verdict["recommended"] == verdict["best"] == "strong"
-    assert verdict["level"] == ["strong"]
-    assert any("weak is 0.500 lower (0.402 – 0.598)" in s for s in verdict["sentences"])
-
-
-def test_a_small_significant_difference_is_not_level() -> None:
-    verdict = judge(
-        make_result(
-            make_method("a", [outcomes(100, 70)], kl=0.1), make_method("b", [outcomes(100, 80)])
-        )
-    )
-    assert verdict["level"] == ["b"] and verdict["recommended"] == "b"
-    near = judge(
-        make_result(
-            make_method("a", [outcomes(100, 79)], kl=0.1), make_method("b", [outcomes(100, 80)])
-        )
-    )
-    assert near["level"] == ["b", "a"]
-
-
-def test_level_methods_are_ranked_by_alarms_then_kl() -> None:
-    best, near = outcomes(100, 80), outcomes(100, 79)
-    quiet = judge(
-        make_result(make_method("loud", [best], alarms=2), make_method("quiet", [near], kl=9.0))
-    )
-    assert quiet["recommended"] == "quiet" and quiet["best"] == "loud"
-    closer = judge(
-        make_result(make_method("far", [best], kl=3.0), make_method("close", [near], kl=2.0))
-    )
-    assert closer["recommended"] == "close"
-    assert set(closer["level"]) == {"far", "close"}
-
-
-def test_a_method_that_does_not_exceed_its_base_is_not_recommended() -> None:
-    verdict = judge(make_result(make_method("a", [outcomes(10, 3)]), base=0.3))
-    assert verdict["recommended"] is None
-    assert "No method exceeded the base" in verdict["sentences"][-1]
-
-
-def curve_point(seconds: float, greedy: float) -> dict[str, Any]:
-    return {"seconds": seconds, "greedy": greedy}
-
-
-def test_quality_is_interpolated_between_points_and_constant_after_the_last() -> None:
-    one = {"runs": [{"curve": [curve_point(0, 0.2), curve_point(10, 0.4), curve_point(20, 0.8)]}]}
-    assert quality_at(one, "seconds", 5) == pytest.approx(0.3)
-    assert quality_at(one, "seconds", 15) == pytest.approx(0.6)
-    assert quality_at(one, "seconds", 99) == pytest.approx(0.8)
-
-
-def test_a_method_that_led_at_half_the_budget_is_named() -> None:
-    fast, slow = make_method("fast", [outcomes(100, 50)]), make_method("slow", [outcomes(100, 90)])
-    fast["runs"][0]["curve"] = [curve_point(0, 0.1), curve_point(5, 0.5), curve_point(10, 0.5)]
-    slow["runs"][0]["curve"] = [curve_point(0, 0.1), curve_point(5, 0.1), curve_point(10, 0.9)]
-    changes = judge(make_result(fast, slow))["would_change"]
-    assert any("after 5 seconds of training" in s and "fast led with 0.500" in s for s in changes)
-
-
-def test_offline_and_low_kl_methods_are_named_as_alternatives() -> None:
-    offline = make_method("DPO", [outcomes(100, 40)], kl=0.2)
-    offline["stages"] = [{"sampling": "none"}]
-    changes = judge(make_result(offline, make_method("GRPO", [outcomes(100, 90)], kl=2.0)))[
-        "would_change"
-    ]
-    assert any(s.startswith("No sampling") and "DPO, at 0.400" in s for s in changes)
-    assert any(s.startswith("A limit on KL below 2.00") and "DPO" in s for s in changes)
-    assert any(s.startswith("More seeds") for s in changes)
+# --- Best of n ------------------------------------------------------------------------------------
 
 
 def test_best_of_takes_the_response_with_the_highest_training_reward(tmp_path: Path) -> None:

@@ -73,7 +73,10 @@ def run(kind: str, config: Configuration) -> MemoryReport:
     device = device_of(settings.model)
     lengths = data_lengths(kind, config)
     memory, free = predict(kind, config, lengths), free_bytes(device)
-    needed = f"The run needs {_mib(memory.bytes)} MiB at its peak ({memory.peak.name}), ±10 %"
+    needed = (
+        f"The run needs {_mib(memory.bytes)} MiB at its peak ({memory.peak.name}), "
+        f"{memory.accuracy}"
+    )
     comparison = f"{needed}; {_mib(free)} MiB are free on {device}."
     if memory.bytes <= FREE_SHARE * free:
         return MemoryReport(config, lengths, memory, free, f"{comparison} It fits.")

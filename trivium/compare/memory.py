@@ -75,7 +75,11 @@ def memory_record(job: Job) -> dict[str, Any]:
     except ModelError as error:
         return record | {"predicted": None, "reason": str(error)}
     stages = [{"name": s.name, "models": [asdict(m) for m in s.models]} for s in predicted.stages]
-    return record | {"predicted": {"stages": stages}, "predicted_bytes": predicted.bytes}
+    return record | {
+        "predicted": {"stages": stages},
+        "predicted_bytes": predicted.bytes,
+        "accuracy": predicted.accuracy,
+    }
 
 
 def _lengths(job: Job, config: Configuration) -> Lengths:

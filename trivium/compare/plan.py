@@ -96,6 +96,12 @@ def make_plan(config: CompareConfig) -> Plan:
     return Plan(jobs, runs, base_jobs)
 
 
+def base_paths(config: CompareConfig) -> str:
+    """Return the paths of the base models, without ``${seed}``."""
+    paths = [_substitute(config.model.path, {"seed": str(s)}, None) for s in config.seeds]
+    return ", ".join(dict.fromkeys(paths))
+
+
 def with_seed(config: CompareConfig, seed: int) -> CompareConfig:
     """Return the comparison with ``${seed}`` replaced everywhere but in its methods."""
     shared = config.model_dump(mode="json", exclude={"methods"})

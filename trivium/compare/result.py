@@ -12,10 +12,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trivium.compare.config import CompareConfig
-from trivium.compare.plan import Job, MethodRun, Plan
+from trivium.compare.plan import Job, MethodRun, Plan, base_paths
+from trivium.compare.pooling import (
+    differences,
+    gains,
+    pool_decodings,
+    quality_unit,
+    reward_bounds,
+)
 from trivium.compare.scheduler import spent
 from trivium.compare.stages import stage_record
-from trivium.evaluation.statistics import mean_interval, t_interval, wins
+from trivium.evaluation.statistics import wins
+from trivium.maths.intervals import SHARE, mean_interval
 from trivium.runs.budget import CURRENCIES
 from trivium.runs.store import read_evaluations, read_events, read_metrics, read_outcomes
 
@@ -45,18 +53,25 @@ def gather(config: CompareConfig, plan: Plan, seconds: Mapping[str, float]) -> R
                 "stages": [] if method.best_of else stages,
                 "runs": runs,
                 "varied": varied,
-                **_aggregate_seeds(runs),
             }
         )
+    base_runs = list(bases.values())
+    bounds = reward_bounds([*base_runs, *(run for method in methods for run in method["runs"])])
+    for method in methods:
+        method |= pool_decodings(method["runs"], bounds)
+    trained = [run for method in methods if not method["best_of"] for run in method["runs"]]
     return {
         "title": config.title,
-        "base": config.model.path,
+        "base": base_paths(config),
+        "unit": quality_unit([*base_runs, *trained]),
         "budget": None if config.budget is None else config.budget.model_dump(),
         "seeds": list(config.seeds),
         "n": len(bases[config.seeds[0]]["outcomes"]["index"]),
         "bases": {str(seed): _without_outcomes(record) for seed, record in bases.items()},
+        "base_quality": pool_decodings(base_runs, bounds),
         "methods": methods,
-        "differences": _differences(methods),
+        "differences": differences(methods, bounds),
+        "gains": gains(methods, bases, bounds),
     }
 
 
@@ -100,7 +115,7 @@ def _run_record(
 
 def _win_rate(policy: Mapping[str, Any], base: Mapping[str, Any]) -> Record:
     assert policy["index"] == base["index"], "both must have the same prompts"
-    interval = mean_interval(wins(policy["sampled"], base["sampled"]))
+    interval = mean_interval(wins(policy["sampled"], base["sampled"]), bounds=SHARE)
     return {"mean": interval.mean, "low": interval.low, "high": interval.high}
 
 
@@ -182,6 +197,7 @@ def _best_of_record(plan: Plan, run: MethodRun, base: Record) -> Record:
         ties = [q for q, r in zip(qualities, rewards, strict=True) if r == best]
         chosen.append(sum(ties) / len(ties))
     interval = mean_interval(chosen)
+    low, high = interval.ends()
     n = int(run.method.best_of or 0)
     outcomes = {
         "index": quality["outcomes"]["index"],
@@ -190,11 +206,11 @@ def _best_of_record(plan: Plan, run: MethodRun, base: Record) -> Record:
     }
     final = {
         "sampled": interval.mean,
-        "sampled_low": interval.low,
-        "sampled_high": interval.high,
+        "sampled_low": low,
+        "sampled_high": high,
         "greedy": interval.mean,
-        "greedy_low": interval.low,
-        "greedy_high": interval.high,
+        "greedy_low": low,
+        "greedy_high": high,
         "kl": math.log(n) - (n - 1) / n,
         "kl_is_bound": True,
         "length": quality["length"],
@@ -213,51 +229,3 @@ def _best_of_record(plan: Plan, run: MethodRun, base: Record) -> Record:
         "alarms": [],
         "training": {},
     }
-
-
-def _aggregate_seeds(runs: Sequence[Record]) -> Record:
-    """Return the quality with an interval: Student's over seeds, or over prompts for one seed."""
-    quality: Record = {}
-    for name in ("greedy", "sampled"):
-        means = [run["final"][name] for run in runs]
-        final = runs[0]["final"]
-        if len(set(means)) == 1:
-            low, high = final[f"{name}_low"], final[f"{name}_high"]
-            quality[name] = {"mean": means[0], "low": low, "high": high}
-            continue
-        interval = t_interval(means)
-        low, high = interval.low, interval.high
-        if _all_in_unit_interval(runs):
-            low, high = max(0.0, low), min(1.0, high)
-        quality[name] = {"mean": interval.mean, "low": low, "high": high}
-    return quality
-
-
-def _all_in_unit_interval(runs: Sequence[Record]) -> bool:
-    """Return whether every reward is in [0, 1], so that every mean is, too."""
-    return all(0 <= q <= 1 for run in runs for q in run["outcomes"]["greedy"])
-
-
-def _differences(methods: Sequence[Record]) -> list[Record]:
-    """Return the paired difference of greedy quality over the same prompts, for every two methods.
-
-    The difference at each prompt is averaged over seeds; the interval is over prompts.
-    """
-    differences = []
-    for i, one in enumerate(methods):
-        for other in methods[i + 1 :]:
-            per_seed = []
-            for a, b in zip(one["runs"], other["runs"], strict=True):
-                pairs = zip(a["outcomes"]["greedy"], b["outcomes"]["greedy"], strict=True)
-                per_seed.append([x - y for x, y in pairs])
-            by_prompt = [sum(column) / len(column) for column in zip(*per_seed, strict=True)]
-            interval = mean_interval(by_prompt, share=False)
-            differences.append(
-                {
-                    "methods": [one["name"], other["name"]],
-                    "mean": interval.mean,
-                    "low": interval.low,
-                    "high": interval.high,
-                }
-            )
-    return differences

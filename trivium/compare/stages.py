@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from trivium.algorithms.dpo_config import OnlinePairsConfig
+from trivium.commands import COMMANDS
 from trivium.compare.plan import Job
+from trivium.config.base import Configuration
 from trivium.runs.store import read_metrics
 
 Record = dict[str, Any]
@@ -34,11 +37,15 @@ def stage_record(job: Job, spent: Mapping[str, float]) -> Record:
         "signal": SIGNALS[job.command](settings),
         "advantage": ADVANTAGES.get(job.command, lambda _: None)(settings),
         "sampling": _sampling(job.command, settings),
-        "hyperparameters": {k: settings[k] for k in HYPERPARAMETERS if k in settings}
+        "hyperparameters": _hyperparameters({**(settings.get("online") or {}), **settings})
         | {"learning_rate": (settings.get("optimizer") or {}).get("learning_rate")},
         "spent": dict(spent),
         "steps": _num_steps(job),
     }
+
+
+def _hyperparameters(settings: Settings) -> Record:
+    return {name: settings[name] for name in HYPERPARAMETERS if name in settings}
 
 
 def _num_steps(job: Job) -> int | None:
@@ -107,9 +114,18 @@ ADVANTAGES: dict[str, Callable[[Settings], str]] = {
 
 
 def _sampling(command: str, settings: Settings) -> str:
-    if command in ("ppo", "grpo") or "online" in settings:
-        per_prompt = settings.get("responses_per_prompt", 8 if command == "grpo" else 1)
+    if settings.get("online"):
+        online = setting(OnlinePairsConfig, settings["online"], "responses_per_prompt")
+        return f"during training, {online} per prompt"
+    config_class = COMMANDS[command].config_class()
+    if command in ("ppo", "grpo"):
+        per_prompt = setting(config_class, settings, "responses_per_prompt")
         return f"during training, {per_prompt} per prompt"
     if command in ("pairs", "sample"):
-        return f"once, {settings.get('samples', 8)} per prompt"
+        return f"once, {setting(config_class, settings, 'samples')} per prompt"
     return "none"
+
+
+def setting(config_class: type[Configuration], settings: Settings, name: str) -> Any:
+    """Return a setting, or the default of its configuration class."""
+    return settings.get(name, config_class.model_fields[name].default)

@@ -30,22 +30,31 @@ def make_table(result: Mapping[str, Any]) -> Table:
     """Return the table of each method's quality with 95 % intervals, KL, length and cost."""
     seeds = len(result["seeds"])
     over = f", {seeds} seeds" if seeds > 1 else ""
-    title = f"Quality on {result['n']:,} held-out prompts{over}, with 95 % intervals"
+    pooled = result["methods"][0]["greedy"]["over"]
+    title = f"Quality on {result['n']:,} held-out prompts{over}, with 95 % intervals over {pooled}"
     table = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
     table.add_column("method", no_wrap=True)
     for heading in ("greedy", "", "+", "sampled", "KL", "length", "alarms", "time", "generated"):
         table.add_column(heading, justify="right", no_wrap=True)
     bases = list(result["bases"].values())
-    base = _mean([record["greedy"] for record in bases])
-    shown = _quality_format(result)
+    base = result["base_quality"]["greedy"]["mean"]
+    share = result["unit"] == "share"
+    scale, gained = (100, "+.1f") if share else (1, "+.3f")
+
+    def shown(value: float) -> str:
+        return f"{value:.1%}" if share else f"{value:.3f}"
+
+    def ends(low: float | None, high: float | None) -> str:
+        return "–" if low is None or high is None else f"{shown(low)} – {shown(high)}"
+
     for method in sorted(result["methods"], key=lambda r: -r["greedy"]["mean"]):
         quality = method["greedy"]
         runs = method["runs"]
         table.add_row(
             printable(method["name"]),
             shown(quality["mean"]),
-            f"{shown(quality['low'])} – {shown(quality['high'])}",
-            f"{100 * (quality['mean'] - base):+.1f}",
+            ends(quality["low"], quality["high"]),
+            f"{scale * (quality['mean'] - base):{gained}}",
             shown(method["sampled"]["mean"]),
             f"{_mean([run['final']['kl'] or 0.0 for run in runs]):.1f}",
             f"{_mean([run['final']['length'] for run in runs]):.1f}",
@@ -54,25 +63,17 @@ def make_table(result: Mapping[str, Any]) -> Table:
             f"{_mean([run['spent']['generated_tokens'] for run in runs]):,.0f}",
         )
     table.add_section()
-    low, high = (_mean([record[f"greedy_{end}"] for record in bases]) for end in ("low", "high"))
+    greedy, sampled = (result["base_quality"][name] for name in ("greedy", "sampled"))
     table.add_row(
         "the base",
         shown(base),
-        f"{shown(low)} – {shown(high)}",
+        ends(greedy["low"], greedy["high"]),
         "",
-        shown(_mean([record["sampled"] for record in bases])),
+        shown(sampled["mean"]),
         "0.0",
         f"{_mean([record['length'] for record in bases]):.1f}",
     )
     return table
-
-
-def _quality_format(result: Mapping[str, Any]) -> Any:
-    """Return a function that writes rewards in [0, 1] as per cent, and other rewards as numbers."""
-    values = [method["greedy"]["mean"] for method in result["methods"]]
-    if all(0 <= v <= 1 for v in values):
-        return lambda x: f"{x:.1%}"
-    return lambda x: f"{x:.3f}"
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -7,6 +7,12 @@ from dataclasses import dataclass
 
 from trivium.memory.dry_run import ACTIVATIONS, CACHE, GRADIENTS, OPTIMIZER, PARAMETERS, Tag
 
+RELIABLE = 1 << 30
+"""Bytes from which a prediction is within a tenth of the measured peak."""
+LIBRARIES = 110 << 20
+"""Bytes that small runs used at most beyond their prediction: library code that is first used
+during the run, and the heaps of several threads."""
+
 
 @dataclass(frozen=True)
 class Lengths:
@@ -91,3 +97,10 @@ class Memory:
     def bytes(self) -> int:
         """Largest total of any stage, plus the kernels."""
         return self.peak.total + self.kernels
+
+    @property
+    def accuracy(self) -> str:
+        """How far the measured peak may be from the prediction, in words."""
+        if self.bytes >= RELIABLE:
+            return "±10 %"
+        return f"±10 %, and up to {LIBRARIES >> 20} MiB more for libraries and threads"

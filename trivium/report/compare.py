@@ -42,9 +42,10 @@ def rewrite(directory: Path, output: Path | None = None, *, overwrite: bool = Fa
     require_new_output(output, overwrite)
     path = directory / NUMBERS
     comparison = read_json_object(path)
-    if "methods" not in comparison:
+    absent = next((key for key in ("methods", "gains") if key not in comparison), None)
+    if absent is not None:
         raise DataError(
-            f"{path} has no key 'methods': it was written before version 0.2; rerun the comparison"
+            f"{path} has no key '{absent}': it was written before version 0.2; rerun the comparison"
         )
     try:
         text = _page(comparison)
@@ -66,17 +67,10 @@ def collect(comparison: Mapping[str, Any]) -> dict[str, Any]:
         }
         for method in comparison["methods"]
     ]
-    rewards = [
-        reward
-        for method in comparison["methods"]
-        for run in method["runs"]
-        for reward in _rewards(run)
-    ]
     meanings = {name: {"title": m.title, "meaning": m.meaning} for name, m in METRICS.items()}
     return {
         **comparison,
         "methods": methods,
-        "unit": "share" if all(0 <= q <= 1 for q in rewards) else "",
         "meanings": {
             name: meanings[name] for name in _training_metrics(methods) if name in meanings
         },
@@ -85,11 +79,6 @@ def collect(comparison: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_outcomes(run: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in run.items() if name != "outcomes"}
-
-
-def _rewards(run: Mapping[str, Any]) -> list[float]:
-    outcomes = run.get("outcomes", {})
-    return [*outcomes.get("greedy", []), *(q for row in outcomes.get("sampled", []) for q in row)]
 
 
 def _training_metrics(methods: list[dict[str, Any]]) -> list[str]:

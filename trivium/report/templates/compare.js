@@ -14,19 +14,16 @@ const CURRENCIES = {
 const verdictSection = {
   id: "verdict",
   title: "Verdict",
-  data: ({ title, verdict, base, budget, seeds, n }) => ({ title, verdict, base, budget, seeds, n }),
-  build: ({ title, verdict, base, budget, seeds, n }) => {
-    const equal = budget
-      ? `${plain(budget.amount)} ${CURRENCIES[budget.currency]} for each method`
-      : "each method with its own number of steps";
+  data: ({ title, verdict, base, seeds, n }) => ({ title, verdict, base, seeds, n }),
+  build: ({ title, verdict, base, seeds, n }) => {
     const list = (items) => el("ul", { class: "words" }, items.map((s) => el("li", {}, oneLine(s, 600))));
     return el(
       "section",
       { id: "verdict", "aria-labelledby": "verdict-title" },
       el("p", { class: "kicker" }, `${oneLine(title, 120)} · from ${oneLine(base, 160)}`),
-      el("h1", { id: "verdict-title" },
-        verdict.recommended === null ? "No method is recommended" : oneLine(verdict.recommended, 80)),
-      el("p", { class: "note" }, `${equal} · ${count(n, "held-out prompt")} · ${count(seeds.length, "seed")}`),
+      el("h1", { id: "verdict-title" }, oneLine(verdict.headline, 240)),
+      el("p", { class: "note" },
+        `${oneLine(verdict.budget, 240)} · ${count(n, "held-out prompt")} · ${count(seeds.length, "seed")}`),
       el("div", { class: "lead" }, verdict.sentences.map((s) => el("p", {}, oneLine(s, 600)))),
       verdict.would_change.length
         ? [el("h3", { class: "group" }, "What would change it"), list(verdict.would_change)]
@@ -46,7 +43,9 @@ const qualitySection = {
     section(
       "quality",
       "Held-out quality",
-      "with 95 % intervals; small dots are single seeds, the dashed line is the base",
+      `with 95 % intervals over ${methods[0].greedy.over}; ` +
+        (methods[0].runs.length > 1 ? "small dots are seeds, thin lines their range; " : "") +
+        "the dashed line is the base",
       decodingChoice(redraw),
       el("figure", { class: "panel" }, sized(() => 40 + 34 * methods.length, (width, height) =>
         qualityChart(methods, bases, unit, width, height))),

@@ -46,6 +46,9 @@ function qualityChart(methods, bases, unit, width, height) {
   const sorted = d3.sort(methods, (m) => -m[decoding].mean);
   const short = shortNames(sorted.map((m) => m.name), width);
   const seeds = sorted.flatMap((m) => (m.runs.length > 1 ? m.runs.map((run) => ({ method: m, value: run.final[decoding] })) : []));
+  const spread = (m) => d3.extent([m[decoding].low, m[decoding].high, ...m.runs.map((run) => run.final[decoding])].filter((x) => x !== null));
+  const range = (m) => d3.extent(m.runs, (run) => run.final[decoding]);
+  const bounded = sorted.filter((m) => m[decoding].low !== null);
   const base = d3.mean(Object.values(bases), (b) => b[decoding]);
   const left = width < 500 ? 118 : 230;
   const plot = Plot.plot({
@@ -58,10 +61,11 @@ function qualityChart(methods, bases, unit, width, height) {
       Plot.axisX({ ticks: width < 500 ? 4 : 6, tickSize: 0, tickFormat: (v) => `${plain(v)}${unit === "share" ? " %" : ""}`, color: "var(--muted)" }),
       Plot.axisY({ tickSize: 0, color: "var(--ink)" }),
       Plot.ruleX([base * scale], { stroke: "var(--muted)", strokeDasharray: "3,3" }),
-      Plot.ruleY(sorted, { y: (m) => short.get(m.name), x1: (m) => m[decoding].low * scale, x2: (m) => m[decoding].high * scale, stroke: (m) => colorOf(methods, m.name), strokeWidth: 2.5, strokeOpacity: 0.45 }),
+      Plot.ruleY(sorted, { y: (m) => short.get(m.name), x1: (m) => range(m)[0] * scale, x2: (m) => range(m)[1] * scale, stroke: (m) => colorOf(methods, m.name), strokeWidth: 1, strokeOpacity: 0.6 }),
+      Plot.ruleY(bounded, { y: (m) => short.get(m.name), x1: (m) => m[decoding].low * scale, x2: (m) => m[decoding].high * scale, stroke: (m) => colorOf(methods, m.name), strokeWidth: 2.5, strokeOpacity: 0.45 }),
       Plot.dot(seeds, { x: (d) => d.value * scale, y: (d) => short.get(d.method.name), r: 2.5, fill: (d) => colorOf(methods, d.method.name), fillOpacity: 0.45 }),
       Plot.dot(sorted, { x: (m) => m[decoding].mean * scale, y: (m) => short.get(m.name), r: 5, symbol: (m) => symbolOf(methods, m.name), fill: (m) => colorOf(methods, m.name) }),
-      width < 500 ? null : Plot.text(sorted, { x: (m) => m[decoding].high * scale, y: (m) => short.get(m.name), text: (m) => percent(m[decoding].mean, unit), dx: 8, textAnchor: "start", fill: "var(--ink)" }),
+      width < 500 ? null : Plot.text(sorted, { x: (m) => spread(m)[1] * scale, y: (m) => short.get(m.name), text: (m) => percent(m[decoding].mean, unit), dx: 8, textAnchor: "start", fill: "var(--ink)" }),
     ],
     color: { type: "identity" },
     symbol: { type: "identity" },
