@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,12 @@ def run(
 
 def names(alarms: Iterable[Alarm]) -> list[tuple[str, int]]:
     return [(alarm.monitor, alarm.step) for alarm in alarms]
+
+
+def wave(first: float, last: float, steps: int, size: float = 0.05) -> list[float]:
+    """Return values on a line, with the pattern +, +, −, − of a given size on it."""
+    slope = (last - first) / (steps - 1)
+    return [first + slope * k + (size if k % 4 < 2 else -size) for k in range(steps)]
 
 
 def stream(**series: Iterable[float]) -> list[dict[str, float]]:
@@ -143,6 +150,14 @@ STREAMS: dict[str, tuple[list[dict[str, float]], int, list[dict[str, float]]]] =
         3,
         stream(rewards__a__fallbacks=[0, 0, 0], rewards__a__mean=[1, 1, 1]),
     ),
+    # A fall over sixteen steps must exceed a quarter of the standard deviation, and its error.
+    "reward_fall": (
+        stream(reward__mean=[0.5, *wave(0.5, -0.1, 17)], reward__std=[1.0] * 18),
+        16,
+        stream(
+            reward__mean=[*wave(0.5, 0.4, 18), *wave(0.5, 0.1, 18, 0.4)], reward__std=[1.0] * 36
+        ),
+    ),
     # Steps without a split do not log the metric.
     "out_of_memory": ([{"loss": 1.0}, {"memory/splits": 1.0}, {"memory/splits": 2.0}], 2, [{}] * 3),
 }
@@ -161,7 +176,8 @@ def test_monitor_raises_no_alarm_on_healthy_metrics(name: str) -> None:
 
 
 def test_every_monitor_has_provoking_and_healthy_metrics() -> None:
-    assert {*STREAMS, "reward_hacking"} == set(MONITORS)
+    tested_below = {"reward_hacking", "learned_reward", "held_out_quality"}
+    assert {*STREAMS, *tested_below} == set(MONITORS)
     assert list(MONITORS) == [n for n in MonitorsConfig.model_fields if n != "again_after"]
 
 
@@ -260,8 +276,8 @@ def test_held_out_length_is_judged_if_training_samples_nothing() -> None:
 
 def test_a_share_of_1_raises_an_alarm_if_the_limit_is_1() -> None:
     rows = [{"length/truncated": 1.0, "group/equal_rewards": 1.0}] * 5
-    config = {"truncated": {"share": 1}, "equal_rewards": {"share": 1}}
-    assert names(run(rows, config=config)) == [("truncated", 5), ("equal_rewards", 5)]
+    config = {"truncated": {"share": 1, "first_share": 1}, "equal_rewards": {"share": 1}}
+    assert names(run(rows, config=config)) == [("truncated", 1), ("equal_rewards", 5)]
 
 
 def test_low_entropy_at_the_first_step_is_not_a_collapse() -> None:
@@ -331,6 +347,183 @@ def test_only_failing_rewards_count_as_fallbacks() -> None:
     rows = [{"rewards/a/fallbacks": 0.0, "rewards/b/fallbacks": 3.0, "rewards/a/mean": 9.0}]
     (alarm,) = run(rows)
     assert (alarm.metric, alarm.value) == ("rewards/b/fallbacks", 3.0)
+
+
+@pytest.mark.parametrize(
+    ("shares", "at"),
+    [
+        ([0.8, 0.8], 1),
+        ([0.75], 1),
+        ([0.74, 0.9, 0.6, 0.1, 0.1], None),
+        ([0.6] * 5, 5),
+        ([0.9, 0.1, 0.1, 0.1, 0.1], 1),
+    ],
+)
+def test_mostly_truncated_responses_raise_the_alarm_at_the_first_step(
+    shares: list[float], at: int | None
+) -> None:
+    alarms = run(stream(length__truncated=shares))
+    assert names(alarms) == ([] if at is None else [("truncated", at)])
+
+
+def test_a_falling_reward_is_described_by_its_line() -> None:
+    falling = [1.0 - 0.1 * k + 0.01 * (-1) ** k for k in range(16)]
+    (alarm,) = run(stream(reward__mean=falling, reward__std=[2.0] * 16))
+    assert alarm.monitor == "reward_fall"
+    assert alarm.seen == (
+        "the training reward fell by 1.5 over steps 1–16, from about 1 to -0.502; the limit is 0.5"
+    )
+
+
+def test_noise_of_a_steady_reward_rarely_looks_like_a_fall() -> None:
+    raised = 0
+    for seed in range(200):
+        rng = random.Random(seed)
+        rewards = [rng.gauss(0.5, 0.2) for _ in range(50)]
+        raised += bool(run(stream(reward__mean=rewards, reward__std=[1.0] * 50)))
+    assert raised <= 2, "one run in a hundred"
+
+
+# --- Learned rewards ------------------------------------------------------------------------------
+
+
+def updates(accuracies: Iterable[float], labels: float = 128.0) -> list[Alarm]:
+    """Return the alarms of a run whose learned reward is updated after every second step."""
+    monitors, alarms = Monitors(MonitorsConfig()), []
+    for number, accuracy in enumerate(accuracies, start=1):
+        fields = {"accuracy": accuracy, "labels": labels, "loss": 0.7, "fresh": 128.0}
+        alarms += monitors.event("reward_update", 2 * number, fields)
+    return alarms
+
+
+def test_a_learned_reward_at_chance_raises_one_alarm() -> None:
+    alarms = updates([0.69, 0.58, 0.52, 0.49, 0.5, 0.36, 0.47])
+    assert names(alarms) == [("learned_reward", 8)]
+    # 0.58, 0.52 and 0.49 of 128 pairs each are 204 of 384.
+    assert alarms[0].seen == (
+        "the learned reward agrees with its labeler on 53% of the policy's own responses "
+        "(48% – 58%; updates after steps 4–8); chance is 50%"
+    )
+    assert (alarms[0].value, alarms[0].limit) == (pytest.approx(204 / 384), 0.5)
+
+
+def test_a_learned_reward_that_lost_its_accuracy_raises_the_alarm() -> None:
+    alarms = updates([0.95, 0.9, 0.8, 0.78, 0.78])
+    assert names(alarms) == [("learned_reward", 8)]
+    assert alarms[0].seen.endswith("it was 95% in the first update")
+
+
+@pytest.mark.parametrize(
+    "accuracies", [[0.72, 0.66, 0.7, 0.64, 0.69, 0.63], [0.9, 0.85, 0.88, 0.86], [0.5, 0.5]]
+)
+def test_a_learned_reward_above_chance_raises_no_alarm(accuracies: list[float]) -> None:
+    assert updates(accuracies) == []
+
+
+def test_few_labels_say_little_about_a_fall_but_show_no_knowledge_either() -> None:
+    assert names(updates([0.8, 0.55, 0.6, 0.55], labels=8)) == [("learned_reward", 6)]
+    assert updates([0.8, 0.7, 0.8], labels=64) == []
+
+
+def test_updates_without_labels_and_other_events_are_ignored() -> None:
+    assert updates([math.nan] * 9, labels=0) == []
+    monitors = Monitors(MonitorsConfig())
+    record = {"accuracy": 0.1, "labels": 1000.0}
+    assert [monitors.event("saved", step, record) for step in range(9)] == [[]] * 9
+
+
+# --- Held-out quality -----------------------------------------------------------------------------
+
+
+def outcome(n: int, right: int, shift: int = 0) -> dict[str, Any]:
+    """Return the outcomes of n prompts, of which ``right`` from prompt ``shift`` on are right."""
+    greedy = [float((k - shift) % n < right) for k in range(n)]
+    return {"index": list(range(n)), "greedy": greedy, "sampled": [[q, q] for q in greedy]}
+
+
+def evaluations(*series: dict[str, Any], config: Mapping[str, Any] | None = None) -> list[Alarm]:
+    monitors = Monitors(MonitorsConfig.model_validate(config or {}))
+    return [a for i, record in enumerate(series) for a in monitors.evaluated(10 * i, {}, record)]
+
+
+def test_quality_that_fell_from_its_best_raises_the_alarm_whatever_the_reward_did() -> None:
+    alarms = evaluations(outcome(1000, 406), outcome(1000, 567), outcome(1000, 382))
+    assert names(alarms) == [("held_out_quality", 20)]
+    assert alarms[0].metric == "greedy"
+    assert alarms[0].seen.startswith(
+        "the greedy reward on held-out prompts fell from 0.567 (step 10) to 0.382 (step 20), by 0.1"
+    )
+    assert alarms[0].seen.endswith("over the same prompts")
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        (outcome(1000, 406), outcome(1000, 700), outcome(1000, 900), outcome(1000, 880)),
+        (outcome(60, 30), outcome(60, 42), outcome(60, 37, 3)),
+        (outcome(1000, 400), outcome(1000, 398)),
+    ],
+)
+def test_rising_quality_with_small_falls_raises_no_alarm(
+    series: tuple[dict[str, Any], ...],
+) -> None:
+    assert evaluations(*series) == []
+
+
+def test_the_paired_test_finds_a_fall_that_the_intervals_of_both_do_not_show() -> None:
+    # 300 of 600 are right, then 20 of these are wrong: the intervals of 0.5 and 0.467 overlap.
+    assert names(evaluations(outcome(600, 300), outcome(600, 280))) == [("held_out_quality", 10)]
+
+
+def test_a_fall_must_be_a_share_of_the_gain() -> None:
+    series = outcome(1000, 100), outcome(1000, 900), outcome(1000, 850)
+    assert evaluations(*series) == [], "5 points of a gain of 80"
+    smaller = {"held_out_quality": {"share": 0.05}}
+    assert names(evaluations(*series, config=smaller)) == [("held_out_quality", 20)]
+
+
+def test_more_evaluations_need_a_clearer_fall() -> None:
+    high, low = outcome(400, 200), outcome(400, 188)
+    assert names(evaluations(high, low)) == [("held_out_quality", 10)]
+    assert evaluations(*[high] * 12, low) == []
+
+
+def test_quality_of_a_plateau_rarely_raises_the_alarm() -> None:
+    raised = 0
+    for seed in range(100):
+        rng = random.Random(seed)
+        series = []
+        for _ in range(12):
+            greedy = [float(rng.random() < 0.7) for _ in range(100)]
+            series.append({"greedy": greedy, "sampled": [[q] for q in greedy]})
+        raised += bool(evaluations(*series))
+    assert raised <= 1
+
+
+def test_graded_and_unbounded_rewards_are_compared_at_every_prompt() -> None:
+    before = [0.1 * (k % 7) - 3 for k in range(50)]
+    after = [x - 0.2 - 0.01 * (k % 3) for k, x in enumerate(before)]
+    first, last = ({"greedy": xs, "sampled": [[x] for x in xs]} for xs in (before, after))
+    assert names(evaluations(first, last)) == [("held_out_quality", 10)]
+    assert evaluations(last, first) == []
+
+
+def test_evaluations_without_responses_or_with_other_prompts_are_not_compared() -> None:
+    assert evaluations({}, {}) == []
+    assert evaluations(outcome(1000, 900), outcome(500, 100)) == []
+
+
+def test_resumed_run_remembers_updates_and_the_best_evaluation() -> None:
+    monitors = Monitors(MonitorsConfig())
+    monitors.evaluated(0, {}, outcome(200, 150))
+    for step in (1, 2):
+        monitors.event("reward_update", step, {"accuracy": 0.5, "labels": 100.0})
+    resumed = Monitors(MonitorsConfig())
+    resumed.load_state_dict(json.loads(json.dumps(monitors.state_dict(), allow_nan=False)))
+    assert names(resumed.event("reward_update", 3, {"accuracy": 0.5, "labels": 100.0})) == [
+        ("learned_reward", 3)
+    ]
+    assert names(resumed.evaluated(9, {}, outcome(200, 100))) == [("held_out_quality", 9)]
 
 
 # --- Reward hacking -------------------------------------------------------------------------------

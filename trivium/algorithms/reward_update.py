@@ -113,7 +113,7 @@ class RewardUpdate:
             "fresh": float(len(fresh)),
             "replayed": float(replayed),
             "loss": sum(r.loss for r in results) / max(1, len(results)),
-            "accuracy": self._accuracy(results[:1]),
+            **self._accuracy(results[:1]),
         }
 
     def save(self, directory: Path) -> SaveCheck:
@@ -151,13 +151,16 @@ class RewardUpdate:
         micro_batches = [MicroBatch(data.select(part), loss, whole_groups=True) for part in parts]
         return self.optimizer.step(micro_batches)
 
-    def _accuracy(self, results: Sequence[StepResult]) -> float:
+    def _accuracy(self, results: Sequence[StepResult]) -> dict[str, float]:
+        """Return the accuracy of the first optimizer step, and the number of labels it is of."""
         if not results:
-            return float("nan")
+            return {"accuracy": float("nan"), "labels": 0.0}
         observed = results[0].observed
         if self.process:
-            return float(step_accuracy(observed["logit_S"], observed["label_S"]).mean())
-        return float(pair_accuracy(observed["margin_P"]).mean())
+            right = step_accuracy(observed["logit_S"], observed["label_S"])
+        else:
+            right = pair_accuracy(observed["margin_P"])
+        return {"accuracy": float(right.mean()), "labels": float(len(right))}
 
     def _labels_at_step_ends(
         self, rollouts: Rollouts, scores: Scores

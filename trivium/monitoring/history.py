@@ -85,7 +85,7 @@ class MetricHistory:
     """Metrics of the current step or evaluation, with the history that one monitor keeps.
 
     Requesting a metric's history stores its current value. A metric that is absent or not finite
-    has no value: the methods return None.
+    has no value: the methods return None. ``outcomes`` are the rewards of an evaluation.
     """
 
     def __init__(
@@ -95,8 +95,10 @@ class MetricHistory:
         state: MonitorState,
         *,
         half_precision: bool = False,
+        outcomes: Mapping[str, Any] | None = None,
     ) -> None:
         self.step, self.half_precision = step, half_precision
+        self.outcomes = outcomes or {}
         self.metrics = metrics
         self.rule_state = state.rule_state
         self._state = state

@@ -99,6 +99,8 @@ class TruncatedConfig(MonitorConfig):
     """Alarm if at least this share of responses is truncated."""
     window: int = Field(default=5, ge=1)
     """Number of steps in the mean."""
+    first_share: float = Field(default=0.75, gt=0, le=1)
+    """Alarm before the window is full if every step so far truncated at least this share."""
 
 
 class EmptyConfig(MonitorConfig):
@@ -260,6 +262,41 @@ class RewardHackingConfig(MonitorConfig):
     """Alarm if the samples' log-prob under the reference fell by more nats per token than this."""
 
 
+class LearnedRewardConfig(MonitorConfig):
+    """Learned reward that does not rank the policy's own responses better than chance.
+
+    ``reward_update`` measures its accuracy on freshly labeled responses before it learns from them.
+    """
+
+    window: int = Field(default=3, ge=1)
+    """Number of last updates that are pooled. Alarm if the 95 % interval of their accuracy contains
+    one half, or lies below that of the first update."""
+
+
+class HeldOutQualityConfig(MonitorConfig):
+    """Held-out quality that fell significantly from its best evaluation, whatever the reward did.
+
+    The test is paired over the same prompts.
+    """
+
+    share: float = Field(default=0.1, ge=0, le=1)
+    """Smallest fall that counts, as a share of the gain since the first evaluation."""
+    confidence: float = Field(default=0.99, ge=0.5, lt=1)
+    """Probability that none of the run's comparisons finds a fall where there is none."""
+
+
+class RewardFallConfig(MonitorConfig):
+    """Training reward that falls step after step: the policy learns something else."""
+
+    window: int = Field(default=16, ge=4)
+    """Number of steps through which a line is fitted."""
+    fall: float = Field(default=0.25, gt=0)
+    """Smallest fall over the window that counts, in standard deviations of the reward at the start
+    of the run."""
+    confidence: float = Field(default=0.9999, gt=0.5, lt=1)
+    """Probability that the line of a steady reward falls less, relative to its error."""
+
+
 class MonitorsConfig(Configuration):
     """Rules over a run's metrics that raise alarms. Every monitor warns by default."""
 
@@ -283,6 +320,9 @@ class MonitorsConfig(Configuration):
     fallbacks: FallbacksConfig = FallbacksConfig()
     out_of_memory: OutOfMemoryConfig = OutOfMemoryConfig()
     reward_hacking: RewardHackingConfig = RewardHackingConfig()
+    learned_reward: LearnedRewardConfig = LearnedRewardConfig()
+    held_out_quality: HeldOutQualityConfig = HeldOutQualityConfig()
+    reward_fall: RewardFallConfig = RewardFallConfig()
 
     again_after: int = Field(default=10, ge=1)
     """Number of steps without its condition after which an alarm can be raised again."""

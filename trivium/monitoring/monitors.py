@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trivium.monitoring import rules
+from trivium.monitoring import rules, significance
 from trivium.monitoring.history import MetricHistory, MonitorState
 from trivium.monitoring.monitor_config import MonitorConfig, MonitorsConfig, NonFiniteConfig
 from trivium.monitoring.reward_hacking import record_reward, reward_hacking
@@ -72,6 +72,7 @@ class Monitor:
         remedy: settings to try, in one sentence.
         after_step: rule that judges the metrics of a training step.
         after_evaluation: rule that judges a held-out evaluation.
+        after_reward_update: rule that judges an update of the learned reward.
     """
 
     watches: str
@@ -79,6 +80,7 @@ class Monitor:
     remedy: str
     after_step: Rule | None = None
     after_evaluation: Rule | None = None
+    after_reward_update: Rule | None = None
 
 
 MONITORS = {
@@ -240,6 +242,28 @@ MONITORS = {
         record_reward,
         reward_hacking,
     ),
+    "learned_reward": Monitor(
+        "accuracy of the learned reward on the policy's own responses, before each reward_update",
+        "The policy is optimized for a reward that says no more about its responses than a coin.",
+        "Stop, and train the reward model on more and fresher examples: lower reward_update.every, "
+        "raise reward_update.examples or epochs, or raise beta so that the policy stays closer.",
+        after_reward_update=significance.learned_reward,
+    ),
+    "held_out_quality": Monitor(
+        "held-out reward at each prompt, relative to the best evaluation",
+        "The policy is now worse than it was, whatever the training reward says.",
+        "Keep the best model (run.checkpoints.best: greedy), stop earlier, lower "
+        "optimizer.learning_rate, or raise beta.",
+        after_evaluation=significance.held_out_quality,
+    ),
+    "reward_fall": Monitor(
+        "slope of the training reward over the last steps",
+        "The updates lower what they should raise: the gradient is noise, steps are too large, or "
+        "the learned reward changes faster than the policy follows.",
+        "Lower optimizer.learning_rate or epochs, raise prompts_per_step, or update the learned "
+        "reward less often (reward_update.every).",
+        significance.reward_fall,
+    ),
 }
 """All monitors by their names in the configuration."""
 
@@ -266,12 +290,22 @@ class Monitors:
         """Return the alarms that begin with the metrics of a training step."""
         return self._apply_rules(step, metrics, lambda monitor: monitor.after_step)
 
-    def evaluated(self, step: int, record: Mapping[str, Any]) -> list[Alarm]:
+    def evaluated(
+        self, step: int, record: Mapping[str, Any], outcomes: Mapping[str, Any] | None = None
+    ) -> list[Alarm]:
         """Return the alarms that begin with an evaluation after a step (0: before the first).
 
-        Values of the record that are not numbers (absent, null, a table) are ignored.
+        Values of the record that are not numbers (absent, null, a table) are ignored. ``outcomes``
+        are the rewards of the responses by prompt, as in ``outcomes.jsonl``.
         """
-        return self._apply_rules(step, record, lambda monitor: monitor.after_evaluation)
+        return self._apply_rules(step, record, lambda monitor: monitor.after_evaluation, outcomes)
+
+    def event(self, kind: str, step: int, fields: Mapping[str, Any]) -> list[Alarm]:
+        """Return the alarms that begin with an event: the update of a learned reward."""
+        if kind != "reward_update":
+            return []
+        measured = {k: v for k, v in fields.items() if _is_number(v) and math.isfinite(v)}
+        return self._apply_rules(step, measured, lambda monitor: monitor.after_reward_update)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of all monitors as JSON values."""
@@ -290,6 +324,7 @@ class Monitors:
         step: int,
         record: Mapping[str, Any],
         select_rule: Callable[[Monitor], Rule | None],
+        outcomes: Mapping[str, Any] | None = None,
     ) -> list[Alarm]:
         numbers = {name: float(value) for name, value in record.items() if _is_number(value)}
         finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
@@ -300,7 +335,9 @@ class Monitors:
                 finding = _non_finite(numbers)
             else:
                 rule = select_rule(MONITORS[name])
-                history = MetricHistory(step, finite, state, half_precision=self.half_precision)
+                history = MetricHistory(
+                    step, finite, state, half_precision=self.half_precision, outcomes=outcomes
+                )
                 finding = rule and rule(limits, history)
             if finding and state.should_raise(finding.holds, step, self.config.again_after):
                 alarms.append(_alarm(name, step, finding, stops=limits.action == "stop"))

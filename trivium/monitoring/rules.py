@@ -164,11 +164,15 @@ def _length_change(history: MetricHistory, window: int) -> _LengthChange | None:
 
 
 def truncated(config: TruncatedConfig, history: MetricHistory) -> Finding | None:
-    last = history.window("length/truncated", config.window)
+    """Judge the first steps on their own, in case most responses are truncated from the start."""
+    name = "length/truncated"
+    last = history.recent(name, config.window)
     if last is None:
         return None
+    full = len(last.points) == config.window
+    value, limit = (last.mean, config.share) if full else (min(last.values), config.first_share)
     seen = f"the length limit truncated {last.mean:.0%} of responses ({last.steps})"
-    return Finding(last.mean >= config.share, "length/truncated", last.mean, config.share, seen)
+    return Finding(value >= limit, name, value, limit, seen)
 
 
 def empty(config: EmptyConfig, history: MetricHistory) -> Finding | None:

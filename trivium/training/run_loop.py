@@ -240,8 +240,9 @@ class Training:
         self._start_step_clock()
 
     def event(self, kind: str, **fields: Any) -> None:
-        """Log an event of the current step."""
+        """Log an event of the current step, which monitors may judge."""
         self.run.event(kind, step=self.step, **fields)
+        self._handle_alarms(self._monitors.event(kind, self.step, fields))
 
     def save(self, **models: Saveable | None) -> None:
         """Write models by name, those that are not None (see ``CheckpointManager.save_model``)."""
@@ -286,8 +287,8 @@ class Training:
         self._evaluated_step = self.done
         self.run.evaluation(self.done, record)
         self.run.samples(self.done, evaluation.samples(self._config.samples))
-        self.run.outcomes(self.done, evaluation.outcomes())
-        self._handle_alarms(self._monitors.evaluated(self.done, record))
+        self.run.outcomes(self.done, outcomes := evaluation.outcomes())
+        self._handle_alarms(self._monitors.evaluated(self.done, record, outcomes))
         numbers = {k: v for k, v in record.items() if isinstance(v, int | float)}
         for tracker in self._trackers:
             tracker.log(self.done, {f"evaluation/{k}": float(v) for k, v in numbers.items()})
