@@ -15,7 +15,7 @@ from helpers.tiny_models import World, source
 
 from trivium.compare.config import CompareConfig
 from trivium.compare.gradient_snr import signal_to_noise
-from trivium.compare.plan import UNLIMITED_STEPS, Job, make_plan, with_budget
+from trivium.compare.plan import UNLIMITED_STEPS, Job, base_paths, make_plan, with_budget
 from trivium.compare.result import _best_of_record
 from trivium.compare.risk import pair_agreement, similarity
 from trivium.compare.run import compare, run, validate_jobs
@@ -126,6 +126,11 @@ def test_identical_stages_of_several_methods_share_one_job() -> None:
     model = plan.jobs["ppo-learned/seed-1/reward-model"]
     assert model.settings["pairs"] == {"path": "out/runs/dpo/seed-1/pairs/rows.jsonl"}
     assert plan.runs[3].jobs[0] == "dpo/seed-1/pairs"
+
+
+def test_base_paths_have_every_seed_and_no_variable() -> None:
+    assert base_paths(make_config(GRPO, seeds=[3, 4])) == "base-3, base-4"
+    assert base_paths(make_config(GRPO, seeds=[3, 4], model={"path": "base"})) == "base"
 
 
 def test_a_base_shared_by_all_seeds_is_evaluated_once() -> None:
@@ -319,6 +324,33 @@ def test_ppo_advantage_names_the_configured_lambda(tmp_path: Path) -> None:
     assert record["hyperparameters"]["gae_lambda"] == 0.9
 
 
+@pytest.mark.parametrize(
+    ("command", "settings", "words"),
+    [
+        ("dpo", {"online": {"responses_per_prompt": 6}}, "during training, 6 per prompt"),
+        ("dpo", {"online": {"steps": 3}}, "during training, 4 per prompt"),
+        ("dpo", {"online": None}, "none"),
+        ("ppo", {}, "during training, 1 per prompt"),
+        ("grpo", {}, "during training, 8 per prompt"),
+        ("pairs", {}, "once, 8 per prompt"),
+        ("sample", {}, "once, 1 per prompt"),
+        ("sample", {"samples": 3}, "once, 3 per prompt"),
+    ],
+)
+def test_sampling_of_a_stage_is_read_from_its_settings_or_their_defaults(
+    tmp_path: Path, command: str, settings: dict[str, Any], words: str
+) -> None:
+    record = stage_record(Job(f"m/{command}", command, tmp_path, settings), {})
+    assert record["sampling"] == words
+
+
+def test_settings_of_online_dpo_are_shown(tmp_path: Path) -> None:
+    settings = {"beta": 0.2, "online": {"responses_per_prompt": 6, "steps": 3}}
+    record = stage_record(Job("m/dpo", "dpo", tmp_path, settings), {})
+    assert record["hyperparameters"]["responses_per_prompt"] == 6
+    assert record["hyperparameters"]["beta"] == 0.2
+
+
 def test_similarity_is_the_share_of_common_words_in_order() -> None:
     assert similarity("a b c", "a b c") == 1.0
     assert similarity("a b", "b a") == 0.5
@@ -377,6 +409,13 @@ def test_comparison_runs_and_reuses_finished_jobs(world: World, capsys: Any) -> 
     assert dpo["stages"][0]["spent"]["generated_tokens"] > 0
     assert dpo["runs"][0]["curve"][1]["generated_tokens"] > 0, "pairs come before the first step"
     assert {record["method"] for record in result["credit"]} == {"GRPO", "DPO"}
+    assert result["base"] == world.path
+    assert result["verdict"]["budget"].startswith("a budget of 300 generated tokens for each")
+    assert f"{cost:,.0f}" in result["verdict"]["sentences"][0]
+    for method, gain in zip(result["methods"], result["gains"], strict=True):
+        base = result["base_quality"]["greedy"]["mean"]
+        assert gain["mean"] == pytest.approx(method["greedy"]["mean"] - base)
+        assert method["greedy"]["over"] == "prompts" and len(method["greedy"]["seeds"]) == 1
     (coverage,) = result["risk"]["coverage"]
     assert coverage["method"] == "DPO" and coverage["responses"] == 16
     assert 0 <= coverage["final"] <= 1

@@ -28,7 +28,7 @@ from trivium.hf.loading import load_causal_lm, load_scorer, load_tokenizer, trai
 from trivium.hf.model_config import ModelConfig
 from trivium.maths.aggregation import token_mean
 from trivium.memory.dry_run import CACHE, DryRun
-from trivium.memory.report import Lengths, Memory, Stage
+from trivium.memory.report import Lengths, Memory, ModelMemory, Stage
 from trivium.memory.rollout import dry_rollout, growing_lengths
 from trivium.memory.shapes import Shape, weightless_policy
 from trivium.memory.simulator import KERNELS, heaviest
@@ -444,3 +444,12 @@ def test_prediction_is_within_ten_percent_of_the_measured_peak() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "| small | sft | update |" in done.stdout
+
+
+def test_small_predictions_are_said_to_leave_out_libraries_and_threads() -> None:
+    def memory(size: int) -> Memory:
+        model = ModelMemory("policy", size, 0, 0, 0, 0)
+        return Memory("ppo", (Stage("update", (model,)),))
+
+    assert memory(2 << 30).accuracy == "±10 %"
+    assert memory(87 << 20).accuracy == "±10 %, and up to 110 MiB more for libraries and threads"

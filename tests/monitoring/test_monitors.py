@@ -408,13 +408,14 @@ def test_a_learned_reward_at_chance_raises_one_alarm() -> None:
 
 
 def test_a_learned_reward_that_lost_its_accuracy_raises_the_alarm() -> None:
-    alarms = updates([0.95, 0.9, 0.8, 0.78, 0.78])
-    assert names(alarms) == [("learned_reward", 8)]
+    alarms = updates([0.95, 0.85, 0.7, 0.69, 0.68, 0.68])
+    assert names(alarms) == [("learned_reward", 10)]
     assert alarms[0].seen.endswith("it was 95% in the first update")
+    assert alarms[0].limit == pytest.approx(0.95 - 0.45 / 2, abs=0.01)
 
 
 @pytest.mark.parametrize(
-    "accuracies", [[0.72, 0.66, 0.7, 0.64, 0.69, 0.63], [0.9, 0.85, 0.88, 0.86], [0.5, 0.5]]
+    "accuracies", [[0.72, 0.66, 0.7, 0.64, 0.69, 0.63], [0.92, 0.89, 0.8, 0.82, 0.8], [0.5, 0.5]]
 )
 def test_a_learned_reward_above_chance_raises_no_alarm(accuracies: list[float]) -> None:
     assert updates(accuracies) == []

@@ -202,3 +202,36 @@ def test_browser_draws_every_section_and_makes_no_request(tmp_path: Path, rich: 
             assert page.run("document.body.innerText").count("alert(1)") > 0, "shown, not run"
         assert page.messages == []
         assert {r for r in page.requests if not r.startswith("data:")} == {hostile.as_uri()}
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium is installed")
+def test_browser_shows_a_tie_as_a_sentence_and_folds_equal_rows(tmp_path: Path) -> None:
+    names = [f"method {i} with a name of some length" for i in range(6)]
+    result = comparison(names, seeds=3)
+    for method, beta in zip(result["methods"], (0.0, 0.1, 0.2, 0.3, 0.4, 0.5), strict=True):
+        method["stages"][0]["hyperparameters"] = {"beta": beta, "epochs": 2}
+        method["stages"][0]["memory"]["measured_bytes"] = 384
+    for pair in result["differences"]:
+        pair |= gap(0.01)
+    result["verdict"] = judge(result)
+    page_path = write(tmp_path, result)
+    with browser() as page:
+        page.resize(1280, 900)
+        page.open(page_path.as_uri())
+        assert page.run("document.querySelector('h1').textContent") == (
+            "A tie: 6 methods are level in quality"
+        )
+        subtitle = page.run("document.querySelector('h1 + .note').textContent")
+        assert subtitle.startswith("a budget of 600 generated tokens for each method · 50 held-out")
+        tables = "[...document.querySelectorAll('#table .wide')]"
+        widths = page.run(f"{tables}.map((t) => [t.scrollWidth, t.clientWidth])")
+        assert all(content <= width for content, width in widths), "six methods without scrolling"
+        page.run("document.querySelectorAll('#table details').forEach((d) => (d.open = true))")
+        rows = "[...document.querySelectorAll('#table .scroll:not(.wide) tbody tr')]"
+        equal = page.run(f"{rows}.map((r) => r.textContent)")
+        assert "epochs2" in equal and not any(row.startswith("beta") for row in equal)
+        text = page.run("document.querySelector('#table').textContent")
+        assert "384 B measured, 7 MiB predicted (±10 %)" in text and "e−" not in text
+        quality = page.run("document.querySelector('#quality .note').textContent")
+        assert quality.startswith("with 95 % intervals over prompts; small dots are seeds")
+        assert page.messages == []

@@ -22,7 +22,7 @@ Lower = Callable[[Method, Method], bool]
 FACTOR = 1.5
 """Smallest factor that counts with several seeds, whose spread is measured."""
 ONE_SEED_FACTOR = 2.0
-"""Smallest factor that counts with one seed, whose spread is unknown."""
+"""Smallest factor of KL and time that counts with one seed, whose spread is unknown."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,7 @@ class Criterion:
         words: the difference in words, from the larger value, the smaller one and their ratio.
         floor: smaller values count as this.
         ends: the ends of the interval over prompts in every run, if there is one.
+        one_seed: smallest factor that counts with one seed.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Criterion:
     words: Callable[[float, float, float], str]
     floor: float
     ends: Callable[[Method], list[tuple[float, float]]] = lambda _: []
+    one_seed: float = FACTOR
 
     def worse(self, one: Method, other: Method) -> bool:
         """Return whether ``one`` is clearly worse than ``other``."""
@@ -50,7 +52,7 @@ class Criterion:
         logs = [[math.log(max(v, self.floor)) for v in each] for each in (values, others)]
         ratio = fmean(logs[0]) - fmean(logs[1])
         several = min(map(len, logs)) > 1
-        if ratio < math.log(FACTOR if several else ONE_SEED_FACTOR):
+        if ratio < math.log(FACTOR if several else self.one_seed):
             return False
         return self._beyond_prompts(one, other) and (not several or ratio > _spread(*logs))
 
@@ -129,11 +131,11 @@ def _times(what: str) -> Callable[[float, float, float], str]:
     return words
 
 
-KL = Criterion("KL", _kl, _times("KL"), 0.1, _kl_ends)
+KL = Criterion("KL", _kl, _times("KL"), 0.1, _kl_ends, ONE_SEED_FACTOR)
 CRITERIA = (
     Alarms("alarms", _alarms, lambda *_: "", 0.0),
     KL,
-    Criterion("time", _spent("seconds"), _times("time"), 1e-9),
+    Criterion("time", _spent("seconds"), _times("time"), 1e-9, one_seed=ONE_SEED_FACTOR),
     Criterion("generated tokens", _spent("generated_tokens"), _times("generated tokens"), 1.0),
     Criterion(
         "responses per prompt",

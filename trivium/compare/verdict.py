@@ -37,7 +37,8 @@ RULES = (
     "quality by more than half of the interval's half-width.",
     "Alarms count if one method raised them in most of its runs, and the other in none. KL and "
     f"costs count if they differ by a factor of {FACTOR:g} and by more than the spread between "
-    f"seeds; with one seed, whose spread is unknown, by a factor of {ONE_SEED_FACTOR:g}.",
+    f"seeds; with one seed, whose spread is unknown, KL and time by a factor of "
+    f"{ONE_SEED_FACTOR:g}.",
     "Level methods of which none is preferred are tied.",
 )
 MAX_NAMES = 3
@@ -141,16 +142,23 @@ def _sentences(
 
 
 def _choice_sentences(level: Sequence[Record], tied: Sequence[Record], lower: Lower) -> list[str]:
-    """Say which of the level methods is preferred, and the price of each."""
-    lines = [disadvantages(m, [other for other in level if other is not m], lower) for m in level]
-    prices = [f"{line}." for line in lines if line]
-    if len(tied) == 1:
-        return [f"Among these, {tied[0]['name']} is preferred.", *prices]
+    """Say which of the level methods is preferred or tied, and the price of each."""
+
+    def prices(methods: Sequence[Record], others: Sequence[Record]) -> list[str]:
+        lines = [disadvantages(m, [o for o in others if o is not m], lower) for m in methods]
+        return [f"{line}." for line in lines if line]
+
+    surpassed = prices([m for m in level if m not in tied], level)
     names = _join_names([method["name"] for method in tied])
-    if not prices:
+    if len(tied) == 1:
+        return [f"Among these, {names} is preferred.", *surpassed]
+    tie = prices(tied, tied)
+    if tie:
+        verdict = f"It is a tie: of {names}, none is preferred to another."
+    else:
         criteria = _join_names([criterion.name for criterion in CRITERIA], "or")
-        return [f"It is a tie: {names} do not differ clearly in {criteria} either."]
-    return [f"It is a tie: none of {names} is better without a price.", *prices]
+        verdict = f"It is a tie: {names} do not differ clearly in {criteria} either."
+    return [verdict, *tie, *(f"Another is preferred to {line}" for line in surpassed)]
 
 
 def _seeds_sentence(seeds: int) -> str:
@@ -303,9 +311,7 @@ def _with_ends(quality: Mapping[str, Any]) -> str:
 
 
 def _join_names(names: Sequence[str], last: str = "and") -> str:
-    """Join names in a sentence, with semicolons if a name has a comma."""
-    if len(names) == 1:
-        return names[0]
-    comma = ";" if any("," in name for name in names) else ","
-    before = f"{comma} ".join(names[:-1])
-    return f"{before}{comma if comma == ';' else ''} {last} {names[-1]}"
+    """Join names in a sentence, in quotes if a name has a comma."""
+    if len(names) > 1 and any("," in name for name in names):
+        names = [f"“{name}”" for name in names]
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {last} {names[-1]}"

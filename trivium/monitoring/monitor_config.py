@@ -270,7 +270,10 @@ class LearnedRewardConfig(MonitorConfig):
 
     window: int = Field(default=3, ge=1)
     """Number of last updates that are pooled. Alarm if the 95 % interval of their accuracy contains
-    one half, or lies below that of the first update."""
+    one half."""
+    share: float = Field(default=0.5, gt=0, le=1)
+    """Alarm also if the accuracy lost this share of what it was above one half in the first update,
+    and its interval lies below that of the first update."""
 
 
 class HeldOutQualityConfig(MonitorConfig):

@@ -42,13 +42,15 @@ def learned_reward(config: LearnedRewardConfig, history: MetricHistory) -> Findi
     if len(accuracy.points) < config.window:
         return None
     recent, start = _pooled(accuracy.values, count.values), _pooled(first[:1], first[1:])
-    at_chance, fell = recent.low <= CHANCE, recent.high < start.low
+    at_chance = recent.low <= CHANCE
+    lost = start.mean - recent.mean > config.share * (start.mean - CHANCE)
+    fell = lost and recent.high < start.low
     seen = (
         f"the learned reward agrees with its labeler on {recent.mean:.0%} of the policy's own "
         f"responses ({recent.low:.0%} – {recent.high:.0%}; updates after {accuracy.steps})"
     )
     seen += "; chance is 50%" if at_chance else f"; it was {start.mean:.0%} in the first update"
-    limit = CHANCE if at_chance else start.low
+    limit = CHANCE if at_chance else start.mean - config.share * (start.mean - CHANCE)
     return Finding(at_chance or fell, "accuracy", recent.mean, limit, seen)
 
 
