@@ -2,7 +2,7 @@
 
     python benchmarks/intervals.py
 
-The script prints the tables in docs/internals/verdicts.md. The coverage of a share is exact: the
+The script prints the tables in docs/internals/intervals.md. The coverage of a share is exact: the
 probabilities of all counts whose interval contains it. The coverage of graded values and of paired
 differences is simulated with fixed seeds.
 """

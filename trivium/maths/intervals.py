@@ -1,7 +1,7 @@
 """Confidence intervals of means: of shares, of bounded values, and of values without bounds.
 
 They are honest for few values, for shares near 0 and 1, and for values that are all equal
-(docs/compare.md has their measured coverage).
+(docs/internals/intervals.md has their coverage).
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ const tableSection = {
 
 /** Groups of rows as tables with the same columns; below quality, rows equal for all methods are folded. */
 function sideBySide(methods, unit, bases) {
-  const quality = qualityRows(unit, bases);
+  const quality = qualityRows(methods, unit, bases);
   const groups = [
     ["Quality", quality],
     ["Cost", COST_ROWS],
@@ -62,12 +62,14 @@ function methodTable(caption, methods, rows) {
 
 const over = (method, value) => d3.mean(method.runs, value);
 
-function qualityRows(unit, bases) {
+function qualityRows(methods, unit, bases) {
   const baseLength = d3.mean(Object.values(bases), (b) => b.length);
   return [
     ["Quality, greedy", (m) => interval(meanInterval(m.greedy), unit)],
     ["Quality, sampled", (m) => interval(meanInterval(m.sampled), unit)],
-    ["Greedy quality of each seed", (m) => m.runs.map((run) => withUnit(run.final.greedy, unit)).join(", ")],
+    ...(methods[0].runs.length > 1
+      ? [["Greedy quality of each seed", (m) => m.runs.map((run) => withUnit(run.final.greedy, unit)).join(", ")]]
+      : []),
     ["Win rate against the base", (m) => winRate(m)],
     ["KL to the base", (m) => plain(over(m, (run) => run.final.kl ?? NaN)) + (m.best_of ? " (bound)" : "")],
     ["Length", (m) => `${plain(over(m, (run) => run.final.length))} (${signed(over(m, (run) => run.final.length) - baseLength, 2)})`],
