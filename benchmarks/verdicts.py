@@ -2,7 +2,7 @@
 
     python benchmarks/verdicts.py [--comparisons 1000]
 
-The script prints a table in docs/internals/intervals.md. Each comparison has two to six methods. The
+The script prints a table in docs/internals/intervals.md. Each comparison has two to six methods. An
 outcome at every held-out prompt is 0 or 1. In half of the comparisons two or more methods have the
 highest quality; the others are lower by 0.05 to 0.3. KL, time and generated tokens of a method are
 1 or 3 times the usual ones, with a spread from run to run, and one method in ten is unhealthy and

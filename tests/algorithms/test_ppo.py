@@ -508,6 +508,7 @@ def test_reward_model_is_trained_further_every_so_many_steps(world: World) -> No
     updates = [e for e in events if e["kind"] == "reward_update"]
     assert len(updates) == 2
     assert all(e["fresh"] > 0 for e in updates)
+    assert all(0 < e["labels"] <= e["fresh"] + e["replayed"] for e in updates)
     pairs = zip(metrics_of(run), without, strict=True)
     assert [a["reward/mean"] == b["reward/mean"] for a, b in pairs] == [True, True, False, False]
 

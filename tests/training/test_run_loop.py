@@ -316,10 +316,31 @@ def test_monitor_with_action_stop_ends_the_run_after_the_step(tmp_path: Path) ->
 def test_monitors_see_evaluations_before_the_first_step(tmp_path: Path) -> None:
     calls: list[tuple[str, int]] = []
     run = make_training(tmp_path, 2, FakeEvaluator(every=1))
-    run._monitors.evaluated = lambda step, record: calls.append(("evaluated", step)) or []
+    run._monitors.evaluated = lambda step, *_: calls.append(("evaluated", step)) or []
     run._monitors.observe = lambda step, metrics: calls.append(("observed", step)) or []
     run_steps(run)
     assert calls == [(name, n) for n in (0, 1, 2) for name in ("observed", "evaluated")][1:]
+
+
+def test_monitors_see_the_rewards_of_every_held_out_prompt(tmp_path: Path) -> None:
+    evaluator = FakeEvaluator(every=1)
+    right = [float(k < 150) for k in range(200)]
+    worse = [float(k < 100) for k in range(200)]
+    evaluator.outcomes = lambda: {"greedy": right if len(evaluator.calls) < 3 else worse}
+    run = make_training(tmp_path, 3, evaluator)
+    run_steps(run)
+    (alarm,) = [event for event in read_events(run.path) if event["kind"] == "alarm"]
+    assert (alarm["monitor"], alarm["step"]) == ("held_out_quality", 2)
+
+
+def test_monitors_see_updates_of_the_reward_model(tmp_path: Path) -> None:
+    run = make_training(tmp_path, 4, monitors={"learned_reward": {"action": "stop"}})
+    with run:
+        for _ in run.steps():
+            run.event("reward_update", accuracy=0.5, labels=64.0, loss=0.7)
+            run.log({})
+    kinds = [event["kind"] for event in read_events(run.path)]
+    assert kinds == [*["reward_update"] * 3, "alarm", "stopped", "finished"]
 
 
 def test_control_characters_of_a_reward_name_are_escaped(tmp_path: Path, caplog: Any) -> None:

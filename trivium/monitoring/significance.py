@@ -77,11 +77,9 @@ def held_out_quality(config: HeldOutQualityConfig, history: MetricHistory) -> Fi
 
 def _by_prompt(outcomes: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return greedy and sampled quality at every prompt; values that are not finite: none."""
-    if not outcomes:
-        return {}
     values = {
-        "greedy": [float(x) for x in outcomes["greedy"]],
-        "sampled": [fmean(row) for row in outcomes["sampled"]],
+        "greedy": [float(x) for x in outcomes.get("greedy", ())],
+        "sampled": [fmean(row) for row in outcomes.get("sampled", ())],
     }
     return {name: xs for name, xs in values.items() if xs and all(map(math.isfinite, xs))}
 
