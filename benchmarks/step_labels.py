@@ -23,11 +23,11 @@ import sys
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import trivium
 from trivium.demo.methods import reward_model
-from trivium.evaluation.statistics import Z95
 from trivium.tasks.verifier import score_steps
 
 CORRECT = "trivium.tasks.verifier:correct"
@@ -63,7 +63,7 @@ def share(hits_and_counts: Sequence[tuple[int, int]]) -> str:
     n, total = len(hits_and_counts), sum(count for _, count in hits_and_counts)
     ratio = sum(hits for hits, _ in hits_and_counts) / total
     squares = sum((hits - ratio * count) ** 2 for hits, count in hits_and_counts)
-    half = Z95 * math.sqrt(squares * n / (n - 1)) / total
+    half = NormalDist().inv_cdf(0.975) * math.sqrt(squares * n / (n - 1)) / total
     return f"{100 * ratio:.1f} ± {100 * half:.1f} %"
 
 

@@ -19,7 +19,7 @@ from trivium.evaluation.selection import (
     selections,
     vote_value,
 )
-from trivium.evaluation.statistics import mean_interval
+from trivium.maths.intervals import mean_interval
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_each_selection_has_an_interval_over_prompts_and_differences_are_paired(
     assert found["prm"] == mean_interval([float(b) for b in best])
     assert found["best possible"] == mean_interval([1.0, 1.0, 0.0, 1.0])
     gaps = [float(b - v) for b, v in zip(best, vote, strict=True)]
-    assert found["prm − majority vote"] == mean_interval(gaps, share=False)
+    assert found["prm − majority vote"] == mean_interval(gaps, bounds=(-1.0, 1.0))
     assert found["prm − majority vote"].mean == fmean(gaps)
     assert list(selections(rewards, None, scores)) == ["prm", "best possible"]
     assert list(selections(rewards, answers, {})) == ["majority vote", "best possible"]

@@ -14,7 +14,7 @@ from typing import Any
 
 from trivium.config.option import Option
 from trivium.errors import ConfigurationError
-from trivium.evaluation.statistics import Interval, mean_interval
+from trivium.maths.intervals import Interval, mean_interval, value_bounds
 from trivium.rewards.answers import last_box
 from trivium.rewards.math import final_number
 
@@ -103,9 +103,10 @@ def selections(
         values[name] = [best_value(s, r) for s, r in zip(by_prompt, rewards, strict=True)]
     values[BEST] = [max(group) for group in rewards]
     found = {name: mean_interval(group) for name, group in values.items()}
+    low, high = value_bounds([reward for group in rewards for reward in group])
     for name in scores if answers is not None else ():
         gaps = [a - b for a, b in zip(values[name], values[VOTE], strict=True)]
-        found[f"{name} − {VOTE}"] = mean_interval(gaps, share=False)
+        found[f"{name} − {VOTE}"] = mean_interval(gaps, bounds=(low - high, high - low))
     return found
 
 
