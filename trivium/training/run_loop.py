@@ -230,7 +230,8 @@ class Training:
         self.run.log(self.step, complete)
         for tracker in self._trackers:
             tracker.log(self.step, complete)
-        if rows is not None and self._keeps_samples(self.step):
+        every = self._config.samples_every
+        if rows is not None and every > 0 and (self.step - 1) % every == 0:
             self.run.samples(self.step, rows())
         self._progress.advance(complete)
         self._handle_alarms(self._monitors.observe(self.step, complete))
@@ -257,10 +258,6 @@ class Training:
     def _start_step_clock(self) -> None:
         """Start to count the time and FLOPs of the next step."""
         self._step_start = (time.perf_counter(), flops.total())
-
-    def _keeps_samples(self, step: int) -> bool:
-        every = self._config.samples_every
-        return every > 0 and (step - 1) % every == 0
 
     def _handle_alarms(self, alarms: list[Alarm]) -> None:
         """Show and log alarms, and stop the run early if one of them asks for it."""
