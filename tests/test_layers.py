@@ -21,6 +21,8 @@ TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "trivium"
 LAYERS = [
     ["errors"],
+    ["rank_status"],
+    ["distributed"],
     ["config", "serialization", "numerics", "maths"],
     ["data"],
     ["hf"],
