@@ -50,6 +50,7 @@ class ScriptedEngine:
         *,
         seed: int,
         step: int,
+        first_samples: Sequence[int] | None = None,
         finished: Finished | None = None,
     ) -> list[list[Response]]:
         texts = [[f"{i}.{j}" for j in range(samples)] for i in range(len(prompts))]

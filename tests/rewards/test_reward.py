@@ -10,6 +10,7 @@ from helpers.data_tokenizers import chatml_tokenizer
 from helpers.rewards import (
     PROMPTS,
     RESPONSES,
+    TEXTS,
     per_response,
     prompt,
     response,
@@ -286,3 +287,63 @@ def test_names_must_be_unique_and_at_least_one_reward_is_needed():
         Rewards([two[0], two[0]], functions=functions)
     with pytest.raises(ConfigurationError, match="there is no reward"):
         Rewards([])
+
+
+def test_scoring_while_sampling_and_whole_batch_exclude_each_other():
+    with pytest.raises(ValueError, match="whole_batch asks for one call"):
+        RewardConfig(function="f", while_sampling=True, whole_batch=True)
+    assert not RewardConfig(function="math", whole_batch=True).overlaps_sampling
+
+
+# --- Shares of a batch ---------------------------------------------------------------------------
+
+
+def in_shares(scorer, columns=()):
+    """Return the checked values of the first three and of the last response, put together."""
+    halves = [
+        scorer.check_values(PROMPTS[a:b], RESPONSES[a:b], columns) for a, b in ((0, 3), (3, 4))
+    ]
+    return {name: halves[0][name] + halves[1][name] for name in halves[0] if name in halves[1]}
+
+
+@pytest.mark.parametrize(
+    ("values", "settings"),
+    [
+        ([1.0, 2.0, 3.0, 4.0], {}),
+        ([1.0, 2.0, ValueError("bad"), 4.0], {"fallback": 0.5}),
+        ([[((0, 2), 1.0)], [], [((0, 1), 2.0)], ValueError("bad")], {"fallback": 0.5}),
+    ],
+    ids=["values", "fallback", "steps"],
+)
+def test_scores_of_shares_are_those_of_the_batch(values, settings):
+    """The last share of the steps has no step that would show that the reward scores steps."""
+    reward = per_response(values)
+    scorer = rewards(reward, **settings)
+    shared = scorer.score(PROMPTS, RESPONSES, in_shares(scorer))
+    whole = rewards(reward, **settings).score(PROMPTS, RESPONSES)
+    assert shared == whole
+
+
+def test_failure_in_one_share_names_the_response_of_the_batch():
+    def fails_on_last(responses):
+        if TEXTS[3] in responses:
+            raise ValueError("no such text")
+        return [0.0] * len(responses)
+
+    scorer = rewards(fails_on_last)
+    with pytest.raises(RewardError, match=r"response 3 of 4 \(prompt row 13\)"):
+        scorer.score(PROMPTS, RESPONSES, in_shares(scorer))
+
+
+def test_a_reward_of_the_whole_batch_is_left_out_of_shares():
+    calls = []
+
+    def ranked(responses):
+        calls.append(len(responses))
+        return [float(i) for i in range(len(responses))]
+
+    scorer = rewards(ranked, whole_batch=True)
+    assert scorer.need_whole_batch and in_shares(scorer) == {} and calls == []
+    checked = scorer.check_whole_batch(PROMPTS, RESPONSES)
+    assert scorer.score(PROMPTS, RESPONSES, checked).outcomes == [0.0, 1.0, 2.0, 3.0]
+    assert calls == [4]

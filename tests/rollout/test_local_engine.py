@@ -35,7 +35,13 @@ from trivium.models.attention import packed_forward
 from trivium.models.layout import AttentionSpec
 from trivium.models.policy import Policy
 from trivium.rollout import local_engine
-from trivium.rollout.engine import draw, filter_top_k_top_p, row_key, uniforms
+from trivium.rollout.engine import (
+    draw,
+    filter_top_k_top_p,
+    number_samples,
+    row_key,
+    uniforms,
+)
 from trivium.rollout.kv_cache import BLOCK_TOKENS, KVCache
 from trivium.rollout.local_engine import LocalEngine
 from trivium.rollout.sampling import Sampling
@@ -133,6 +139,10 @@ def test_repeated_prompt_gets_new_samples_and_keeps_its_first_ones() -> None:
     assert twice[:2] == once
     more = tokens_of(engine_of(policy).generate(prompts[:1], 6, SAMPLING, seed=1, step=2))
     assert twice[2] == more[0][3:] != twice[0]
+    share = engine_of(policy).generate(
+        both[1:], 3, SAMPLING, seed=1, step=2, first_samples=number_samples(both, 3)[1:]
+    )
+    assert tokens_of(share) == twice[1:]
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])

@@ -24,7 +24,7 @@ from trivium.hf.loading import trained_parameters
 from trivium.hf.saving import SaveCheck
 from trivium.maths.advantages import equal_groups
 from trivium.rewards.reward import Rewards, Scores
-from trivium.rollout.rollouts import Rollouts
+from trivium.rollout.rollouts import Rollouts, score_groups
 from trivium.serialization import serializable
 from trivium.training.micro_batch import Loss, MicroBatch
 from trivium.training.optimizer import Optimizer, StepResult
@@ -87,8 +87,7 @@ class RewardUpdate:
 
     def collect(self, rollouts: Rollouts) -> None:
         """Label a rollout batch and keep the examples that the reward model can learn from."""
-        repeated = [p for p, g in zip(rollouts.prompts, rollouts.responses, strict=True) for _ in g]
-        scores = self.labeler.score(repeated, rollouts.flat)
+        scores = score_groups(self.labeler, rollouts.prompts, rollouts.responses)
         if self.process:
             scores = replace(scores, steps=self._labels_at_step_ends(rollouts, scores))
         labeled = Rollouts(rollouts.prompts, rollouts.responses, scores, {})

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from trivium.maths.advantages import equal_groups
-from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, roll_out
+from trivium.rollout.rollouts import Rollouts, chosen_groups, joined, own_request, roll_out
 from trivium.rollout.sampling import Sampling
 from trivium.training.experience import epoch_batch
 from trivium.training.setup import OnPolicyComponents
@@ -71,7 +71,7 @@ class RolloutBatches:
         """Start sampling the responses of a later ``roll_out`` from the policy as it is now."""
         engine = self.components.async_engine
         assert engine is not None, "an asynchronous run has an engine that samples ahead"
-        engine.begin(**self._request(number))
+        engine.begin(**own_request(**self._request(number)))
 
     def _request(self, number: int) -> dict[str, Any]:
         prompts = self.components.prompts

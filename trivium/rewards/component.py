@@ -7,16 +7,12 @@ fallback value, it replaces missing or invalid values.
 
 from __future__ import annotations
 
-import math
-import operator
 import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from trivium.config.functions import Function, error_with_location, message_of, printable
+from trivium.config.functions import Function, error_with_location, message_of
 from trivium.data.chat import decode_response
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards.functions import (
@@ -26,6 +22,7 @@ from trivium.rewards.functions import (
     call,
     match_columns,
 )
+from trivium.rewards.values import Value, check_value, describe_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -33,10 +30,6 @@ if TYPE_CHECKING:
     from trivium.data.prompts import Prompt
     from trivium.data.response import Response
     from trivium.rewards.reward_config import RewardConfig
-
-Step = tuple[int, float]  # end of the step in the response's text, and its value
-Value = float | list[Step] | None
-"""A response's value: a number, its steps, or None where the reward does not apply to it."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +39,10 @@ class Fault:
     reason: str
     whole_batch: bool = False
     cause: BaseException | None = None
+
+    def __reduce__(self) -> tuple[type[Fault], tuple[str, bool]]:
+        """Leave the cause, which may hold anything, in the process that called the function."""
+        return Fault, (self.reason, self.whole_batch)
 
 
 CheckedValue = Value | Fault
@@ -60,85 +57,6 @@ class _CallFailed(Exception):
     ) -> None:
         super().__init__(reason)
         self.reason, self.retry_one_by_one, self.cause = reason, retry_one_by_one, cause
-
-
-# --- Checking returned values --------------------------------------------------------------------
-
-
-def _to_float(value: Any) -> float:
-    """Return a value as a finite float, or raise ValueError with the reason."""
-    try:
-        if callable(getattr(value, "tolist", None)) and getattr(value, "ndim", 0) == 0:
-            value = value.tolist()
-        number = float(value) if isinstance(value, Real | Decimal) else None
-    except OverflowError:
-        raise ValueError("is too large a number") from None
-    except Exception as error:
-        raise ValueError(
-            f"is {describe_value(value)}, which raises {type(error).__name__}"
-        ) from None
-    if number is None:
-        raise ValueError(f"is {describe_value(value)}, not a number")
-    if not math.isfinite(number):
-        raise ValueError(f"is {number}, not a finite number")
-    return number
-
-
-def describe_value(value: Any, limit: int = 60) -> str:
-    """Return a value's type and the start of its repr, also if its ``__repr__`` raises."""
-    try:
-        text = repr(value)
-    except Exception as error:
-        text = f"(its repr raises {type(error).__name__})"
-    return f"{type(value).__name__} {printable(text, limit)}"
-
-
-def _to_index(value: Any) -> int:
-    if isinstance(value, bool):
-        raise TypeError
-    return operator.index(value)
-
-
-def _check_step(entry: Any, previous_end: int, text_length: int) -> tuple[int, float]:
-    """Return the end and the value of a step, or raise ValueError with the reason."""
-    try:
-        (start, end), value = entry
-        start, end = _to_index(start), _to_index(end)
-    except Exception:
-        raise ValueError(f"is {describe_value(entry)}, not ((start, end), number)") from None
-    if end <= start:
-        raise ValueError(f"has the span ({start}, {end}), which is empty: end must be after start")
-    if start < 0 or end > text_length:
-        raise ValueError(
-            f"has the span ({start}, {end}), outside the response's {text_length} characters"
-        )
-    if start < previous_end:
-        raise ValueError(
-            f"has the span ({start}, {end}), which begins before the end of the previous step "
-            f"({previous_end}): steps must be in order and must not overlap"
-        )
-    return end, _to_float(value)
-
-
-def check_value(value: Any, text: str) -> Value:
-    """Check a function's value for one response; return a number, a list of steps or None.
-
-    Raises ValueError with a reason that follows "response 3 of 8 …" in the message.
-    """
-    if value is None:
-        return None
-    if not isinstance(value, list | tuple):
-        try:
-            return _to_float(value)
-        except ValueError as error:
-            raise ValueError(f"its value {error}") from None
-    results: list[Step] = []
-    for index, entry in enumerate(value):
-        try:
-            results.append(_check_step(entry, results[-1][0] if results else 0, len(text)))
-        except ValueError as error:
-            raise ValueError(f"step {index} {error}") from None
-    return results
 
 
 def _to_list(result: Any, count: int) -> list[Any]:
@@ -231,6 +149,24 @@ class Component:
         ]
         return values_or_fallbacks, len(faults)
 
+    def check_values(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response], columns: Collection[str]
+    ) -> list[CheckedValue]:
+        """Return the checked value of every response, which may be a share of a batch.
+
+        `columns` are the columns of all prompts in the batch.
+        """
+        if not responses:
+            return []
+        values = self._call_and_check(prompts, responses, columns)
+        # The search for the response at fault ends with the first one; what follows is not used.
+        filler: CheckedValue = next((v for v in values if not isinstance(v, Fault)), 0.0)
+        return values + [filler] * (len(responses) - len(values))
+
+    def fails(self, values: Sequence[CheckedValue]) -> bool:
+        """Return whether ``values`` raises RewardError for these checked values."""
+        return self.config.fallback is None and any(isinstance(v, Fault) for v in values)
+
     def score_subset(
         self,
         prompts: Sequence[Prompt],
@@ -313,13 +249,16 @@ class Component:
         }
 
     def _call_and_check(
-        self, prompts: Sequence[Prompt], responses: Sequence[Response]
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        columns: Collection[str] | None = None,
     ) -> list[CheckedValue]:
         try:
-            entries = self._call(prompts, responses, self.config.timeout)
+            entries = self._call(prompts, responses, self.config.timeout, columns)
         except _CallFailed as failure:
             if failure.retry_one_by_one and len(responses) > 1:
-                return self._one_by_one(failure, prompts, responses)
+                return self._one_by_one(failure, prompts, responses, columns)
             whole_batch = not failure.retry_one_by_one
             return [Fault(failure.reason, whole_batch, failure.cause)] * len(responses)
         return [self._check_value(e, r.text) for e, r in zip(entries, responses, strict=True)]
@@ -333,7 +272,11 @@ class Component:
             return Fault(str(error))
 
     def _one_by_one(
-        self, failure: _CallFailed, prompts: Sequence[Prompt], responses: Sequence[Response]
+        self,
+        failure: _CallFailed,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        columns: Collection[str] | None,
     ) -> list[CheckedValue]:
         """Call the function for each response alone, to find those that made the batch call fail.
 
@@ -345,7 +288,7 @@ class Component:
         for prompt, response in zip(prompts, responses, strict=True):
             seconds = None if deadline is None else max(deadline - time.monotonic(), 1e-3)
             try:
-                [entry] = self._call([prompt], [response], seconds)
+                [entry] = self._call([prompt], [response], seconds, columns)
                 values.append(self._check_value(entry, response.text))
             except _CallFailed as single_failure:
                 values.append(Fault(single_failure.reason, cause=single_failure.cause))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from queue import SimpleQueue
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -42,11 +42,18 @@ class OverlappedScoring:
     Args:
         components: rewards to call.
         prompts: prompts of the batch.
+        columns: columns of all prompts; by default those of ``prompts``, which may be a share of
+            them.
     """
 
-    def __init__(self, components: Sequence[Component], prompts: Sequence[Prompt]) -> None:
+    def __init__(
+        self,
+        components: Sequence[Component],
+        prompts: Sequence[Prompt],
+        columns: Collection[str] | None = None,
+    ) -> None:
         self._prompts = prompts
-        self._columns = columns_of(prompts)
+        self._columns = columns_of(prompts) if columns is None else columns
         self._size = math.ceil(len(prompts) / CALLS_PER_BATCH)
         self._pending: ScoringBatch = []
         self._seen_indices: set[int] = set()

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from trivium.config.functions import Function, FunctionKind, load_function, printable
 from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards.code import code
-from trivium.rewards.component import CheckedValue, Component, Step, raw_text
+from trivium.rewards.component import CheckedValue, Component, columns_of, raw_text
 from trivium.rewards.format import format, length, tags
 from trivium.rewards.functions import (
     argument_faults,
@@ -31,6 +31,7 @@ from trivium.rewards.math import math as math_verified
 from trivium.rewards.reward_config import RewardConfig
 from trivium.rewards.server import server
 from trivium.rewards.steps import steps
+from trivium.rewards.values import Step
 from trivium.serialization import serializable
 
 if TYPE_CHECKING:
@@ -134,6 +135,46 @@ class Rewards:
     def while_sampling(self) -> list[Component]:
         """Rewards that can score finished groups while other groups are still sampled."""
         return [component for component in self._components if component.config.overlaps_sampling]
+
+    @property
+    def need_whole_batch(self) -> bool:
+        """Whether a reward must see all responses of a batch in one call."""
+        return any(component.config.whole_batch for component in self._components)
+
+    def check_values(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        columns: Collection[str],
+        precomputed: Mapping[str, list[CheckedValue]] = MappingProxyType({}),
+    ) -> dict[str, list[CheckedValue]]:
+        """Return the checked values of a share of a batch, by reward, for ``score``.
+
+        Rewards that need the whole batch are left out, and after a failure those that follow.
+        `columns` are the columns of all prompts in the batch.
+        """
+        checked: dict[str, list[CheckedValue]] = {}
+        for component in self._components:
+            if component.config.whole_batch:
+                continue
+            values = precomputed.get(component.name)
+            if values is None:
+                values = component.check_values(prompts, responses, columns)
+            checked[component.name] = values
+            if component.fails(values):
+                break
+        return checked
+
+    def check_whole_batch(
+        self, prompts: Sequence[Prompt], responses: Sequence[Response]
+    ) -> dict[str, list[CheckedValue]]:
+        """Return the checked values of the rewards that need the whole batch, by reward."""
+        columns = columns_of(prompts)
+        return {
+            component.name: component.check_values(prompts, responses, columns)
+            for component in self._components
+            if component.config.whole_batch
+        }
 
     def score(
         self,

@@ -84,6 +84,11 @@ class RewardConfig(Configuration):
     `code` and `math`, which wait for other processes. Set true for your own function if a value
     depends only on its own group and the function mostly waits; computation gains nothing."""
 
+    whole_batch: bool = False
+    """Call the function once, with all responses of a step. Set true if a value depends on
+    responses to other prompts: with several processes, each otherwise calls the function for the
+    responses to its own share of the prompts (docs/scale.md)."""
+
     _directory: Path | None = PrivateAttr(default=None)
 
     def model_post_init(self, context: Any, /) -> None:
@@ -107,6 +112,8 @@ class RewardConfig(Configuration):
     @property
     def overlaps_sampling(self) -> bool:
         """Whether scoring may start while other groups of the batch are still sampled."""
+        if self.whole_batch:
+            return False
         if self.while_sampling is None:
             return self.function in _OVERLAPPED_BY_DEFAULT and self.timeout is not None
         return self.while_sampling
@@ -130,6 +137,12 @@ class RewardConfig(Configuration):
                 "while_sampling",
                 "`timeout: null` calls the function in the main thread, which is busy with "
                 "sampling: set a timeout, or remove while_sampling",
+            )
+        if self.while_sampling and self.whole_batch:
+            yield (
+                "while_sampling",
+                "it calls the function for some responses while others are sampled, but "
+                "whole_batch asks for one call: leave one of them out",
             )
         if self.function in LEARNED:
             yield from _argument_conflicts(self.function, self.arguments)

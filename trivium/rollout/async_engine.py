@@ -82,7 +82,14 @@ class AsyncEngine:
         self._result = _ThreadResult()
 
     def begin(
-        self, prompts: Sequence[Prompt], samples: int, sampling: Sampling, *, seed: int, step: int
+        self,
+        prompts: Sequence[Prompt],
+        samples: int,
+        sampling: Sampling,
+        *,
+        seed: int,
+        step: int,
+        first_samples: Sequence[int] | None = None,
     ) -> None:
         """Start sampling the responses of ``step`` in the background.
 
@@ -94,7 +101,7 @@ class AsyncEngine:
             self._load_weights(self._engine.policy.state_dict())
             self._step = step
         if self._thread is None:
-            self._start(prompts, samples, sampling, seed, step)
+            self._start(prompts, samples, sampling, seed, step, first_samples)
 
     def generate(
         self,
@@ -104,15 +111,17 @@ class AsyncEngine:
         *,
         seed: int,
         step: int,
+        first_samples: Sequence[int] | None = None,
         finished: Finished | None = None,
     ) -> list[list[Response]]:
         """Return the responses of ``step``: those sampled since ``begin``, or sampled now."""
         if self._step != step:
             return self._engine.generate(
-                prompts, samples, sampling, seed=seed, step=step, finished=finished
-            )
+                prompts, samples, sampling, seed=seed, step=step,
+                first_samples=first_samples, finished=finished,
+            )  # fmt: skip
         if self._thread is None:
-            self._start(prompts, samples, sampling, seed, step)
+            self._start(prompts, samples, sampling, seed, step, first_samples)
         while (group := self._finished_groups.get()) is not None:
             if finished is not None:
                 finished(*group)
@@ -165,11 +174,13 @@ class AsyncEngine:
         sampling: Sampling,
         seed: int,
         step: int,
+        first_samples: Sequence[int] | None,
     ) -> None:
         try:
             with flops.apart() as counter:
                 result.responses = self._snapshot.generate(
                     prompts, samples, sampling, seed=seed, step=step,
+                    first_samples=first_samples,
                     finished=lambda *group: finished_groups.put(group),
                 )  # fmt: skip
             result.flops = counter.flops

@@ -9,6 +9,7 @@ interrupted and resumed.
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -38,15 +39,32 @@ class Engine(Protocol):
         *,
         seed: int,
         step: int,
+        first_samples: Sequence[int] | None = None,
         finished: Finished | None = None,
     ) -> list[list[Response]]:
         """Return ``samples`` responses for each prompt, in the order of the prompts.
+
+        ``first_samples`` holds the number of each prompt's first sample, which keys its random
+        numbers. By default it is ``number_samples`` of these prompts.
 
         Calls ``finished`` in the calling thread for each group that finishes before the whole
         batch. The order of the calls depends only on the arguments and the policy. An engine that
         gets all groups at once need not call it.
         """
         ...
+
+
+def number_samples(prompts: Sequence[Prompt], samples: int) -> list[int]:
+    """Return the number of each prompt's first sample.
+
+    A prompt that occurs twice (a batch can span two epochs) gets new samples.
+    """
+    num_seen: Counter[int] = Counter()
+    first_samples = []
+    for prompt in prompts:
+        first_samples.append(num_seen[prompt.index] * samples)
+        num_seen[prompt.index] += 1
+    return first_samples
 
 
 def row_key(seed: int, step: int, prompt: int, sample: int) -> int:

@@ -8,7 +8,7 @@ update.
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Collection, Sequence
 from functools import cached_property
 
@@ -23,7 +23,7 @@ from trivium.models import flops
 from trivium.models.logprobs import Head
 from trivium.models.policy import Policy
 from trivium.rollout.cuda_graphs import CudaGraphs, GraphedCache, graphs_work
-from trivium.rollout.engine import Finished, draw, row_key, uniforms
+from trivium.rollout.engine import Finished, draw, number_samples, row_key, uniforms
 from trivium.rollout.frequency_cache import FrequencyCache
 from trivium.rollout.kv_cache import KVCache
 from trivium.rollout.padded_cache import PaddedCache
@@ -69,18 +69,17 @@ class LocalEngine:
         *,
         seed: int,
         step: int,
+        first_samples: Sequence[int] | None = None,
         finished: Finished | None = None,
     ) -> list[list[Response]]:
         """Return ``samples`` responses for each prompt, in order (see ``rollout.engine``)."""
         self._check_context_length(prompts, sampling)
-        rows: list[list[Row]] = []
-        num_seen: Counter[int] = Counter()
-        for i, prompt in enumerate(prompts):
-            # A prompt that occurs twice (a batch can span two epochs) gets new samples.
-            first = num_seen[prompt.index] * samples
-            num_seen[prompt.index] += 1
-            keys = [row_key(seed, step, prompt.index, first + j) for j in range(samples)]
-            rows.append([Row(i, key) for key in keys])
+        if first_samples is None:
+            first_samples = number_samples(prompts, samples)
+        rows = [
+            [Row(i, row_key(seed, step, prompt.index, first + j)) for j in range(samples)]
+            for i, (prompt, first) in enumerate(zip(prompts, first_samples, strict=True))
+        ]
         waiting = deque(self._chains(prompts, samples))
         head = self.policy.head
         cache = self._cache()

@@ -7,22 +7,27 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import accumulate, chain, pairwise
+from types import MappingProxyType
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from trivium import distributed
 from trivium.data.chat import step_ends
 from trivium.data.group import Group
 from trivium.data.prompts import Prompt
 from trivium.data.response import Response
 from trivium.maths.ragged import repeat_per_segment, segment_starts
+from trivium.rewards.component import CheckedValue, columns_of
 from trivium.rewards.overlap import OverlappedScoring
 from trivium.rewards.reward import Rewards, Scores
-from trivium.rollout.engine import Engine
+from trivium.rollout.engine import Engine, number_samples
 from trivium.rollout.sampling import Sampling
 from trivium.serialization import serializable
 
@@ -186,18 +191,93 @@ def roll_out(
     seed: int,
     step: int,
 ) -> Rollouts:
-    """Sample ``samples`` responses per prompt and score them; scoring may overlap sampling."""
-    start = time.perf_counter()
-    with OverlappedScoring(rewards.while_sampling, prompts) as scoring:
-        responses = engine.generate(
-            prompts, samples, sampling, seed=seed, step=step, finished=scoring.add
-        )
-        sampling_end = time.perf_counter()
-        repeated = [p for p, group in zip(prompts, responses, strict=True) for _ in group]
-        flat = [r for group in responses for r in group]
-        scores = rewards.score(repeated, flat, scoring.results(responses))
-    seconds = {"rollout": sampling_end - start, "scoring": time.perf_counter() - sampling_end}
+    """Sample ``samples`` responses per prompt and score them; scoring may overlap sampling.
+
+    Each process samples and scores the responses to its share of the prompts.
+    """
+    request = own_request(prompts, samples, sampling=sampling, seed=seed, step=step)
+    columns = columns_of(prompts)
+
+    def sample_and_score() -> tuple[list[list[Response]], CheckedGroups, dict[str, float]]:
+        mine, start = request["prompts"], time.perf_counter()
+        with OverlappedScoring(rewards.while_sampling, mine, columns) as scoring:
+            groups = engine.generate(**request, finished=scoring.add)
+            sampling_end = time.perf_counter()
+            checked = _check_groups(rewards, mine, groups, columns, scoring.results(groups))
+        end = time.perf_counter()
+        return groups, checked, {"rollout": sampling_end - start, "scoring": end - sampling_end}
+
+    shares = distributed.gather("rollouts", sample_and_score, plan=[p.index for p in prompts])
+    responses = distributed.in_order([groups for groups, _, _ in shares], len(prompts))
+    scores = _combine(rewards, prompts, responses, [checked for _, checked, _ in shares])
+    seconds = {k: max(share[2][k] for share in shares) for k in ("rollout", "scoring")}
     return Rollouts(list(prompts), responses, scores, seconds)
+
+
+def own_request(prompts: Sequence[Prompt], samples: int, **how: Any) -> dict[str, Any]:
+    """Return this process's share of a request, with the keys that the prompts have in all of it.
+
+    ``how`` are the other arguments of ``Engine.generate``.
+    """
+    first_samples = number_samples(prompts, samples)
+    return {
+        "prompts": distributed.own(prompts),
+        "samples": samples,
+        "first_samples": distributed.own(first_samples),
+        **how,
+    }
+
+
+def score_groups(
+    rewards: Rewards, prompts: Sequence[Prompt], responses: Sequence[list[Response]]
+) -> Scores:
+    """Score responses that all processes hold; each process scores those to its prompts."""
+    mine, groups = distributed.own(prompts), distributed.own(responses)
+    columns = columns_of(prompts)
+    shares = distributed.gather(
+        "rewards", lambda: _check_groups(rewards, mine, groups, columns), plan=len(prompts)
+    )
+    return _combine(rewards, prompts, responses, shares)
+
+
+CheckedGroups = dict[str, list[list[CheckedValue]]]
+"""Per reward, the checked values of each group's responses."""
+
+
+def _check_groups(
+    rewards: Rewards,
+    prompts: Sequence[Prompt],
+    groups: Sequence[list[Response]],
+    columns: Collection[str],
+    precomputed: Mapping[str, list[CheckedValue]] = MappingProxyType({}),
+) -> CheckedGroups:
+    """Return the values of rewards that need not see the whole batch."""
+    repeated = [p for p, group in zip(prompts, groups, strict=True) for _ in group]
+    flat = [r for group in groups for r in group]
+    checked = rewards.check_values(repeated, flat, columns, precomputed)
+    ends = [0, *accumulate(len(group) for group in groups)]
+    return {name: [v[a:b] for a, b in pairwise(ends)] for name, v in checked.items()}
+
+
+def _combine(
+    rewards: Rewards,
+    prompts: Sequence[Prompt],
+    responses: Sequence[list[Response]],
+    shares: Sequence[CheckedGroups],
+) -> Scores:
+    """Return the scores of a batch from the values that each process computed."""
+    repeated = [p for p, group in zip(prompts, responses, strict=True) for _ in group]
+    flat = [r for group in responses for r in group]
+    checked = {
+        name: list(chain(*distributed.in_order([share[name] for share in shares], len(prompts))))
+        for name in shares[0]
+        if all(name in share for share in shares)
+    }
+    if rewards.need_whole_batch:
+        checked |= distributed.from_rank_0(
+            "rewards of the whole batch", lambda: rewards.check_whole_batch(repeated, flat)
+        )
+    return rewards.score(repeated, flat, checked)
 
 
 def joined(parts: Sequence[Rollouts]) -> Rollouts:
