@@ -12,7 +12,7 @@ from torch import Tensor
 from trivium.algorithms.critic_config import CriticConfig
 from trivium.algorithms.ppo_config import PPOConfig
 from trivium.data.batch import Batch, Grouped
-from trivium.data.oom import run_with_oom_split, score_all
+from trivium.data.oom import run_parts, score_all
 from trivium.errors import ConfigurationError
 from trivium.hf.loading import trained_parameters
 from trivium.hf.model_config import ModelConfig
@@ -101,9 +101,7 @@ def final_values(
     data = Grouped(rollouts.groups)
     values_N = like_T.new_zeros(len(rollouts.flat))
     score = partial(critic.final_values, policy)
-    for micro_batch in data.split(max_tokens):
-        for responses, values in run_with_oom_split(
-            data, micro_batch, lambda part: score(Batch.of(part.groups))
-        ):
-            values_N[responses] = values.to(values_N)
+    parts = data.split(max_tokens)
+    for responses, values in run_parts(data, parts, lambda part: score(Batch.of(part.groups))):
+        values_N[responses] = values.to(values_N)
     return torch.where(rollouts.truncated_N.to(values_N.device), values_N, 0.0)

@@ -1,8 +1,9 @@
 """Packing of groups into micro-batches: few, of about equal cost, each within a token limit.
 
-The result depends on lengths alone. The cost is that of a transformer's forward pass: a part for
-every token, and a part for every pair of a token and a token it attends to. Whether a micro-batch
-fits into memory is not checked here: ``data.oom`` splits a micro-batch that does not fit.
+The result depends on lengths and the number of processes alone. The cost is that of a transformer's
+forward pass: a part for every token, and a part for every pair of a token and a token it attends
+to. Whether a micro-batch fits into memory is not checked here: ``data.oom`` splits a micro-batch
+that does not fit.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
+from trivium import distributed
 from trivium.data.group import Group
 
 PAIRS_PER_TOKEN = 4096
@@ -45,23 +47,26 @@ def pack(
     """Return the response indices of each micro-batch.
 
     The number of micro-batches is the smallest with which groups, sorted by length, can be packed
-    in order. Among the packings of that size, the highest cost of a micro-batch is the smallest
-    possible, up to 1/64 of the possible reduction.
+    in order; with several processes, the next multiple of their number. Among the packings of that
+    size, the highest cost of a micro-batch is the smallest possible, up to 1/64 of the possible
+    reduction.
     """
     if not groups:
         return []
     items = list(_items(groups, math.inf if whole_groups else max_tokens))
     fewest = _pack_in_order(items, max_tokens, math.inf)
     highest = max(cost for _, cost in fewest)
-    mean = sum(cost for _, cost in fewest) // len(fewest)
+    ranks = distributed.size()
+    count = -(-len(fewest) // ranks) * ranks
+    mean = sum(cost for _, cost in fewest) // count
 
     def packed(step: int) -> list[tuple[list[int], int]]:
         return _pack_in_order(items, max_tokens, mean + (highest - mean) * step // _SEARCH_STEPS)
 
-    def is_fewest(step: int) -> bool:
-        return len(packed(step)) <= len(fewest)
+    def is_few(step: int) -> bool:
+        return len(packed(step)) <= count
 
-    first = bisect_left(range(_SEARCH_STEPS), True, key=is_fewest)
+    first = bisect_left(range(_SEARCH_STEPS), True, key=is_few)
     return [sorted(responses) for responses, _ in packed(first)]
 
 

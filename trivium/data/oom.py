@@ -12,11 +12,13 @@ import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
+from trivium import distributed
 from trivium.data.batch import Batch, Grouped, token_index
 from trivium.errors import TrainingError
 
@@ -125,6 +127,22 @@ def run_with_oom_split(
             yield chosen, result
 
 
+def run_parts(
+    data: Grouped, parts: Sequence[Sequence[int]], run: Callable[[Any], Result]
+) -> list[tuple[list[int], Result]]:
+    """Return ``run_with_oom_split`` of every part, in order; each process runs its share of them.
+
+    The results must be tensors, or containers of them.
+    """
+
+    def run_own() -> list[list[tuple[list[int], Result]]]:
+        own = distributed.own(parts)
+        return [list(run_with_oom_split(data, responses, run)) for responses in own]
+
+    by_rank = distributed.gather("scores", run_own, plan=[list(part) for part in parts])
+    return list(chain(*distributed.in_order(by_rank, len(parts))))
+
+
 def _attempt(run: Callable[[Any], Result], part: Grouped) -> Result | OutOfMemory:
     """Call ``run``; return an out-of-memory failure instead of raising it.
 
@@ -160,11 +178,8 @@ def score_all(
     """
     lengths_N = data.lengths_N
     pieces, order = [], []
-    for responses in parts:
-        for part, scores in run_with_oom_split(
-            data, responses, lambda d: score(Batch.of(d.groups))
-        ):
-            pieces.append(scores)
-            order.append(token_index(lengths_N, torch.tensor(part)))
+    for part, scores in run_parts(data, parts, lambda d: score(Batch.of(d.groups))):
+        pieces.append(scores)
+        order.append(token_index(lengths_N, torch.tensor(part)))
     back = torch.cat(order).argsort()
     return tuple(torch.cat(xs)[back.to(xs[0].device)] for xs in zip(*pieces, strict=True))

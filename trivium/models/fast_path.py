@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -49,6 +50,14 @@ REFERENCE = Kernels()
 def kernels_of(backbone: PreTrainedModel) -> Kernels:
     """Return the kernels that are attached to a backbone, or the reference."""
     return vars(backbone).get("trivium_kernels", REFERENCE)
+
+
+def register_choices(device: torch.device, fast_path: FastPath) -> None:
+    """Register the choices of the device's fast path with ``trivium.numerics``."""
+    if fast_path == "auto" and device.type == "cpu":
+        from trivium.models.cpu import register_cpu_choices
+
+        register_cpu_choices()
 
 
 def install_fast_path(model: PreTrainedModel, fast_path: FastPath) -> None:

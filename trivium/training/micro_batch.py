@@ -12,13 +12,16 @@ configured size, so that its result does not depend on earlier failures.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, groupby
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from trivium import distributed
 from trivium.data.batch import Grouped
 from trivium.data.oom import OutOfMemory, free_memory, run_with_oom_split
 from trivium.models import flops
@@ -37,11 +40,13 @@ class MicroBatch:
         data: the groups, with their token weights.
         loss: the loss function.
         whole_groups: whether groups must stay whole, as preference pairs must.
+        index: place in the optimizer step, which halves keep.
     """
 
     data: Grouped
     loss: Loss
     whole_groups: bool = False
+    index: int = 0
 
     def __call__(self) -> LossOutput:
         return self.loss(self.data)
@@ -109,12 +114,79 @@ def _backward(micro_batch: MicroBatch) -> MicroBatchResult | OutOfMemory:
         return OutOfMemory.of(error, grads_corrupted=in_backward)
 
 
+def accumulate_on_all_ranks(
+    micro_batches: Sequence[MicroBatch],
+    zero_grad: Callable[[], None],
+    parameters: Sequence[nn.Parameter],
+) -> tuple[list[MicroBatchResult], int]:
+    """``accumulate``, with the micro-batches divided over the processes and the gradients summed.
+
+    Every process gets all results, in order, one per micro-batch. One without a micro-batch of its
+    own adds a gradient of zero.
+    """
+    if distributed.size() == 1:
+        return accumulate(micro_batches, zero_grad)
+    rounds = in_rounds(micro_batches)
+
+    def accumulate_own() -> tuple[list[tuple[float, dict[str, Tensor]]], int]:
+        results, splits = accumulate(distributed.own(rounds), zero_grad)
+        return joined_halves(results), splits
+
+    plan = [(m.data.tokens, m.data.lengths_N.tolist()) for m in micro_batches]
+    shares = distributed.gather("an optimizer step", accumulate_own, plan)
+    distributed.sum_gradients(parameters)
+    found = distributed.in_order([results for results, _ in shares], len(rounds))
+    results = [MicroBatchResult(m, *x) for m, x in zip(rounds, found, strict=True)]
+    results.sort(key=lambda result: result.micro_batch.index)
+    return results, sum(splits for _, splits in shares)
+
+
+def in_rounds(micro_batches: Sequence[MicroBatch]) -> list[MicroBatch]:
+    """Return micro-batches ordered by loss, numbered by their place in the optimizer step.
+
+    Dealt out in this order, every process gets about the same number of each loss: PPO's list
+    alternates between actor and critic, and every second entry of it is all actor.
+    """
+    numbered = [replace(m, index=index) for index, m in enumerate(micro_batches)]
+    kinds = list(dict.fromkeys(_loss_kind(m.loss) for m in micro_batches))
+    return sorted(numbered, key=lambda m: kinds.index(_loss_kind(m.loss)))
+
+
+def _loss_kind(loss: Any) -> object:
+    """Return the function behind partial applications and bound methods."""
+    while isinstance(loss, partial):
+        loss = loss.func
+    return getattr(loss, "__func__", loss)
+
+
+def joined_halves(results: Sequence[MicroBatchResult]) -> list[tuple[float, dict[str, Tensor]]]:
+    """Return loss and observations of whole micro-batches from those of their parts, in order."""
+    joined: list[tuple[float, dict[str, Tensor]]] = []
+    for _, group in groupby(results, key=lambda result: result.micro_batch.index):
+        parts = list(group)
+        names = parts[0].observed
+        observed = {name: torch.cat([p.observed[name] for p in parts]) for name in names}
+        joined.append((sum(p.loss for p in parts), observed))
+    return joined
+
+
 @torch.no_grad()
-def measure(micro_batches: Sequence[MicroBatch]) -> Iterator[tuple[float, dict[str, Tensor]]]:
-    """Yield the loss and observations of each micro-batch, or of its parts, without gradients."""
-    for micro_batch in micro_batches:
-        responses = range(len(micro_batch.data.lengths_N))
-        for _, (loss, observed) in run_with_oom_split(
-            micro_batch.data, responses, micro_batch.loss, whole_groups=micro_batch.whole_groups
-        ):
-            yield float(loss), observed
+def measure(micro_batches: Sequence[MicroBatch]) -> list[tuple[float, dict[str, Tensor]]]:
+    """Return the loss and observations of each micro-batch, or of its parts, without gradients.
+
+    Each process measures its share.
+    """
+
+    def measure_own() -> list[list[tuple[float, dict[str, Tensor]]]]:
+        return [_measure(micro_batch) for micro_batch in distributed.own(micro_batches)]
+
+    by_rank = distributed.gather("held-out losses", measure_own, plan=len(micro_batches))
+    return list(chain(*distributed.in_order(by_rank, len(micro_batches))))
+
+
+def _measure(micro_batch: MicroBatch) -> list[tuple[float, dict[str, Tensor]]]:
+    responses = range(len(micro_batch.data.lengths_N))
+    parts = run_with_oom_split(
+        micro_batch.data, responses, micro_batch.loss, whole_groups=micro_batch.whole_groups
+    )
+    return [(float(loss), observed) for _, (loss, observed) in parts]

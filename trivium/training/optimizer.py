@@ -25,7 +25,11 @@ from trivium.runs.nonfinite import (
 from trivium.serialization import serializable
 from trivium.training.ema import WeightAverage
 from trivium.training.master_weights import MasterWeights, StochasticRounding, is_half
-from trivium.training.micro_batch import MicroBatch, MicroBatchResult, accumulate
+from trivium.training.micro_batch import (
+    MicroBatch,
+    MicroBatchResult,
+    accumulate_on_all_ranks,
+)
 from trivium.training.optimizer_config import OptimizerConfig
 from trivium.training.weight_sample import WeightSample
 
@@ -120,7 +124,8 @@ class Optimizer:
         """
         if not micro_batches:
             raise TrainingError("an optimizer step got no micro-batch: there is nothing to learn")
-        done, splits = accumulate(micro_batches, self.zero_grad)
+        trained = [p for _, parameters in self.sets for p in parameters]
+        done, splits = accumulate_on_all_ranks(micro_batches, self.zero_grad, trained)
         total = sum(result.loss for result in done)
         norms = [self._clip(config, parameters) for config, parameters in self.sets]
         if not all(map(math.isfinite, (total, *norms))):

@@ -25,6 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from trivium import distributed
 from trivium.config.paths import cache_directory
 from trivium.data.batch import Grouped
 from trivium.data.oom import score_logprobs
@@ -47,20 +48,29 @@ def cached_logprobs(policy: Policy, data: Grouped, parts: Sequence[Sequence[int]
     """Return ``score_logprobs`` of a policy that has not been trained yet, from disk if cached.
 
     A model whose code came with its checkpoint is never cached: changes of that code go unnoticed.
+    Of several processes the first reads and writes the cache.
     """
     if not type(unwrap_peft(policy.model)).__module__.startswith("transformers."):
         return score_logprobs(policy, data, parts)
-    key = cache_key(policy, data, parts)
-    try:
-        path = cache_directory() / "reference" / f"{key}.safetensors"
-    except RuntimeError as error:
-        logger.warning("the reference's log-probs cannot be cached: %s; set TRIVIUM_CACHE", error)
-        return score_logprobs(policy, data, parts)
-    cached_T = _read(path, key, len(data.groups))
+    place: list[tuple[Path, str]] = []
+
+    def read() -> Tensor | None:
+        key = cache_key(policy, data, parts)
+        try:
+            path = cache_directory() / "reference" / f"{key}.safetensors"
+        except RuntimeError as error:
+            reason = "the reference's log-probs cannot be cached: %s; set TRIVIUM_CACHE"
+            logger.warning(reason, error)
+            return None
+        place.append((path, key))
+        return _read(path, key, len(data.groups))
+
+    cached_T = distributed.from_rank_0("cached log-probs", read)
     if cached_T is not None:
         return cached_T.to(policy.device)
     logprobs_T = score_logprobs(policy, data, parts)
-    _write(path, key, logprobs_T.cpu())
+    for path, key in place:
+        _write(path, key, logprobs_T.cpu())
     return logprobs_T
 
 

@@ -27,9 +27,14 @@ from trivium.models.layout import Forward
 from trivium.numerics import register_choice
 
 
+def register_cpu_choices() -> None:
+    """Register the choices that decide the last bits of results."""
+    register_choice("matmul_backend", lambda: matmul_backend.name, matmul_backend.use)
+
+
 def accelerate_for_cpu(model: PreTrainedModel) -> Kernels:
     """Replace modules of ``model``, which is on a CPU; return its other kernels."""
-    register_choice("matmul_backend", lambda: matmul_backend.name, matmul_backend.use)
+    register_cpu_choices()
     replace_linears(model)
     replace_norms(model)
     base = unwrap_peft(model)
