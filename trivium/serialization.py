@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from trivium import distributed
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -124,7 +126,7 @@ def _construct(
 ) -> Any:
     if kind == "tensor":
         name, device = inner
-        return tensor(name).to(device)
+        return tensor(name).to(distributed.own_device(device))
     if kind == "float":
         return _NONFINITE[inner]
     if kind == "shared_objects":

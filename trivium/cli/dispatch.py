@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from trivium import distributed
 from trivium.commands import COMMANDS, Command
 from trivium.config.base import Configuration, load_configuration
 from trivium.errors import ConfigurationError, DataError, RewardError, escaped
@@ -21,12 +22,18 @@ from trivium.hf.checkpoint_files import check_checkpoint
 
 
 def run_command(command: Command, parsed: argparse.Namespace) -> None:
-    """Run a command that has a configuration file, and print its result."""
+    """Run a command that has a configuration file, and print its result.
+
+    Of several processes the first checks the configuration, while the others wait to join it.
+    """
+    if command.trains and not distributed.is_first():
+        distributed.join()
     settings = [*parsed.settings, *(parsed.flags if command.trains else [])]
     config = load_configuration(command.config_class(), parsed.config, settings)
     with quiet_libraries():
         result = command.run(config)
-    print_result(result)
+    if distributed.is_first():
+        print_result(result)
 
 
 def run_resume(parsed: argparse.Namespace) -> None:

@@ -175,7 +175,7 @@ def _add_settings(parser: argparse.ArgumentParser, config_class: Callable[[], ty
 
 
 def _add_run_flags(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(flags=[])
+    parser.set_defaults(flags=[], several_processes=True)
     parser.add_argument(
         "--allow-changes",
         action=SettingAction,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from trivium import distributed
 from trivium.config.base import Configuration
 
 
@@ -39,7 +40,9 @@ class Command:
         return _import(self.function)
 
     def run(self, config: Any) -> Any:
-        """Run the preflight checks, and then the command."""
+        """Run the preflight checks, and then the command; of several processes one checks."""
+        if not distributed.is_first():
+            return self.load()(config)
         if self.trains:
             kind = next(name for name, command in COMMANDS.items() if command is self)
             _import("trivium.runs.run_directory:claim_directory")(kind, config.run, config)

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, ProgressColumn, Task, TaskID
 from rich.progress import Progress as Live
 from rich.text import Text
 
+from trivium import distributed
+
 HEADLINES = (
     "reward/mean",
     "implicit_reward/accuracy",
@@ -110,6 +112,8 @@ class Progress:
         return [rate, f"{duration(left)} left"] if self.done < self.total else [rate]
 
     def _write(self) -> None:
+        if distributed.rank() > 0:
+            return
         file = self._console.file
         encoding = getattr(file, "encoding", None) or "utf-8"
         file.write(self.status().encode(encoding, "replace").decode(encoding) + "\n")
@@ -152,4 +156,6 @@ def printable(text: str) -> str:
 
 def _is_live(console: Console) -> bool:
     """Return whether to redraw in place. Colors can be forced on a pipe, which cannot redraw."""
+    if distributed.rank() > 0:
+        return False
     return console.file.isatty() and console.is_terminal and not console.is_dumb_terminal

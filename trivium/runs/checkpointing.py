@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from safetensors import SafetensorError
 
+from trivium import distributed
 from trivium.config.renamed import RENAMED_METRICS
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.hf.saving import SaveCheck
@@ -159,11 +160,15 @@ class CheckpointManager:
     def save_model(self, name: str, model: Saveable | None) -> None:
         """Save a model atomically to ``name`` in the run directory; None is left out.
 
+        One process writes.
+
         Raises:
             TrainingError: the model cannot be written. The run can be resumed later.
         """
-        if model is None:
-            return
+        if model is not None:
+            distributed.from_rank_0("a model's files", lambda: self._save_model(name, model))
+
+    def _save_model(self, name: str, model: Saveable) -> None:
         try:
             with self._run.saving(name) as directory:
                 check = model.save(directory)
@@ -186,7 +191,18 @@ class CheckpointManager:
         self._checkpoints.prune(keep, self.best["name"] if self.best and keep else None)
 
     def try_to_save(self, save_point: SavePoint, loop_state: Mapping[str, Any]) -> bool:
-        """Save the state, or log why it cannot be saved. Return whether it was saved."""
+        """Save the state, or log why it cannot be saved. Return whether it was saved.
+
+        One process writes.
+        """
+        saved = distributed.from_rank_0(
+            "a checkpoint", lambda: self._try_to_save(save_point, loop_state)
+        )
+        if saved:
+            self.last_saved = save_point
+        return saved
+
+    def _try_to_save(self, save_point: SavePoint, loop_state: Mapping[str, Any]) -> bool:
         try:
             self.save(save_point, loop_state)
         except OSError as error:
@@ -213,6 +229,15 @@ class CheckpointManager:
         if better:
             self.best = {"value": value, "step": save_point.step, "name": save_point.name}
         return better
+
+
+def require_evaluation(config: CheckpointsConfig, evaluator: Stateful | None) -> None:
+    """Raise ConfigurationError if the best checkpoint is to be kept and nothing measures it."""
+    if config.best is not None and evaluator is None:
+        raise ConfigurationError(
+            f"run.checkpoints.best = {config.best}: this run has no held-out evaluation; leave "
+            "best out, or configure held-out data"
+        )
 
 
 def _not_measured(name: str, record: Mapping[str, Any]) -> ConfigurationError:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from trivium import distributed
 from trivium.data.batch import Group, Grouped
 from trivium.errors import NonFiniteError
 from trivium.maths.ragged import segment_ids
@@ -156,8 +157,10 @@ def save_nonfinite_batch(
 
     A batch saved before is replaced. Return the directory, which the message of ``error`` names
     from then on. If the batch cannot be written, log the reason and return None: the error itself
-    matters more.
+    matters more. Of several processes the first writes.
     """
+    if distributed.rank() > 0:
+        return None
     target = run_directory / "non-finite"
     try:
         with atomic_directory(target) as partial:

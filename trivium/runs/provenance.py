@@ -24,7 +24,7 @@ from trivium.runs.files import open_regular
 PACKAGES = ("trivium", "torch", "transformers", "tokenizers", "safetensors", "peft")
 IGNORED_SETTINGS = frozenset(
     "run.directory run.overwrite run.resume run.allow_changes run.push run.trackers "
-    "run.checkpoints run.measure_memory reference_cache".split()
+    "run.checkpoints run.measure_memory reference_cache parallel".split()
 )
 """Settings that do not affect the results of a run."""
 _FULL_DIGEST_BYTES, _NUM_SAMPLES, _SAMPLE_BYTES = 1 << 26, 64, 1 << 16

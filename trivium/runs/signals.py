@@ -15,6 +15,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType, TracebackType
 from typing import Any
 
+from trivium import distributed
+
 SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
@@ -80,7 +82,7 @@ class SignalHandler:
         Raises:
             SamplingAborted: a signal arrives inside the block, or arrived before it.
         """
-        if self.received is not None:
+        if self.received is not None and distributed.may_be_aborted():
             raise SamplingAborted
         self._can_abort = True
         try:
@@ -92,10 +94,12 @@ class SignalHandler:
         if self.received is not None:
             raise KeyboardInterrupt
         self.received = number
-        _write_to_stderr(
-            f"{signal_name(number)}: saving and stopping; a second signal ends the run at once"
-        )
-        if self._can_abort:
+        if distributed.rank() == 0:
+            _write_to_stderr(
+                f"{signal_name(number)}: saving and stopping; a second signal ends the run at once"
+            )
+        # While processes exchange results, one of them alone must not leave.
+        if self._can_abort and distributed.may_be_aborted():
             self._can_abort = False
             raise SamplingAborted
 

@@ -34,6 +34,7 @@ from typing import Any
 
 from pydantic import Field
 
+from trivium import distributed
 from trivium.config.base import Configuration, Conflict, dump
 from trivium.errors import CheckpointError, DataError, TrainingError
 from trivium.monitoring.monitor_config import MonitorsConfig
@@ -115,10 +116,14 @@ class Run:
     Attributes:
         path: the run directory.
         run_id: unique id, which is also in the run's checkpoints.
+        writes: whether this process writes the logs; of several processes one does.
     """
 
-    def __init__(self, path: Path, run_id: str, *, elapsed: float = 0.0) -> None:
+    def __init__(
+        self, path: Path, run_id: str, *, elapsed: float = 0.0, writes: bool = True
+    ) -> None:
         self.path = path
+        self.writes = writes
         self.run_id = run_id
         self._start_time = time.monotonic() - elapsed
         self._positions = {stem: (0, hashlib.sha256()) for stem in LOGS}
@@ -136,6 +141,7 @@ class Run:
             "kind": kind,
             "id": uuid.uuid4().hex,
             "started": started.isoformat(timespec="seconds"),
+            "processes": distributed.size(),
             **environment(resolved),
         }
         write_text(path / "config.yaml", dump(resolved))
@@ -226,6 +232,8 @@ class Run:
         self.event("saved", name=name)
 
     def _append(self, stem: str, record: Mapping[str, Any]) -> None:
+        if not self.writes:
+            return
         path = self.path / f"{stem}.jsonl"
         data = (json_line(record) + "\n").encode()
         size, total = self._positions[stem]

@@ -11,6 +11,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
+from trivium import distributed
 from trivium.config.base import Configuration
 from trivium.errors import ConfigurationError
 from trivium.runs.store import Run
@@ -37,8 +38,13 @@ def require_trackers(names: Sequence[TrackerName]) -> None:
 def open_trackers(
     names: Sequence[TrackerName], run: Run, resolved: Configuration, done: int = 0
 ) -> list[Tracker]:
-    """Open the named trackers for a run whose first ``done`` steps they have received before."""
+    """Open the named trackers for a run whose first ``done`` steps they have received before.
+
+    Of several processes the first sends metrics to them.
+    """
     require_trackers(names)
+    if distributed.rank() > 0:
+        return []
     settings = resolved.model_dump(mode="json")
     return [OPENERS[name](run, settings, done) for name in names]
 

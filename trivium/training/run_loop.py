@@ -31,14 +31,15 @@ from typing import Any, NoReturn, TypeVar
 
 import torch
 
-from trivium.errors import ConfigurationError, NonFiniteError, TriviumError
+from trivium import distributed
+from trivium.errors import NonFiniteError, TriviumError
 from trivium.evaluation.samples import Rows
 from trivium.models import flops
-from trivium.monitoring.metrics import derived, metric
+from trivium.monitoring.metrics import metric
 from trivium.monitoring.monitors import Alarm, Monitors
 from trivium.monitoring.progress import Progress, printable
 from trivium.numerics import numerics_state
-from trivium.runs import rng
+from trivium.runs import checkpointing, rng
 from trivium.runs.budget import BudgetTracker
 from trivium.runs.checkpoint import SavePoint
 from trivium.runs.checkpointing import CheckpointManager, Saveable, Stateful
@@ -48,6 +49,7 @@ from trivium.runs.nonfinite import save_nonfinite_batch
 from trivium.runs.signals import Interrupted, SamplingAborted, SignalHandler, signal_name
 from trivium.runs.startup import PreparedRun, log_resumption, open_run
 from trivium.runs.trackers import open_trackers
+from trivium.training import rank_states
 from trivium.training.protocols import Evaluator, Stopwatch, Updates
 
 logger = logging.getLogger(__name__)
@@ -95,11 +97,7 @@ class Training:
         self._num_updates = self._save_point_index = 0
         self._signals = SignalHandler()
         self._rng_state = rng.state()
-        if config.checkpoints.best is not None and evaluator is None:
-            raise ConfigurationError(
-                f"run.checkpoints.best = {config.checkpoints.best}: this run has no held-out "
-                "evaluation; leave best out, or configure held-out data"
-            )
+        checkpointing.require_evaluation(config.checkpoints, evaluator)
         self.run, self._lock = open_run(prepared)
         self._checkpoints = CheckpointManager(
             self.run, config.checkpoints, shared_objects, prepared.checkpoint, numerics_state
@@ -150,7 +148,8 @@ class Training:
             self._signals.__exit__(kind, error, trace)
             for tracker in self._trackers:
                 tracker.close()
-            self._lock.release()
+            if self._lock is not None:
+                self._lock.release()
 
     def steps(self, until: int | None = None) -> Iterator[int]:
         """Yield the numbers of the remaining steps, from 1 up to ``until`` (default: all steps).
@@ -189,7 +188,8 @@ class Training:
                 with self._signals.abortable():
                     rollouts = sample()
             except SamplingAborted:
-                self._save_and_interrupt()
+                self._save_or_stop(SavePoint(self.done, self._save_point_index), due=False)
+                raise
             self._store("rollouts", rollouts)
         return self._memo["rollouts"]
 
@@ -223,8 +223,7 @@ class Training:
         complete = self.stages.seconds | dict(metrics)
         start_time, start_flops = self._step_start
         complete["time/total"] = time.perf_counter() - start_time
-        complete["flops"] = flops.total() - start_flops
-        complete |= derived(complete)
+        complete = rank_states.shared_metrics(complete, flops.total() - start_flops)
         unknown = [name for name in complete if metric(name) is None]
         assert not unknown, f"not in monitoring.metrics: {unknown}"
         self.run.log(self.step, complete)
@@ -301,7 +300,10 @@ class Training:
         if self._evaluated_step != evaluated_step or not self._checkpoints.is_saved(end):
             self._checkpoints.try_to_save(end, self._loop_state())
         if self._peak_memory is not None:
-            self.run.event("memory", measured_bytes=self._peak_memory.bytes())
+            self.run.event("memory", measured_bytes=rank_states.largest_peak(self._peak_memory))
+        distributed.from_rank_0("the end of the run", self._conclude)
+
+    def _conclude(self) -> None:
         write_card(self.path, self._resolved)
         self._checkpoints.finish(self.step)
         if self._config.push is not None:
@@ -312,13 +314,12 @@ class Training:
     def _between_steps(self) -> None:
         """Evaluate between two steps, and save if a save is due or a signal asks for it."""
         self._rng_state = rng.state()
-        if self._signals.received is not None:
-            self._save_and_interrupt()
+        self._save_or_stop(SavePoint(self.done), due=False)
         best = self._evaluate()
         self._rng_state = rng.state()
         if best:
             self._save_best()
-        self._save_if_due(SavePoint(self.done), force=best)
+        self._save_or_stop(SavePoint(self.done), due=best or None)
 
     def _store(self, name: str, result: Any) -> None:
         self._memo[name] = result
@@ -328,12 +329,16 @@ class Training:
         """Save inside a step if a save is due or a signal asks for it."""
         self._save_point_index += 1
         self._rng_state = rng.state()
-        self._save_if_due(SavePoint(self.done, self._save_point_index))
+        self._save_or_stop(SavePoint(self.done, self._save_point_index))
 
-    def _save_if_due(self, save_point: SavePoint, *, force: bool = False) -> None:
-        if self._signals.received is not None:
-            self._save_and_interrupt()
-        if force or self._checkpoints.due(save_point):
+    def _save_or_stop(self, save_point: SavePoint, *, due: bool | None = None) -> None:
+        """Save if a save is due (None: by steps or the clock), or if a signal ends the run."""
+        if due is None:
+            due = self._checkpoints.due(save_point)
+        signal, due = rank_states.decide(save_point, self._signals.received, due)
+        if signal is not None:
+            self._save_and_interrupt(signal)
+        if due:
             before = self._checkpoints.save_seconds
             self._checkpoints.try_to_save(save_point, self._loop_state())
             self._exclude_time(self._checkpoints.save_seconds - before)
@@ -343,10 +348,8 @@ class Training:
         self._step_start = (self._step_start[0] + seconds, self._step_start[1])
         self.stages.exclude(seconds)
 
-    def _save_and_interrupt(self) -> NoReturn:
-        """Save the state, and end the run with the signal that was received."""
-        number = self._signals.received
-        assert number is not None, "the run is interrupted only after a signal"
+    def _save_and_interrupt(self, number: int) -> NoReturn:
+        """Save the state, and end the run with a signal that was received."""
         save_point = SavePoint(self.done, self._save_point_index)
         if self._checkpoints.try_to_save(save_point, self._loop_state()):
             outcome = f", saved at {self._checkpoints.last_saved}"
@@ -367,14 +370,13 @@ class Training:
             "results": self._results,
             "stages": self.stages.seconds,
             "seconds": time.perf_counter() - self._step_start[0],
-            "flops": (flops.total(), self._step_start[1]),
             "spent": self.budget.spent,
             "monitors": self._monitors.state_dict(),
             "evaluated_step": self._evaluated_step,
             "evaluator": None if self._evaluator is None else self._evaluator.state_dict(),
             "best": self._checkpoints.best,
-            "rng": self._rng_state,
             "threads": torch.get_num_threads(),
+            **rank_states.gather(self._rng_state, self._step_start[1]),
         }
 
     def _load_loop_state(self, prepared: PreparedRun) -> None:
@@ -385,14 +387,12 @@ class Training:
         self._memo, self._num_updates = state["memo"], state["num_updates"]
         self._save_point_index, self._results = state["save_point_index"], state["results"]
         self.stages.seconds = state["stages"]
-        flops.set_total(state["flops"][0])
-        self._step_start = (time.perf_counter() - state["seconds"], state["flops"][1])
+        self._rng_state, flops_before_step = rank_states.load(state, self._config.seed)
+        self._step_start = (time.perf_counter() - state["seconds"], flops_before_step)
         self.budget.spent = state["spent"]
         self._monitors.load_state_dict(state["monitors"])
         self._evaluated_step = state["evaluated_step"]
         if self._evaluator is not None:
             self._evaluator.load_state_dict(state["evaluator"])
         self._checkpoints.best = state["best"]
-        self._rng_state = state["rng"]
-        rng.load_state(self._rng_state)
-        log_resumption(prepared, self.run, self.done, state["threads"])
+        log_resumption(prepared, self.run, self.done, state["threads"], len(state["rng"]))
