@@ -15,6 +15,7 @@ from trivium.errors import ConfigurationError
 from trivium.training.master_weights import (
     MasterWeights,
     StochasticRounding,
+    round_evenly,
     round_stochastically,
 )
 from trivium.training.micro_batch import MicroBatch
@@ -48,16 +49,27 @@ def test_weights_follow_float32_copies_that_take_the_steps_of_adamw() -> None:
         copy.grad = slope.clone()
         adamw.step()
         assert torch.equal(optimizer.masters.of[w], copy)
-        assert torch.equal(w, copy.bfloat16())
+        assert torch.equal(w, round_evenly(copy))
 
 
-def test_updates_below_half_a_unit_in_the_last_place_add_up() -> None:
-    w = weight(1.0)  # The next smaller number is 1 - 1/256.
+def test_updates_below_one_unit_in_the_last_place_move_as_many_weights() -> None:
+    w = weight(*[1.0] * 10_000)  # The next smaller number is 1 - 1/256.
+    optimizer = Optimizer([(CONFIG.model_copy(update={"learning_rate": 1e-4}), [w])], 30)
+    for step in range(1, 31):
+        optimizer.step(work_of(lambda: w.sum()))
+        # Of n multiples of the golden ratio, any part of (0, 1] has its share up to about 3/n.
+        assert float(w.detach().double().mean()) == pytest.approx(1 - 1e-4 * step, abs=3e-6)
+    assert set(w.tolist()) == {1.0, 1 - 1 / 256}
+    assert optimizer.masters.of[w].tolist() == pytest.approx([1 - 30e-4] * 10_000, abs=1e-6)
+
+
+def test_weights_that_move_one_way_never_move_back() -> None:
+    w = weight(*torch.linspace(-2, 2, 999).tolist())
     optimizer = Optimizer([(CONFIG.model_copy(update={"learning_rate": 1e-4}), [w])], 30)
     for _ in range(30):
+        before = w.detach().clone()
         optimizer.step(work_of(lambda: w.sum()))
-    assert optimizer.masters.of[w].item() == pytest.approx(1 - 30e-4, abs=1e-6)
-    assert w.item() == 1 - 1 / 256
+        assert bool((w <= before).all())
 
 
 def test_gradients_of_micro_batches_are_added_up_in_float32() -> None:
@@ -105,6 +117,36 @@ def test_state_holds_the_copies_to_the_last_bit() -> None:
     steps(other, again)
     assert torch.equal(optimizer.masters.of[w], other.masters.of[again])
     assert torch.equal(w, again)
+
+
+# --- even rounding --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_even_rounding_keeps_means_and_takes_neighbors(sign: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    low = torch.linspace(0.5, 0.99, 200_000).bfloat16().float()  # Units in the last place: 1/256.
+    x = sign * (low + torch.rand(len(low), generator=generator) / 256)
+    rounded = round_evenly(x).double()
+    away = (rounded - x.double()) * sign
+    assert bool((away.abs() < 1 / 256).all())
+    # The standard deviation of the mean error is below 1/(256 · 2 √200000) = 4.4e-6.
+    assert float(away.mean()) == pytest.approx(0, abs=2e-5)
+
+
+def test_even_rounding_of_any_shape_depends_on_the_number_and_its_index_alone() -> None:
+    x = torch.rand(3, 70_000, generator=torch.Generator().manual_seed(0)) + 1
+    assert torch.equal(round_evenly(x).view(-1), round_evenly(x.view(-1)))
+    assert torch.equal(round_evenly(x.view(-1)[:5]), round_evenly(x.view(-1))[:5])
+    assert torch.equal(round_evenly(x.t()), round_evenly(x.t().contiguous()))
+    # Indices that differ by the period of the thresholds have the same threshold.
+    same = torch.full((70_000,), 1 + 0.3 / 128)
+    assert torch.equal(round_evenly(same)[: 70_000 - 65_536], round_evenly(same)[65_536:])
+
+
+def test_even_rounding_leaves_bfloat16_numbers_as_they_are() -> None:
+    x = torch.tensor([0.0, -0.0, 1.0, -3.140625, 1e-38, float("inf"), -float("inf")])
+    assert torch.equal(round_evenly(x.bfloat16().float()), x.bfloat16())
 
 
 # --- stochastic rounding --------------------------------------------------------------------------

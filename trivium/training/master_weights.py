@@ -14,19 +14,22 @@ import torch
 from torch import Tensor, nn
 
 _HOOK = "trivium_gradient_hook"
+_PERIOD = 1 << 16
+_MULTIPLIER = 40503
+"""2¹⁶ divided by the golden ratio: neighboring thresholds are far apart."""
 
 
 def is_half(parameter: Tensor) -> bool:
     """Return whether a parameter is stored in half precision."""
-    return parameter.dtype in (torch.bfloat16, torch.float16)
+    return parameter.dtype == torch.bfloat16
 
 
 class MasterWeights:
     """float32 copies of half-precision parameters (Micikevicius et al. 2018, section 3.1).
 
     The optimizer updates the copies; ``round_`` then rounds them into the parameters, which compute
-    the forward and backward pass. Gradients of micro-batches are added up in float32. A parameter
-    of full precision is its own master.
+    the forward and backward pass (``round_evenly``). Gradients of micro-batches are added up in
+    float32. A parameter of full precision is its own master.
 
     Args:
         parameters: the trained parameters.
@@ -51,7 +54,7 @@ class MasterWeights:
     def round_(self) -> None:
         """Round the copies into the parameters."""
         for parameter in self._half:
-            parameter.copy_(self.of[parameter])
+            parameter.copy_(round_evenly(self.of[parameter]))
 
     def state_dict(self) -> list[Tensor]:
         """Return the copies."""
@@ -160,12 +163,35 @@ def _moment(state: dict[str, Any], name: str, weight: Tensor) -> Tensor:
 _UPDATES = {"adamw": _adamw, "adam": _adam, "rmsprop": _rmsprop}
 
 
+def round_evenly(x: Tensor) -> Tensor:
+    """Round float32 numbers to bfloat16 so that many numbers keep their mean.
+
+    Number i is rounded away from zero if its distance to the lower neighbor, in units in the last
+    place, exceeds a threshold of its own: ``1 − (40503 i mod 2¹⁶)/2¹⁶``, evenly spread over
+    (0, 1]. Rounding to the nearest would leave every weight of a bfloat16 checkpoint where it is
+    until its copy has moved by half a unit, and the model would learn late. The thresholds never
+    change, so that weights do not flicker and a resumed run computes the same bits.
+    """
+    flat = x.detach().reshape(-1)
+    rounded = torch.empty_like(flat, dtype=torch.bfloat16)
+    period = torch.arange(_PERIOD, dtype=torch.int32, device=x.device)
+    period.mul_(_MULTIPLIER).bitwise_and_(0xFFFF)
+    for start in range(0, len(flat), _PERIOD):
+        part = flat[start : start + _PERIOD]
+        rounded[start : start + _PERIOD] = _truncated(part, period[: len(part)])
+    return rounded.view(x.shape)
+
+
 def round_stochastically(x: Tensor, generator: torch.Generator) -> Tensor:
     """Round float32 numbers to bfloat16, up or down with the probability of their distance.
 
-    bfloat16 is the upper half of float32: a random number below one unit in the last place is
-    added to the lower half, which is then set to zero.
+    A random number below one unit in the last place is added before the number is truncated.
     """
     noise = torch.randint(1 << 16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
-    bits = (x.contiguous().view(torch.int32) + noise) & ~0xFFFF
+    return _truncated(x.contiguous(), noise)
+
+
+def _truncated(x: Tensor, noise: Tensor) -> Tensor:
+    """Add noise to the lower half of the bits, and keep the upper half, which is a bfloat16."""
+    bits = (x.view(torch.int32) + noise) & ~0xFFFF
     return bits.view(torch.float32).to(torch.bfloat16)
