@@ -13,7 +13,7 @@ from helpers.tiny_models import World
 from trivium.cli import main
 from trivium.commands import COMMANDS, memory
 from trivium.compare.memory import _lengths
-from trivium.compare.plan import Job
+from trivium.jobs.job import Job
 from trivium.memory import fit
 from trivium.memory import lengths as lengths_module
 from trivium.memory.fit import FREE_SHARE, free_bytes, largest_fitting_limit, smaller_limits

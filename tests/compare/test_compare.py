@@ -15,15 +15,16 @@ from helpers.tiny_models import World, source
 
 from trivium.compare.config import CompareConfig
 from trivium.compare.gradient_snr import signal_to_noise
-from trivium.compare.plan import UNLIMITED_STEPS, Job, base_paths, make_plan, with_budget
+from trivium.compare.plan import UNLIMITED_STEPS, base_paths, make_plan
 from trivium.compare.result import _best_of_record
 from trivium.compare.risk import pair_agreement, similarity
-from trivium.compare.run import compare, run, validate_jobs
-from trivium.compare.scheduler import _can_resume, spent
-from trivium.compare.stages import stage_record
+from trivium.compare.run import compare, run
 from trivium.config.base import load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError
-from trivium.runs.provenance import source_digest
+from trivium.jobs.job import Job, with_budget
+from trivium.jobs.scheduler import spent
+from trivium.jobs.stages import stage_record
+from trivium.jobs.validation import validate_jobs
 
 SHARED = {
     "model": {"path": "base-${seed}"},
@@ -50,7 +51,7 @@ def make_config(*methods: dict[str, Any], **options: Any) -> CompareConfig:
 
 def test_shared_settings_are_filled_in_for_every_stage() -> None:
     plan = make_plan(make_config(GRPO, RLHF, seeds=[3]))
-    validate_jobs(plan)
+    validate_jobs(plan.jobs)
     grpo = plan.jobs["grpo/seed-3/grpo"].settings
     assert grpo["model"] == {"path": "base-3"}
     assert grpo["sampling"] == {"max_tokens": 12, "stop": ["\n"]}
@@ -94,21 +95,30 @@ def test_a_stage_starts_from_the_policy_of_the_previous_training_stage() -> None
     best = {"command": "sample", "settings": {"samples": 4, "minimum_reward": 1.0}}
     method = {"name": "r", "stages": [best, {"command": "sft"}, {"command": "grpo"}]}
     plan = make_plan(make_config(method))
-    validate_jobs(plan)
+    validate_jobs(plan.jobs)
     rows = {"path": "out/runs/r/seed-0/sample/rows.jsonl", "columns": {"completion": "response"}}
     assert plan.jobs["r/seed-0/sft"].settings["data"] == rows
     assert plan.jobs["r/seed-0/grpo"].settings["model"] == {"path": "out/runs/r/seed-0/sft/final"}
 
 
-def test_stage_settings_override_defaults_and_stage_names_resolve_to_directories() -> None:
+def test_stage_settings_override_defaults_and_stage_names_resolve_to_outputs() -> None:
     stages = [
         {"command": "pairs", "name": "mine", "settings": {"samples": 3}},
-        {"command": "dpo", "settings": {"data": {"path": "${mine}/rows.jsonl"}, "beta": 0.3}},
+        {"command": "dpo", "settings": {"data": {"path": "${mine}"}, "beta": 0.3}},
     ]
     plan = make_plan(make_config({"name": "d", "stages": stages}))
     assert plan.jobs["d/seed-0/mine"].settings["samples"] == 3
     dpo = plan.jobs["d/seed-0/dpo"].settings
     assert dpo["data"]["path"] == "out/runs/d/seed-0/mine/rows.jsonl" and dpo["beta"] == 0.3
+
+
+def test_a_path_after_a_stage_s_output_is_refused_with_the_stage_s_directory() -> None:
+    stages = [
+        {"command": "pairs", "name": "mine"},
+        {"command": "dpo", "settings": {"data": {"path": "${mine}/rows.jsonl"}}},
+    ]
+    with pytest.raises(ConfigurationError, match=r"write \$\{mine\} for it, or \$\{mine.directory"):
+        make_plan(make_config({"name": "d", "stages": stages}))
 
 
 def test_an_undefined_variable_is_refused_with_the_defined_ones() -> None:
@@ -194,7 +204,7 @@ def test_invalid_comparisons_are_refused(options: dict[str, Any], message: str) 
 def test_errors_of_all_stages_are_reported_before_any_job_runs() -> None:
     stages = [{"command": "grpo", "settings": {"betta": 1, "epochs": 0}}]
     with pytest.raises(ConfigurationError) as caught:
-        validate_jobs(make_plan(make_config({"name": "x", "stages": stages}, GRPO)))
+        validate_jobs(make_plan(make_config({"name": "x", "stages": stages}, GRPO)).jobs)
     assert "found 2 errors" in str(caught.value)
     assert "x/seed-0/grpo: `betta` is not a known key: did you mean `beta`?" in str(caught.value)
     assert "x/seed-0/grpo: epochs = 0: must be" in str(caught.value)
@@ -203,7 +213,7 @@ def test_errors_of_all_stages_are_reported_before_any_job_runs() -> None:
 def test_renamed_keys_of_a_stage_are_refused_with_the_new_name() -> None:
     stages = [{"command": "grpo", "settings": {"baseline": "mean"}}]
     with pytest.raises(ConfigurationError, match="`baseline` is now `advantage`"):
-        validate_jobs(make_plan(make_config({"name": "x", "stages": stages}, GRPO)))
+        validate_jobs(make_plan(make_config({"name": "x", "stages": stages}, GRPO)).jobs)
 
 
 def test_reward_files_are_resolved_relative_to_the_configuration(tmp_path: Path) -> None:
@@ -448,23 +458,3 @@ def test_data_of_every_stage_is_checked_before_any_job_runs(world: World) -> Non
 
 def test_jobs_without_a_run_spent_nothing(tmp_path: Path) -> None:
     assert set(spent(Job("x", "evaluate", tmp_path, {})).values()) == {0.0}
-
-
-# --- Resuming -------------------------------------------------------------------------------------
-
-
-def test_only_an_unchanged_unfinished_stage_is_resumed(tmp_path: Path) -> None:
-    job = Job("method/seed-0/sft", "sft", tmp_path / "run", {"steps": 3})
-    text = "steps: 3\n"
-    assert not _can_resume(job, text)
-    record = {"kind": "sft", "source": source_digest()}
-    job.directory.mkdir()
-    (job.directory / "run.json").write_text(json.dumps(record))
-    job.config.write_text(text)
-    assert _can_resume(job, text)
-    assert not _can_resume(job, "steps: 4\n")
-    (job.directory / "run.json").write_text(json.dumps({**record, "source": "older"}))
-    assert not _can_resume(job, text)
-    (job.directory / "run.json").write_text(json.dumps(record))
-    (job.directory / "events.jsonl").write_text('{"kind": "finished"}\n')
-    assert not _can_resume(job, text)

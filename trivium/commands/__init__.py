@@ -30,6 +30,9 @@ class Command:
     arguments: str
     trains: bool = False
     """Whether the command writes a run, which can be resumed."""
+    product: str = ""
+    """File or directory that later stages of a pipeline use, in the stage's directory; empty: the
+    command cannot be a stage."""
 
     def config_class(self) -> type[Configuration]:
         """Return the configuration class. The import is fast."""
@@ -139,6 +142,7 @@ COMMANDS = {
         example=_SFT,
         arguments="epochs=2",
         trains=True,
+        product="final",
     ),
     "reward-model": Command(
         help="train a reward model on preference pairs, or a process reward model on labeled steps",
@@ -147,6 +151,7 @@ COMMANDS = {
         example=_REWARD_MODEL,
         arguments="optimizer.learning_rate=5e-6",
         trains=True,
+        product="final",
     ),
     "ppo": Command(
         help="train a policy with PPO: a critic, and the KL penalty in the reward",
@@ -155,6 +160,7 @@ COMMANDS = {
         example=_PPO,
         arguments="steps=200 run.seed=1",
         trains=True,
+        product="final",
     ),
     "dpo": Command(
         help="train a policy with DPO, on pairs from a file or sampled during training",
@@ -163,6 +169,7 @@ COMMANDS = {
         example=_DPO,
         arguments="loss=ipo",
         trains=True,
+        product="final",
     ),
     "grpo": Command(
         help="train a policy with GRPO, on outcome or process rewards",
@@ -171,6 +178,7 @@ COMMANDS = {
         example=_GRPO,
         arguments="rewards.1.weight=0.2 run.seed=1",
         trains=True,
+        product="final",
     ),
     "sample": Command(
         help="write a model's responses to prompts, with their rewards",
@@ -178,6 +186,7 @@ COMMANDS = {
         function="trivium.commands.sample:run",
         example=_SAMPLE,
         arguments="sampling.temperature=0.7",
+        product="rows.jsonl",
     ),
     "pairs": Command(
         help="write preference pairs, from sampled responses or from scored candidates in the data",
@@ -185,6 +194,7 @@ COMMANDS = {
         function="trivium.commands.pairs:run",
         example=_PAIRS,
         arguments="pairs_per_prompt=4",
+        product="rows.jsonl",
     ),
     "label-steps": Command(
         help="label the steps of solutions by completing each of them, for a process reward model",
@@ -199,6 +209,7 @@ COMMANDS = {
         function="trivium.commands.evaluate:run",
         example=_EVALUATE,
         arguments="samples=4",
+        product="evaluation.json",
     ),
     "compare": Command(
         help="run several methods from one base model at equal budget, and recommend one",

@@ -2,8 +2,8 @@
 
 A method is a sequence of ordinary commands. Shared settings (model, prompts, rewards, sampling,
 evaluation, seed, budget) are written once and filled in for every stage; a stage's own settings
-override them. In any string, ``${seed}`` is the seed and ``${name}`` is the directory of the
-method's stage with that name.
+override them. In any string, ``${seed}`` is the seed, ``${name}`` is the output of the method's
+stage with that name, and ``${name.directory}`` is its directory.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr
 
 from trivium.config.base import Configuration, Conflict
-from trivium.config.functions import anchored
 from trivium.data.prompts import PromptsConfig
 from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.hf.model_config import ModelConfig
+from trivium.jobs.budget import MethodBudget
+from trivium.jobs.job import anchor_functions
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
-from trivium.runs.budget import CURRENCIES
 
 StageCommand = Literal["sft", "reward-model", "ppo", "dpo", "grpo", "sample", "pairs"]
-Currency = Literal["seconds", "generated_tokens", "trained_tokens", "flops"]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 POLICY_COMMANDS = ("sft", "ppo", "dpo", "grpo")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -57,22 +56,11 @@ class StageConfig(Configuration):
 
     def anchored_settings(self) -> dict[str, Any]:
         """Return the settings with reward files given relative to the configuration's directory."""
-        return _anchor(self.settings, self._directory)
+        return anchor_functions(self.settings, self._directory)
 
     @property
     def label(self) -> str:
         return self.name or self.command
-
-
-def _anchor(value: Any, directory: Path | None) -> Any:
-    if isinstance(value, dict):
-        return {
-            key: anchored(item, directory)
-            if key == "function" and isinstance(item, str)
-            else _anchor(item, directory)
-            for key, item in value.items()
-        }
-    return [_anchor(item, directory) for item in value] if isinstance(value, list) else value
 
 
 class MethodConfig(Configuration):
@@ -128,15 +116,6 @@ class MethodConfig(Configuration):
             yield "stages", f"method {self.name}: the shares leave no budget for the last stage"
 
 
-class MethodBudget(Configuration):
-    """Total budget of every method."""
-
-    currency: Currency
-    """Unit of the budget: seconds (wall-clock), generated_tokens, trained_tokens or flops."""
-    amount: float = Field(gt=0)
-    """Size of the budget, in the currency."""
-
-
 class CompareConfig(Configuration):
     """Configuration of a comparison."""
 
@@ -189,6 +168,3 @@ class CompareConfig(Configuration):
             yield "seeds", "a seed appears twice: remove one"
         if self.credit == 1:
             yield "credit", "1 batch shows no noise: write at least 2, or 0 to leave it out"
-
-
-assert set(CURRENCIES) == set(Currency.__args__)

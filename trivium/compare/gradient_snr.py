@@ -31,13 +31,14 @@ from trivium.algorithms.ppo_config import PPOConfig
 from trivium.algorithms.sft_config import SFTConfig
 from trivium.algorithms.supervision import Supervision
 from trivium.compare.config import CompareConfig
-from trivium.compare.plan import Job, Plan, with_seed
+from trivium.compare.plan import Plan, with_seed
 from trivium.data.batch import Grouped
 from trivium.data.group import Group
 from trivium.data.oom import score_logprobs
 from trivium.data.prompts import Prompt, load_prompts
 from trivium.hf.loading import load_tokenizer, trained_parameters
 from trivium.hf.model_config import ModelConfig
+from trivium.jobs.job import Job
 from trivium.models.policy import Policy
 from trivium.models.reference import Reference
 from trivium.rewards.reward import RewardConfig

@@ -10,9 +10,10 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from trivium.commands import COMMANDS
-from trivium.compare.plan import Job, Plan
+from trivium.compare.plan import Plan
 from trivium.config.base import Configuration
 from trivium.errors import ModelError
+from trivium.jobs.job import Job
 from trivium.memory.lengths import data_lengths
 from trivium.memory.report import Lengths
 from trivium.memory.stages import PREDICTORS, predict

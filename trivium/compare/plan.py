@@ -8,52 +8,31 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from trivium.compare.config import (
     POLICY_COMMANDS,
     CompareConfig,
-    MethodBudget,
     MethodConfig,
     StageConfig,
     slug,
 )
-from trivium.errors import ConfigurationError
+from trivium.jobs.budget import MethodBudget
+from trivium.jobs.job import (
+    Job,
+    Settings,
+    map_strings,
+    output_settings,
+    replace_paths,
+    stage_variables,
+    substitute,
+)
+from trivium.jobs.settings import evaluate_settings, evaluation_settings, template_arguments
 
-Settings = dict[str, Any]
 UNLIMITED_STEPS = 1_000_000
-_PLACEHOLDER = re.compile(r"\$\{([^}]*)\}")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One command of one method, or of several methods that share it.
-
-    Attributes:
-        dependencies: names of the jobs whose results this job uses.
-        previous_stages: names of the method's earlier jobs.
-        share: share of ``budget`` for this job; None: the budget that the previous stages left.
-    """
-
-    name: str
-    command: str
-    directory: Path
-    settings: Settings
-    dependencies: tuple[str, ...] = ()
-    previous_stages: tuple[str, ...] = ()
-    share: float | None = None
-    budget: MethodBudget | None = None
-
-    def sibling(self, suffix: str) -> Path:
-        """Return a path next to the job's directory: its configuration, log or completion file."""
-        return self.directory.with_name(self.directory.name + suffix)
-
-    @property
-    def config(self) -> Path:
-        return self.sibling(".yaml")
 
 
 @dataclass(frozen=True)
@@ -106,7 +85,7 @@ def with_seed(config: CompareConfig, seed: int) -> CompareConfig:
     """Return the comparison with ``${seed}`` replaced everywhere but in its methods."""
     shared = config.model_dump(mode="json", exclude={"methods"})
     variables = {"seed": str(seed)}
-    resolved = _map_strings(shared, lambda text: _substitute(text, variables, None))
+    resolved = map_strings(shared, lambda text: substitute(text, variables))
     return CompareConfig.model_validate({**resolved, "methods": config.methods})
 
 
@@ -162,21 +141,6 @@ def _identity(job: Job) -> str:
     return f"{job.command} {text} {job.share} {job.budget} {previous}"
 
 
-def replace_paths(value: Any, old: str, new: str) -> Any:
-    """Return the value with ``old`` replaced by ``new`` in all strings."""
-    return _map_strings(value, lambda text: text.replace(old, new))
-
-
-def _map_strings(value: Any, change: Callable[[str], str]) -> Any:
-    if isinstance(value, str):
-        return change(value)
-    if isinstance(value, Mapping):
-        return {key: _map_strings(item, change) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_map_strings(item, change) for item in value]
-    return value
-
-
 # --- Settings of a stage --------------------------------------------------------------------------
 
 
@@ -192,53 +156,38 @@ def _stage_settings(
     """Return the stage's own settings, completed with those that the comparison shares."""
     own = stage.anchored_settings()
     settings = _shared_settings(shared, stage, earlier) | own
-    if stage.command in ("pairs", "sample"):
-        settings |= {"output": str(directory / "rows.jsonl"), "overwrite": True, "seed": seed}
-    else:
-        run = {"directory": str(directory), "seed": seed, "overwrite": True}
-        settings["run"] = {**settings.get("run", {}), **run}
-        if stage is method.stages[-1]:
-            settings["evaluation"] = {
-                **_evaluation_settings(config, shared),
-                **own.get("evaluation", {}),
-            }
+    output = output_settings(stage.command, directory, seed)
+    if "run" in output:
+        output = {"run": {**settings.get("run", {}), **output["run"]}}
+    settings |= output
+    if stage is method.stages[-1]:
+        settings["evaluation"] = {
+            **_evaluation_settings(config, shared),
+            **own.get("evaluation", {}),
+        }
     if stage.command == "sft" and "evaluation" in settings:
         settings.setdefault("measure_kl", True)
     if config.budget is not None and _spends_currency(stage, config.budget):
         _remove_step_limit(stage, settings)
-    variables = {label: str(job.directory) for label, job in earlier.items()} | {"seed": str(seed)}
-    return _map_strings(settings, lambda text: _substitute(text, variables, method))
+    variables = stage_variables(earlier) | {"seed": str(seed)}
+    owner = f"method {method.name}: "
+    return map_strings(settings, lambda text: substitute(text, variables, owner))
 
 
 def _evaluation_settings(config: CompareConfig, shared: Settings) -> Settings:
-    """Return the evaluation settings of every method.
-
-    Settings that would otherwise default to those of each run are written out.
-    """
     sampling = config.evaluation.sampling(config.sampling)
-    explicit = {
-        "rewards": shared["rewards"],
-        "at_start": False,
-        "max_tokens": sampling.max_tokens,
-        "stop": list(sampling.stop),
-        "stop_tokens": list(sampling.stop_tokens),
-    }
-    data = {**_template_arguments(shared), **shared["evaluation"]["data"]}
-    return {**explicit, **shared["evaluation"], "data": data}
-
-
-def _template_arguments(shared: Settings) -> Settings:
-    """Return the template arguments of the shared prompts, for data with the same prompts."""
-    return {key: shared["data"][key] for key in ("template_arguments",) if key in shared["data"]}
+    data = {**template_arguments(shared), **shared["evaluation"]["data"]}
+    evaluation = {**shared["evaluation"], "data": data}
+    return evaluation_settings(evaluation, shared["rewards"], sampling)
 
 
 def _shared_settings(shared: Settings, stage: StageConfig, earlier: Mapping[str, Job]) -> Settings:
     """Return the shared settings under the keys that the stage's command uses."""
     policies = [job for job in earlier.values() if job.command in POLICY_COMMANDS]
-    model = {**shared["model"], "path": str(policies[-1].directory / "final")} if policies else None
+    model = {**shared["model"], "path": str(policies[-1].product)} if policies else None
     defaults: Settings = {"model": model or shared["model"]}
     rows = {
-        job.command: {"path": str(job.directory / "rows.jsonl"), **_template_arguments(shared)}
+        job.command: {"path": str(job.product), **template_arguments(shared)}
         for job in earlier.values()
     }
     if stage.command in ("pairs", "sample", "ppo", "grpo"):
@@ -258,7 +207,7 @@ def _rewards(shared: Settings, stage: StageConfig, earlier: Mapping[str, Job]) -
     models = [job for job in earlier.values() if job.command == "reward-model"]
     if stage.command not in ("ppo", "grpo") or not models:
         return shared["rewards"]
-    arguments: Settings = {"path": str(models[-1].directory / "final")}
+    arguments: Settings = {"path": str(models[-1].product)}
     if "steps" not in models[-1].settings:
         return [{"function": "reward_model", "arguments": arguments}]
     arguments["aggregate"] = "product"
@@ -320,38 +269,17 @@ def _best_of_jobs(
 def _evaluation_job(
     config: CompareConfig, shared: Settings, name: str, seed: int, changes: Settings
 ) -> Job:
-    held_out = _evaluation_settings(config, shared)
-    copied = ("rewards", "max_tokens", "stop", "stop_tokens")
     settings = {
         "model": shared["model"],
-        "data": {**held_out["data"]},
-        **{key: held_out[key] for key in copied},
+        **evaluate_settings(_evaluation_settings(config, shared), config.sampling.temperature),
         "samples": config.evaluation.samples,
-        "temperature": config.sampling.temperature,
         "seed": config.evaluation.seed,
         **changes,
     }
-    if config.evaluation.prompts is not None:
-        settings["data"]["limit"] = config.evaluation.prompts
     directory = config.directory / "runs" / "base" / f"{name}-seed-{seed}"
-    resolved = _map_strings(settings, lambda text: _substitute(text, {"seed": str(seed)}, None))
+    resolved = map_strings(settings, lambda text: substitute(text, {"seed": str(seed)}))
     resolved |= {"output": str(directory / "evaluation.json"), "overwrite": True}
     return Job(f"base/{name}-seed-{seed}", "evaluate", directory, resolved)
-
-
-def _substitute(text: str, variables: Mapping[str, str], method: MethodConfig | None) -> str:
-    """Replace every ``${name}`` in the text by its value."""
-
-    def value(match: re.Match[str]) -> str:
-        if match[1] not in variables:
-            owner = "" if method is None else f"method {method.name}: "
-            raise ConfigurationError(
-                f"{owner}{match[0]} in {text!r} is not defined: use one of "
-                + ", ".join(f"${{{name}}}" for name in variables)
-            )
-        return variables[match[1]]
-
-    return _PLACEHOLDER.sub(value, text)
 
 
 def _set_dotted(settings: Settings, dotted: str, value: Any) -> None:
@@ -364,31 +292,3 @@ def _set_dotted(settings: Settings, dotted: str, value: Any) -> None:
 def value_slug(value: Any) -> str:
     """Return a varied value in a form that can be part of a directory name."""
     return re.sub(r"[^A-Za-z0-9.+-]+", "_", json.dumps(value)).strip("_")
-
-
-def with_budget(job: Job, spent: float) -> Job:
-    """Return the job with its part of the budget in its settings.
-
-    Args:
-        job: the job.
-        spent: amount that the previous stages of its method spent.
-
-    Raises:
-        ConfigurationError: no budget is left for the job.
-    """
-    if job.budget is None:
-        return job
-    total = job.budget.amount
-    amount = total - spent if job.share is None else total * job.share
-    if amount <= 0:
-        raise ConfigurationError(
-            f"{job.name}: no budget is left, the stages before it spent {spent:,.4g} of "
-            f"{total:,.4g} {job.budget.currency}: give them smaller shares or raise the budget"
-        )
-    budget = {job.budget.currency: amount}
-    settings = dict(job.settings)
-    if "run" in settings:
-        settings["run"] = {**settings["run"], "budget": budget}
-    else:
-        settings["budget"] = budget
-    return replace(job, settings=settings)

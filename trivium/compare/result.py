@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trivium.compare.config import CompareConfig
-from trivium.compare.plan import Job, MethodRun, Plan, base_paths
+from trivium.compare.plan import MethodRun, Plan, base_paths
 from trivium.compare.pooling import (
     differences,
     gains,
@@ -20,9 +20,10 @@ from trivium.compare.pooling import (
     quality_unit,
     reward_bounds,
 )
-from trivium.compare.scheduler import spent
-from trivium.compare.stages import stage_record
 from trivium.evaluation.statistics import wins
+from trivium.jobs.job import Job
+from trivium.jobs.scheduler import spent
+from trivium.jobs.stages import stage_record
 from trivium.maths.intervals import SHARE, mean_interval
 from trivium.runs.budget import CURRENCIES
 from trivium.runs.store import read_evaluations, read_events, read_metrics, read_outcomes

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from trivium.compare.config import CompareConfig
-from trivium.compare.plan import Job, Plan, with_seed
+from trivium.compare.plan import Plan, with_seed
 from trivium.data.prompt_forms import with_arguments_of
 from trivium.data.prompts import Prompt, PromptsConfig, load_prompts
 from trivium.hf.loading import load_tokenizer
 from trivium.hf.model_config import ModelConfig
+from trivium.jobs.job import Job
 from trivium.maths.intervals import SHARE, mean_interval
 from trivium.models.policy import Policy
 from trivium.rewards.reward import RewardConfig
@@ -57,7 +58,7 @@ def _policies(config: CompareConfig, final: Job) -> dict[str, Policy]:
     model = ModelConfig.model_validate(final.settings["model"])
     tokenizer = load_tokenizer(model)
     temperature = config.sampling.temperature
-    trained = model.model_copy(update={"path": str(final.directory / "final")})
+    trained = model.model_copy(update={"path": str(final.product)})
     return {
         "base": Policy.load(config.model, tokenizer, temperature=temperature),
         "final": Policy.load(trained, tokenizer, temperature=temperature),
@@ -68,7 +69,7 @@ def _policies(config: CompareConfig, final: Job) -> dict[str, Policy]:
 
 
 def _coverage(config: CompareConfig, pairs: Job, final: Job) -> Record:
-    rows = PromptsConfig(path=str(pairs.directory / "rows.jsonl"))
+    rows = PromptsConfig(path=str(pairs.product))
     rows = with_arguments_of(rows, config.data)
     prompts, pair_texts = [], defaultdict(list)
     for prompt in load_prompts(rows, load_tokenizer(config.model)):

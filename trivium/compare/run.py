@@ -9,17 +9,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
-from trivium.commands import COMMANDS
 from trivium.compare.config import CompareConfig
 from trivium.compare.plan import Plan, make_plan
 from trivium.compare.result import gather
-from trivium.compare.scheduler import run_jobs
 from trivium.compare.table import show
 from trivium.compare.verdict import judge
-from trivium.config.base import Configuration, dump, validation_messages
-from trivium.errors import ConfigurationError, one_line
+from trivium.config.base import dump
+from trivium.jobs.scheduler import run_jobs
+from trivium.jobs.validation import validate_jobs
 from trivium.preflight import preflight
 from trivium.report import compare as report
 
@@ -41,7 +38,7 @@ def run(config: CompareConfig) -> Path:
 def compare(config: CompareConfig) -> dict[str, Any]:
     """Run all jobs and return the result with its verdict."""
     plan = make_plan(config)
-    for settings in validate_jobs(plan):
+    for settings in validate_jobs(plan.jobs):
         preflight(settings, skip_below=config.directory)
     # Imported late: these modules import torch, and configuration errors should come first.
     from trivium.compare import gradient_snr, memory, risk
@@ -85,26 +82,3 @@ def write(directory: Path, result: Mapping[str, Any]) -> list[Path]:
     numbers = directory / report.NUMBERS
     numbers.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return [report.write(directory, result), numbers]
-
-
-def validate_jobs(plan: Plan) -> list[Configuration]:
-    """Validate the settings of all jobs before any job runs.
-
-    Raises:
-        ConfigurationError: names the errors of all jobs.
-    """
-    errors, configs = [], []
-    for job in plan.jobs.values():
-        config_class = COMMANDS[job.command].config_class()
-        try:
-            configs.append(config_class.model_validate(job.settings))
-        except ValidationError as error:
-            messages = validation_messages(
-                error, config_class, job.settings, lambda _, name=job.name: name
-            )
-            errors += map(one_line, messages)
-    if len(errors) == 1:
-        raise ConfigurationError(errors[0])
-    if errors:
-        raise ConfigurationError("\n  - ".join([f"found {len(errors)} errors:", *errors]))
-    return configs

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trivium.compare.plan import Job
+from trivium.jobs.job import Job
 
 CORRECT = "trivium.tasks.verifier:correct"
 STEPS = "trivium.tasks.verifier:steps"
@@ -199,7 +199,7 @@ class MethodConfigs:
 
     def ppo_with_outcome_model(self) -> dict[str, Any]:
         """Return PPO with an outcome reward model that starts from the process reward model."""
-        outcome = reward_model(learning_rate=5e-4) | {"model": {"path": "${process}/final"}}
+        outcome = reward_model(learning_rate=5e-4) | {"model": {"path": "${process}"}}
         return method_config(
             "PPO, learned outcome reward",
             ("pairs", "", self.pairs()),

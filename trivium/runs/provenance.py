@@ -46,7 +46,7 @@ def environment(config: Configuration) -> dict[str, Any]:
 def differences(saved: Mapping[str, Any], directory: Path, config: Configuration) -> list[str]:
     """Describe how configuration, inputs and code differ from those of the run in ``directory``."""
     old = _flat_settings(_read_settings(directory / "config.yaml"))
-    new = _flat_settings(config.model_dump(mode="json"))
+    new = settings_that_matter(config)
     changes = [
         f"{name}: {_format_setting(old, name)} → {_format_setting(new, name)}"
         for name in dict.fromkeys([*old, *new])
@@ -64,6 +64,11 @@ def differences(saved: Mapping[str, Any], directory: Path, config: Configuration
     if saved["source"] != current["source"]:
         changes.append("trivium: its source code changed")
     return changes
+
+
+def settings_that_matter(config: Configuration) -> dict[str, Any]:
+    """Return the settings that affect the results of a run, by their dotted names."""
+    return _flat_settings(config.model_dump(mode="json"))
 
 
 def versions() -> dict[str, str | None]:

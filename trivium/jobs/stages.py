@@ -1,4 +1,4 @@
-"""Description of a stage, in words and numbers, for the comparison's table.
+"""Description of a stage, in words and numbers, for the page of a comparison or a pipeline.
 
 Everything is read from the stage's configuration and files.
 """
@@ -10,8 +10,8 @@ from typing import Any
 
 from trivium.algorithms.dpo_config import OnlinePairsConfig
 from trivium.commands import COMMANDS
-from trivium.compare.plan import Job
 from trivium.config.base import Configuration
+from trivium.jobs.job import Job
 from trivium.runs.store import read_metrics
 
 Record = dict[str, Any]

@@ -1,31 +1,33 @@
 """Run jobs in parallel, each as an ordinary ``trivium`` command in its own process.
 
-A user can run the same commands by hand with the configurations that are written here. Jobs that an
-interrupted comparison finished are reused if their configuration is unchanged; a job that was
-interrupted resumes from its last saved loop state.
+A user can run the same commands by hand with the configurations that are written here. Finished
+jobs are reused if nothing that they depend on has changed (``record``); a job that was interrupted
+resumes from its last saved loop state.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from pathlib import Path
-from typing import Any
+from contextlib import contextmanager
+from types import FrameType
 
 import yaml
 
-from trivium.compare.board import Board
-from trivium.compare.plan import Job, with_budget
 from trivium.errors import TrainingError
+from trivium.jobs.board import Board
+from trivium.jobs.job import Job, with_budget
+from trivium.jobs.record import inputs_of, status_of, write_done
 from trivium.runs.budget import CURRENCIES
-from trivium.runs.provenance import source_digest
-from trivium.runs.store import is_finished, read_metrics, read_run
+from trivium.runs.signals import SIGNALS, Interrupted, signal_name
+from trivium.runs.store import read_metrics
 
 
 def available_cores() -> int:
@@ -35,18 +37,24 @@ def available_cores() -> int:
     return os.cpu_count() or 1
 
 
-def run_jobs(jobs: Mapping[str, Job], *, parallel: int = 0) -> dict[str, float]:
+def run_jobs(
+    jobs: Mapping[str, Job],
+    *,
+    parallel: int = 0,
+    finished: Callable[[Job], object] = lambda job: None,
+) -> dict[str, float]:
     """Run every job once its dependencies are finished; return the seconds of each job.
 
     Parallel jobs share the cores evenly. If a job fails, running jobs are terminated and no other
-    job starts; a later call reuses the finished jobs.
+    job starts; a later call reuses the finished jobs. ``finished`` is called after each job.
     """
     max_parallel = parallel or available_cores()
     seconds: dict[str, float] = {}
     pending = list(jobs.values())
     running: dict[Future[float], Job] = {}
     processes = ProcessPool()
-    with Board(list(jobs)) as board, ThreadPoolExecutor(max_parallel) as executor:
+    board, executor = Board(list(jobs)), ThreadPoolExecutor(max_parallel)
+    with signals_interrupt(), board, executor:
         try:
             while pending or running:
                 ready = [
@@ -58,13 +66,35 @@ def run_jobs(jobs: Mapping[str, Job], *, parallel: int = 0) -> dict[str, float]:
                     alone = not running and len(ready) == 1
                     threads = max(1, available_cores() // (1 if alone else max_parallel))
                     running[executor.submit(processes.run, resolved, threads, board)] = job
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in finished:
-                    seconds[running.pop(future).name] = future.result()
+                completed, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in completed:
+                    job = running.pop(future)
+                    seconds[job.name] = future.result()
+                    finished(job)
         except BaseException:
             processes.stop()
             raise
     return seconds
+
+
+@contextmanager
+def signals_interrupt() -> Iterator[None]:
+    """Let every signal that ends the process interrupt it as Ctrl-C does, so that jobs can stop."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        reason = f"{signal_name(number)}: stopped; rerun the command to resume"
+        raise Interrupted(reason, number)
+
+    previous = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            if signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores SIGHUP
+                previous[number] = signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _spent_before(jobs: Mapping[str, Job], job: Job) -> float:
@@ -75,7 +105,7 @@ def _spent_before(jobs: Mapping[str, Job], job: Job) -> float:
 
 def spent(job: Job) -> dict[str, float]:
     """Return what a finished job spent, in every currency."""
-    counts = job.directory / "rows.counts.json"
+    counts = job.product.with_suffix(".counts.json")
     if counts.is_file():
         record = json.loads(counts.read_text(encoding="utf-8"))
         return {currency: float(record.get(currency, 0.0)) for currency in CURRENCIES}
@@ -102,21 +132,21 @@ class ProcessPool:
 
     def run(self, job: Job, threads: int, board: Board) -> float:
         """Run one command in its own process, with its output in a log; return its seconds."""
-        done = job.sibling(".done.json")
-        text = yaml.safe_dump(job.settings, sort_keys=False, allow_unicode=True)
-        seconds = _finished_seconds(job, done, text)
-        if seconds is not None:
-            board.finish(job.name, seconds, "reused from an earlier run")
-            return seconds
-        overrides = ["run.overwrite=false"] if _can_resume(job, text) else []
+        status = status_of(job)
+        if status.state == "finished":
+            board.finish(job.name, status.seconds, "reused from an earlier run")
+            return status.seconds
+        overrides = ["run.overwrite=false"] if status.state == "stopped" else []
+        inputs = inputs_of(job)
         job.config.parent.mkdir(parents=True, exist_ok=True)
-        done.unlink(missing_ok=True)
+        job.sibling(".done.json").unlink(missing_ok=True)
+        text = yaml.safe_dump(job.settings, sort_keys=False, allow_unicode=True)
         job.config.write_text(text, encoding="utf-8")
         board.start(job.name)
         started = time.perf_counter()
         self._execute(job, overrides, threads, board)
         seconds = time.perf_counter() - started
-        done.write_text(json.dumps({"seconds": seconds}) + "\n", encoding="utf-8")
+        write_done(job, inputs, seconds)
         board.finish(job.name, seconds)
         return seconds
 
@@ -160,22 +190,3 @@ class ProcessPool:
             )
             self._processes.add(process)
         return process
-
-
-def _can_resume(job: Job, text: str) -> bool:
-    """Return whether the job's run is unfinished and its configuration and code are unchanged."""
-    directory = job.directory
-    if not (directory / "run.json").is_file() or is_finished(directory):
-        return False
-    same = job.config.is_file() and job.config.read_text(encoding="utf-8") == text
-    return same and read_run(directory).get("source") == source_digest()
-
-
-def _finished_seconds(job: Job, done: Path, text: str) -> float | None:
-    """Return the seconds of a finished job with this configuration text; None if there is none."""
-    if not done.is_file() or not job.config.is_file():
-        return None
-    if job.config.read_text(encoding="utf-8") != text:
-        return None
-    record: dict[str, Any] = json.loads(done.read_text(encoding="utf-8"))
-    return float(record["seconds"])
