@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -34,8 +33,10 @@ def data_lengths(kind: str, config: Configuration) -> Lengths:
     """
     settings: Any = config
     tokenizer = load_tokenizer(settings.model)
-    if kind in ("ppo", "grpo"):
+    if kind in ("ppo", "grpo", "sample", "pairs"):
         return _prompt_lengths(settings.data, tokenizer, settings.sampling.max_tokens)
+    if kind == "evaluate":
+        return _prompt_lengths(settings.data, tokenizer, settings.max_tokens)
     if kind == "dpo" and settings.online is not None:
         return _prompt_lengths(settings.online.data, tokenizer, settings.online.sampling.max_tokens)
     if kind == "sft":
@@ -68,11 +69,13 @@ def data_lengths(kind: str, config: Configuration) -> Lengths:
 def _prompt_lengths(
     data: PromptsConfig, tokenizer: PreTrainedTokenizerBase, response: int
 ) -> Lengths:
-    prompts = islice(load_prompts(data, tokenizer), MAX_EXAMPLES)
-    return Lengths(tuple(len(prompt.tokens) for prompt in prompts), (response,))
+    prompts = load_prompts(data, tokenizer)
+    lengths = tuple(len(prompt.tokens) for prompt in prompts[:MAX_EXAMPLES])
+    return Lengths(lengths, (response,), count=len(prompts))
 
 
 def _group_lengths(groups: Sequence[Group], held_out: int = 0) -> Lengths:
     counted = groups[:MAX_EXAMPLES]
     responses = tuple(len(response) for group in counted for response in group.responses)
-    return Lengths(tuple(len(group.prompt) for group in counted), responses, held_out)
+    prompts = tuple(len(group.prompt) for group in counted)
+    return Lengths(prompts, responses, held_out, count=len(groups))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from trivium.memory.dry_run import ACTIVATIONS, CACHE, GRADIENTS, OPTIMIZER, PARAMETERS, Tag
 
@@ -22,11 +22,13 @@ class Lengths:
         prompts: lengths of prompts.
         responses: lengths of responses; for preference pairs, chosen and rejected alternate.
         held_out: number of held-out examples of SFT and reward models (0: none).
+        count: number of prompts, pairs or demonstrations in the data, held-out ones included.
     """
 
     prompts: tuple[int, ...]
     responses: tuple[int, ...]
     held_out: int = 0
+    count: int = field(default=0, compare=False)
 
     def __post_init__(self) -> None:
         if not self.prompts or not self.responses or min(self.prompts + self.responses) < 1:

@@ -10,10 +10,11 @@ compared: padding and recomputation do not count, tokens that a fast path leaves
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -100,6 +101,37 @@ def counter(backbone: PreTrainedModel) -> Callable[[Tensor], None]:
         add(2.0 * len(position_L) * weights + 4.0 * pairs * width)
 
     return count
+
+
+@dataclass(frozen=True)
+class ForwardCost:
+    """FLOPs of a forward pass of a model, by what it computes.
+
+    Attributes:
+        token: FLOPs of the backbone for one token, without attention.
+        pair: FLOPs of attention for one token and one that it attends to.
+        head: FLOPs of the head for one response token; 0 for a score.
+    """
+
+    token: float
+    pair: float
+    head: float
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> ForwardCost:
+        """Return the cost of a model, with or without data in its tensors."""
+        backbone = cast(PreTrainedModel, model.base_model)
+        head = model.get_output_embeddings()
+        size = 0.0 if head is None else float(cast(Tensor, head.weight).numel())
+        token = 2.0 * _passed(_matrices(backbone))
+        return cls(token, 4.0 * _attention_width(backbone), 2.0 * size)
+
+    def group(self, prompt: float, responses: Sequence[float]) -> float:
+        """Return the FLOPs of one prompt and its responses, each of a number of tokens."""
+        tokens = sum(responses)
+        pairs = prompt * (prompt + 1) / 2
+        pairs += sum(prompt * n + n * (n + 1) / 2 for n in responses)
+        return self.token * (prompt + tokens) + self.pair * pairs + self.head * tokens
 
 
 Matrices = list[tuple[nn.Parameter, float]]
