@@ -36,6 +36,8 @@ LAYERS = [
     ["memory", "report", "tasks"],
     ["commands"],
     ["preflight"],
+    ["jobs"],
+    ["pipelines"],
     ["compare"],
     ["demo"],
     ["cli"],

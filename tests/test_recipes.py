@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 import runpy
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 
+from trivium.cli import main
 from trivium.commands import COMMANDS
 from trivium.config.base import load_configuration
+from trivium.config.yaml_source import YamlSource
 from trivium.errors import ConfigurationError
 
-RECIPES = Path(__file__).resolve().parent.parent / "recipes"
-STORIES = RECIPES / "stories"
+REPOSITORY = Path(__file__).resolve().parent.parent
+PLACES = (REPOSITORY / "recipes", REPOSITORY / "trivium" / "recipes")
+STORIES = PLACES[0] / "stories"
 
 # Command of each recipe, and the settings that its user must add.
 MODEL = ["model.path=a-checkpoint"]
@@ -39,19 +46,28 @@ RECIPE_SETTINGS = {
     ),
     "papers/zephyr-dpo.yaml": ("dpo", [*MODEL, "data.path=a.jsonl"]),
     "papers/simpo.yaml": ("dpo", [*MODEL, "data.path=a.jsonl"]),
+    "dpo.yaml": ("run", []),
+    "instructgpt.yaml": ("run", []),
+    "deepseekmath.yaml": ("run", []),
 }
 
 
 def test_every_recipe_is_listed_here():
-    names = {str(path.relative_to(RECIPES)) for path in RECIPES.rglob("*.yaml")}
-    assert names == set(RECIPE_SETTINGS)
+    names = [str(file.relative_to(place)) for place in PLACES for file in place.rglob("*.yaml")]
+    assert sorted(names) == sorted(RECIPE_SETTINGS)
+
+
+def path_of(name: str) -> Path:
+    """Return the path of a recipe."""
+    (path,) = (place / name for place in PLACES if (place / name).is_file())
+    return path
 
 
 @pytest.mark.parametrize("name", RECIPE_SETTINGS)
 def test_recipe_loads_with_the_settings_its_user_adds(name):
     command, settings = RECIPE_SETTINGS[name]
     config_class = COMMANDS[command].config_class()
-    load_configuration(config_class, RECIPES / name, settings)
+    load_configuration(config_class, path_of(name), settings)
 
 
 @pytest.mark.parametrize("name", [n for n, (_, added) in RECIPE_SETTINGS.items() if added])
@@ -59,17 +75,154 @@ def test_recipe_alone_is_missing_exactly_those_settings(name):
     command, settings = RECIPE_SETTINGS[name]
     config_class = COMMANDS[command].config_class()
     with pytest.raises(ConfigurationError) as raised:
-        load_configuration(config_class, RECIPES / name, [])
+        load_configuration(config_class, path_of(name), [])
     faults = [line for line in str(raised.value).splitlines() if "missing" in line]
     assert len(faults) == len(settings)
 
 
 @pytest.mark.parametrize("name", [n for n in RECIPE_SETTINGS if n.startswith("stories/")])
 def test_paths_in_a_story_recipe_exist_relative_to_the_repository(name):
-    text = (RECIPES / name).read_text(encoding="utf-8")
+    text = path_of(name).read_text(encoding="utf-8")
     paths = [word.strip("{},") for word in text.split() if word.startswith("recipes/")]
     assert paths
-    assert all((RECIPES.parent / path).is_file() for path in paths)
+    assert all((REPOSITORY / path).is_file() for path in paths)
+
+
+# --- Recipes that come with the package -----------------------------------------------------------
+
+PAPERS: dict[str, dict[str, Any]] = {
+    # Rafailov et al. 2023, appendix B; the rate is constant after its warm-up.
+    "dpo.yaml": {
+        "stages.dpo.beta": 0.1,
+        "stages.dpo.pairs_per_step": 64,
+        "stages.dpo.optimizer.schedule": "constant",
+    },
+    # Ouyang et al. 2022, appendices C and E.
+    "instructgpt.yaml": {
+        "sampling.temperature": 1.0,
+        "stages.sft.examples_per_step": 32,
+        "stages.sft.optimizer.schedule": "cosine",
+        "stages.sft.optimizer.min_lr_ratio": 0.1,
+        "stages.comparisons.samples": 4,
+        "stages.comparisons.pairs_per_prompt": None,
+        "stages.reward-model.epochs": 1.0,
+        "stages.reward-model.optimizer.schedule": "cosine",
+        "stages.reward-model.optimizer.min_lr_ratio": 0.1,
+        "stages.ppo.critic.model": {"path": "${reward-model}"},
+        "stages.ppo.epochs": 1,
+        "stages.ppo.beta": 0.02,
+        "stages.ppo.gamma": 1.0,
+        "stages.ppo.clip_low": 0.2,
+        "stages.ppo.clip_high": 0.2,
+    },
+    # Shao et al. 2024, section 4.2.
+    "deepseekmath.yaml": {
+        "stages.grpo.epochs": 1,
+        "stages.grpo.minibatches": 1,
+        "stages.grpo.beta": 0.04,
+        "stages.grpo.optimizer.schedule": "constant",
+    },
+    # Ouyang et al. 2022, appendix C: 256k episodes in batches of 512 and minibatches of 64, warm-up
+    # over 10 iterations, 8 pretraining examples for each episode.
+    "papers/instructgpt-ppo.yaml": {
+        "sampling.temperature": 1.0,
+        "steps": 256_000 // 512,
+        "prompts_per_step": 512,
+        "responses_per_prompt": 1,
+        "epochs": 1,
+        "minibatches": 512 // 64,
+        "beta": 0.02,
+        "gamma": 1.0,
+        "clip_low": 0.2,
+        "clip_high": 0.2,
+        "critic.model": {"path": "your/reward-model"},
+        "critic.optimizer": {"learning_rate": 9e-6},
+        "optimizer.warmup_steps": 10 * 512 // 64,
+        "pretraining.coefficient": 27.8,
+        "pretraining.examples_per_step": 8 * 64,
+    },
+    # Tunstall et al. 2023, section 4.2 and appendix: a tenth of the steps of warm-up, 64k prompts.
+    "papers/zephyr-dpo.yaml": {
+        "beta": 0.1,
+        "epochs": 3.0,
+        "pairs_per_step": 32,
+        "optimizer.learning_rate": 5e-7,
+        "optimizer.schedule": "linear",
+        "optimizer.warmup_steps": 3 * 64_000 // 32 // 10,
+    },
+}
+"""The published figures of every key that a recipe marks with `# paper`."""
+MARK = re.compile(r"# (paper|scaled|ours)(: .+)?$")
+
+
+def marked_values(path: Path) -> Iterator[tuple[str, str, Any]]:
+    """Yield the mark, the dotted name and the value of every marked line of a recipe."""
+    text, values = path.read_text(encoding="utf-8"), YamlSource(path).values
+    marks = {n: m[1] for n, line in enumerate(text.splitlines()) if (m := MARK.search(line))}
+
+    def walk(node: yaml.Node, name: str) -> Iterator[tuple[int, str, yaml.Node]]:
+        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+            dotted = f"{name}.{key.value}" if name else key.value
+            yield key.start_mark.line, dotted, value
+            if value.start_mark.line != key.start_mark.line:
+                yield from walk(value, dotted)
+
+    for line, dotted, _ in walk(yaml.compose(text), ""):
+        if line in marks:
+            value: Any = values
+            for key in dotted.split("."):
+                value = value[key]
+            yield marks.pop(line), dotted, value
+    assert not marks, f"marks on lines without a key of their own: {marks}"
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_every_key_marked_as_the_paper_s_has_the_published_figure(name: str) -> None:
+    found = {k: v for mark, k, v in marked_values(path_of(name)) if mark == "paper"}
+    assert found == PAPERS[name]
+
+
+@pytest.mark.parametrize("name", [name for name in PAPERS if "/" not in name])
+def test_every_number_of_a_pipeline_is_marked_and_the_file_is_short(name: str) -> None:
+    text = path_of(name).read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 60
+    marked = [dotted for _, dotted, _ in marked_values(path_of(name))]
+    numbers = [
+        dotted
+        for dotted, value in leaves(YamlSource(path_of(name)).values["stages"], "stages")
+        if isinstance(value, int | float) and not dotted.startswith("stages.evaluate.")
+    ]
+    assert numbers
+    unmarked = [n for n in numbers if not any(n == m or n.startswith(f"{m}.") for m in marked)]
+    assert unmarked == []
+
+
+def leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for key, item in value.items():
+        yield from leaves(item, f"{name}.{key}")
+
+
+def test_recipes_command_lists_a_line_for_each_and_prints_the_file(capsys: Any) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    names = [str(path.relative_to(PLACES[1])) for path in PLACES[1].rglob("*.yaml")]
+    assert sorted(f"{line.split()[0]}.yaml" for line in lines) == sorted(names)
+    assert all(len(line.split(maxsplit=1)[1]) > 20 for line in lines)
+    (dpo,) = (line for line in lines if line.startswith("dpo "))
+    assert dpo.endswith("SFT, pairs of the model's own responses, then DPO on them.")
+    assert main(["recipes", "papers/dapo"]) == 0
+    assert capsys.readouterr().out == path_of("papers/dapo.yaml").read_text(encoding="utf-8")
+
+
+def test_recipes_command_names_the_nearest_recipe(capsys: Any) -> None:
+    assert main(["recipes", "instructgtp"]) == 2
+    assert "there is no such recipe: did you mean instructgpt?" in capsys.readouterr().err
+
+
+# --- Stories --------------------------------------------------------------------------------------
 
 
 def openings(file: str) -> list[str]:

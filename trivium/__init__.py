@@ -67,6 +67,8 @@ if TYPE_CHECKING:
     from trivium.models.reward_model import RewardModel
     from trivium.monitoring.monitor_config import MonitorsConfig
     from trivium.monitoring.monitors import Monitors
+    from trivium.pipelines.config import PipelineConfig
+    from trivium.pipelines.run import run as run_pipeline
     from trivium.report.run import write as write_report
     from trivium.rewards.reward import Rewards, Scores
     from trivium.rewards.reward_config import RewardConfig
@@ -127,6 +129,7 @@ _MODULES = {
     "trivium.models.policy": ("Policy",),
     "trivium.models.reference": ("Reference",),
     "trivium.models.reward_model": ("RewardModel",),
+    "trivium.pipelines.config": ("PipelineConfig",),
     "trivium.report.run": ("write as write_report",),
     "trivium.rewards.reward": ("Rewards", "Scores"),
     "trivium.rewards.reward_config": ("RewardConfig",),
@@ -157,6 +160,7 @@ _COMMAND_FUNCTIONS = {
     "ppo": "ppo",
     "reward_model": "reward-model",
     "run_comparison": "compare",
+    "run_pipeline": "run",
     "sample": "sample",
     "sft": "sft",
 }
@@ -216,6 +220,7 @@ __all__ = [
     "OptimizerConfig",
     "PPOConfig",
     "PairsConfig",
+    "PipelineConfig",
     "Policy",
     "PreferencesConfig",
     "PretrainingMixConfig",
@@ -264,6 +269,7 @@ __all__ = [
     "reward_model",
     "roll_out",
     "run_comparison",
+    "run_pipeline",
     "sample",
     "sft",
     "write_report",

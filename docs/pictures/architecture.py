@@ -16,6 +16,8 @@ LAYERS: list[tuple[str, list[tuple[str, str]]]] = [
         [
             ("commands", "sample, pairs, evaluate, chat"),
             ("compare", "methods at equal budget"),
+            ("pipelines", "named stages"),
+            ("jobs", "stages as processes"),
             ("memory", "predicted before a run"),
             ("report", "a run as one page"),
         ],

@@ -9,6 +9,7 @@ import argparse
 import json
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +35,34 @@ def run_command(command: Command, parsed: argparse.Namespace) -> None:
         result = command.run(config)
     if distributed.is_first():
         print_result(result)
+
+
+def run_pipeline(command: Command, parsed: argparse.Namespace) -> None:
+    """Run the stages of a recipe, or print its plan."""
+    config: Any = load_configuration(command.config_class(), parsed.config, parsed.settings)
+    from trivium.pipelines.run import checked_jobs, run
+
+    if not parsed.dry_run:
+        print_result(run(config, parsed.until))
+        return
+    checked_jobs(config, parsed.until)
+    from trivium.pipelines.dry_run import plan  # imports torch, so only after the checks
+
+    with quiet_libraries():
+        print_result(plan(config, parsed.until))
+
+
+def run_recipes(parsed: argparse.Namespace) -> None:
+    """List the recipes, or print one."""
+    from trivium.pipelines.recipes import list_recipes, read_recipe
+
+    if parsed.name is not None:
+        sys.stdout.write(read_recipe(parsed.name))
+        return
+    recipes = list_recipes()
+    width = max(map(len, recipes))
+    for name, summary in recipes.items():
+        print(f"{name:{width}}  {summary}")
 
 
 def run_resume(parsed: argparse.Namespace) -> None:
@@ -108,13 +137,15 @@ def run_chat(parsed: argparse.Namespace) -> None:
 
 
 def run_report(parsed: argparse.Namespace) -> None:
-    """Write the report of a run, or of a comparison."""
-    from trivium.report import compare
+    """Write the report of a run, of a comparison, or of a pipeline."""
+    from trivium.report import compare, pipeline
     from trivium.report.run import write
 
     directory, output = parsed.run_directory, parsed.output
     if (directory / compare.NUMBERS).is_file():
         print_result(compare.rewrite(directory, output, overwrite=parsed.overwrite))
+    elif (directory / pipeline.NUMBERS).is_file():
+        print_result(pipeline.write(directory, output, overwrite=parsed.overwrite))
     else:
         print_result(write(directory, output, overwrite=parsed.overwrite))
 

@@ -24,7 +24,9 @@ from trivium.cli.dispatch import (
     run_command,
     run_demo,
     run_memory,
+    run_pipeline,
     run_push,
+    run_recipes,
     run_report,
     run_resume,
     run_watch,
@@ -38,6 +40,7 @@ from trivium.commands.help_texts import (
     EXAMPLE,
     MEMORY,
     PUSH,
+    RECIPES,
     REPORT,
     RESUME,
     WATCH,
@@ -45,11 +48,16 @@ from trivium.commands.help_texts import (
 from trivium.config.field_reference import describe
 from trivium.errors import ConfigurationError
 
-_OTHERS = ("resume", "push", "memory", "check-rewards", "chat", "report", "watch", "demo")
+_OTHERS = (
+    "recipes", "resume", "push", "memory", "check-rewards", "chat", "report", "watch", "demo"
+)  # fmt: skip
 _STYLE: dict[str, Any] = {
     "formatter_class": partial(argparse.RawDescriptionHelpFormatter, max_help_position=26),
     "allow_abbrev": False,
 }
+
+
+_FLAGS = ("--resume", "--allow-changes", "--push", "--dry-run", "--until")
 
 
 class Parser(argparse.ArgumentParser):
@@ -107,15 +115,14 @@ def check_command_name(arguments: Sequence[str]) -> None:
 def flags_last(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with flags that stand for settings moved to the end.
 
-    argparse does not accept such a flag between two settings.
+    argparse does not accept a flag between two settings.
     """
     others: list[str] = []
     flags: list[str] = []
     words = iter(arguments)
     for word in words:
-        is_flag = word in ("--resume", "--allow-changes") or word.partition("=")[0] == "--push"
-        (flags if is_flag else others).append(word)
-        if word == "--push":
+        (flags if word.partition("=")[0] in _FLAGS else others).append(word)
+        if word in ("--push", "--until"):
             flags += islice(words, 1)
     return [*others, *flags]
 
@@ -132,6 +139,7 @@ def make_parser() -> argparse.ArgumentParser:
     def add(name: str, summary: str, description: str) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=summary, description=description, **_STYLE)
 
+    _add_recipes(add("recipes", "list the recipes, or print one", RECIPES))
     _add_resume(add("resume", "resume a run", RESUME))
     _add_push(add("push", "upload a run's model to the Hugging Face Hub", PUSH))
     _add_memory(add("memory", "predict the memory of a run, and what fits", MEMORY))
@@ -164,7 +172,24 @@ def _add_command(commands: Any, name: str, command: Command) -> None:
             const="run.resume=true",
             help="require a stopped run in run.directory, and resume it",
         )
-    parser.set_defaults(run=partial(run_command, command))
+    if name == "run":
+        _add_pipeline_flags(parser)
+    function = run_pipeline if name == "run" else run_command
+    parser.set_defaults(run=partial(function, command))
+
+
+def _add_pipeline_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--until", metavar="STAGE", help="run the stages up to this one")
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="only print the stages that would run, with predicted memory and FLOPs",
+    )
+
+
+def _add_recipes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a recipe of the list")
+    parser.set_defaults(run=run_recipes)
 
 
 def _add_settings(parser: argparse.ArgumentParser, config_class: Callable[[], type]) -> None:

@@ -134,6 +134,19 @@ methods:
   - {name: best of 8, best_of: 8}
 """
 
+_RUN = """\
+model: {path: Qwen/Qwen2.5-0.5B}
+data: {path: openai/gsm8k, subset: main, split: train, template: "Question: {question}\\nAnswer:"}
+rewards: [{function: gsm8k}]
+evaluation: {data: {split: test}}
+directory: runs/mine
+stages:
+  sft: {data: {columns: {completion: answer}}, epochs: 2.0}
+  pairs: {model: {path: "${sft}"}, samples: 8}
+  dpo: {model: {path: "${sft}"}, data: {path: "${pairs}"}}
+  evaluate: {model: {path: "${dpo}"}, reference: {path: "${sft}"}}
+"""
+
 COMMANDS = {
     "sft": Command(
         help="fine-tune a model on demonstrations",
@@ -217,5 +230,12 @@ COMMANDS = {
         function="trivium.compare.run:run",
         example=_COMPARE,
         arguments="budget.amount=900 parallel=1",
+    ),
+    "run": Command(
+        help="run a pipeline: named stages, each on what earlier ones produced",
+        config="trivium.pipelines.config:PipelineConfig",
+        function="trivium.pipelines.run:run",
+        example=_RUN,
+        arguments="stages.dpo.beta=0.3 seed=1",
     ),
 }

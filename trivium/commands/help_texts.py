@@ -31,10 +31,19 @@ side by side, evaluated on held-out problems. Rerun the command to resume a stop
 example:
   trivium demo --quick
 """
+RECIPES = """\
+List the recipes that come with Trivium, or print one. A recipe without a command in its line is a
+pipeline for `trivium run`.
+
+example:
+  trivium recipes
+  trivium recipes instructgpt > mine.yaml
+  trivium run mine.yaml
+"""
 REPORT = """\
 Write a run's report to one HTML file: outcome, alarms, curves, evaluations, cost, samples and
-configuration. The file needs no network and can be shared. For a comparison's directory, write the
-report of the comparison.
+configuration. The file needs no network and can be shared. For the directory of a comparison or a
+pipeline, write its report.
 
 example:
   trivium report runs/grpo-20260101-120000

@@ -77,7 +77,7 @@ def make_plan(config: CompareConfig) -> Plan:
 
 def base_paths(config: CompareConfig) -> str:
     """Return the paths of the base models, without ``${seed}``."""
-    paths = [_substitute(config.model.path, {"seed": str(s)}, None) for s in config.seeds]
+    paths = [substitute(config.model.path, {"seed": str(s)}) for s in config.seeds]
     return ", ".join(dict.fromkeys(paths))
 
 

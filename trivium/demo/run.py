@@ -16,9 +16,9 @@ from typing import Any
 
 from trivium.compare.config import CompareConfig
 from trivium.compare.run import compare, write
-from trivium.compare.scheduler import run_jobs
 from trivium.compare.table import show
 from trivium.demo.methods import FULL, QUICK, Budget, comparison_config, seed_directory, sft_job
+from trivium.jobs.scheduler import run_jobs
 
 
 def run(directory: Path, quick: bool = False, seeds: tuple[int, ...] = (0,)) -> Path:
@@ -77,20 +77,12 @@ def prepare(directory: Path, budget: Budget, seed: int) -> None:
     inputs = json.loads(json.dumps({**asdict(budget), "seed": seed, "version": version("trivium")}))
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == inputs:
         return
-    # Slow imports, needed only if there is something to write.
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from trivium.hf.saving import save_checkpoint
-    from trivium.tasks.tokenizer import small_model_config, train_tokenizer
+    # Imported here: only needed if there is something to write.
+    from trivium.tasks.files import write_base
     from trivium.tasks.writer import Sizes, write_files
 
     sizes = Sizes(budget.demonstrations, budget.problems, budget.held_out, budget.labels)
     paths = write_files(directory / "data", seed, sizes, operations=budget.operations)
     with paths["demonstrations"].open(encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    tokenizer = train_tokenizer(row["prompt"] + row["completion"] for row in rows)
-    torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(small_model_config(tokenizer))
-    save_checkpoint(directory / "base", model, tokenizer)
+        write_base(directory / "base", [json.loads(line) for line in file], seed)
     done.write_text(json.dumps(inputs), encoding="utf-8")

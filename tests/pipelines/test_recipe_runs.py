@@ -1,0 +1,58 @@
+"""Every pipeline that comes with Trivium runs end to end, scaled down to a few steps."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from trivium.cli import main
+from trivium.pipelines.recipes import RECIPES, list_recipes
+from trivium.report.pipeline import collect
+
+SMALL = ["task={problems: 64, held_out: 8, labels: 1}", "stages.sft.steps=2"]
+CHANGES = {
+    "dpo": [
+        "stages.pairs.data.limit=8",
+        "stages.pairs.rewards=[{function: letters.py:different}]",
+        "stages.pairs.keep_truncated=true",
+        "stages.dpo.epochs=1.0",
+    ],
+    "instructgpt": [
+        "stages.comparisons.data.limit=8",
+        "stages.comparisons.rewards=[{function: letters.py:different}]",
+        "stages.comparisons.keep_truncated=true",
+        "stages.ppo.steps=1",
+        "stages.ppo.prompts_per_step=8",
+        "stages.ppo.pretraining.examples_per_step=4",
+    ],
+    "deepseekmath": ["stages.grpo.steps_per_iteration=1", "stages.grpo.prompts_per_step=8"],
+}
+"""Settings of each recipe that scale its stages down. An untrained model solves no problem, so that
+pairs are ranked by their number of different characters."""
+
+
+def test_every_pipeline_has_a_scaled_down_run() -> None:
+    assert set(CHANGES) == {name for name in list_recipes() if "/" not in name}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_recipe_runs_end_to_end(
+    name: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code = "def different(responses): return [float(len(set(r))) for r in responses]\n"
+    (tmp_path / "letters.py").write_text(code)
+    recipe = str(RECIPES / f"{name}.yaml")
+    settings = [*SMALL, *CHANGES[name], "sampling.max_tokens=8", "directory=run"]
+    assert main(["run", recipe, *settings]) == 0, capsys.readouterr().err
+    stages = collect(Path("run"))["stages"]
+    assert {stage["state"] for stage in stages} == {"finished"}
+    evaluation = json.loads(Path("run/evaluate/evaluation.json").read_text())
+    assert evaluation["n"] == 8 and evaluation["kl"] >= 0
+    assert stages[-1]["evaluation"]["greedy"] == evaluation["greedy"]

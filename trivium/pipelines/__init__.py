@@ -1,0 +1,1 @@
+"""``trivium run``: the stages of a recipe, each on what earlier ones produced."""
