@@ -52,7 +52,7 @@ class Job:
 
     @property
     def product(self) -> Path:
-        """What the job's command produces: a checkpoint, or a file."""
+        """Checkpoint or file that the command produces."""
         return self.directory / COMMANDS[self.command].product
 
 

@@ -1,4 +1,4 @@
-"""What a job was run with, and whether its results still hold.
+"""Inputs of a job, and whether its results still hold for them.
 
 A finished job is run again if its resolved configuration, the content of a file or checkpoint that
 it reads, or its output has changed. A stopped run resumes if nothing that it depends on has.

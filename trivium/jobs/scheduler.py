@@ -79,7 +79,7 @@ def run_jobs(
 
 @contextmanager
 def signals_interrupt() -> Iterator[None]:
-    """Let every signal that ends the process interrupt it as Ctrl-C does, so that jobs can stop."""
+    """Turn every signal that ends the process into an interruption, so that jobs can stop."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         reason = f"{signal_name(number)}: stopped; rerun the command to resume"

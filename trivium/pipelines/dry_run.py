@@ -49,7 +49,7 @@ class PlannedStage:
 
 @dataclass(frozen=True)
 class DryRunPlan:
-    """What a pipeline would run."""
+    """Stages that a pipeline would run."""
 
     stages: tuple[PlannedStage, ...]
 
