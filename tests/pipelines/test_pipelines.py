@@ -15,6 +15,7 @@ from helpers.tiny_models import World, rows
 from safetensors.torch import load_file
 
 from trivium.cli import main
+from trivium.cli.parser import flags_last, make_parser
 from trivium.commands import COMMANDS
 from trivium.errors import ConfigurationError, TrainingError
 from trivium.jobs import board
@@ -253,6 +254,21 @@ def test_shared_settings_cannot_name_a_stage() -> None:
 def test_an_unknown_last_stage_is_refused_with_the_nearest_one() -> None:
     with pytest.raises(ConfigurationError, match=r"--until pair: .* did you mean pairs"):
         checked_jobs(make_config(DPO), "pair")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", "--until", "dpo", "r.yaml", "seed=1"],
+        ["run", "r.yaml", "--until", "dpo", "seed=1"],
+        ["run", "r.yaml", "--until=dpo", "seed=1", "--dry-run"],
+        ["run", "r.yaml", "--dry-run", "seed=1", "--until", "dpo"],
+    ],
+)
+def test_flags_of_a_pipeline_may_stand_between_settings(words: list[str]) -> None:
+    parsed = make_parser().parse_args(flags_last(words))
+    assert parsed.until == "dpo" and parsed.settings == ["seed=1"]
+    assert str(parsed.config) == "r.yaml" and parsed.dry_run == ("--dry-run" in words)
 
 
 def test_a_directory_with_other_files_is_left_alone(tmp_path: Path) -> None:

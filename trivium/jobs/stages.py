@@ -34,7 +34,7 @@ def stage_record(job: Job, spent: Mapping[str, float]) -> Record:
         "job": job.name,
         "command": job.command,
         "config": str(job.config),
-        "signal": SIGNALS[job.command](settings),
+        "signal": SIGNALS.get(job.command, lambda _: COMMANDS[job.command].help)(settings),
         "advantage": ADVANTAGES.get(job.command, lambda _: None)(settings),
         "sampling": _sampling(job.command, settings),
         "hyperparameters": _hyperparameters({**(settings.get("online") or {}), **settings})
