@@ -129,6 +129,25 @@ def test_columns_of_the_shared_data_reach_only_sections_that_use_them() -> None:
     assert settings["grpo"]["data"]["columns"] == data["columns"]
 
 
+def test_outputs_of_stages_are_rendered_like_the_shared_prompts() -> None:
+    arguments = {"template_arguments": {"thinking": False}}
+    stages = {
+        **DPO,
+        "best": {
+            "command": "sft",
+            "data": {"path": "${pairs}", "columns": {"completion": "chosen"}},
+        },
+        "rm": {"command": "reward-model", "pairs": {"path": "${pairs}"}},
+        "other": {"command": "dpo", "data": {"path": "pairs.jsonl"}},
+    }
+    settings = settings_of(stages, data={**SHARED["data"], **arguments})
+    rows_of_pairs = {"path": "out/pairs/rows.jsonl", **arguments}
+    assert settings["dpo"]["data"] == settings["rm"]["pairs"] == rows_of_pairs
+    assert settings["best"]["data"] == {**rows_of_pairs, "columns": {"completion": "chosen"}}
+    assert settings["other"]["data"] == {"path": "pairs.jsonl"}
+    assert settings["evaluate"]["data"]["template_arguments"] == {"thinking": False}
+
+
 def test_candidates_in_rows_are_not_sampled() -> None:
     candidates = {"candidates": [{"response": "r", "score": "s"}]}
     pairs = settings_of({"pairs": candidates})["pairs"]

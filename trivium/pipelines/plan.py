@@ -23,7 +23,7 @@ from trivium.jobs.job import (
     substitute,
     texts_in,
 )
-from trivium.jobs.settings import evaluate_settings, evaluation_settings
+from trivium.jobs.settings import evaluate_settings, evaluation_settings, template_arguments
 from trivium.pipelines.config import SEED, TASK, PipelineConfig
 
 TASK_DIRECTORY = "task"
@@ -115,7 +115,11 @@ def _fill(
     filled = dict(own)
     for key, value in own.items():
         kinds = sections_in(cls.model_fields[key].annotation) if key in cls.model_fields else []
-        if isinstance(value, dict) and key not in _FILLED and len(kinds) == 1:
+        if not isinstance(value, dict) or len(kinds) != 1:
+            continue
+        if issubclass(kinds[0], RowsConfig) and _is_output(value.get("path")):
+            filled[key] = {**template_arguments(shared), **value}
+        elif key not in _FILLED:
             filled[key] = _fill(kinds[0], value, shared, _FILLED_INSIDE)
     for name in names:
         field = cls.model_fields.get(name)
@@ -126,11 +130,17 @@ def _fill(
             continue  # the shared rows are prompts
         value = shared[name]
         if isinstance(value, dict) and isinstance(own.get(name, {}), dict):
-            value = _section(name, kind, own.get(name, {}), value)
+            value = _section(name, kind, filled.get(name, {}), value)
         else:
             value = own.get(name, value)
         filled[name] = value
     return filled
+
+
+def _is_output(path: Any) -> bool:
+    """Return whether a path is a stage's output: its rows hold prompts of the shared data."""
+    match = PLACEHOLDER.fullmatch(str(path))
+    return match is not None and match[1] not in (TASK, SEED)
 
 
 def _section(name: str, kind: Any, own: Settings, shared: Settings) -> Settings:
