@@ -336,6 +336,19 @@ def test_a_finished_stage_is_kept_until_a_setting_an_input_or_its_output_changes
     assert status_of(job).changes == (f"{job.product} is missing",)
 
 
+def test_a_model_card_does_not_count_as_an_input(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "base" / "config.json").write_text("{}")
+    (tmp_path / "base" / "README.md").write_text("took 3 s")
+    job = finished_job(tmp_path, model={"path": str(tmp_path / "base")})
+    job.product.mkdir(parents=True)
+    write_done(job, inputs_of(job), 1.0)
+    (tmp_path / "base" / "README.md").write_text("took 4 s, on another day")
+    assert status_of(job).state == "finished"
+    (tmp_path / "base" / "config.json").write_text('{"a": 1}')
+    assert status_of(job).changes == (f"{tmp_path / 'base'}: its content changed",)
+
+
 # --- Complete runs --------------------------------------------------------------------------------
 
 TINY = {"learning_rate": 1e-2}

@@ -29,6 +29,8 @@ IGNORED_SETTINGS = frozenset(
 """Settings that do not affect the results of a run."""
 _FULL_DIGEST_BYTES, _NUM_SAMPLES, _SAMPLE_BYTES = 1 << 26, 64, 1 << 16
 _NOT_SET = "(not set)"
+MODEL_CARD = "README.md"
+"""Text beside a model that does not affect results, and differs between equal runs."""
 
 
 def environment(config: Configuration) -> dict[str, Any]:
@@ -103,7 +105,7 @@ def digest(path: Path) -> str:
 
 def _files(path: Path) -> Iterator[Path]:
     if path.is_dir():
-        yield from (file for file in path.rglob("*") if file.is_file())
+        yield from (f for f in path.rglob("*") if f.is_file() and f.name != MODEL_CARD)
     else:
         yield path
 
