@@ -75,7 +75,7 @@ def test_template_arguments_of_the_prompts_reach_all_data_that_holds_them() -> N
     form = {"template_arguments": {"enable_thinking": False}}
     sampled = {"name": "r", "stages": [{"command": "sample"}, {"command": "sft"}]}
     plan = make_plan(make_config(DPO, RLHF, sampled, data={"path": "prompts.jsonl", **form}))
-    validate_jobs(plan)
+    validate_jobs(plan.jobs)
     for job in plan.jobs.values():
         given = [job.settings.get(key) for key in ("data", "pairs")]
         given.append(job.settings.get("evaluation", {}).get("data"))
