@@ -123,7 +123,8 @@ PAPERS: dict[str, dict[str, Any]] = {
         "stages.grpo.optimizer.schedule": "constant",
     },
     # Ouyang et al. 2022, appendix C: 256k episodes in batches of 512 and minibatches of 64, warm-up
-    # over 10 iterations, 8 pretraining examples for each episode.
+    # over 10 iterations from a tenth of the peak, moving average 0.992, 8 pretraining examples for
+    # each episode.
     "papers/instructgpt-ppo.yaml": {
         "sampling.temperature": 1.0,
         "steps": 256_000 // 512,
@@ -138,17 +139,19 @@ PAPERS: dict[str, dict[str, Any]] = {
         "critic.model": {"path": "your/reward-model"},
         "critic.optimizer": {"learning_rate": 9e-6},
         "optimizer.warmup_steps": 10 * 512 // 64,
+        "optimizer.warmup_start_ratio": 0.1,
+        "ema_decay": 0.992,
         "pretraining.coefficient": 27.8,
         "pretraining.examples_per_step": 8 * 64,
     },
-    # Tunstall et al. 2023, section 4.2 and appendix: a tenth of the steps of warm-up, 64k prompts.
+    # Tunstall et al. 2023, section 4.2 and appendix: a tenth of the steps of warm-up.
     "papers/zephyr-dpo.yaml": {
         "beta": 0.1,
         "epochs": 3.0,
         "pairs_per_step": 32,
         "optimizer.learning_rate": 5e-7,
         "optimizer.schedule": "linear",
-        "optimizer.warmup_steps": 3 * 64_000 // 32 // 10,
+        "optimizer.warmup_ratio": 0.1,
     },
 }
 """The published figures of every key that a recipe marks with `# paper`."""

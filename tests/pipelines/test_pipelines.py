@@ -163,9 +163,17 @@ def test_the_built_in_task_is_written_only_where_a_stage_names_it() -> None:
 
 
 def test_every_command_with_an_output_can_be_a_stage() -> None:
-    assert {"sft", "sample", "pairs", "reward-model", "ppo", "dpo", "grpo", "evaluate"} <= {
-        *STAGE_COMMANDS
-    }
+    assert {
+        "sft",
+        "sample",
+        "pairs",
+        "label-steps",
+        "reward-model",
+        "ppo",
+        "dpo",
+        "grpo",
+        "evaluate",
+    } <= {*STAGE_COMMANDS}
     assert not {"run", "compare"} & {*STAGE_COMMANDS}
     for name in STAGE_COMMANDS:
         fields = COMMANDS[name].config_class().model_fields
@@ -209,7 +217,7 @@ def test_every_command_with_an_output_can_be_a_stage() -> None:
             "write ${pairs} for it, or ${pairs.directory}/rows.jsonl for a file beside it",
         ),
         ({"dpo": None}, "stage dpo: give either data (preference pairs) or online"),
-        ({"reward-model": None}, "stage reward-model: give either pairs (an outcome model) or"),
+        ({"reward-model": None}, "stage reward-model: give either pairs or rankings (an"),
         ({"sft": {"betta": 1}}, "stage sft: `betta` is not a known key"),
         ({"sftt": None}, "stage sftt: 'sftt' is no command that can be a stage (did you mean"),
         ({"a": {"command": "compare"}}, "'compare' is no command that can be a stage: write one"),

@@ -215,6 +215,7 @@ COMMANDS = {
         function="trivium.commands.label_steps:run",
         example=_LABEL_STEPS,
         arguments="completions=16 labels=soft",
+        product="rows.jsonl",
     ),
     "evaluate": Command(
         help="evaluate a model on held-out prompts, with 95 % confidence intervals",
