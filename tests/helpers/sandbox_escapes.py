@@ -319,7 +319,7 @@ ESCAPES = (
         "many files",
         "for n in range(400): open(str(n), 'wb').write(bytes(1 << 16))\n"
         "time.sleep(0.3); print('escaped')",
-        "files",
+        "files|No space left on device",
     ),
     Escape(
         "many threads",

@@ -123,7 +123,7 @@ def test_missing_module_is_distinguished_from_a_failing_one():
 def test_error_of_an_unknown_built_in_name_lists_all_names():
     message = error_of("gsm8")
     assert "did you mean 'gsm8k'?" in message
-    assert "format, gsm8k, length, math, server, steps" in message
+    assert "code, format, gsm8k, language, length, math, server, steps, tags" in message
     assert "names no function" in error_of("file.py:")
 
 

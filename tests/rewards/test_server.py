@@ -293,7 +293,7 @@ def test_permanent_fault_is_not_retried(scripted_server: ScriptedServer, fault: 
     assert len(scripted_server.requests) == 1
 
 
-@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "null", '"1.0"', "[1]", "{}"])
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", '"1.0"', "[1]", "{}"])
 def test_error_of_an_invalid_value_names_its_response(
     scripted_server: ScriptedServer, value: str
 ) -> None:
@@ -302,6 +302,17 @@ def test_error_of_an_invalid_value_names_its_response(
         score(reward(scripted_server.url))
     scores = score(reward(scripted_server.url, fallback=-1.0))
     assert (scores.outcomes, scores.fallbacks) == ([1.0, 2.0, -1.0, 4.0, 5.0], {"server": 1})
+
+
+def test_null_of_a_server_says_that_the_reward_does_not_apply(
+    scripted_server: ScriptedServer,
+) -> None:
+    scripted_server.script = [reply_with(200, b'{"rewards": [1, 2, null, 4, 5]}')] * 2
+    with pytest.raises(RewardError, match=r"response 2 of 5 \(prompt row 12\): every reward"):
+        score(reward(scripted_server.url, fallback=-1.0))
+    server = RewardConfig(function="server", arguments={"url": scripted_server.url})
+    length = RewardConfig(function="length", arguments={"limit": 9, "buffer": 3})
+    assert score(Rewards([server, length])).outcomes == [1.0, 2.0, 0.0, 4.0, 5.0]
 
 
 def test_fallback_applies_only_to_the_failed_batch(scripted_server: ScriptedServer) -> None:
