@@ -53,9 +53,9 @@ def test_responses_without_text_raise_an_alarm_at_the_first_step(
     assert alarms(run).count(("empty", 2)) == 0
 
 
-def test_responses_with_text_raise_no_alarm(tmp_path: Path) -> None:
+def test_responses_with_text_are_not_called_empty(tmp_path: Path) -> None:
     world = World(tmp_path)
     run = grpo.train(grpo.GRPOConfig(**world.on_policy(), steps_per_iteration=1))
     (metrics,) = metrics_of(run)
     assert metrics["length/empty"] < 0.5
-    assert alarms(run) == []
+    assert "empty" not in [monitor for monitor, _ in alarms(run)]
