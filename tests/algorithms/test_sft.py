@@ -99,6 +99,7 @@ def test_tokens_of_others_are_read_but_not_learned(
     loss.backward()
     assert line["tokens/trained"] == 5
     assert line["loss"] == pytest.approx(float(loss.detach()), abs=1e-5)
+    assert line["nll"] == pytest.approx(float(loss.detach()), abs=1e-5)
     (gradients,) = captured.take()
     matrices = [p.grad for p in plain.parameters() if p.dim() >= 2]
     for mine, theirs in zip(gradients, matrices, strict=False):
