@@ -22,7 +22,12 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from trivium.algorithms import dpo, grpo, ppo, reward_model, sft
 from trivium.algorithms.dpo_config import DPOConfig
@@ -52,14 +57,15 @@ EXAMPLES = 64
 
 
 def write_model(directory: Path, settings: dict[str, int]) -> None:
-    """Write a Llama with random weights and heads of width 64, and a tokenizer of whole words."""
+    """Write a Llama with random weights, heads of width 64 and a tokenizer of whole words.
+
+    The directory ``reward-model`` in it gets a reward model of the same size.
+    """
     words = {"<end>": 0, "<pad>": 1}
     words |= {f"w{i}": i for i in range(2, settings["vocab_size"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>"
-    ).save_pretrained(directory)
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<end>", pad_token="<pad>")
     width = settings["hidden_size"]
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -74,6 +80,11 @@ def write_model(directory: Path, settings: dict[str, int]) -> None:
         pad_token_id=1,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
+    config.num_labels = 1
+    scorer = directory / "reward-model"
+    LlamaForSequenceClassification(config).save_pretrained(scorer)
+    for place in (directory, scorer):
+        fast.save_pretrained(place)
 
 
 def write_data(directory: Path) -> None:
@@ -109,7 +120,11 @@ def configuration(method: str, directory: Path, model: Path) -> dict[str, Any]:
         **common,
         "data": prompts,
         "rewards": [
-            {"function": "reward_model", "arguments": {"path": str(model)}, "timeout": None}
+            {
+                "function": "reward_model",
+                "arguments": {"path": str(model / "reward-model")},
+                "timeout": None,
+            }
         ],
         "sampling": {"max_tokens": RESPONSE},
     }
