@@ -7,19 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from helpers.fast_path import FAST_PATH, MODELS
 from hypothesis import settings
 
-from trivium.hf.model_config import ModelConfig
 from trivium.models.cpu.linear import matmul_backend
-from trivium.models.policy import Policy
-from trivium.models.reward_model import RewardModel
-from trivium.rewards.reward_config import LearnedArguments, ProcessArguments
-
-# TRIVIUM_FAST_PATH=off runs the whole suite on the modules of transformers.
-FAST_PATH = os.environ.get("TRIVIUM_FAST_PATH", "auto")
-for _config in (ModelConfig, LearnedArguments, ProcessArguments):
-    _config.model_fields["fast_path"].default = FAST_PATH
-    _config.model_rebuild(force=True)
 
 # One thread keeps the order of sums fixed, and small tensors are no faster with more threads.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -48,7 +39,7 @@ def _separate_cache(
 def _fast_path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Build models with the fast path that TRIVIUM_FAST_PATH names, unless a test is about it."""
     fast_path = "auto" if request.node.get_closest_marker("fast_path") else FAST_PATH
-    for model in (Policy, RewardModel):
+    for model in MODELS:
         monkeypatch.setitem(model.__init__.__kwdefaults__, "fast_path", fast_path)
 
 

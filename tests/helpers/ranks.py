@@ -17,6 +17,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from helpers.fast_path import set_default_of_models
+
 _GUARD_SECONDS = 1200
 """Only ends a test that would hang."""
 
@@ -70,7 +72,7 @@ def on_ranks(size: int, job: Callable[..., Any], *arguments: Any) -> list[Any]:
 
 def _start_server(context: ForkServerContext) -> None:
     """Start the server that imports everything once; Python 3.11 does not tell it ``sys.path``."""
-    context.set_forkserver_preload(["helpers.rank_jobs"])
+    context.set_forkserver_preload(["helpers.fast_path", "helpers.rank_jobs"])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
         forkserver.ensure_running()
@@ -90,6 +92,7 @@ def _run(
 ) -> None:
     os.environ.update(environment)
     torch.set_num_threads(1)
+    set_default_of_models()
     try:
         result = job(*arguments)
     except BaseException:
