@@ -93,6 +93,14 @@ def test_any_number_of_micro_batches_is_divided_and_added_up(ranks: int) -> None
             assert own == len(range(rank, count, ranks))
 
 
+@pytest.mark.parametrize("kind", ["master_weights", "stochastic_rounding"])
+def test_half_precision_weights_take_the_same_steps_on_two_processes(kind: str) -> None:
+    alone = rank_jobs.half_precision_weights(kind)
+    for norm, weights in on_ranks(2, rank_jobs.half_precision_weights, kind):
+        assert norm == pytest.approx(alone[0], rel=1e-6)
+        assert weights == alone[1]
+
+
 def test_rounds_give_every_process_each_loss() -> None:
     def actor(data: Grouped, scale: float) -> Any: ...
     def critic(data: Grouped) -> Any: ...

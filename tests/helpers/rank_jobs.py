@@ -31,6 +31,8 @@ from trivium.rollout.local_engine import LocalEngine
 from trivium.runs import checkpointing
 from trivium.runs.signals import Interrupted, SamplingAborted
 from trivium.training.micro_batch import MicroBatch, accumulate_on_all_ranks
+from trivium.training.optimizer import Optimizer
+from trivium.training.optimizer_config import OptimizerConfig
 
 FAMILIES = ("llama", "qwen2", "qwen3", "lora")
 DATA = [
@@ -176,6 +178,25 @@ def accumulated(counts: Sequence[int]) -> list[tuple[list[float], list[list[int]
         observed = [result.observed["tokens_T"].tolist() for result in results]
         found.append((trained.grad.tolist(), observed, len(own)))
     return found
+
+
+def half_precision_weights(kind: str) -> tuple[float, list[float]]:
+    """Return the gradient norm and the bfloat16 weights of five optimizer steps of three losses."""
+    distributed.join()
+    trained = torch.nn.Parameter(torch.linspace(-2, 2, 64).bfloat16())
+    slopes = torch.linspace(1, 3, 64).bfloat16()
+    config = OptimizerConfig(learning_rate=1e-3, max_grad_norm=100.0, half_precision=kind)
+    optimizer = Optimizer([(config, [trained])], 5)
+
+    def loss(data: Grouped) -> tuple[Tensor, dict[str, Tensor]]:
+        return (slopes * trained).sum() * data.groups[0].responses[0][0], {}
+
+    result = None
+    for _ in range(5):
+        micro_batches = [MicroBatch(Grouped([line([i + 1])]), loss) for i in range(3)]
+        result = optimizer.step(micro_batches)
+    assert result is not None
+    return result.gradient_norm, trained.tolist()
 
 
 # --- failures -------------------------------------------------------------------------------------

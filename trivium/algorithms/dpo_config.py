@@ -16,7 +16,6 @@ from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig
 from trivium.training.optimizer_config import OptimizerConfig
 from trivium.training.options import PreferenceLossName
-from trivium.training.parallel_config import ParallelConfig
 
 
 class OnlinePairsConfig(Configuration):
@@ -52,8 +51,6 @@ class DPOConfig(Configuration):
     """Sample the pairs while training, instead of reading data."""
     run: RunConfig = RunConfig()
     """The run's directory, seed, checkpoints and budget."""
-    parallel: ParallelConfig = ParallelConfig()
-    """How several processes divide the run."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=5e-7, schedule="linear")
     """The optimizer."""
     evaluation: EvaluationConfig | None = None

@@ -128,10 +128,8 @@ def train(config: GRPOConfig) -> Path:
     )
     learner = Learner.of(config, objective, supervision, components)
     trained = [(config.optimizer, trained_parameters(learner.policy.model))]
-    training, ema = (
-        Training(prepared, config.total_steps, **components.for_training),
-        components.ema,
-    )
+    training = Training(prepared, config.total_steps, **components.for_training)
+    ema = components.ema
     with training, closing(components):
         optimizer = Optimizer(trained, config.optimizer_steps, training.budget_spent, ema)
         training.track_state(**components.tracked, optimizer=optimizer, reward_update=reward_update)

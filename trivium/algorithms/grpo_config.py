@@ -26,7 +26,6 @@ from trivium.training.options import (
     KLEstimatorName,
     SurrogateName,
 )
-from trivium.training.parallel_config import ParallelConfig
 
 # Zheng et al. 2025, section 5.1, and MiniMax 2025, section 3.1, which sets no lower bound.
 _CLIP_LOW = DefaultByChoice("surrogate", {"gspo": 3e-4, "cispo": 1.0}, 0.2)
@@ -44,8 +43,6 @@ class GRPOConfig(Configuration):
     """Rewards; a response's reward is their weighted sum."""
     run: RunConfig = RunConfig()
     """The run's directory, seed, checkpoints and budget."""
-    parallel: ParallelConfig = ParallelConfig()
-    """How several processes divide the run."""
     sampling: Sampling = Sampling()
     """How responses are sampled."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)

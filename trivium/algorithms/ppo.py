@@ -95,7 +95,8 @@ def train(config: PPOConfig) -> Path:
     batches = RolloutBatches(components, *size, config.sampling, config.run.seed)
     learner = Learner.of(config, objective, returns, components, critic)
     trained = parameter_sets(config, learner.policy, critic)
-    training, ema = Training(prepared, config.steps, **components.for_training), components.ema
+    training = Training(prepared, config.steps, **components.for_training)
+    ema = components.ema
     with training, closing(components):
         optimizer = Optimizer(trained, config.optimizer_steps, training.budget_spent, ema)
         training.track_state(

@@ -19,7 +19,6 @@ from trivium.rollout.sampling import Sampling
 from trivium.runs.store import RunConfig
 from trivium.training.optimizer_config import OptimizerConfig
 from trivium.training.options import AggregationName, ImportanceWeightName, KLEstimatorName
-from trivium.training.parallel_config import ParallelConfig
 
 
 class AdaptiveKLConfig(Configuration):
@@ -44,8 +43,6 @@ class PPOConfig(Configuration):
     """The critic."""
     run: RunConfig = RunConfig()
     """The run's directory, seed, checkpoints and budget."""
-    parallel: ParallelConfig = ParallelConfig()
-    """How several processes divide the run."""
     sampling: Sampling = Sampling()
     """How responses are sampled."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-6)

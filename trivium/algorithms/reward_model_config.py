@@ -13,7 +13,6 @@ from trivium.data.rankings import RankingsConfig, RewardPairsConfig
 from trivium.hf.model_config import ModelConfig, scoring_model_conflicts
 from trivium.runs.store import RunConfig
 from trivium.training.optimizer_config import OptimizerConfig
-from trivium.training.parallel_config import ParallelConfig
 
 
 class RewardModelConfig(Configuration):
@@ -40,8 +39,6 @@ class RewardModelConfig(Configuration):
     config.json (Ouyang et al. 2022, section 3.5)."""
     run: RunConfig = RunConfig()
     """The run's directory, seed, checkpoints and budget."""
-    parallel: ParallelConfig = ParallelConfig()
-    """How several processes divide the run."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=1e-5, schedule="cosine")
     """The optimizer."""
 

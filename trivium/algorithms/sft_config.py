@@ -13,7 +13,6 @@ from trivium.hf.model_config import ModelConfig
 from trivium.runs.store import RunConfig
 from trivium.training.optimizer_config import OptimizerConfig
 from trivium.training.options import AggregationName
-from trivium.training.parallel_config import ParallelConfig
 
 
 class SFTConfig(Configuration):
@@ -25,8 +24,6 @@ class SFTConfig(Configuration):
     """Demonstrations."""
     run: RunConfig = RunConfig()
     """The run's directory, seed, checkpoints and budget."""
-    parallel: ParallelConfig = ParallelConfig()
-    """How several processes divide the run."""
     optimizer: OptimizerConfig = OptimizerConfig(learning_rate=2e-5, schedule="cosine")
     """The optimizer."""
     validation: DemonstrationsConfig | None = None
