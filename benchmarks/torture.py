@@ -176,6 +176,9 @@ def _become_child(train: Callable[[], object], log: Path, slow: bool) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
+    # PyTorch replaces its pool of threads at its first use after a fork, and of two threads of
+    # transformers' loader that come first together, one finds none.
+    torch.set_num_threads(1)
     # Forked processes share the lock of tqdm's progress bars, which a killed process may hold.
     tqdm.set_lock(threading.RLock())
     checkpointing.MIN_INTERVAL_PER_SAVE = 0  # Save at every save point.
