@@ -15,10 +15,11 @@ from helpers.tiny_models import World, source
 
 from trivium.compare.config import CompareConfig
 from trivium.compare.gradient_snr import signal_to_noise
-from trivium.compare.plan import UNLIMITED_STEPS, base_paths, make_plan
+from trivium.compare.plan import base_paths, make_plan
 from trivium.compare.result import _best_of_record
 from trivium.compare.risk import pair_agreement, similarity
 from trivium.compare.run import compare, run
+from trivium.compare.stage_budget import UNLIMITED_STEPS
 from trivium.config.base import load_configuration
 from trivium.errors import ConfigurationError, DataError, TrainingError
 from trivium.jobs.job import Job, with_budget
@@ -174,10 +175,123 @@ def test_best_of_measures_quality_and_reward_of_the_same_responses() -> None:
     assert quality["seed"] == reward["seed"]
 
 
+# --- Recipes as methods ---------------------------------------------------------------------------
+
+RECIPE = {"name": "InstructGPT", "recipe": "instructgpt"}
+
+
+def test_a_recipe_takes_the_shared_sections_of_the_comparison_and_keeps_its_stages() -> None:
+    plan = make_plan(make_config(RECIPE, seeds=[3]))
+    configs = validate_jobs(plan.jobs)
+    assert len(configs) == 5
+    directory = "out/runs/instructgpt/seed-3"
+    stages = ["sft", "comparisons", "reward-model", "ppo"]
+    assert plan.runs[0].jobs == tuple(f"instructgpt/seed-3/{name}" for name in stages)
+    sft, comparisons, model, ppo = (plan.jobs[name].settings for name in plan.runs[0].jobs)
+    assert sft["model"] == {"path": "base-3"} and sft["data"] == {"path": "prompts.jsonl"}
+    assert sft["run"]["seed"] == 3 and sft["run"]["directory"] == f"{directory}/sft"
+    assert comparisons["model"]["path"] == f"{directory}/sft/final"
+    assert comparisons["rewards"] == [{"function": "gsm8k"}]
+    assert comparisons["sampling"] == {"max_tokens": 12, "stop": ["\n"]}
+    assert model["pairs"] == {"path": f"{directory}/comparisons/rows.jsonl"}
+    assert ppo["rewards"][0]["arguments"] == {"path": f"{directory}/reward-model/final"}
+    assert ppo["beta"] == 0.02, "the recipe's own setting"
+
+
+def test_the_last_stage_of_a_recipe_is_measured_like_every_other_method() -> None:
+    plan = make_plan(make_config(GRPO, RECIPE))
+    grpo = plan.jobs["grpo/seed-0/grpo"].settings
+    ppo = plan.jobs["instructgpt/seed-0/ppo"].settings
+    assert ppo["evaluation"] == grpo["evaluation"]
+    assert "evaluation" not in plan.jobs["instructgpt/seed-0/sft"].settings
+    assert not any(
+        job.command == "evaluate" for job in plan.jobs.values() if "base" not in job.name
+    )
+
+
+def test_equal_stages_of_recipes_share_one_job() -> None:
+    changed = {**RECIPE, "name": "other", "changes": {"stages.ppo.beta": 0.5}}
+    plan = make_plan(make_config(RECIPE, changed))
+    first, second = (run.jobs for run in plan.runs)
+    assert first[:3] == second[:3] and first[3] != second[3]
+    ppo = plan.jobs["other/seed-0/ppo"]
+    assert ppo.settings["beta"] == 0.5
+    assert ppo.settings["model"]["path"] == "out/runs/instructgpt/seed-0/sft/final"
+    assert ppo.dependencies == second[:3]
+
+
+def test_the_budget_of_a_recipe_ends_its_last_stage_and_counts_the_earlier_ones() -> None:
+    budget = {"currency": "generated_tokens", "amount": 100}
+    plan = make_plan(make_config(RECIPE, budget=budget))
+    jobs = [plan.jobs[name] for name in plan.runs[0].jobs]
+    assert [job.budget is not None for job in jobs] == [False, False, False, True]
+    assert jobs[3].settings["steps"] == UNLIMITED_STEPS
+    assert jobs[3].previous_stages == tuple(job.name for job in jobs[:3])
+    assert with_budget(jobs[3], 30.0).settings["run"]["budget"] == {"generated_tokens": 70.0}
+
+
+def test_a_setting_of_a_recipe_s_last_stage_can_vary() -> None:
+    plan = make_plan(make_config({**RECIPE, "vary": {"optimizer.learning_rate": [0.1, 0.2]}}))
+    finals = [plan.jobs[run.jobs[-1]] for run in plan.runs]
+    assert [f.settings["optimizer"]["learning_rate"] for f in finals] == [5e-4, 0.1, 0.2]
+    assert len({run.jobs[0] for run in plan.runs}) == 1
+
+
+def test_the_built_in_task_is_that_of_the_comparison(tmp_path: Path) -> None:
+    task = {"model": {"path": "${task}/base"}, "data": {"path": "${task}", "split": "train"}}
+    plan = make_plan(make_config(RECIPE, **task, seeds=[4, 5]))
+    for seed in (4, 5):
+        sft = plan.jobs[f"instructgpt/seed-{seed}/sft"].settings
+        assert sft["model"]["path"] == "out/task/base" and sft["data"]["path"] == "out/task"
+
+
+def test_a_recipe_from_a_file_finds_its_reward_functions_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def f(responses): return [1.0 for _ in responses]\n")
+    stages = {"grpo": {"rewards": [{"function": "mine.py:f"}]}, "evaluate": None}
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    plan = make_plan(make_config({"name": "mine", "recipe": str(tmp_path / "mine.yaml")}))
+    rewards = plan.jobs["mine/seed-0/grpo"].settings["rewards"]
+    assert rewards == [{"function": f"{tmp_path / 'mine.py'}:f"}]
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ({"evaluate": None}, "ends with an evaluation, which trains no policy"),
+        ({"sft": None, "pairs": None}, "ends with pairs, which trains no policy"),
+        (
+            {"dpo": {"data": {"path": "${pears}"}}},
+            r"method m: stage dpo: data.path names \$\{pears",
+        ),
+        (
+            {"pairs": None, "grpo": {"model": {"path": "${pairs}"}}},
+            "method m: stage grpo: model.path is the output of pairs, rows of data",
+        ),
+    ],
+)
+def test_a_recipe_that_cannot_be_compared_is_refused(
+    stages: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "m.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
+    with pytest.raises(ConfigurationError, match=message):
+        make_plan(make_config({"name": "m", "recipe": str(tmp_path / "m.yaml")}))
+
+
+def test_an_unknown_recipe_is_refused_with_the_nearest_one() -> None:
+    with pytest.raises(ConfigurationError, match=r"method m: instructgtp: .* mean instructgpt"):
+        make_plan(make_config({"name": "m", "recipe": "instructgtp"}))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"methods": [{"name": "x"}]}, "give either stages or best_of"),
+        ({"methods": [{"name": "x"}]}, "give one of stages, recipe or best_of"),
+        ({"methods": [{**GRPO, "recipe": "dpo"}]}, "give one of stages, recipe or best_of"),
+        ({"methods": [{**GRPO, "changes": {"a": 1}}]}, "changes are those of a recipe"),
+        (
+            {"methods": [{"name": "x", "stages": [{"command": "dpo", "name": "task"}]}]},
+            "the stage name 'task' is the name of something else",
+        ),
         ({"methods": [{"name": "x", "stages": [{"command": "pairs"}]}]}, "trains no policy"),
         ({"methods": [GRPO, GRPO]}, "two methods are called GRPO"),
         ({"methods": [GRPO, {**GRPO, "name": "grpo!"}]}, "become the directory names"),
@@ -438,6 +552,32 @@ def test_comparison_runs_and_reuses_finished_jobs(world: World, capsys: Any) -> 
     kept = capsys.readouterr().out
     assert kept.count("reused from an earlier run") == 6
     assert again["methods"] == result["methods"] and again["credit"] == result["credit"]
+
+
+def test_recipes_are_compared_on_the_built_in_task_at_equal_budget(tmp_path: Path) -> None:
+    small = {"stages.sft.steps": 2, "stages.grpo.prompts_per_step": 2}
+    settings = {
+        "directory": str(tmp_path / "out"),
+        "model": {"path": "${task}/base"},
+        "data": {"path": "${task}", "split": "train"},
+        "rewards": [{"function": "gsm8k"}],
+        "evaluation": {"data": {"path": "${task}", "split": "test"}},
+        "sampling": {"max_tokens": 6},
+        "task": {"problems": 64, "held_out": 4, "labels": 1},
+        "budget": {"currency": "generated_tokens", "amount": 150},
+        "methods": [
+            {"name": name, "recipe": "deepseekmath", "changes": {**small, "stages.grpo.beta": beta}}
+            for name, beta in (("low", 0.0), ("high", 0.5))
+        ],
+    }
+    result = compare(CompareConfig.model_validate(settings))
+    for method in result["methods"]:
+        assert [stage["name"] for stage in method["stages"]] == ["sft", "grpo"]
+        cost = method["runs"][0]["spent"]["generated_tokens"]
+        assert 150 <= cost < 150 + 2 * 8 * 6, "the budget ends it, not its 40 steps"
+        assert method["runs"][0]["final"]["n"] == 4
+    low, high = result["methods"]
+    assert low["stages"][0]["job"] == high["stages"][0]["job"], "one SFT model for both"
 
 
 def test_a_failed_job_is_reported_with_its_log(world: World) -> None:

@@ -24,8 +24,9 @@ from trivium.jobs.record import inputs_of, status_of, write_done
 from trivium.jobs.validation import validate_jobs
 from trivium.pipelines.config import PipelineConfig
 from trivium.pipelines.dry_run import plan
-from trivium.pipelines.plan import make_jobs, names_task
+from trivium.pipelines.plan import make_jobs
 from trivium.pipelines.run import checked_jobs, run
+from trivium.pipelines.task import names_task
 from trivium.report.pipeline import collect
 
 SHARED = {
@@ -156,10 +157,10 @@ def test_candidates_in_rows_are_not_sampled() -> None:
 
 def test_the_built_in_task_is_written_only_where_a_stage_names_it() -> None:
     config = make_config(DPO, model={"path": "${task}/base"})
-    assert names_task(config, make_jobs(config))
+    assert names_task(config.task_directory, make_jobs(config))
     assert make_jobs(config)["sft"].settings["model"]["path"] == "out/task/base"
     other = make_config(DPO)
-    assert not names_task(other, make_jobs(other))
+    assert not names_task(other.task_directory, make_jobs(other))
 
 
 def test_every_command_with_an_output_can_be_a_stage() -> None:

@@ -2,8 +2,9 @@
 
 A method is a sequence of ordinary commands. Shared settings (model, prompts, rewards, sampling,
 evaluation, seed, budget) are written once and filled in for every stage; a stage's own settings
-override them. In any string, ``${seed}`` is the seed, ``${name}`` is the output of the method's
-stage with that name, and ``${name.directory}`` is its directory.
+override them. In any string, ``${seed}`` is the seed, ``${task}`` is the directory of the built-in
+task, ``${name}`` is the output of the method's stage with that name, and ``${name.directory}`` is
+its directory.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from trivium.evaluation.evaluation_config import EvaluationConfig
 from trivium.hf.model_config import ModelConfig
 from trivium.jobs.budget import MethodBudget
 from trivium.jobs.job import anchor_functions
+from trivium.pipelines.config import RESERVED, SEED, TASK
+from trivium.pipelines.task import TASK_DIRECTORY, TaskConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 
@@ -64,12 +67,19 @@ class StageConfig(Configuration):
 
 
 class MethodConfig(Configuration):
-    """One method: training commands that start from the base, or best-of-n sampling."""
+    """One method: training commands that start from the base, a recipe of them, or best-of-n
+    sampling."""
 
     name: str = Field(min_length=1)
     """Name of the method in the report."""
     stages: tuple[StageConfig, ...] = ()
     """Commands of the method, in order; the last one trains the policy that is compared."""
+    recipe: str | None = None
+    """A pipeline instead of stages: the name of a recipe that comes with Trivium (`trivium
+    recipes`), or the path of a pipeline's file. Its model, data, rewards, sampling, evaluation and
+    seed are the comparison's; settings of its stages stay."""
+    changes: dict[str, Any] = Field(default_factory=dict)
+    """Changes of the recipe by dotted name, as in stages.grpo.beta: 0.0."""
     best_of: int | None = Field(default=None, ge=2)
     """Number of responses of best-of-n sampling, instead of stages: sample n responses from the
     base and keep the one with the highest training reward (no training; every prompt costs n
@@ -79,8 +89,15 @@ class MethodConfig(Configuration):
     the first seed and shown in the reward-KL frontier."""
 
     def conflicts(self) -> Iterator[Conflict]:
-        if bool(self.stages) == (self.best_of is not None):
-            yield "", f"method {self.name}: give either stages or best_of"
+        given = (bool(self.stages), self.recipe is not None, self.best_of is not None)
+        if sum(given) != 1:
+            yield "", f"method {self.name}: give one of stages, recipe or best_of"
+        if self.changes and self.recipe is None:
+            yield (
+                "changes",
+                f"method {self.name}: changes are those of a recipe: write them in the settings "
+                "of a stage",
+            )
         if self.best_of is not None and self.vary:
             yield (
                 "vary",
@@ -105,6 +122,13 @@ class MethodConfig(Configuration):
                 "stages",
                 f"method {self.name}: two stages are called {duplicate}: give one another name",
             )
+        reserved = next((label for label in labels if label in RESERVED), None)
+        if reserved is not None:
+            yield (
+                "stages",
+                f"method {self.name}: the stage name {reserved!r} is the name of something else, "
+                f"${{{reserved}}}: give the stage another name",
+            )
         invalid = next((label for label in labels if not _NAME.fullmatch(label)), None)
         if invalid is not None:
             yield (
@@ -120,7 +144,7 @@ class CompareConfig(Configuration):
     """Configuration of a comparison."""
 
     is_template: ClassVar[bool] = True
-    """Paths may contain ``${seed}``."""
+    """Paths may contain ``${seed}`` and ``${task}``."""
 
     model: ModelConfig
     """Base model: the start of every method, and the reference of KL and win rates."""
@@ -132,6 +156,9 @@ class CompareConfig(Configuration):
     """Held-out prompts, and the rewards that measure quality (the training rewards by default)."""
     sampling: Sampling = Sampling()
     """Sampling settings during training."""
+    task: TaskConfig = TaskConfig()
+    """Size of the built-in task, which is written with the first seed where something names
+    ${task}: train.jsonl, test.jsonl and labels.jsonl, and an untrained model in base."""
     methods: tuple[MethodConfig, ...] = Field(min_length=1)
     """Methods to compare."""
     budget: MethodBudget | None = None
@@ -151,6 +178,15 @@ class CompareConfig(Configuration):
     """Output directory; rerun the command with the same directory to resume the comparison."""
     title: str = "Comparison"
     """Title of the report."""
+
+    @property
+    def task_directory(self) -> Path:
+        """Directory of the built-in task, ``${task}``."""
+        return self.directory / TASK_DIRECTORY
+
+    def variables(self, seed: int) -> dict[str, str]:
+        """Return the values of ``${seed}`` and ``${task}``."""
+        return {SEED: str(seed), TASK: str(self.task_directory)}
 
     def conflicts(self) -> Iterator[Conflict]:
         names = [method.name for method in self.methods]

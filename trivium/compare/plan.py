@@ -9,7 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from trivium.compare.config import (
     StageConfig,
     slug,
 )
-from trivium.jobs.budget import MethodBudget
+from trivium.compare.recipe_method import recipe_jobs
+from trivium.compare.stage_budget import remove_step_limit, spends_currency
 from trivium.jobs.job import (
     Job,
     Settings,
@@ -31,8 +34,6 @@ from trivium.jobs.job import (
     substitute,
 )
 from trivium.jobs.settings import evaluate_settings, evaluation_settings, template_arguments
-
-UNLIMITED_STEPS = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -66,63 +67,81 @@ def make_plan(config: CompareConfig) -> Plan:
         base_jobs[seed] = _add_job(jobs, _base_evaluation(config, shared, seed))
     for method in config.methods:
         for seed in config.seeds:
-            runs.append(_plan_run(config, shared, jobs, method, seed, None))
-        for name, values in method.vary.items():
-            runs += [
-                _plan_run(config, shared, jobs, method, config.seeds[0], (name, value))
-                for value in values
-            ]
+            runs.append(_plan_run(jobs, _Wanted(config, shared, method, seed)))
+        for varied in ((name, value) for name, values in method.vary.items() for value in values):
+            wanted = _Wanted(config, shared, method, config.seeds[0], varied)
+            runs.append(_plan_run(jobs, wanted))
     return Plan(jobs, runs, base_jobs)
 
 
 def base_paths(config: CompareConfig) -> str:
     """Return the paths of the base models, without ``${seed}``."""
-    paths = [substitute(config.model.path, {"seed": str(s)}) for s in config.seeds]
+    paths = [substitute(config.model.path, config.variables(seed)) for seed in config.seeds]
     return ", ".join(dict.fromkeys(paths))
 
 
 def with_seed(config: CompareConfig, seed: int) -> CompareConfig:
-    """Return the comparison with ``${seed}`` replaced everywhere but in its methods."""
+    """Return the comparison with its variables replaced everywhere but in its methods."""
     shared = config.model_dump(mode="json", exclude={"methods"})
-    variables = {"seed": str(seed)}
+    variables = config.variables(seed)
     resolved = map_strings(shared, lambda text: substitute(text, variables))
     return CompareConfig.model_validate({**resolved, "methods": config.methods})
 
 
-def _plan_run(
-    config: CompareConfig,
-    shared: Settings,
-    jobs: dict[str, Job],
-    method: MethodConfig,
-    seed: int,
-    varied: tuple[str, Any] | None,
-) -> MethodRun:
-    if method.best_of is not None:
-        names = [_add_job(jobs, job) for job in _best_of_jobs(config, shared, method, seed)]
-        return MethodRun(method, seed, tuple(names))
-    directory = config.directory / "runs" / slug(method.name) / f"seed-{seed}"
-    if varied is not None:
-        directory = directory / f"{varied[0]}-{value_slug(varied[1])}"
+@dataclass(frozen=True)
+class _Wanted:
+    """A run to plan: the comparison and its plain settings, and what is the run's own."""
+
+    config: CompareConfig
+    shared: Settings
+    method: MethodConfig
+    seed: int
+    varied: tuple[str, Any] | None = None
+
+    @property
+    def directory(self) -> Path:
+        directory = self.config.directory / "runs" / slug(self.method.name) / f"seed-{self.seed}"
+        if self.varied is None:
+            return directory
+        return directory / f"{self.varied[0]}-{value_slug(self.varied[1])}"
+
+
+def _plan_run(jobs: dict[str, Job], wanted: _Wanted) -> MethodRun:
+    """Add the jobs of a run that are not there yet, and return the run."""
+    if wanted.method.best_of is not None:
+        made = [jobs[_add_job(jobs, job)] for job in _best_of_jobs(wanted)]
+    elif wanted.method.recipe is not None:
+        made = recipe_jobs(
+            wanted.config,
+            wanted.method,
+            wanted.seed,
+            wanted.directory,
+            partial(_measured, wanted),
+            lambda job: jobs[_add_job(jobs, job)],
+        )
+    else:
+        made = _stage_jobs(jobs, wanted)
+    return MethodRun(wanted.method, wanted.seed, tuple(job.name for job in made), wanted.varied)
+
+
+def _stage_jobs(jobs: dict[str, Job], wanted: _Wanted) -> list[Job]:
+    config, method = wanted.config, wanted.method
     earlier: dict[str, Job] = {}
     for stage in method.stages:
-        last = stage is method.stages[-1]
-        settings = _stage_settings(
-            config, shared, method, stage, earlier, seed, directory / stage.label
-        )
-        if last and varied is not None:
-            _set_dotted(settings, varied[0], varied[1])
+        directory = wanted.directory / stage.label
+        before = tuple(job.name for job in earlier.values())
         job = Job(
-            name=str((directory / stage.label).relative_to(config.directory / "runs")),
+            name=str(directory.relative_to(config.directory / "runs")),
             command=stage.command,
-            directory=directory / stage.label,
-            settings=settings,
-            dependencies=tuple(job.name for job in earlier.values()),
-            previous_stages=tuple(job.name for job in earlier.values()),
+            directory=directory,
+            settings=_stage_settings(wanted, stage, earlier),
+            dependencies=before,
+            previous_stages=before,
             share=_budget_share(config, method, stage),
-            budget=config.budget if _spends_currency(stage, config.budget) else None,
+            budget=config.budget if _spends(config, stage) else None,
         )
         earlier[stage.label] = jobs[_add_job(jobs, job)]
-    return MethodRun(method, seed, tuple(job.name for job in earlier.values()), varied)
+    return [*earlier.values()]
 
 
 def _add_job(jobs: dict[str, Job], job: Job) -> str:
@@ -144,34 +163,35 @@ def _identity(job: Job) -> str:
 # --- Settings of a stage --------------------------------------------------------------------------
 
 
-def _stage_settings(
-    config: CompareConfig,
-    shared: Settings,
-    method: MethodConfig,
-    stage: StageConfig,
-    earlier: Mapping[str, Job],
-    seed: int,
-    directory: Path,
-) -> Settings:
+def _stage_settings(wanted: _Wanted, stage: StageConfig, earlier: Mapping[str, Job]) -> Settings:
     """Return the stage's own settings, completed with those that the comparison shares."""
-    own = stage.anchored_settings()
-    settings = _shared_settings(shared, stage, earlier) | own
-    output = output_settings(stage.command, directory, seed)
+    config, method = wanted.config, wanted.method
+    settings = _shared_settings(wanted.shared, stage, earlier) | stage.anchored_settings()
+    output = output_settings(stage.command, wanted.directory / stage.label, wanted.seed)
     if "run" in output:
         output = {"run": {**settings.get("run", {}), **output["run"]}}
     settings |= output
+    if _spends(config, stage):
+        settings = remove_step_limit(stage.command, settings)
     if stage is method.stages[-1]:
-        settings["evaluation"] = {
-            **_evaluation_settings(config, shared),
-            **own.get("evaluation", {}),
-        }
-    if stage.command == "sft" and "evaluation" in settings:
+        settings = _measured(wanted, stage.command, settings)
+    elif stage.command == "sft" and "evaluation" in settings:
         settings.setdefault("measure_kl", True)
-    if config.budget is not None and _spends_currency(stage, config.budget):
-        _remove_step_limit(stage, settings)
-    variables = stage_variables(earlier) | {"seed": str(seed)}
+    variables = stage_variables(earlier) | config.variables(wanted.seed)
     owner = f"method {method.name}: "
     return map_strings(settings, lambda text: substitute(text, variables, owner))
+
+
+def _measured(wanted: _Wanted, command: str, own: Settings) -> Settings:
+    """Return the settings of the stage whose policy is compared: it is evaluated like all others,
+    and has the run's value of the varied setting."""
+    evaluation = _evaluation_settings(wanted.config, wanted.shared)
+    settings = deepcopy({**own, "evaluation": {**evaluation, **(own.get("evaluation") or {})}})
+    if command == "sft":
+        settings.setdefault("measure_kl", True)
+    if wanted.varied is not None:
+        _set_dotted(settings, *wanted.varied)
+    return settings
 
 
 def _evaluation_settings(config: CompareConfig, shared: Settings) -> Settings:
@@ -214,24 +234,8 @@ def _rewards(shared: Settings, stage: StageConfig, earlier: Mapping[str, Job]) -
     return [{"function": "process_reward_model", "arguments": arguments}]
 
 
-def _spends_currency(stage: StageConfig, budget: MethodBudget | None) -> bool:
-    """Return whether the stage can spend the budget's currency."""
-    if budget is None:
-        return False
-    online = stage.command in ("pairs", "sample", "ppo", "grpo") or "online" in stage.settings
-    if budget.currency == "generated_tokens":
-        return online
-    return budget.currency != "trained_tokens" or stage.command not in ("pairs", "sample")
-
-
-def _remove_step_limit(stage: StageConfig, settings: Settings) -> None:
-    """Set the step count so high that only the budget ends the stage, unless the stage sets it."""
-    if stage.command == "grpo" and "iterations" not in settings:
-        settings.setdefault("steps_per_iteration", UNLIMITED_STEPS)
-    elif stage.command == "ppo":
-        settings.setdefault("steps", UNLIMITED_STEPS)
-    elif stage.command == "dpo" and "online" in settings:
-        settings["online"] = {"steps": UNLIMITED_STEPS, **settings["online"]}
+def _spends(config: CompareConfig, stage: StageConfig) -> bool:
+    return spends_currency(stage.command, stage.settings, config.budget)
 
 
 def _budget_share(config: CompareConfig, method: MethodConfig, stage: StageConfig) -> float | None:
@@ -240,7 +244,7 @@ def _budget_share(config: CompareConfig, method: MethodConfig, stage: StageConfi
     None means the remaining budget, which goes to the last stage that spends the currency. Stages
     without a ``share`` divide evenly what the other shares leave.
     """
-    spending = [s for s in method.stages if _spends_currency(s, config.budget)]
+    spending = [s for s in method.stages if _spends(config, s)]
     if not spending or stage is spending[-1] or stage not in spending:
         return None
     named = sum(s.share or 0.0 for s in spending)
@@ -253,10 +257,9 @@ def _base_evaluation(config: CompareConfig, shared: Settings, seed: int) -> Job:
     return _evaluation_job(config, shared, "base", seed, {})
 
 
-def _best_of_jobs(
-    config: CompareConfig, shared: Settings, method: MethodConfig, seed: int
-) -> list[Job]:
+def _best_of_jobs(wanted: _Wanted) -> list[Job]:
     """Sample ``best_of`` responses of the base per prompt; measure quality and training reward."""
+    config, shared, method, seed = wanted.config, wanted.shared, wanted.method, wanted.seed
     samples = {"samples": method.best_of}
     quality = _evaluation_job(config, shared, f"{slug(method.name)}-quality", seed, samples)
     rewards = {"rewards": shared["rewards"]}
@@ -277,7 +280,7 @@ def _evaluation_job(
         **changes,
     }
     directory = config.directory / "runs" / "base" / f"{name}-seed-{seed}"
-    resolved = map_strings(settings, lambda text: substitute(text, {"seed": str(seed)}))
+    resolved = map_strings(settings, lambda text: substitute(text, config.variables(seed)))
     resolved |= {"output": str(directory / "evaluation.json"), "overwrite": True}
     return Job(f"base/{name}-seed-{seed}", "evaluate", directory, resolved)
 

@@ -49,7 +49,7 @@ def gather(config: CompareConfig, plan: Plan, seconds: Mapping[str, float]) -> R
         methods.append(
             {
                 "name": method.name,
-                "command": None if method.best_of else method.stages[-1].command,
+                "command": None if method.best_of else stages[-1]["command"],
                 "best_of": method.best_of,
                 "stages": [] if method.best_of else stages,
                 "runs": runs,

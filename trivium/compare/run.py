@@ -17,6 +17,7 @@ from trivium.compare.verdict import judge
 from trivium.config.base import dump
 from trivium.jobs.scheduler import run_jobs
 from trivium.jobs.validation import validate_jobs
+from trivium.pipelines.task import write_task_files
 from trivium.preflight import preflight
 from trivium.report import compare as report
 
@@ -44,6 +45,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     from trivium.compare import gradient_snr, memory, risk
 
     config.directory.mkdir(parents=True, exist_ok=True)
+    write_task_files(config.task_directory, config.task, config.seeds[0], plan.jobs)
     (config.directory / "config.yaml").write_text(dump(config), encoding="utf-8")
     memory_jobs = memory.memory_jobs(plan) if config.memory else {}
     extra_jobs = {job.name: job for job in memory_jobs.values()}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr
 
@@ -19,31 +19,13 @@ from trivium.config.functions import nearest
 from trivium.data.prompts import PromptsConfig
 from trivium.hf.model_config import ModelConfig
 from trivium.jobs.job import STAGE_COMMANDS, anchor_functions
+from trivium.pipelines.task import TASK_DIRECTORY, TaskConfig
 from trivium.rewards.reward_config import RewardConfigs
 from trivium.rollout.sampling import Sampling
 
 TASK, SEED = "task", "seed"
 RESERVED = (TASK, SEED)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-Positive = Annotated[int, Field(ge=1)]
-
-
-class TaskConfig(Configuration):
-    """The built-in task: chained word problems, with imperfect solutions to learn from."""
-
-    problems: int = Field(default=8_000, ge=1)
-    """Problems of train.jsonl, each with its answer, its correct steps and a solution that may be
-    wrong (completion)."""
-    held_out: int = Field(default=250, ge=1)
-    """Problems of test.jsonl, which no training file has."""
-    labels: int = Field(default=4_000, ge=1)
-    """Solutions of labels.jsonl, with a label for each step."""
-    operations: tuple[Positive, Positive] = (2, 2)
-    """Smallest and largest number of steps of a problem."""
-
-    def conflicts(self) -> Iterator[Conflict]:
-        if self.operations[0] > self.operations[1]:
-            yield "operations", "the first is larger than the second: write the smaller one first"
 
 
 class PipelineConfig(Configuration):
@@ -83,6 +65,11 @@ class PipelineConfig(Configuration):
 
     def model_post_init(self, context: Any, /) -> None:
         self._directory = (context or {}).get("directory")
+
+    @property
+    def task_directory(self) -> Path:
+        """Directory of the built-in task, ``${task}``."""
+        return self.directory / TASK_DIRECTORY
 
     def command_of(self, name: str) -> str:
         """Return the command of a stage."""

@@ -25,7 +25,8 @@ from trivium.memory.report import Lengths
 from trivium.memory.stages import PREDICTORS, predict
 from trivium.monitoring.progress import duration
 from trivium.pipelines.config import PipelineConfig
-from trivium.pipelines.run import checked_jobs, write_task_files
+from trivium.pipelines.run import checked_jobs
+from trivium.pipelines.task import write_task_files
 
 _DATA = {"sft": "data", "dpo": "data", "reward-model": "pairs"}
 """Section of the rows that a command may take from an earlier stage."""
@@ -80,7 +81,7 @@ def plan(config: PipelineConfig, until: str | None = None) -> DryRunPlan:
         ConfigurationError, DataError, ModelError: as for running it.
     """
     jobs = checked_jobs(config, until)
-    write_task_files(config, jobs)
+    write_task_files(config.task_directory, config.task, config.seed, jobs)
     stand_ins: dict[str, str] = {}
     lengths: dict[str, Lengths] = {}
     rerun: set[str] = set()

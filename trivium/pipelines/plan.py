@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from trivium.commands import COMMANDS
@@ -26,13 +27,21 @@ from trivium.jobs.job import (
 from trivium.jobs.settings import evaluate_settings, evaluation_settings, template_arguments
 from trivium.pipelines.config import SEED, TASK, PipelineConfig
 
-TASK_DIRECTORY = "task"
 _FILLED = ("model", "data", "rewards", "sampling", "evaluation")
 _FILLED_INSIDE = ("data", "rewards", "sampling")
 
 
-def make_jobs(config: PipelineConfig) -> dict[str, Job]:
+def make_jobs(
+    config: PipelineConfig,
+    task: Path | None = None,
+    add: Callable[[Job], Job] = lambda job: job,
+) -> dict[str, Job]:
     """Return the jobs of all stages, in order.
+
+    Args:
+        config: the pipeline.
+        task: directory of the built-in task; None: that of the pipeline.
+        add: returns the job to use for a stage, such as an equal job of another pipeline.
 
     Raises:
         ConfigurationError: a stage names no stage, a later one or itself.
@@ -44,18 +53,11 @@ def make_jobs(config: PipelineConfig) -> dict[str, Job]:
         raise ConfigurationError("\n  - ".join([f"found {len(faults)} faults:", *faults]))
     jobs: dict[str, Job] = {}
     for name in config.stages:
-        jobs[name] = _job(config, name, jobs)
+        jobs[name] = add(_job(config, name, jobs, task or config.task_directory))
     return jobs
 
 
-def names_task(config: PipelineConfig, jobs: Mapping[str, Job]) -> bool:
-    """Return whether a stage reads a file or the model of the built-in task."""
-    directory = str(config.directory / TASK_DIRECTORY)
-    texts = (text for job in jobs.values() for _, text in texts_in(job.settings))
-    return any(text == directory or text.startswith(f"{directory}/") for text in texts)
-
-
-def _job(config: PipelineConfig, name: str, earlier: Mapping[str, Job]) -> Job:
+def _job(config: PipelineConfig, name: str, earlier: Mapping[str, Job], task: Path) -> Job:
     command, directory = config.command_of(name), config.directory / name
     own = config.stage_settings(name)
     settings = _filled(config, command, own)
@@ -65,17 +67,17 @@ def _job(config: PipelineConfig, name: str, earlier: Mapping[str, Job]) -> Job:
     settings = {**output, **settings, **{k: v for k, v in output.items() if k == "run"}}
     variables = {
         **stage_variables(earlier),
-        TASK: str(config.directory / TASK_DIRECTORY),
+        TASK: str(task),
         SEED: str(config.seed),
     }
-    used = [stage for _, stage in _references(settings) if stage in earlier]
+    used = [earlier[stage].name for _, stage in _references(settings) if stage in earlier]
     return Job(
         name=name,
         command=command,
         directory=directory,
         settings=map_strings(settings, lambda t: substitute(t, variables, f"stage {name}: ")),
         dependencies=tuple(dict.fromkeys(used)),
-        previous_stages=tuple(earlier),
+        previous_stages=tuple(job.name for job in earlier.values()),
     )
 
 

@@ -23,12 +23,25 @@ def read_recipe(name: str) -> str:
     Raises:
         ConfigurationError: there is no recipe of this name.
     """
+    return _path(name).read_text(encoding="utf-8")
+
+
+def recipe_path(name: str) -> Path:
+    """Return the path of a recipe, or ``name`` itself if it is the path of a YAML file.
+
+    Raises:
+        ConfigurationError: there is no such recipe.
+    """
+    return Path(name) if name.endswith((".yaml", ".yml")) else _path(name)
+
+
+def _path(name: str) -> Path:
     names = [*list_recipes()]
     if name not in names:
         near = difflib.get_close_matches(name, names, n=1)
         hint = f"did you mean {near[0]}?" if near else f"the recipes are {', '.join(names)}"
         raise ConfigurationError(f"{name}: there is no such recipe: {hint}")
-    return (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    return RECIPES / f"{name}.yaml"
 
 
 def _name(path: Path) -> str:

@@ -21,8 +21,9 @@ from trivium.jobs.scheduler import run_jobs, spent
 from trivium.jobs.stages import stage_record
 from trivium.jobs.validation import validate_jobs
 from trivium.pipelines.config import PipelineConfig
-from trivium.pipelines.plan import TASK_DIRECTORY, make_jobs, names_task
+from trivium.pipelines.plan import make_jobs
 from trivium.pipelines.products import product_faults
+from trivium.pipelines.task import TASK_DIRECTORY, write_task_files
 from trivium.preflight import preflight
 from trivium.report import pipeline as report
 
@@ -37,7 +38,7 @@ def run(config: PipelineConfig, until: str | None = None) -> Path:
     """
     jobs = checked_jobs(config, until)
     with _opened(config.directory):
-        write_task_files(config, jobs)
+        write_task_files(config.task_directory, config.task, config.seed, jobs)
         (config.directory / "config.yaml").write_text(dump(config), encoding="utf-8")
         everything = make_jobs(config)
         write(config, everything)
@@ -71,15 +72,6 @@ def checked_jobs(config: PipelineConfig, until: str | None = None) -> dict[str, 
     for settings in configs[:last]:
         preflight(settings, skip_below=config.directory)
     return dict([*jobs.items()][:last])
-
-
-def write_task_files(config: PipelineConfig, jobs: Mapping[str, Job]) -> None:
-    """Write the built-in task if a stage uses it."""
-    if names_task(config, jobs):
-        from trivium.tasks.files import write_task
-
-        directory = config.directory / TASK_DIRECTORY
-        write_task(directory, seed=config.seed, **config.task.model_dump())
 
 
 @contextmanager
