@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from transformers import (
+    PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen2ForSequenceClassification,
@@ -70,6 +71,7 @@ def write_world(
     prompt_tokens: int,
     response_tokens: int = 64,
     rows: int = 1024,
+    scorer: bool = True,
 ) -> None:
     """Write the checkpoints ``model`` and ``scorer``, and ``data.jsonl`` for every method.
 
@@ -80,6 +82,7 @@ def write_world(
         response_tokens: largest number of tokens of a response, with its end token; the mean of the
             distribution before truncation is half of it.
         rows: number of rows of data.
+        scorer: whether to write ``scorer``, which takes as much room as ``model``.
     """
     disable_progress_bar()
     directory.mkdir(parents=True)
@@ -87,10 +90,12 @@ def write_world(
     torch.manual_seed(0)
     model = Qwen2ForCausalLM(size.config())
     _raise_end(model, response_tokens)
-    config = size.config()
-    config.num_labels = 1
-    scorer = Qwen2ForSequenceClassification(config)
-    for name, network in {"model": model, "scorer": scorer}.items():
+    networks: dict[str, PreTrainedModel] = {"model": model}
+    if scorer:
+        config = size.config()
+        config.num_labels = 1
+        networks["scorer"] = Qwen2ForSequenceClassification(config)
+    for name, network in networks.items():
         network.save_pretrained(directory / name)
         tokenizer.save_pretrained(directory / name)
     rng = random.Random(0)
