@@ -49,6 +49,15 @@ RECIPE_SETTINGS = {
     "dpo.yaml": ("run", []),
     "instructgpt.yaml": ("run", []),
     "deepseekmath.yaml": ("run", []),
+    "dpo-online.yaml": ("run", []),
+    "ipo.yaml": ("run", []),
+    "dr-grpo.yaml": ("run", []),
+    "dapo.yaml": ("run", []),
+    "gspo.yaml": ("run", []),
+    "cispo.yaml": ("run", []),
+    "rloo.yaml": ("run", []),
+    "reinforce-pp.yaml": ("run", []),
+    "gdpo.yaml": ("run", []),
 }
 
 
@@ -122,6 +131,42 @@ PAPERS: dict[str, dict[str, Any]] = {
         "stages.grpo.beta": 0.04,
         "stages.grpo.optimizer.schedule": "constant",
     },
+    # Guo et al. 2024 print other sizes for another judge.
+    "dpo-online.yaml": {},
+    # Azar et al. 2024, eq. 17.
+    "ipo.yaml": {"stages.dpo.loss": "ipo"},
+    # Liu et al. 2025, section 3: the two biases, and no KL term.
+    "dr-grpo.yaml": {
+        "stages.grpo.scale": "none",
+        "stages.grpo.aggregation": "fixed_length",
+        "stages.grpo.beta": 0.0,
+    },
+    # Yu et al. 2025, section 3 and 4.1.
+    "dapo.yaml": {
+        "stages.grpo.rewards.0": {"function": "gsm8k", "weight": 2},
+        "stages.grpo.clip_low": 0.2,
+        "stages.grpo.clip_high": 0.28,
+        "stages.grpo.aggregation": "token_mean",
+        "stages.grpo.beta": 0.0,
+    },
+    # Zheng et al. 2025, section 5.1.
+    "gspo.yaml": {
+        "stages.grpo.surrogate": "gspo",
+        "stages.grpo.clip_low": 3e-4,
+        "stages.grpo.clip_high": 4e-4,
+    },
+    # MiniMax-M1 2025, section 3.1.
+    "cispo.yaml": {"stages.grpo.surrogate": "cispo", "stages.grpo.aggregation": "token_mean"},
+    # Ahmadian et al. 2024, section 2.
+    "rloo.yaml": {
+        "stages.grpo.advantage": "leave_one_out",
+        "stages.grpo.scale": "none",
+        "stages.grpo.aggregation": "fixed_length",
+    },
+    # Hu et al. 2025.
+    "reinforce-pp.yaml": {"stages.grpo.scale": "batch_std"},
+    # Liu et al. 2026, eq. 4 to 7.
+    "gdpo.yaml": {"stages.grpo.reward_aggregation": "normalize_then_sum"},
     # Ouyang et al. 2022, appendix C: 256k episodes in batches of 512 and minibatches of 64, warm-up
     # over 10 iterations from a tenth of the peak, moving average 0.992, 8 pretraining examples for
     # each episode.
@@ -164,6 +209,9 @@ def marked_values(path: Path) -> Iterator[tuple[str, str, Any]]:
     marks = {n: m[1] for n, line in enumerate(text.splitlines()) if (m := MARK.search(line))}
 
     def walk(node: yaml.Node, name: str) -> Iterator[tuple[int, str, yaml.Node]]:
+        if isinstance(node, yaml.SequenceNode):
+            for index, item in enumerate(node.value):
+                yield item.start_mark.line, f"{name}.{index}", item
         for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
             dotted = f"{name}.{key.value}" if name else key.value
             yield key.start_mark.line, dotted, value
@@ -174,7 +222,7 @@ def marked_values(path: Path) -> Iterator[tuple[str, str, Any]]:
         if line in marks:
             value: Any = values
             for key in dotted.split("."):
-                value = value[key]
+                value = value[int(key) if isinstance(value, list) else key]
             yield marks.pop(line), dotted, value
     assert not marks, f"marks on lines without a key of their own: {marks}"
 

@@ -12,12 +12,21 @@ from trivium.pipelines.recipes import RECIPES, list_recipes
 from trivium.report.pipeline import collect
 
 SMALL = ["task={problems: 64, held_out: 8, labels: 1}", "stages.sft.steps=2"]
+FAMILY = ("deepseekmath", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce-pp", "gdpo")
+SMALL_GRPO = ["stages.grpo.steps_per_iteration=1", "stages.grpo.prompts_per_step=8"]
+SMALL_PAIRS = [
+    "stages.pairs.data.limit=8",
+    "stages.pairs.rewards=[{function: letters.py:different}]",
+    "stages.pairs.keep_truncated=true",
+    "stages.dpo.epochs=1.0",
+]
 CHANGES = {
-    "dpo": [
-        "stages.pairs.data.limit=8",
-        "stages.pairs.rewards=[{function: letters.py:different}]",
-        "stages.pairs.keep_truncated=true",
-        "stages.dpo.epochs=1.0",
+    "dpo": SMALL_PAIRS,
+    "ipo": SMALL_PAIRS,
+    "dpo-online": [
+        "stages.dpo.online.steps=1",
+        "stages.dpo.online.rewards=[{function: letters.py:different}]",
+        "stages.dpo.pairs_per_step=4",
     ],
     "instructgpt": [
         "stages.comparisons.data.limit=8",
@@ -27,7 +36,7 @@ CHANGES = {
         "stages.ppo.prompts_per_step=8",
         "stages.ppo.pretraining.examples_per_step=4",
     ],
-    "deepseekmath": ["stages.grpo.steps_per_iteration=1", "stages.grpo.prompts_per_step=8"],
+    **dict.fromkeys(FAMILY, SMALL_GRPO),
 }
 """Settings of each recipe that scale its stages down. An untrained model solves no problem, so that
 pairs are ranked by their number of different characters."""
@@ -37,17 +46,21 @@ def test_every_pipeline_has_a_scaled_down_run() -> None:
     assert set(CHANGES) == {name for name in list_recipes() if "/" not in name}
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return one directory for all recipes, so that those with an equal SFT stage train it once."""
+    place = tmp_path_factory.mktemp("recipes")
+    code = "def different(responses): return [float(len(set(r))) for r in responses]\n"
+    (place / "letters.py").write_text(code)
+    return place
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_recipe_runs_end_to_end(
-    name: str,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
+    name: str, place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    code = "def different(responses): return [float(len(set(r))) for r in responses]\n"
-    (tmp_path / "letters.py").write_text(code)
+    monkeypatch.chdir(place)
     recipe = str(RECIPES / f"{name}.yaml")
     settings = [*SMALL, *CHANGES[name], "sampling.max_tokens=8", "directory=run"]
     assert main(["run", recipe, *settings]) == 0, capsys.readouterr().err
