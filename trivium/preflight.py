@@ -68,10 +68,14 @@ def reward_faults(config: Configuration) -> None:
 
 
 def _is_below(skip_below: Path | None, section: Configuration) -> bool:
-    path = section.path if isinstance(section, RowsConfig | ModelConfig) else None
-    if isinstance(section, RewardConfig) and section.function in LEARNED:
-        path = section.arguments["path"]
-    return None not in (skip_below, path) and Path(str(path)).is_relative_to(str(skip_below))
+    paths = [section.path] if isinstance(section, ModelConfig) else []
+    if isinstance(section, RowsConfig):
+        paths = [source.path for source in section.sources]
+    elif isinstance(section, RewardConfig) and section.function in LEARNED:
+        paths = [section.arguments["path"]]
+    if skip_below is None:
+        return False
+    return any(Path(str(path)).is_relative_to(str(skip_below)) for path in paths)
 
 
 def _raise_faults(kind: type[TriviumError], faults: Iterable[str]) -> None:
@@ -182,18 +186,23 @@ def _warn_of_overlap(sections: Sections) -> None:
     """Warn if held-out data is also training data."""
     data = {name: s for name, s in sections.items() if isinstance(s, RowsConfig)}
     held_out = {n for n in data if n.startswith(("evaluation.", "validation"))}
-    trained = {(s.path, s.subset, s.split): n for n, s in data.items() if n not in held_out}
+    trained = {
+        (s.path, s.subset, s.split): name
+        for name, section in data.items()
+        for s in section.sources
+        if name not in held_out
+    }
     for name in sorted(held_out):
-        s = data[name]
-        training_name = trained.get((s.path, s.subset, s.split))
-        if training_name is not None:
-            logger.warning(
-                "%s is %s, which %s trains on: its results do not show generalization; use "
-                "separate held-out data",
-                name,
-                s.path,
-                training_name,
-            )
+        for s in data[name].sources:
+            training_name = trained.get((s.path, s.subset, s.split))
+            if training_name is not None:
+                logger.warning(
+                    "%s is %s, which %s trains on: its results do not show generalization; use "
+                    "separate held-out data",
+                    name,
+                    s.path,
+                    training_name,
+                )
 
 
 # --- Models ---------------------------------------------------------------------------------------

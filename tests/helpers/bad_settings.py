@@ -53,8 +53,8 @@ bad("unknown monitor", "grpo", "run: {monitors: {entropie: {action: stop}}}\n",
     "did you mean `run.monitors.entropy`?")
 bad("missing rewards", "grpo", "", "`rewards`", "grpo.yaml:", "is missing", "write a value for it",
     without=("rewards",))
-bad("missing path", "sft", "data: {limit: 3}\n", "`data.path`", "sft.yaml:1", "is missing",
-    "write a value for it")
+bad("missing path", "sft", "data: {limit: 3}\n", "data.path", "sft.yaml:1", "is missing",
+    "it must be a file")
 bad("text for a number", "grpo", "epochs: two\n", '"two"', "grpo.yaml:1", "must be a whole number",
     "the default is 1")
 bad("a fraction for a whole number", "grpo", "epochs: 2.0\n", "epochs = 2.0", "grpo.yaml:1",

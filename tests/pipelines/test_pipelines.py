@@ -25,6 +25,7 @@ from trivium.jobs.validation import validate_jobs
 from trivium.pipelines.config import PipelineConfig
 from trivium.pipelines.dry_run import plan
 from trivium.pipelines.plan import make_jobs
+from trivium.pipelines.products import product_faults
 from trivium.pipelines.run import checked_jobs, run
 from trivium.pipelines.task import names_task
 from trivium.report.pipeline import collect
@@ -67,6 +68,22 @@ def test_a_stage_uses_the_outputs_of_earlier_stages() -> None:
     assert jobs["evaluate"].settings["output"] == "out/evaluate/evaluation.json"
     assert jobs["evaluate"].dependencies == ("dpo", "sft")
     assert jobs["sft"].dependencies == ()
+
+
+def test_a_stage_can_mix_an_earlier_output_with_other_data() -> None:
+    mixed = [{"path": "${pairs}", "weight": 1}, {"path": "more.jsonl", "weight": 3}]
+    settings = settings_of({"pairs": None, "dpo": {"data": {"mixture": mixed}}})
+    paths = [source["path"] for source in settings["dpo"]["data"]["mixture"]]
+    assert paths == ["out/pairs/rows.jsonl", "more.jsonl"]
+    own = settings_of({"sft": {"data": {"mixture": [{"path": "a"}, {"path": "b"}]}}})["sft"]
+    assert own["data"] == {"mixture": [{"path": "a"}, {"path": "b"}]}, "nothing of the shared data"
+
+
+def test_a_model_in_a_mixture_is_refused_by_its_place() -> None:
+    stages = {"sft": None, "dpo": {"data": {"mixture": [{"path": "${sft}"}, {"path": "b"}]}}}
+    jobs = make_jobs(make_config(stages))
+    (fault,) = product_faults(jobs, validate_jobs(jobs))
+    assert "stage dpo: data.mixture.0.path is the output of sft, a policy" in fault
 
 
 def test_the_directory_of_a_stage_has_a_name_of_its_own() -> None:

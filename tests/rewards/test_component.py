@@ -26,8 +26,10 @@ from helpers.waiting import eventually
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trivium.errors import RewardError
+from trivium.errors import ConfigurationError, RewardError
 from trivium.rewards.functions import time_left
+from trivium.rewards.reward import Rewards
+from trivium.rewards.reward_config import RewardConfig
 
 # --- Values --------------------------------------------------------------------------------------
 
@@ -502,3 +504,49 @@ def test_function_can_query_the_remaining_time():
 
     assert all(0.0 < left <= 1000.0 for left in score(reward, timeout=1000.0).outcomes)
     assert score(reward, timeout=None).outcomes == [0.0] * 4
+
+
+# --- Rows that a reward does not apply to ---------------------------------------------------------
+
+
+def routed(function, others, sources):
+    """Return a reward for some sources, and a constant one for all rows."""
+    configs = [
+        RewardConfig(function="own", only={"source": sources}), RewardConfig(function="others")
+    ]  # fmt: skip
+    return Rewards(configs, functions={"own": function, "others": lambda responses: others})
+
+
+def test_a_reward_with_only_sees_and_scores_the_rows_it_names() -> None:
+    seen = []
+
+    def length(responses, source):
+        seen.append((list(responses), list(source)))
+        return [float(len(text)) for text in responses]
+
+    prompts = [prompt(i, source=name) for i, name in enumerate(["math", "chat", "math", "code"])]
+    scores = routed(length, [1.0] * 4, ["math", "code"]).score(prompts, RESPONSES)
+    assert seen == [([TEXTS[0], TEXTS[2], TEXTS[3]], ["math", "math", "code"])]
+    assert scores.outcomes == [5.0, 1.0, 5.0, 5.0]
+
+
+def test_a_reward_of_no_row_of_a_batch_is_not_called() -> None:
+    def never(responses, source):
+        raise AssertionError("called")
+
+    prompts = [prompt(i, source="chat") for i in range(4)]
+    assert routed(never, [2.0] * 4, ["math"]).score(prompts, RESPONSES).outcomes == [2.0] * 4
+
+
+def test_a_column_of_only_that_no_row_has_is_refused() -> None:
+    def one(responses):
+        return [1.0] * len(responses)
+
+    prompts = [prompt(i, sauce="math") for i in range(4)]
+    with pytest.raises(ConfigurationError, match=r"`only` names the column 'source'.*'sauce'"):
+        rewards(one, only={"source": ["math"]}).score(prompts, RESPONSES)
+
+
+def test_only_without_a_value_is_refused() -> None:
+    with pytest.raises(ValueError, match="source has no value, so that no row is scored"):
+        rewards(lambda responses: responses, only={"source": []})

@@ -51,7 +51,7 @@ class SolutionReader:
 def no_steps(config: LabelStepsConfig, solutions: int) -> DataError:
     """Return the error for solutions without separators."""
     return DataError(
-        f"{config.data.path}: none of {solutions:,} solutions has two steps: the separator "
+        f"{config.data.place}: none of {solutions:,} solutions has two steps: the separator "
         f"{config.separator!r} is between no two of them; set `separator` to the text between two "
         "steps, or score whole solutions with `trivium sample`"
     )

@@ -43,7 +43,7 @@ def survey(config: RowsConfig, parse: Parser | None = None) -> frozenset[str] | 
     checks a row; the default is the parser of the configuration's own loader. Raises DataError
     with the first ten faults.
     """
-    if is_dataset(config.path):
+    if any(is_dataset(source.path) for source in config.sources):
         return None
     reader = RowReader(config)
     rows = reader.items(parse or _default_parser(config), MAX_ROWS)

@@ -13,15 +13,20 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
-from trivium.config.base import Configuration, Conflict
-from trivium.config.paths import looked_up
+from trivium.config.base import Conflict
 from trivium.data.chat_columns import read_chats
-from trivium.data.files import open_records
-from trivium.data.messages import checked_text, nearest, shortened
+from trivium.data.messages import checked_text, nearest
+from trivium.data.sources import (
+    EmptySource,
+    MixedSource,
+    Read,
+    SourceConfig,
+    in_proportion,
+)
 from trivium.errors import DataError, one_line
 
 logger = logging.getLogger("trivium")
@@ -30,28 +35,38 @@ T = TypeVar("T")
 
 _MAX_FAULTS = 10
 _MAX_NAMED_ROWS = 3
-_MAX_NESTING = 100
 
 
-class RowsConfig(Configuration):
-    """Source of the rows, and the names of their columns."""
+class RowsConfig(SourceConfig):
+    """Source of the rows, or a mixture of sources, and the names of their columns."""
 
-    path: str
+    path: str = ""
     """A .jsonl, .json, .csv (each also .gz) or .parquet file, a directory, or a hub name."""
-    subset: str | None = None
-    """The configuration of a hub dataset, such as main for openai/gsm8k."""
-    split: str | None = None
-    """The split of a directory or hub dataset, such as train."""
-    limit: int | None = Field(default=None, ge=1)
-    """Read at most this many rows, from the first."""
-    columns: dict[str, str] = Field(default_factory=dict)
-    """Trivium's name of a column: its name in the data, as in {prompt: question}."""
+    mixture: tuple[MixedSource, ...] = ()
+    """Several sources instead of path, with weights: rows alternate so that every source has its
+    share of any number of first rows (docs/data.md)."""
+    exhausted: Literal["stop", "repeat"] = "stop"
+    """When a source of a weighted mixture has no further row: end the mixture, or start the source
+    again until each has been read to its end."""
+    source_column: str = Field(default="source", min_length=1)
+    """Column that a mixture adds to its rows, with the name of their source."""
 
     def inputs(self) -> Iterator[Path]:
-        """Yield the file or directory; nothing for a hub dataset."""
-        path = looked_up(self.path)
-        if path.exists():
-            yield path
+        """Yield the files and directories; nothing for a hub dataset."""
+        for source in self.sources:
+            yield from SourceConfig.inputs(source)
+
+    @property
+    def sources(self) -> tuple[SourceConfig, ...]:
+        """The sources of the mixture, or this one."""
+        return self.mixture or (self,)
+
+    @property
+    def place(self) -> str:
+        """The paths with their splits, for messages."""
+        if not self.mixture:
+            return super().place
+        return f"mixture of {', '.join(source.label for source in self.mixture)}"
 
     known_columns: ClassVar[frozenset[str] | None] = None
 
@@ -64,25 +79,49 @@ class RowsConfig(Configuration):
         return known is None or column in known or column in self.columns.values()
 
     def conflicts(self) -> Iterator[Conflict]:
-        if not self.path:
-            yield "path", "it must not be empty: write a file, a directory or a hub name"
-        known = self.known_columns
-        unknown = [] if known is None else sorted(set(self.columns) - known)
-        if known and unknown:
+        if self.mixture:
+            yield from self._mixture_conflicts()
+        elif not self.path:
             yield (
-                "columns",
-                f"`columns` gives a source for {', '.join(unknown)}, which this section does not "
-                f"use; it may name {', '.join(sorted(known))}",
+                "path",
+                "is missing: it must be a file, a directory or a hub name, unless a mixture is "
+                "given",
             )
+        known = self.known_columns
+        for source in self.sources:
+            unknown = [] if known is None else sorted(set(source.columns) - known)
+            if known and unknown:
+                yield (
+                    "mixture" if self.mixture else "columns",
+                    f"`columns` gives a source for {', '.join(unknown)}, which this section does "
+                    f"not use; it may name {', '.join(sorted(known))}",
+                )
+
+    def _mixture_conflicts(self) -> Iterator[Conflict]:
+        for name in ("path", "subset", "split", "columns"):
+            if getattr(self, name):
+                yield name, "a mixture has it in each of its sources: move it there"
+        labels = [source.label for source in self.mixture]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            yield "mixture", f"two sources are called {twice!r}: give one another name"
+        weights = [source.weight for source in self.mixture]
+        if None in weights and any(weights):
+            without = labels[weights.index(None)]
+            yield "mixture", f"{without!r} has no weight, and another source has: weigh all or none"
+        if any(not source.path for source in self.mixture):
+            yield "mixture", "a source has an empty path: write a file, a directory or a hub name"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row: its columns, its number in the data (from 0), and its file and line."""
+    """One row: its columns, its number in the data (from 0), its file and line, and its source."""
 
     columns: dict[str, Any]
     index: int
     where: str
+    source: str = ""
+    """Name of its source in a mixture."""
 
     def has(self, name: str) -> bool:
         """Whether the row has the column with a value other than null."""
@@ -147,7 +186,8 @@ class Notes(Counter[str]):
 
 @dataclass(frozen=True)
 class LoadReport:
-    """Number of rows read and kept, reasons for dropped and changed rows, and unused columns."""
+    """Number of rows read and kept, reasons for dropped and changed rows, unused columns, and the
+    rows of each source of a mixture."""
 
     source: str
     rows: int
@@ -156,9 +196,11 @@ class LoadReport:
     notes: Mapping[str, int]
     unused_columns: tuple[str, ...] = ()
     noted_rows: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    sources: Mapping[str, int] = field(default_factory=dict)
 
     def __str__(self) -> str:
         parts = [f"{self.source}: {self.rows:,} rows read, {self.kept:,} kept"]
+        parts += [f"{count:,} of {source}" for source, count in self.sources.items()]
         parts += [f"{count:,} dropped: {reason}" for reason, count in self.dropped.items()]
         parts += [
             f"{count:,} noted: {note}{self._named_rows(note)}" for note, count in self.notes.items()
@@ -183,6 +225,7 @@ class RowReader:
     columns: Counter[str] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
+    sources: Counter[str] = field(default_factory=Counter)
     notes: Notes = field(default_factory=Notes)
 
     def items(self, convert: Callable[[Row, Notes], T], max_rows: int | None = None) -> Iterator[T]:
@@ -196,6 +239,7 @@ class RowReader:
                 self.faults.append(one_line(str(row)))
             else:
                 self.columns.update(row.columns.keys())
+                self.sources.update([row.source] if row.source else [])
                 self.notes.begin(row.where)
                 try:
                     yield convert(
@@ -219,13 +263,15 @@ class RowReader:
         if self.faults:
             raise DataError("\n".join(self.faults))
         config = self.config
-        source = config.path if config.split is None else f"{config.path}[{config.split}]"
+        source = config.place
         notes = dict(self.notes)
         if len(self.notes.forms) > 1:
             forms = ", ".join(f"{n:,} as {form}" for form, n in self.notes.forms.items())
             notes[f"rows differ in form ({forms})"] = min(self.notes.forms.values())
         unused = tuple(name for name in self.columns if not config.uses_column(name))
-        report = LoadReport(source, self.rows, kept, self.dropped, notes, unused, self.notes.rows)
+        report = LoadReport(
+            source, self.rows, kept, self.dropped, notes, unused, self.notes.rows, self.sources
+        )
         if kept:
             return report
         raise DataError(
@@ -261,46 +307,37 @@ def collect(
 def read_rows(config: RowsConfig) -> Iterator[Row | DataError]:
     """Yield the rows in order, with a DataError in place of each row that cannot be read.
 
-    Raises DataError if the source cannot be read at all.
+    Raises DataError if a source cannot be read at all, or is empty in a mixture.
     """
-    records = open_records(config.path, config.subset, config.split)
-    for index, (where, value) in enumerate(islice(records, config.limit)):
-        if isinstance(value, DataError):
-            yield value
-        elif _nests_deeper(value, _MAX_NESTING):
+    records = _mixed(config) if config.mixture else (("", record) for record in config.read())
+    for index, (source, (where, columns)) in enumerate(islice(records, config.limit)):
+        if isinstance(columns, DataError):
+            yield columns
+        elif source and config.known_columns is None and config.source_column in columns:
             yield DataError(
-                f"{where}: values are nested more than {_MAX_NESTING} levels deep; flatten them"
+                f"{where}: has a column `{config.source_column}`, which the mixture adds: set "
+                "`source_column` to another name"
             )
-        elif not isinstance(value, dict):
-            yield DataError(
-                f"{where}: is {shortened(value)}, not a row; write an object, {{column: value}}"
-            )
-        elif any(source not in value for source in config.columns.values()):
-            yield DataError(f"{where}: {_missing_sources(config, value)}")
         else:
-            named = {name: value[source] for name, source in config.columns.items()}
-            yield Row(value | named, index, where)
+            added = (
+                {config.source_column: source} if source and config.known_columns is None else {}
+            )
+            yield Row(columns | added, index, where, source)
 
 
-def _nests_deeper(value: Any, levels: int) -> bool:
-    """Whether lists and objects are nested more than `levels` deep.
-
-    Later code, such as a chat template, recurses once per level.
-    """
-    values = [value]
-    for _ in range(levels + 1):
-        containers = [v for v in values if isinstance(v, dict | list)]
-        if not containers:
-            return False
-        values = [v for c in containers for v in (c.values() if isinstance(c, dict) else c)]
-    return True
-
-
-def _missing_sources(config: RowsConfig, row: dict[str, Any]) -> str:
-    parts = []
-    for name, source in config.columns.items():
-        if source not in row:
-            near = nearest(source, row)
-            guess = f" (did you mean `{near}`?)" if near else ""
-            parts.append(f"no column `{source}`, which `columns` gives for {name}{guess}")
-    return f"{'; '.join(parts)}; the columns are {', '.join(map(str, row)) or '(none)'}"
+def _mixed(config: RowsConfig) -> Iterator[tuple[str, tuple[str, Read]]]:
+    """Yield the rows of a mixture, each with the name of its source."""
+    starts = [source.read for source in config.mixture]
+    weights = [source.weight for source in config.mixture]
+    labels = [source.label for source in config.mixture]
+    if None in weights:
+        for label, start in zip(labels, starts, strict=True):
+            yield from ((label, record) for record in start())
+        return
+    try:
+        numbers = [weight for weight in weights if weight is not None]
+        for number, record in in_proportion(starts, numbers, repeat=config.exhausted == "repeat"):
+            yield labels[number], record
+    except EmptySource as empty:
+        place = config.mixture[empty.args[0]].place
+        raise DataError(f"{place}: contains no rows; write at least one, or leave it out") from None

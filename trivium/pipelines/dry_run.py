@@ -16,6 +16,7 @@ from rich.table import Table
 
 from trivium.commands import COMMANDS
 from trivium.config.base import Configuration
+from trivium.data.rows import RowsConfig
 from trivium.errors import ModelError
 from trivium.jobs.job import Job, map_strings
 from trivium.jobs.record import Status, configuration_of, status_of
@@ -122,10 +123,13 @@ def _lengths(
 ) -> Lengths | None:
     """Return the token counts of a stage's data: of its file, or of what a stage will sample."""
     section: Configuration | None = getattr(config, _DATA.get(job.command, ""), None)
-    path = getattr(section, "path", None)
-    source = next((j for j in jobs.values() if str(j.product) == path), None)
-    if source is None or source.product.exists():
+    paths = [s.path for s in section.sources] if isinstance(section, RowsConfig) else []
+    pending = [j for j in jobs.values() if str(j.product) in paths and not j.product.exists()]
+    if not pending:
         return _read_lengths(job, config)
+    if len(paths) > 1:
+        return None
+    (source,) = pending
     sampled = known.get(source.name)
     if sampled is None:
         return None

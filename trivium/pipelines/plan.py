@@ -119,7 +119,7 @@ def _fill(
         kinds = sections_in(cls.model_fields[key].annotation) if key in cls.model_fields else []
         if not isinstance(value, dict) or len(kinds) != 1:
             continue
-        if issubclass(kinds[0], RowsConfig) and _is_output(value.get("path")):
+        if issubclass(kinds[0], RowsConfig) and any(map(_is_output, _paths(value))):
             filled[key] = {**template_arguments(shared), **value}
         elif key not in _FILLED:
             filled[key] = _fill(kinds[0], value, shared, _FILLED_INSIDE)
@@ -137,6 +137,13 @@ def _fill(
             value = own.get(name, value)
         filled[name] = value
     return filled
+
+
+def _paths(rows: Settings) -> list[Any]:
+    """Return the path of rows, or those of their mixture."""
+    mixture = rows.get("mixture")
+    sources = mixture if isinstance(mixture, list) else []
+    return [rows.get("path"), *(s.get("path") for s in sources if isinstance(s, dict))]
 
 
 def _is_output(path: Any) -> bool:
@@ -157,8 +164,8 @@ def _section(name: str, kind: Any, own: Settings, shared: Settings) -> Settings:
 
 
 def _rows(kind: type[RowsConfig], own: Settings, shared: Settings) -> Settings:
-    """Return the source of a stage's rows: its own, or the shared one with its changes."""
-    if "path" in own:
+    """Return the source of a stage's rows: its own path or mixture, or the shared one, changed."""
+    if "path" in own or "mixture" in own:
         return own
     kept = {name: value for name, value in shared.items() if name in kind.model_fields}
     known = kind.known_columns

@@ -51,7 +51,9 @@ def _uses(
                 scorer = name.endswith(_SCORERS) or command == "reward-model"
                 yield f"{where}.path", item.path, (POLICY, REWARD_MODEL) if scorer else (POLICY,)
             elif isinstance(item, RowsConfig):
-                yield f"{where}.path", item.path, (ROWS,)
+                for number, source in enumerate(item.sources):
+                    inside = f".mixture.{number}" if item.mixture else ""
+                    yield f"{where}{inside}.path", source.path, (ROWS,)
             elif isinstance(item, RewardConfig):
                 if item.function in LEARNED:
                     yield f"{where}.arguments.path", str(item.arguments["path"]), (REWARD_MODEL,)

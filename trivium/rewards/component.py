@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from trivium.config.functions import Function, error_with_location, message_of
@@ -22,7 +21,8 @@ from trivium.rewards.functions import (
     call,
     match_columns,
 )
-from trivium.rewards.values import Value, check_value, describe_value
+from trivium.rewards.results import CallFailed, CheckedValue, Fault, to_list
+from trivium.rewards.values import Value, check_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -30,60 +30,6 @@ if TYPE_CHECKING:
     from trivium.data.prompts import Prompt
     from trivium.data.response import Response
     from trivium.rewards.reward_config import RewardConfig
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Reason why a response has no value; `whole_batch` if no single response is the cause."""
-
-    reason: str
-    whole_batch: bool = False
-    cause: BaseException | None = None
-
-    def __reduce__(self) -> tuple[type[Fault], tuple[str, bool]]:
-        """Leave the cause, which may hold anything, in the process that called the function."""
-        return Fault, (self.reason, self.whole_batch)
-
-
-CheckedValue = Value | Fault
-"""A function's checked value for one response, or the reason why it has none."""
-
-
-class _CallFailed(Exception):
-    """A call failed; `retry_one_by_one` if single calls can find the response that causes it."""
-
-    def __init__(
-        self, reason: str, retry_one_by_one: bool, cause: BaseException | None = None
-    ) -> None:
-        super().__init__(reason)
-        self.reason, self.retry_one_by_one, self.cause = reason, retry_one_by_one, cause
-
-
-def _to_list(result: Any, count: int) -> list[Any]:
-    """Return a call's result as a list with one entry per response."""
-    try:
-        shape = tuple(getattr(result, "shape", ()))
-        if callable(getattr(result, "tolist", None)) and len(shape) <= 1:
-            result = result.tolist()
-    except Exception as error:
-        reason = f"returned {describe_value(result)}, which raises {type(error).__name__}"
-        raise _CallFailed(reason, retry_one_by_one=False, cause=error) from error
-    if len(shape) > 1:
-        kind = type(result).__name__
-        raise _CallFailed(
-            f"returned {kind} of the shape {shape}, not one value per response ({count}): "
-            "flatten it",
-            retry_one_by_one=False,
-        )
-    if not isinstance(result, list | tuple):
-        raise _CallFailed(
-            f"returned {describe_value(result)}, not a list of {count} values",
-            retry_one_by_one=False,
-        )
-    if len(result) != count:
-        values = "value" if len(result) == 1 else "values"
-        raise _CallFailed(f"returned {len(result)} {values} for {count}", retry_one_by_one=True)
-    return list(result)
 
 
 def _has_form(value: CheckedValue) -> bool:
@@ -181,7 +127,7 @@ class Component:
         """
         try:
             entries = self._call(prompts, responses, seconds, columns)
-        except _CallFailed:
+        except CallFailed:
             return None
         return [self._check_value(e, r.text) for e, r in zip(entries, responses, strict=True)]
 
@@ -198,25 +144,49 @@ class Component:
         seconds: float | None,
         columns: Collection[str] | None = None,
     ) -> list[Any]:
+        """Return the function's entry for every response, and None where it does not apply."""
+        scored = [i for i, p in enumerate(prompts) if self.config.applies_to(p.columns)]
+        if len(scored) == len(prompts):
+            return self._call_function(prompts, responses, seconds, columns)
+        entries: list[Any] = [None] * len(prompts)
+        columns = columns_of(prompts) if columns is None else columns
+        faults = self.config.missing_columns(columns)
+        if faults:
+            raise ConfigurationError("\n".join(f"reward {self.name!r}: {f}" for f in faults))
+        if scored:
+            found = self._call_function(
+                [prompts[i] for i in scored], [responses[i] for i in scored], seconds, columns
+            )
+            for i, entry in zip(scored, found, strict=True):
+                entries[i] = entry
+        return entries
+
+    def _call_function(
+        self,
+        prompts: Sequence[Prompt],
+        responses: Sequence[Response],
+        seconds: float | None,
+        columns: Collection[str] | None,
+    ) -> list[Any]:
         available = columns_of(prompts) if columns is None else columns
         try:
             keywords = self._keywords(prompts, responses, available)
             result = call(self.function, keywords, seconds)
         except CallTimeout:
             reason = f"exceeded its timeout of {seconds:g} s"
-            raise _CallFailed(reason, retry_one_by_one=False) from None
+            raise CallFailed(reason, retry_one_by_one=False) from None
         except (KeyboardInterrupt, ConfigurationError):
             raise
         except RewardError as error:
             # The function reports the reason itself, so no search for one response is needed.
-            raise _CallFailed(message_of(error), retry_one_by_one=False, cause=error) from error
+            raise CallFailed(message_of(error), retry_one_by_one=False, cause=error) from error
         except BaseException as error:
             file = getattr(getattr(self.function, "__code__", None), "co_filename", None)
             reason = f"raised {error_with_location(error, lambda frame: frame == file)}"
             if "main thread" in message_of(error):
                 reason += "; set 'timeout: null' to call it there, without a timeout"
-            raise _CallFailed(reason, retry_one_by_one=True, cause=error) from error
-        return _to_list(result, len(responses))
+            raise CallFailed(reason, retry_one_by_one=True, cause=error) from error
+        return to_list(result, len(responses))
 
     def _keywords(
         self,
@@ -256,7 +226,7 @@ class Component:
     ) -> list[CheckedValue]:
         try:
             entries = self._call(prompts, responses, self.config.timeout, columns)
-        except _CallFailed as failure:
+        except CallFailed as failure:
             if failure.retry_one_by_one and len(responses) > 1:
                 return self._one_by_one(failure, prompts, responses, columns)
             whole_batch = not failure.retry_one_by_one
@@ -273,7 +243,7 @@ class Component:
 
     def _one_by_one(
         self,
-        failure: _CallFailed,
+        failure: CallFailed,
         prompts: Sequence[Prompt],
         responses: Sequence[Response],
         columns: Collection[str] | None,
@@ -290,7 +260,7 @@ class Component:
             try:
                 [entry] = self._call([prompt], [response], seconds, columns)
                 values.append(self._check_value(entry, response.text))
-            except _CallFailed as single_failure:
+            except CallFailed as single_failure:
                 values.append(Fault(single_failure.reason, cause=single_failure.cause))
             if isinstance(values[-1], Fault) and self.config.fallback is None:
                 return values

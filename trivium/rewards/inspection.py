@@ -36,9 +36,9 @@ def source_faults(config: RewardConfig) -> Iterator[str]:
 
 
 def column_faults(config: RewardConfig, columns: Collection[str]) -> list[str]:
-    """Return which columns a built-in reward needs and the data does not have."""
+    """Return which columns a reward needs, as far as is known, and the data does not have."""
+    faults = config.missing_columns(columns)
     if config.function not in REWARD.built_in:
-        return []
-    return match_columns(
-        REWARD.built_in[config.function], config.arguments, config.columns, columns
-    )[1]
+        return faults
+    function = REWARD.built_in[config.function]
+    return faults + match_columns(function, config.arguments, config.columns, columns)[1]

@@ -6,7 +6,7 @@ rewards. Nothing here runs a user's code.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -72,6 +72,10 @@ class RewardConfig(Configuration):
     columns: dict[str, str] = Field(default_factory=dict)
     """Data column of a function parameter (parameter: column), if their names differ."""
 
+    only: dict[str, list[Any]] = Field(default_factory=dict)
+    """Score only the responses to rows whose column has one of these values, as in
+    {source: [math]} for a mixture of data; to others the reward does not apply."""
+
     timeout: float | None = Field(60.0, gt=0, le=_MAX_TIMEOUT)
     """Seconds that one call, with all responses of a step, may take; null calls the function in
     the main thread, without a timeout."""
@@ -123,7 +127,24 @@ class RewardConfig(Configuration):
         """Name of the reward in metrics and messages."""
         return self.name or self.function.rpartition(":")[2]
 
+    def applies_to(self, columns: Mapping[str, Any]) -> bool:
+        """Return whether the reward scores responses to a row with these columns."""
+        return all(columns.get(name) in values for name, values in self.only.items())
+
+    def missing_columns(self, columns: Collection[str]) -> list[str]:
+        """Return the faults of ``only`` whose columns the data does not have."""
+        known = ", ".join(sorted(columns)) or "(none)"
+        return [
+            f"`only` names the column {name!r}, which the data does not have"
+            f"{nearest(name, columns)}; the columns are {known}"
+            for name in self.only
+            if name not in columns
+        ]
+
     def conflicts(self) -> Iterator[Conflict]:
+        for name, values in self.only.items():
+            if not values:
+                yield "only", f"{name} has no value, so that no row is scored: name at least one"
         for name in secrets_in(self.arguments):
             yield (
                 "arguments",

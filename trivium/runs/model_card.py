@@ -17,6 +17,7 @@ import yaml
 from trivium.config.base import Configuration, dump, sections_of
 from trivium.config.paths import looked_up
 from trivium.data.rows import RowsConfig
+from trivium.data.sources import MixedSource, SourceConfig
 from trivium.errors import one_line
 from trivium.hf.checkpoint_files import adapter_at, holds_only_adapters
 from trivium.hf.model_config import ModelConfig
@@ -80,7 +81,8 @@ def _metadata(
 ) -> dict[str, Any]:
     """Return what the Hub reads: names that are on the Hub, and how the model is loaded."""
     base = _base(model)
-    paths = [s.path for _, s in sections_of(config) if isinstance(s, RowsConfig)]
+    sections = [s for _, s in sections_of(config) if isinstance(s, RowsConfig)]
+    paths = [source.path for section in sections for source in section.sources]
     datasets = [path for path in dict.fromkeys(paths) if _is_hub_name(path)]
     on_hub: dict[str, Any] = {}
     if _is_hub_name(base):
@@ -113,9 +115,8 @@ def _facts(
     yield "weights", _weights(model, events)
     for name, section in sections_of(config):
         if isinstance(section, RowsConfig):
-            split = f", {section.split}" if section.split else ""
             limit = f", first {section.limit:,} rows" if section.limit else ""
-            yield f"data: `{name}`", _code(section.path) + split + limit
+            yield f"data: `{name}`", "; ".join(map(_source, section.sources)) + limit
     rewards: Sequence[RewardConfig] = getattr(config, "rewards", ())
     if rewards:
         yield "rewards", ", ".join(f"{_code(r.function)} × {r.weight:g}" for r in rewards)
@@ -218,6 +219,16 @@ def _is_hub_name(path: str) -> bool:
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(cell.replace('|', BAR) for cell in line)} |" for line in lines)
+
+
+def _source(source: SourceConfig) -> str:
+    """Return a source of rows, with its split, its limit and its weight in a mixture."""
+    parts = [_code(source.path)]
+    parts += [source.split] if source.split else []
+    if isinstance(source, MixedSource):
+        parts += [f"first {source.limit:,} rows"] if source.limit else []
+        parts += [f"weight {source.weight:g}"] if source.weight else []
+    return ", ".join(parts)
 
 
 def _code(text: str) -> str:
