@@ -209,7 +209,7 @@ def tables(results: dict[str, dict[str, Any]]) -> Iterator[str]:
         for method in sorted(result["methods"], key=lambda m: -m["greedy"]["mean"]):
             runs = method["runs"]
             kl = sum(run["final"]["kl"] or 0.0 for run in runs) / len(runs)
-            alarms = sorted({alarm["kind"] for run in runs for alarm in run["alarms"]})
+            alarms = sorted({alarm["monitor"] for run in runs for alarm in run["alarms"]})
             seconds = sum(run["spent"]["seconds"] for run in runs) / len(runs)
             yield (
                 f"| | {method['name']} | {percent(method['greedy'])} | "
