@@ -48,6 +48,29 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, **_: object) -> str:
+    """Replace ``{{ figures NAME }}`` with the table of a recipe's figures beside the paper's."""
+    return re.sub(r"\{\{ figures (\S+) \}\}", lambda match: recipe_figures(match[1]), markdown)
+
+
+def recipe_figures(name: str) -> str:
+    """Return the marked settings of a recipe: the paper's, the scaled ones, and our own."""
+    from trivium.config.yaml_source import format_value
+    from trivium.pipelines.recipes import figures, recipe_path
+
+    rows, ours = ["| setting | here | paper |", "|---|---|---|"], []
+    for figure in figures(recipe_path(name)):
+        value = f"`{_cell(format_value(figure.value))}`"
+        if figure.kind == "ours":
+            note = f" ({figure.note})" if figure.note else ""
+            ours.append(f"`{figure.name}: {format_value(figure.value)}`{note}")
+        else:
+            theirs = "the same" if figure.kind == "paper" else figure.note
+            remark = f"; {figure.note}" if figure.kind == "paper" and figure.note else ""
+            rows.append(f"| `{figure.name}` | {value} | {theirs}{remark} |")
+    return "\n".join([*rows, "", f"Ours, because the paper has none: {', '.join(ours)}."])
+
+
 def on_post_page(output: str, **_: object) -> str:
     """Replace the one script that the theme takes from the network with our own."""
     return _without_network(output)

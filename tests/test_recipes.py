@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import json
-import re
 import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from trivium.cli import main
 from trivium.commands import COMMANDS
 from trivium.config.base import load_configuration
 from trivium.config.yaml_source import YamlSource
 from trivium.errors import ConfigurationError
+from trivium.pipelines.recipes import figures
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 PLACES = (REPOSITORY / "recipes", REPOSITORY / "trivium" / "recipes")
@@ -38,6 +37,8 @@ RECIPE_SETTINGS = {
     "verdicts/length-bias.yaml": ("compare", []),
     "verdicts/exploit.yaml": ("compare", []),
     "verdicts/bad-sampler.yaml": ("compare", []),
+    "systems/grpo-family.yaml": ("compare", []),
+    "systems/preferences.yaml": ("compare", []),
     "gsm8k/sft.yaml": ("sft", [*MODEL, "data.path=a.jsonl", "validation.path=b.jsonl"]),
     "gsm8k/pairs.yaml": ("pairs", ["data.path=a.jsonl"]),
     "gsm8k/reward-model.yaml": ("reward-model", MODEL),
@@ -50,7 +51,6 @@ RECIPE_SETTINGS = {
         "ppo",
         [*MODEL, "data.path=a.jsonl", "pretraining.data.path=b.jsonl"],
     ),
-    "papers/zephyr-dpo.yaml": ("dpo", [*MODEL, "data.path=a.jsonl"]),
     "papers/simpo.yaml": ("dpo", [*MODEL, "data.path=a.jsonl"]),
     "dpo.yaml": ("run", []),
     "instructgpt.yaml": ("run", []),
@@ -64,6 +64,11 @@ RECIPE_SETTINGS = {
     "rloo.yaml": ("run", []),
     "reinforce-pp.yaml": ("run", []),
     "gdpo.yaml": ("run", []),
+    "zephyr.yaml": ("run", []),
+    "tulu2.yaml": ("run", []),
+    "r1-zero.yaml": ("run", []),
+    "r1.yaml": ("run", []),
+    "math-shepherd.yaml": ("run", []),
 }
 
 
@@ -173,6 +178,47 @@ PAPERS: dict[str, dict[str, Any]] = {
     "reinforce-pp.yaml": {"stages.grpo.scale": "batch_std"},
     # Liu et al. 2026, eq. 4 to 7.
     "gdpo.yaml": {"stages.grpo.reward_aggregation": "normalize_then_sum"},
+    # Tunstall et al. 2023, section 4 and appendix.
+    "zephyr.yaml": {
+        "stages.dsft.optimizer.schedule": "cosine",
+        "stages.dsft.optimizer.warmup_ratio": 0.1,
+        "stages.feedback.samples": 4,
+        "stages.feedback.pairing": "best_random",
+        "stages.dpo.beta": 0.1,
+        "stages.dpo.epochs": 3.0,
+        "stages.dpo.pairs_per_step": 32,
+        "stages.dpo.optimizer.schedule": "linear",
+        "stages.dpo.optimizer.warmup_ratio": 0.1,
+    },
+    # Ivison et al. 2023, appendix B.
+    "tulu2.yaml": {
+        "stages.sft.optimizer.schedule": "linear",
+        "stages.sft.optimizer.warmup_ratio": 0.03,
+        "stages.dpo.beta": 0.1,
+        "stages.dpo.epochs": 3.0,
+        "stages.dpo.pairs_per_step": 32,
+        "stages.dpo.optimizer.schedule": "linear",
+        "stages.dpo.optimizer.warmup_ratio": 0.1,
+    },
+    # DeepSeek-AI 2025, methods.
+    "r1-zero.yaml": {
+        "sampling.temperature": 1.0,
+        "stages.grpo.prompts_per_step": 32,
+        "stages.grpo.responses_per_prompt": 16,
+        "stages.grpo.epochs": 1,
+        "stages.grpo.beta": 0.001,
+    },
+    "r1.yaml": {
+        "sampling.temperature": 1.0,
+        "stages.reasoning.prompts_per_step": 32,
+        "stages.reasoning.responses_per_prompt": 16,
+        "stages.reasoning.beta": 0.001,
+        "stages.reasoning.clip_high": 10.0,
+        "stages.sft.epochs": 2.0,
+        "stages.grpo.sampling": {"temperature": 0.7},
+    },
+    # Wang et al. 2024, section 3.
+    "math-shepherd.yaml": {"stages.label-steps.labels": "hard"},
     # Ouyang et al. 2022, appendix C: 256k episodes in batches of 512 and minibatches of 64, warm-up
     # over 10 iterations from a tenth of the peak, moving average 0.992, 8 pretraining examples for
     # each episode.
@@ -195,47 +241,13 @@ PAPERS: dict[str, dict[str, Any]] = {
         "pretraining.coefficient": 27.8,
         "pretraining.examples_per_step": 8 * 64,
     },
-    # Tunstall et al. 2023, section 4.2 and appendix: a tenth of the steps of warm-up.
-    "papers/zephyr-dpo.yaml": {
-        "beta": 0.1,
-        "epochs": 3.0,
-        "pairs_per_step": 32,
-        "optimizer.learning_rate": 5e-7,
-        "optimizer.schedule": "linear",
-        "optimizer.warmup_ratio": 0.1,
-    },
 }
 """The published figures of every key that a recipe marks with `# paper`."""
-MARK = re.compile(r"# (paper|scaled|ours)(: .+)?$")
-
-
-def marked_values(path: Path) -> Iterator[tuple[str, str, Any]]:
-    """Yield the mark, the dotted name and the value of every marked line of a recipe."""
-    text, values = path.read_text(encoding="utf-8"), YamlSource(path).values
-    marks = {n: m[1] for n, line in enumerate(text.splitlines()) if (m := MARK.search(line))}
-
-    def walk(node: yaml.Node, name: str) -> Iterator[tuple[int, str, yaml.Node]]:
-        if isinstance(node, yaml.SequenceNode):
-            for index, item in enumerate(node.value):
-                yield item.start_mark.line, f"{name}.{index}", item
-        for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
-            dotted = f"{name}.{key.value}" if name else key.value
-            yield key.start_mark.line, dotted, value
-            if value.start_mark.line != key.start_mark.line:
-                yield from walk(value, dotted)
-
-    for line, dotted, _ in walk(yaml.compose(text), ""):
-        if line in marks:
-            value: Any = values
-            for key in dotted.split("."):
-                value = value[int(key) if isinstance(value, list) else key]
-            yield marks.pop(line), dotted, value
-    assert not marks, f"marks on lines without a key of their own: {marks}"
 
 
 @pytest.mark.parametrize("name", PAPERS)
 def test_every_key_marked_as_the_paper_s_has_the_published_figure(name: str) -> None:
-    found = {k: v for mark, k, v in marked_values(path_of(name)) if mark == "paper"}
+    found = {f.name: f.value for f in figures(path_of(name)) if f.kind == "paper"}
     assert found == PAPERS[name]
 
 
@@ -243,7 +255,7 @@ def test_every_key_marked_as_the_paper_s_has_the_published_figure(name: str) -> 
 def test_every_number_of_a_pipeline_is_marked_and_the_file_is_short(name: str) -> None:
     text = path_of(name).read_text(encoding="utf-8")
     assert len(text.splitlines()) <= 60
-    marked = [dotted for _, dotted, _ in marked_values(path_of(name))]
+    marked = [figure.name for figure in figures(path_of(name))]
     numbers = [
         dotted
         for dotted, value in leaves(YamlSource(path_of(name)).values["stages"], "stages")

@@ -11,10 +11,12 @@ from trivium.cli import main
 from trivium.pipelines.recipes import RECIPES, list_recipes
 from trivium.report.pipeline import collect
 
-SMALL = ["task={problems: 64, held_out: 8, labels: 1}", "stages.sft.steps=2"]
+SMALL = "task={problems: 64, held_out: 8, labels: 8}"
+SFT = "stages.sft.steps=2"
 FAMILY = ("deepseekmath", "dr-grpo", "dapo", "gspo", "cispo", "rloo", "reinforce-pp", "gdpo")
-SMALL_GRPO = ["stages.grpo.steps_per_iteration=1", "stages.grpo.prompts_per_step=8"]
+SMALL_GRPO = [SFT, "stages.grpo.steps_per_iteration=1", "stages.grpo.prompts_per_step=8"]
 SMALL_PAIRS = [
+    SFT,
     "stages.pairs.data.limit=8",
     "stages.pairs.rewards=[{function: letters.py:different}]",
     "stages.pairs.keep_truncated=true",
@@ -24,11 +26,13 @@ CHANGES = {
     "dpo": SMALL_PAIRS,
     "ipo": SMALL_PAIRS,
     "dpo-online": [
+        SFT,
         "stages.dpo.online.steps=1",
         "stages.dpo.online.rewards=[{function: letters.py:different}]",
         "stages.dpo.pairs_per_step=4",
     ],
     "instructgpt": [
+        SFT,
         "stages.comparisons.data.limit=8",
         "stages.comparisons.rewards=[{function: letters.py:different}]",
         "stages.comparisons.keep_truncated=true",
@@ -37,6 +41,43 @@ CHANGES = {
         "stages.ppo.pretraining.examples_per_step=4",
     ],
     **dict.fromkeys(FAMILY, SMALL_GRPO),
+    "zephyr": [
+        "stages.judge.epochs=1.0",
+        "stages.dsft.epochs=0.1",
+        "stages.feedback.data.limit=4",
+        "stages.feedback.keep_truncated=true",
+        "stages.dpo.epochs=1.0",
+    ],
+    "tulu2": [
+        "stages.sft.epochs=0.1",
+        "stages.feedback.data.limit=8",
+        "stages.feedback.rewards=[{function: letters.py:different}]",
+        "stages.feedback.keep_truncated=true",
+        "stages.dpo.epochs=1.0",
+    ],
+    "r1-zero": [
+        "stages.pretraining.steps=2",
+        "stages.grpo.steps_per_iteration=1",
+        "stages.grpo.prompts_per_step=2",
+    ],
+    "r1": [
+        "stages.cold-start.steps=2",
+        "stages.reasoning.steps_per_iteration=1",
+        "stages.reasoning.prompts_per_step=2",
+        "stages.rejection={command: sample, model: {path: '${reasoning}'}, data: {limit: 8}}",
+        "stages.sft.epochs=0.1",
+        "stages.pairs.data.limit=8",
+        "stages.pairs.rewards=[{function: letters.py:different}]",
+        "stages.pairs.keep_truncated=true",
+        "stages.grpo.steps_per_iteration=1",
+        "stages.grpo.prompts_per_step=2",
+    ],
+    "math-shepherd": [
+        "stages.label-steps.data={path: '${task}', split: train, limit: 8}",
+        "stages.label-steps.solutions=null",
+        "stages.reward-model.epochs=1.0",
+        *SMALL_GRPO,
+    ],
 }
 """Settings of each recipe that scale its stages down. An untrained model solves no problem, so that
 pairs are ranked by their number of different characters."""
@@ -62,7 +103,7 @@ def test_a_recipe_runs_end_to_end(
 ) -> None:
     monkeypatch.chdir(place)
     recipe = str(RECIPES / f"{name}.yaml")
-    settings = [*SMALL, *CHANGES[name], "sampling.max_tokens=8", "directory=run"]
+    settings = [SMALL, *CHANGES[name], "sampling.max_tokens=8", "directory=run"]
     assert main(["run", recipe, *settings]) == 0, capsys.readouterr().err
     stages = collect(Path("run"))["stages"]
     assert {stage["state"] for stage in stages} == {"finished"}

@@ -20,7 +20,7 @@ class TaskConfig(Configuration):
 
     problems: int = Field(default=8_000, ge=1)
     """Problems of train.jsonl, each with its answer, its correct steps and a solution that may be
-    wrong (completion)."""
+    wrong (completion); tagged.jsonl and right.jsonl have other solutions of them."""
     held_out: int = Field(default=250, ge=1)
     """Problems of test.jsonl, which no training file has."""
     labels: int = Field(default=4_000, ge=1)

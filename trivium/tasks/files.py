@@ -2,7 +2,8 @@
 untrained model.
 
 train.jsonl and test.jsonl have a row per problem: prompt, answer, steps (the correct ones), and in
-train.jsonl also completion, a solution that may be wrong. labels.jsonl has solutions with a label
+train.jsonl also completion, a solution that may be wrong. tagged.jsonl has the same solutions in
+the tags of DeepSeek-R1, right.jsonl has correct ones, and labels.jsonl has solutions with a label
 for each step.
 """
 
@@ -30,6 +31,7 @@ def write_task(
     """Write the task's files and the untrained model in ``base``, unless they exist already."""
     sizes = {"problems": problems, "held_out": held_out, "labels": labels}
     inputs = {**sizes, "operations": [*operations], "seed": seed, "version": version("trivium")}
+    inputs["files"] = ["train", "tagged", "right", "labels", "test"]
     done = directory / "done.json"
     if done.is_file() and json.loads(done.read_text(encoding="utf-8")) == inputs:
         return
@@ -38,11 +40,22 @@ def write_task(
     rows = [{**d, **p} for d, p in zip(demonstrations, problem_rows(trained), strict=True)]
     directory.mkdir(parents=True, exist_ok=True)
     _write(directory / "train.jsonl", rows[:problems])
+    tagged = [{**row, "completion": in_tags(row["completion"])} for row in rows[:problems]]
+    _write(directory / "tagged.jsonl", tagged)
+    right = ["\n".join([*row["steps"], f"#### {row['answer']}"]) for row in rows[:problems]]
+    solved = zip(rows, right, strict=False)
+    _write(directory / "right.jsonl", [{**row, "completion": text} for row, text in solved])
     _write(directory / "labels.jsonl", step_label_rows(trained[:labels], demonstrations[:labels]))
     tested = generate(seed, held_out, operations, split="test")
     _write(directory / "test.jsonl", problem_rows(tested))
     write_base(directory / "base", demonstrations[:problems], seed)
     done.write_text(json.dumps(inputs), encoding="utf-8")
+
+
+def in_tags(solution: str) -> str:
+    """Return a solution with its lines and its answer in the tags of DeepSeek-R1."""
+    lines, _, answer = solution.rpartition("#### ")
+    return f"<think>{lines.strip()}</think> <answer>{answer}</answer>"
 
 
 def write_base(directory: Path, demonstrations: Iterable[Mapping[str, Any]], seed: int) -> None:
