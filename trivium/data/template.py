@@ -7,19 +7,16 @@ it, the clock stands still, and what it leaves out is found. Tokens are in ``cha
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import re
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from trivium.data.messages import nearest
+from trivium.data.template_limits import TemplateLimitError, limited_templates
 from trivium.errors import ConfigurationError, DataError, ModelError
 
 if TYPE_CHECKING:
@@ -51,7 +48,6 @@ class _StoppedClock(datetime):
 
 _time: datetime | None = None
 _told = False
-_lock = threading.RLock()
 
 
 def template_time() -> datetime:
@@ -69,7 +65,7 @@ def set_template_time(time: datetime | None) -> None:
 
 
 @contextmanager
-def _stopped_clock() -> Iterator[None]:
+def _stopped_clock(library: Any) -> Iterator[None]:
     """Make `strftime_now` read `template_time`: the library has no argument for its clock."""
     global _told
     if not _told:
@@ -77,14 +73,12 @@ def _stopped_clock() -> Iterator[None]:
         logger.info(
             "the chat template writes the time: every chat of a run has %s", template_time()
         )
-    library: Any = importlib.import_module("transformers.utils.chat_template_utils")
-    with _lock:
-        clock = library.datetime
-        library.datetime = _StoppedClock
-        try:
-            yield
-        finally:
-            library.datetime = clock
+    clock = library.datetime
+    library.datetime = _StoppedClock
+    try:
+        yield
+    finally:
+        library.datetime = clock
 
 
 # --- rendering ------------------------------------------------------------------------------------
@@ -172,7 +166,10 @@ class ChatTemplate:
 
     def _apply(self, messages: Messages, tools: Tools | None, open_turn: bool) -> str:
         try:
-            with _stopped_clock() if self.reads_clock else nullcontext():
+            with (
+                limited_templates() as library,
+                _stopped_clock(library) if self.reads_clock else nullcontext(),
+            ):
                 text = self.tokenizer.apply_chat_template(
                     messages,
                     tools=list(tools) if tools else None,
@@ -180,8 +177,14 @@ class ChatTemplate:
                     add_generation_prompt=open_turn,
                     **self.arguments,
                 )
-        except (TemplateError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise DataError(f"the chat template rejects these messages: {error}") from None
+        except TemplateLimitError as error:
+            raise ModelError(
+                f"the chat template of {self._owner} {error}: a template writes a chat and needs "
+                "a fraction of that; take it from a source you trust"
+            ) from None
+        except Exception as error:  # A template can raise anything that Python code can.
+            reason = str(error).strip() or type(error).__name__
+            raise DataError(f"the chat template rejects these messages: {reason}") from None
         return str(text)
 
 
