@@ -145,5 +145,5 @@ def test_library_is_left_as_it_was() -> None:
     ["{{ 1 / 0 }}", "{{ [1][5] + 1 }}", "{% if %}", "{{ " + "(" * 5000, "{{ messages.x.y.z }}"],
 )
 def test_template_that_fails_gives_one_message(template: str) -> None:
-    with pytest.raises(DataError, match="the chat template rejects these messages: ."):
+    with pytest.raises(DataError, match=r"rejects these messages: \S"):
         rendered(template)
