@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -227,6 +228,30 @@ def test_a_rank_ends_its_process_if_another_one_is_lost_and_nothing_else_notices
     assert exits == ([] if message is None else [1])
     printed = capsys.readouterr().err
     assert printed.startswith(message) if message else printed == ""
+
+
+def test_a_rank_that_finishes_leaves_no_thread_in_the_store(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The interpreter's end would abort the process if a thread were in the store's C++ code."""
+    entered, released = threading.Event(), threading.Event()
+
+    class SlowStore(FakeStore):
+        def multi_get(self, keys: list[str]) -> list[bytes]:
+            entered.set()
+            assert released.wait(60)
+            return super().multi_get(keys)
+
+    monkeypatch.setattr(rank_status, "BEAT_SECONDS", 0.001)
+    status = rank_status.RankStatus(SlowStore({}), 1, 2, lambda: None)
+    status.start()
+    assert entered.wait(60)
+    leaving = threading.Thread(target=status.leave)
+    leaving.start()
+    assert leaving.is_alive() and status._thread.is_alive()
+    released.set()
+    leaving.join(60)
+    assert not status._thread.is_alive()
 
 
 # --- whole runs -----------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ class RankStatus:
         self._keys = [f"trivium/rank/{r}" for r in range(size)]
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True, name="trivium ranks")
         self._own: dict[str, Any] = {"beat": 0, "failed": None, "waits": False, "left": False}
         self._last = [(b"", time.monotonic())] * size
         self._noticed: float | None = None
@@ -52,11 +53,14 @@ class RankStatus:
 
     def start(self) -> None:
         """Report from now on that this rank is alive, and watch the others."""
-        threading.Thread(target=self._run, daemon=True, name="trivium ranks").start()
+        self._thread.start()
 
     def leave(self) -> None:
         """Report that this rank has finished."""
         self._stopped.set()
+        # A thread that the interpreter's end finds inside the store's C++ code aborts the process.
+        if self._thread.is_alive():
+            self._thread.join(GRACE_SECONDS)
         with suppress(RuntimeError):
             self._publish(left=True)
 
